@@ -1,0 +1,144 @@
+"""The contract that every backend keeps: bytes in files, and nothing of keys.
+
+A backend works on file descriptors of the operating system, so that the files that one
+backend wrote can be read through any other. Three parts:
+
+* calls in place (`open` ... `sync_directory`): the calling thread waits;
+* batches (`read_many`, `write_many`): many requests, one call, results in the order given;
+* `channel()`: the same for an asyncio event loop, with futures.
+
+Rules for every implementation: a short read or write is resumed (a read may come back short
+only at the end of the file), EINTR is retried, any other failure is an `OSError` with its errno
+and has changed nothing that it does not say. What a read returns never aliases a buffer that
+the backend uses again. All methods may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar, Union
+
+Buffer = Union[bytes, bytearray, memoryview]
+ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)
+WriteRequest = tuple[int, Sequence[Buffer], int]  # (fd, buffers written one after another, offset)
+T = TypeVar("T")
+
+
+class Backend(abc.ABC):
+    """Files for one cache handle. `close()` is idempotent; a closed backend is not used again."""
+
+    name: ClassVar[str]
+
+    # -- calls in place ---------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """A new descriptor for `path`; O_CLOEXEC and O_NOFOLLOW are always added."""
+
+    @abc.abstractmethod
+    def close_file(self, fd: int) -> None:
+        """Close `fd`. An error is raised, and the descriptor is gone all the same."""
+
+    @abc.abstractmethod
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset`; fewer only where the file ends."""
+
+    @abc.abstractmethod
+    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+        """Like `read` if every byte is in the page cache, else None at once (never waits for a disk)."""
+
+    @abc.abstractmethod
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Write all of `buffers`, one after another, from `offset` on."""
+
+    @abc.abstractmethod
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Make the file at least `offset + length` long, with real blocks behind that range.
+
+        New bytes read as zero. Raises ENOSPC now rather than SIGBUS in a mapping later.
+        """
+
+    @abc.abstractmethod
+    def sync(self, fd: int) -> None:
+        """Make the file's content and length durable (fdatasync)."""
+
+    @abc.abstractmethod
+    def replace(self, source: str, target: str) -> None:
+        """Rename atomically; `target` is replaced if it is there."""
+
+    @abc.abstractmethod
+    def unlink(self, path: str) -> bool:
+        """Remove a file; False if there was none."""
+
+    @abc.abstractmethod
+    def mkdir(self, path: str, mode: int = 0o700) -> bool:
+        """Create a directory; False if it was there already."""
+
+    @abc.abstractmethod
+    def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
+        """Name and lstat of each entry, sorted by name; entries that vanish meanwhile are left out."""
+
+    @abc.abstractmethod
+    def sync_directory(self, path: str) -> None:
+        """Make the names in `path` durable (fsync of the directory)."""
+
+    # -- batches ----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read_many(self, requests: Sequence[ReadRequest]) -> list[bytes | OSError]:
+        """One result a request, in their order; a request that fails gives its OSError."""
+
+    @abc.abstractmethod
+    def write_many(
+        self, requests: Sequence[WriteRequest], sync: Sequence[int] = ()
+    ) -> list[OSError | None]:
+        """Write every request; then make each descriptor in `sync` durable.
+
+        One result a request. If syncing a descriptor fails, every request on it gets that error.
+        """
+
+    # -- asyncio ----------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
+        """The way of `loop` to this backend; one a loop, closed by its owner."""
+
+    # -- the backend itself -----------------------------------------------------------------
+
+    @abc.abstractmethod
+    def after_fork(self) -> None:
+        """In the child of a fork: forget threads and rings of the parent without touching them."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Wait for what is in flight, then free everything. Idempotent."""
+
+    @abc.abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Counters for `CacheStats.backend_stats`: plain names to numbers."""
+
+
+class Channel(abc.ABC):
+    """One event loop's access to a backend. Only that loop's thread may call it."""
+
+    @abc.abstractmethod
+    def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
+        """`Backend.read` without blocking the loop.
+
+        Cancelling the future never frees memory under a running operation. The caller keeps
+        `fd` open until the operation (not merely the future) is over: see `run`.
+        """
+
+    @abc.abstractmethod
+    def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """`function(*args)` in a worker thread.
+
+        If the future is cancelled before the function begins, it does not run at all.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Drain what is in flight (their futures complete) and free what the loop holds. Idempotent."""

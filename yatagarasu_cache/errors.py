@@ -1,0 +1,87 @@
+"""Every exception that the cache raises on purpose; all derive from `CacheError`.
+
+Each message names what is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+__all__ = [
+    "BackendUnavailable",
+    "CacheError",
+    "CacheIOError",
+    "ClosedError",
+    "ConfigurationError",
+    "EntryGone",
+    "FormatError",
+    "ReadOnlyError",
+    "SerializationError",
+    "StorageFull",
+    "ValueTooLarge",
+    "from_os_error",
+]
+
+
+class CacheError(Exception):
+    """Base class of all errors of this package."""
+
+
+class ConfigurationError(CacheError, ValueError):
+    """A setting is unknown, of the wrong type or out of range; the message names it."""
+
+
+class BackendUnavailable(CacheError):
+    """The backend that was asked for by name cannot run here; the message says why."""
+
+
+class FormatError(CacheError):
+    """The directory holds something that this version must not touch.
+
+    Either it is not a cache, or its format version is unknown to this release.
+    """
+
+
+class ClosedError(CacheError):
+    """The cache was used after `close()`."""
+
+
+class ReadOnlyError(CacheError):
+    """A change was asked of a cache opened with ``read_only=True``."""
+
+
+class SerializationError(CacheError, TypeError):
+    """A key or a value cannot be stored exactly, or stored bytes cannot be decoded."""
+
+
+class ValueTooLarge(CacheError, ValueError):
+    """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives."""
+
+
+class EntryGone(CacheError, KeyError):
+    """The entry behind an `Entry` or an open handle was removed before its value was read."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class CacheIOError(CacheError, OSError):
+    """The operating system failed an operation (`errno` and `filename` are set)."""
+
+
+class StorageFull(CacheIOError):
+    """No room: the volume is full, a quota is used up, or `size_limit` is reached without eviction."""
+
+
+_FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
+
+
+def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
+    """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
+    full = error.errno in _FULL
+    kind = StorageFull if full else CacheIOError
+    if full and not remedy:
+        remedy = "free space on the volume or lower size_limit"
+    text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
+    filename = error.filename
+    return kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
