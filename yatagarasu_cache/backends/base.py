@@ -62,6 +62,10 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
+    def truncate(self, fd: int, length: int) -> None:
+        """Cut the file to `length` bytes."""
+
+    @abc.abstractmethod
     def sync(self, fd: int) -> None:
         """Make the file's content and length durable (fdatasync)."""
 

@@ -1,0 +1,313 @@
+"""How the io_uring module `yatagarasu_cache._ring` is built: what is needed, what was found, the ffi builder.
+
+`setup.py` loads this file by its path. It imports nothing beyond the standard library and
+setuptools until the module is really to be built, so that a machine without cffi, without a
+compiler or without liburing gets an answer (a `Plan` that says why not) and never a traceback.
+
+    YATAGARASU_IO_URING=auto      build the module if that is possible, else go without (default)
+    YATAGARASU_IO_URING=require   build it, or fail and say what is missing
+    YATAGARASU_IO_URING=off       do not build it
+    YATAGARASU_LIBURING=auto      link liburing statically if that works, else dynamically (default)
+    YATAGARASU_LIBURING=static|shared   only that
+    YATAGARASU_WERROR=1           compiler warnings are errors
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MODULE = "yatagarasu_cache._ring"
+MODE_VARIABLE = "YATAGARASU_IO_URING"
+LINK_VARIABLE = "YATAGARASU_LIBURING"
+MODES = ("auto", "require", "off")
+LINKAGES = ("auto", "static", "shared")
+WARNINGS = ("-std=c11", "-Wall", "-Wextra")
+
+# Uses what ring.c needs most and 2.3 brought last; it must compile and link, not run.
+TRIAL = r"""
+#define _GNU_SOURCE
+#include <Python.h>
+#include <liburing.h>
+int yr_trial(struct io_uring *ring);
+int yr_trial(struct io_uring *ring)
+{
+    struct __kernel_timespec ts = {0, 0};
+    struct io_uring_cqe *cqe;
+    struct io_uring_params p = {0};
+    p.flags = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER;
+    int r = io_uring_queue_init_params(8, ring, &p);
+    r |= io_uring_register_buffers_sparse(ring, 8) | io_uring_register_files_sparse(ring, 8);
+    r |= io_uring_submit_and_wait_timeout(ring, &cqe, 1, &ts, 0) | io_uring_get_events(ring);
+    return r;
+}
+"""
+
+
+class RingBuildError(Exception):
+    """The module cannot be built here; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """The compiler's and the linker's arguments that reach liburing."""
+
+    kind: str = "none"  # "static", "shared" or "none"
+    include_dirs: tuple[str, ...] = ()
+    library_dirs: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    extra_objects: tuple[str, ...] = ()
+    extra_link_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done about the ring module, and why."""
+
+    build: bool
+    reason: str
+    link: Link = field(default_factory=Link)
+
+    def describe(self) -> str:
+        """One line for the build's output."""
+        done = "building the io_uring module" if self.build else "NOT building the io_uring module"
+        return f"yatagarasu_cache: {done}: {self.reason}"
+
+
+def _choice(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    value = environ.get(name, "").strip().lower() or allowed[0]
+    if value not in allowed:
+        raise RingBuildError(f"{name}={value!r} is not known; use one of {', '.join(allowed)}")
+    return value
+
+
+def mode(environ: Mapping[str, str] = os.environ) -> str:
+    """The tri-state build switch; a value that is not known is an error, not `auto`."""
+    return _choice(environ, MODE_VARIABLE, MODES)
+
+
+def limited_api() -> bool:
+    """Whether this interpreter can build for the stable ABI (free-threaded and debug builds cannot)."""
+    return (
+        sys.implementation.name == "cpython"
+        and not sysconfig.get_config_var("Py_GIL_DISABLED")
+        and not hasattr(sys, "gettotalrefcount")
+    )
+
+
+def _pkg_config(*arguments: str) -> list[str] | None:
+    """What pkg-config answers about liburing, or None if it is not there or does not know it."""
+    tool = shutil.which(os.environ.get("PKG_CONFIG", "pkg-config"))
+    if tool is None:
+        return None
+    try:
+        answer = subprocess.run(
+            [tool, *arguments, "liburing"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shlex.split(answer.stdout) if answer.returncode == 0 else None
+
+
+def _flags(arguments: list[str], prefix: str) -> tuple[str, ...]:
+    return tuple(a[len(prefix) :] for a in arguments if a.startswith(prefix))
+
+
+def candidate_links(environ: Mapping[str, str] = os.environ) -> list[Link]:
+    """Ways to link liburing, the best first; `trial` finds out which of them works."""
+    wanted = _choice(environ, LINK_VARIABLE, LINKAGES)
+    cflags = _pkg_config("--cflags")
+    libs = _pkg_config("--libs")
+    directories = tuple(_pkg_config("--variable=libdir") or ())
+    include_dirs = _flags(cflags or [], "-I")
+    library_dirs = _flags(libs or [], "-L")
+    archives = [Path(d) / "liburing.a" for d in (*directories, *library_dirs)]
+    links = []
+    if wanted != "shared":
+        links += [
+            Link("static", include_dirs, extra_objects=(str(archive),))
+            for archive in dict.fromkeys(archives)
+            if archive.is_file()
+        ]
+        # Without pkg-config the linker's own search path may still hold the archive.
+        links.append(Link("static", include_dirs, library_dirs, extra_link_args=("-l:liburing.a",)))
+    if wanted != "static":
+        links.append(Link("shared", include_dirs, library_dirs, libraries=("uring",)))
+    return links
+
+
+def _compiler() -> Any:
+    """The compiler that setuptools would use, with CC, CFLAGS and LDFLAGS taken into account."""
+    import setuptools  # noqa: F401  (brings distutils on Python 3.12 and later)
+    from distutils.ccompiler import new_compiler
+    from distutils.sysconfig import customize_compiler
+
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    return compiler
+
+
+def _run(command: list[str]) -> str | None:
+    """None if the command succeeds, else the first line that names an error."""
+    environ = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=120, check=False, env=environ
+        )
+    except OSError as error:
+        return f"{Path(command[0]).name}: {error.strerror or error}"
+    except subprocess.SubprocessError:
+        return f"{Path(command[0]).name} did not end"
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr + done.stdout).strip().splitlines()
+    errors = [line for line in lines if "error" in line.lower() or "cannot find" in line]
+    return (errors or lines or [f"exit status {done.returncode}"])[0].strip()
+
+
+def _explain(problem: str) -> str:
+    """The usual problems in words that name the remedy."""
+    if "Python.h" in problem:
+        return "the headers of this Python are missing (Debian: apt-get install python3-dev)"
+    if "liburing.h" in problem:
+        return "liburing's headers are missing (Debian: apt-get install liburing-dev)"
+    if "luring" in problem or "liburing" in problem:
+        return "the library liburing cannot be linked (Debian: apt-get install liburing-dev)"
+    if "io_uring_" in problem or "IORING_" in problem:
+        return "liburing is older than 2.3, which is the least that works"
+    return problem
+
+
+def trial(link: Link) -> str | None:
+    """Compile and link a small shared object the way the module will be; None, or why it failed."""
+    compiler = _compiler()
+    include_dirs = [*link.include_dirs, sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"]]
+    with tempfile.TemporaryDirectory(prefix="yatagarasu-build-") as directory:
+        source, output, shared = (str(Path(directory) / f"trial.{suffix}") for suffix in ("c", "o", "so"))
+        Path(source).write_text(TRIAL)
+        includes = [f"-I{path}" for path in dict.fromkeys(include_dirs)]
+        problem = _run([*compiler.compiler_so, *includes, "-std=c11", "-c", source, "-o", output])
+        if problem is not None:
+            return _explain(problem)
+        arguments = [
+            *link.extra_objects,
+            *(f"-L{path}" for path in link.library_dirs),
+            *(f"-l{name}" for name in link.libraries),
+            *link.extra_link_args,
+        ]
+        # Undefined symbols must fail here, as they would fail at import; the trial uses no Python ones.
+        problem = _run([*compiler.linker_so, output, *arguments, "-Wl,-z,defs", "-o", shared])
+        if problem is not None and any("sanitize" in part for part in compiler.linker_so):
+            # A sanitizer's run-time library comes with the process, so -z defs cannot hold.
+            problem = _run([*compiler.linker_so, output, *arguments, "-o", shared])
+        return None if problem is None else _explain(problem)
+
+
+def missing(environ: Mapping[str, str] = os.environ) -> tuple[Link | None, str]:
+    """(how to link, "") if the module can be built apart from cffi, else (None, what is missing)."""
+    if sys.platform != "linux":
+        return None, f"io_uring exists on Linux only (this is {platform.system() or sys.platform})"
+    if sys.implementation.name == "pypy":
+        return None, "PyPy is not supported by the module"
+    if not (HERE / "ring.c").is_file():
+        return None, "the C sources are not in this source tree"
+    compiler = _compiler()
+    command = compiler.compiler_so[0]
+    if shutil.which(command) is None:
+        return None, f"no C compiler ({Path(command).name} not found; Debian: apt-get install gcc)"
+    problem = "no way to link liburing was found"
+    for link in candidate_links(environ):
+        answer = trial(link)
+        if answer is None:
+            return link, ""
+        problem = answer
+    return None, problem
+
+
+def decide(environ: Mapping[str, str] = os.environ, *, need_cffi: bool = True) -> Plan:
+    """The plan for this machine and these settings. Raises RingBuildError where `require` cannot be kept."""
+    wanted = mode(environ)
+    if wanted == "off":
+        return Plan(False, f"{MODE_VARIABLE}=off")
+    link, problem = missing(environ)
+    if link is not None and need_cffi and importlib.util.find_spec("cffi") is None:
+        link, problem = None, "the Python package cffi is not installed (pip install cffi)"
+    if link is not None:
+        kind = "statically" if link.kind == "static" else "dynamically"
+        return Plan(True, f"liburing found, linked {kind}", link)
+    if wanted == "require":
+        raise RingBuildError(
+            f"{MODE_VARIABLE}=require, but the io_uring module cannot be built: {problem}.\n"
+            f"Install what is missing, or use {MODE_VARIABLE}=auto to go without."
+        )
+    return Plan(False, problem)
+
+
+def ffi_builder(link: Link, environ: Mapping[str, str] = os.environ, *, directory: str | None = None) -> Any:
+    """The cffi builder of the module: the declarations of ring.cdef.h over the real source ring.c.
+
+    `directory` is that of the sources; by default it is written relative to the working directory,
+    as setuptools wants it.
+    """
+    from cffi import FFI
+
+    sources = os.path.relpath(HERE) if directory is None else directory
+    builder = FFI()
+    builder.cdef((HERE / "ring.cdef.h").read_text(encoding="utf-8"))
+    compile_args = list(WARNINGS)
+    if environ.get("YATAGARASU_WERROR", "") not in ("", "0"):
+        compile_args.append("-Werror")
+    builder.set_source(
+        MODULE,
+        # The wrappers that cffi writes leave parameters unused; ring.c itself is held to -Wextra.
+        '#pragma GCC diagnostic ignored "-Wunused-parameter"\n#include "ring.h"\n',
+        sources=[os.path.join(sources, "ring.c")],
+        depends=[os.path.join(sources, name) for name in ("ring.h", "ring.cdef.h")],
+        include_dirs=[sources, *link.include_dirs],
+        library_dirs=list(link.library_dirs),
+        libraries=list(link.libraries),
+        extra_objects=list(link.extra_objects),
+        extra_link_args=list(link.extra_link_args),
+        extra_compile_args=compile_args,
+        py_limited_api=limited_api(),
+    )
+    return builder
+
+
+def main() -> int:
+    """Build the module alone, for development: `python csrc/build_ring.py [DIRECTORY]`."""
+    root = HERE.parent
+    target = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else root)
+    os.chdir(root)
+    try:
+        plan = decide()
+    except RingBuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(plan.describe())
+    if plan.build:
+        with tempfile.TemporaryDirectory(prefix="yatagarasu-build-") as scratch:
+            built = Path(ffi_builder(plan.link, directory=str(HERE)).compile(tmpdir=scratch))
+            place = Path(target, "yatagarasu_cache", built.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # Replaced by a rename: a process that has the old one loaded keeps it.
+            shutil.copy2(built, f"{place}.new")
+            os.replace(f"{place}.new", place)
+            print(place)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

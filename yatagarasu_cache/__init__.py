@@ -1,0 +1,56 @@
+"""A persistent cache on local disk, shared by threads and processes, native to asyncio.
+
+    from yatagarasu_cache import DiskCache
+
+    with DiskCache("/var/tmp/my-cache", size_limit=2**30) as cache:
+        cache.set("key", b"value", expire=3600)
+        cache.get("key")
+"""
+
+from ._version import __version__
+from .aio import AsyncDiskCache
+from .cache import DiskCache
+from .check import Problem
+from .codec import MsgpackSerializer, PickleSerializer, Serializer
+from .config import RingSettings, Settings
+from .entry import Entry, Location
+from .errors import (
+    BackendUnavailable,
+    CacheError,
+    CacheIOError,
+    ClosedError,
+    ConfigurationError,
+    EntryGone,
+    FormatError,
+    ReadOnlyError,
+    SerializationError,
+    StorageFull,
+    ValueTooLarge,
+)
+from .stats import CacheStats
+
+__all__ = [
+    "AsyncDiskCache",
+    "BackendUnavailable",
+    "CacheError",
+    "CacheIOError",
+    "CacheStats",
+    "ClosedError",
+    "ConfigurationError",
+    "DiskCache",
+    "Entry",
+    "EntryGone",
+    "FormatError",
+    "Location",
+    "MsgpackSerializer",
+    "PickleSerializer",
+    "Problem",
+    "ReadOnlyError",
+    "RingSettings",
+    "SerializationError",
+    "Serializer",
+    "Settings",
+    "StorageFull",
+    "ValueTooLarge",
+    "__version__",
+]

@@ -1,0 +1,324 @@
+"""The portable backend: `os` calls in place, and worker threads where a caller must not wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
+
+# os.O_* and os.pread* that some systems lack.
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_NOWAIT = getattr(os, "RWF_NOWAIT", None) if hasattr(os, "preadv") else None
+_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
+_IOV_MAX = 512  # buffers in one pwritev; Linux allows 1024, POSIX only promises 16
+_ZEROS = bytes(1 << 16)
+# Linux moves at most 0x7ffff000 bytes in one call: read(2), NOTES.
+_MAX_TRANSFER = 1 << 30
+
+DEFAULT_WORKERS = 16
+
+
+class ThreadsBackend(Backend):
+    name = "threads"
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or DEFAULT_WORKERS
+        self._pool: WorkerPool | None = None
+        self._pool_lock = threading.Lock()
+
+    # -- calls in place ---------------------------------------------------------------------
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | _OPEN_FLAGS, mode)
+
+    def close_file(self, fd: int) -> None:
+        os.close(fd)
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        data = os.pread(fd, min(length, _MAX_TRANSFER), offset)
+        return data if len(data) == length else _read_on(fd, data, length, offset)
+
+    if _NOWAIT is not None:
+
+        def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+            buffer = bytearray(length)
+            try:
+                done = os.preadv(fd, [buffer], offset, _NOWAIT)
+            except OSError as error:
+                if error.errno in _WOULD_WAIT:
+                    return None
+                raise
+            return bytes(buffer) if done == length else None
+    else:
+
+        def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+            return None
+
+    if hasattr(os, "pwritev"):
+
+        def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+            total = sum(map(len, buffers))
+            if len(buffers) > _IOV_MAX or os.pwritev(fd, buffers, offset) != total:
+                _write_on(fd, buffers, offset)
+    else:
+
+        def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+            _write_on(fd, buffers, offset)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                return os.posix_fallocate(fd, offset, length)
+            except OSError as error:
+                if error.errno not in _CANNOT_ALLOCATE:
+                    raise
+        self._allocate_by_writing(fd, offset, length)
+
+    def _allocate_by_writing(self, fd: int, offset: int, length: int) -> None:
+        start = max(offset, os.fstat(fd).st_size)
+        for at in range(start, offset + length, len(_ZEROS)):
+            self.write(fd, [_ZEROS[: offset + length - at]], at)
+
+    def truncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    if hasattr(os, "fdatasync"):
+
+        def sync(self, fd: int) -> None:
+            os.fdatasync(fd)
+    else:
+
+        def sync(self, fd: int) -> None:
+            os.fsync(fd)
+
+    def replace(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def unlink(self, path: str) -> bool:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def mkdir(self, path: str, mode: int = 0o700) -> bool:
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            return False
+        return True
+
+    def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
+        found = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
+        return sorted(found, key=lambda item: item[0])
+
+    def sync_directory(self, path: str) -> None:
+        if os.name == "nt":  # a directory cannot be opened there, and NTFS journals its names
+            return
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    # -- batches ----------------------------------------------------------------------------
+
+    def read_many(self, requests: Sequence[ReadRequest]) -> list[bytes | OSError]:
+        _prefetch(requests)
+        return [_result_or_error(self.read, *request) for request in requests]
+
+    def write_many(
+        self, requests: Sequence[WriteRequest], sync: Sequence[int] = ()
+    ) -> list[OSError | None]:
+        results = [_result_or_error(self.write, *request) for request in requests]
+        failed = {fd: error for fd in sync if (error := _result_or_error(self.sync, fd)) is not None}
+        return [
+            result if isinstance(result, OSError) else failed.get(request[0])
+            for result, request in zip(results, requests, strict=True)
+        ]
+
+    # -- asyncio ----------------------------------------------------------------------------
+
+    def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
+        return ThreadChannel(self, loop)
+
+    def pool(self) -> WorkerPool:
+        """The worker threads, started at first use."""
+        with self._pool_lock:
+            if self._pool is None:
+                self._pool = WorkerPool(self._workers)
+            return self._pool
+
+    def after_fork(self) -> None:
+        self._pool, self._pool_lock = None, threading.Lock()
+
+    def close(self) -> None:
+        with self._pool_lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def stats(self) -> dict[str, Any]:
+        pool = self._pool
+        return {"workers": pool.started if pool else 0, "queued": pool.waiting if pool else 0}
+
+
+def _prefetch(requests: Sequence[ReadRequest]) -> None:
+    """Tell the kernel of all reads first, so that the disk works on many of them at once."""
+    if not hasattr(os, "posix_fadvise") or len(requests) < 2:
+        return
+    for fd, length, offset in requests:
+        with contextlib.suppress(OSError):  # advice only
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def _result_or_error(function: Callable[..., T], *args: Any) -> T | OSError:
+    try:
+        return function(*args)
+    except OSError as error:
+        return error
+
+
+def _read_on(fd: int, data: bytes, length: int, offset: int) -> bytes:
+    """Resume a read that came back short; stops where the file ends."""
+    parts = [data]
+    done = len(data)
+    while done < length and parts[-1]:
+        parts.append(os.pread(fd, min(length - done, _MAX_TRANSFER), offset + done))
+        done += len(parts[-1])
+    return b"".join(parts)
+
+
+def _write_on(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Write buffer by buffer, resuming short writes; overwrites what a first try wrote."""
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while view:
+            done = os.pwrite(fd, view[:_MAX_TRANSFER], offset)
+            if done == 0:
+                raise OSError(errno.EIO, "the file took no more bytes")
+            view, offset = view[done:], offset + done
+
+
+class WorkerPool:
+    """Daemon threads, started as the queue grows, that run callables in order of arrival.
+
+    A ThreadPoolExecutor costs a future and several locks a call; this costs one append.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._limit = workers
+        self._queue: deque[Callable[[], None]] = deque()
+        self._ready = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def started(self) -> int:
+        return len(self._threads)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        with self._ready:
+            if self._closed:
+                raise RuntimeError("the worker pool is closed")
+            self._queue.append(job)
+            # A woken thread counts as idle until it runs, but its job is still in the queue then.
+            if self._idle >= len(self._queue):
+                self._ready.notify()
+            elif len(self._threads) < self._limit:
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name="yatagarasu-worker", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    self._idle += 1
+                    self._ready.wait()
+                    self._idle -= 1
+                job = self._queue.popleft()
+            job()
+
+    def close(self) -> None:
+        """Run what is queued, then end the threads."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+class ThreadChannel(Channel):
+    """Runs calls in the backend's worker pool; results come home in batches.
+
+    One wake-up of the loop delivers every result that is ready: with many calls in flight that
+    is far cheaper than one `call_soon_threadsafe` a result.
+    """
+
+    def __init__(self, backend: ThreadsBackend, loop: asyncio.AbstractEventLoop) -> None:
+        self._backend = backend
+        self._loop = loop
+        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._woken = False
+
+    def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
+        return self.run(self._backend.read, fd, length, offset)
+
+    def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            try:
+                self._finish(future, function(*args), None)
+            except BaseException as error:  # noqa: BLE001 - it reaches the awaiting caller
+                self._finish(future, None, error)
+
+        self._backend.pool().submit(job)
+        return future
+
+    def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._done.append((future, result, error))
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before draining: a result appended from here on wakes the loop anew
+        while self._done:
+            future, result, error = self._done.popleft()
+            if future.cancelled():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+    def close(self) -> None:
+        """Nothing of its own to free: calls under way end in the pool, their results are delivered."""

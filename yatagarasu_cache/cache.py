@@ -1,0 +1,531 @@
+"""`DiskCache`: the synchronous interface. Keys and values here, digests and bytes in `store.py`."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Union
+
+from . import check as _check
+from . import config
+from .backends import choose
+from .backends.base import Buffer
+from .check import Problem
+from .codec import KIND_BYTES, KIND_INT, KIND_STR, Key, MsgpackSerializer, Prefix, ValueCodec
+from .codec import decode_key, encode_key, encode_prefix
+from .config import Settings
+from .entry import Entry, Location, ValueReader
+from .errors import ReadOnlyError, SerializationError, ValueTooLarge
+from .format import CODEC_FLAGS, MAX_HEAD_BYTES, MAX_TAG_BYTES, RECORD_BYTES, Slot, key_digest
+from .large import CHUNK_BYTES
+from .stats import CacheStats, collect
+from .store import Item, Store
+
+__all__ = ["DiskCache"]
+
+_MISSING: Any = object()
+_FOREVER = (1 << 63) - 1  # nanoseconds since the epoch: beyond any clock
+_META = MsgpackSerializer()
+# Types that are values as they stand; anything else may be a stream.
+_PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple, set, frozenset, bytearray})
+Stream = Union[BinaryIO, Iterator[Buffer]]
+
+
+class DiskCache:
+    """A cache on local disk: persistent, bounded, shared by threads and processes.
+
+    Every method may be called from any thread. Changes are atomic each by itself: a reader, in
+    whatever process, sees the old entry or the new one. When a change returns, every process sees
+    it, and it survives the death of this process; with ``durability="sync"`` (or after `flush`)
+    it also survives a power cut.
+
+    Raises, besides what each method says: `ClosedError` after `close()`, `ReadOnlyError` for
+    changes with ``read_only=True``, `CacheIOError` if the disk fails (the old state stands),
+    `StorageFull` if it is full, `SerializationError` for keys and values that can't be kept exactly.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        """Open the cache in `directory`, creating it if it is missing or empty.
+
+        Options, with their defaults (docs/configuration.md has all of them):
+
+        size_limit: bytes on disk that are never exceeded by more than a segment (10 GiB).
+        eviction: "lru", "fifo", "lfu" or "none" ("lru").
+        backend: "auto", "uring" or "threads" ("auto").
+        durability: "none" or "sync" ("none").
+        serializer: "msgpack", "pickle" or an object with name, dumps and loads ("msgpack").
+        max_value_size: bytes of the largest value accepted (None: what fits).
+        default_expire: seconds after which entries expire by default (None: never).
+        read_only: never change anything in the directory (False).
+
+        Raises `ConfigurationError` naming the option, `FormatError` for a directory that is not a
+        cache of this format, `BackendUnavailable` for a backend that can't run here.
+        """
+        self._begin(config.make_settings(directory, **options))
+
+    def _begin(self, settings: Settings) -> None:
+        self._settings = settings
+        self._codec = ValueCodec(settings.serializer)  # type: ignore[arg-type]
+        self._decode = self._codec.decode
+        choice = choose(settings)
+        self._reason = choice.reason
+        try:
+            self._store = Store(settings, choice.backend)
+        except BaseException:
+            choice.backend.close()
+            raise
+
+    @classmethod
+    def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> DiskCache:
+        """A cache from a mapping, or a YAML, TOML or JSON file, of the shape ``cache.disk.{...}``.
+
+        Raises `ConfigurationError` naming the setting, or the file and what is wrong with it.
+        """
+        settings = config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
+        cache = cls.__new__(cls)
+        cache._begin(settings)
+        return cache
+
+    # -- life ---------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> str:
+        """Absolute path of the cache directory."""
+        return self._settings.directory
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, all of them."""
+        return self._settings
+
+    @property
+    def closed(self) -> bool:
+        return self._store.closed
+
+    def close(self) -> None:
+        """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
+        self._store.close()
+        self._store.backend.close()
+
+    def __enter__(self) -> DiskCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = config.to_options(self._settings)
+        return _reopen, (type(self), options.pop("directory"), options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self._store.backend.name
+        return f"<DiskCache {self.directory!r} ({state})>"
+
+    # -- one entry ----------------------------------------------------------------------------
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of `key`, or `default` if there is none, or none that is still good.
+
+        Counts as a hit or a miss, and as a use in the eviction order. The bytes were verified.
+        A value that is damaged on disk is a miss (counted in ``stats().corrupt``).
+        """
+        store = self._store
+        low, high = key_digest(encode_key(key), store.seed)
+        found = store.get(low, high)
+        if found is None:
+            return default
+        payload, flags = found
+        return self._decode(payload, flags & CODEC_FLAGS) if flags else payload
+
+    def set(
+        self, key: Key, value: Any, expire: float | None = None, tag: Key = None,
+        meta: Any = None,
+    ) -> bool:  # fmt: skip
+        """Store `value` under `key`, in place of what was there. Returns True.
+
+        value: any supported value; a binary file open for reading, or an iterator of bytes, is
+            read to its end in constant memory and comes back as bytes.
+        expire: seconds from now; None takes `default_expire`, `math.inf` means never.
+        tag: a name under which `evict` removes all its entries at once.
+        meta: anything small that msgpack keeps (content type, etag): comes back in `get_entry`.
+
+        Raises `ValueTooLarge` if it can never fit; `StorageFull` if there is no room now. If it
+        raises, the old entry is still there.
+        """
+        data = encode_key(key)
+        store = self._store
+        low, high = key_digest(data, store.seed)
+        expires = self._expires(expire)
+        tag_bytes = b"" if tag is None else encode_key(tag)
+        meta_bytes = b"" if meta is None else _META.dumps(meta)
+        if type(value) not in _PLAIN and (stream := as_stream(value)) is not None:
+            self._check_names(data, tag_bytes, meta_bytes)
+            return store.put_stream(low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes)
+        payload, flags = self._codec.encode(value)
+        self._check(data, tag_bytes, meta_bytes, len(payload))
+        store.put(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
+        return True
+
+    def add(
+        self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
+    ) -> bool:
+        """`set` if `key` has no live entry; False if it has. Atomic among all processes."""
+        low, high, data, payload, flags, expires, tag_bytes, meta_bytes = self._item(
+            key, value, expire, tag, meta
+        )
+        return self._store.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
+
+    def touch(self, key: Key, expire: float | None = None) -> bool:
+        """Give `key` a new time to live (seconds from now, as in `set`). False if it has no entry."""
+        store = self._store
+        return store.touch(*key_digest(encode_key(key), store.seed), self._expires(expire))
+
+    def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+        """Add `delta` to the integer of `key` and return the sum. Atomic among all processes.
+
+        A missing entry counts as `default`; with ``default=None`` it raises KeyError. A value that
+        is no integer raises TypeError and stays as it is. Expiry, tag and meta are kept.
+        """
+        if type(delta) is not int:
+            raise TypeError(f"delta must be an int, not {type(delta).__name__}")
+        data = encode_key(key)
+        low, high = key_digest(data, self._store.seed)
+        result = 0
+
+        def decide(slot: Slot | None) -> Item:
+            nonlocal result
+            value, expires, tag, meta = self._current_int(key, slot, default)
+            result = value + delta
+            payload, flags = self._codec.encode(result)
+            return Item(low, high, data, payload, flags, expires, tag, meta)
+
+        self._store.change(low, high, self._counter_bytes(low, high, data), decide)
+        return result
+
+    def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+        """`incr` by ``-delta``."""
+        if type(delta) is not int:
+            raise TypeError(f"delta must be an int, not {type(delta).__name__}")
+        return self.incr(key, -delta, default)
+
+    def _counter_bytes(self, low: int, high: int, data: bytes) -> int:
+        """Bytes that a counter's new record takes at most."""
+        slot = self._store.lookup(low, high)
+        return 1024 + len(data) + (slot.head_bytes + min(slot.value_length, 1 << 16) if slot else 0)
+
+    def _current_int(
+        self, key: Key, slot: Slot | None, default: int | None
+    ) -> tuple[int, int, bytes, bytes]:
+        """(value, expires, tag, meta) of a counter. The lock is held."""
+        found = self._store.fetch(slot.low, slot.high) if slot is not None else None
+        names = self._store.read_names(slot) if slot is not None and found is not None else None
+        if slot is None or found is None or names is None:
+            if default is None:
+                raise KeyError(key)
+            return default, self._expires(None), b"", b""
+        payload, flags = found
+        if flags & CODEC_FLAGS != KIND_INT:
+            raise TypeError(f"the value of {key!r} is not an integer: incr and decr leave it as it is")
+        return self._decode(payload, flags & CODEC_FLAGS), slot.expires, names.tag, names.meta
+
+    def pop(self, key: Key, default: Any = None) -> Any:
+        """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
+        store = self._store
+        low, high = key_digest(encode_key(key), store.seed)
+        while (slot := store.lookup(low, high)) is not None:
+            found = store.fetch_version(slot)
+            if found is not None and store.delete(low, high, slot.stamp):
+                store.hits += 1
+                return self._decode(found.payload, found.flags & CODEC_FLAGS)
+        store.misses += 1
+        return default
+
+    def delete(self, key: Key) -> bool:
+        """Remove `key`. True if it had a live entry."""
+        store = self._store
+        store.ensure_writable("delete an entry")
+        return store.delete(*key_digest(encode_key(key), store.seed))
+
+    def __getitem__(self, key: Key) -> Any:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Key) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: Key) -> bool:
+        """True if `key` has a live entry. Counts nothing, touches nothing, reads no value."""
+        store = self._store
+        return store.lookup(*key_digest(encode_key(key), store.seed)) is not None
+
+    # -- many entries -------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """The values of those of `keys` that have one. What is not in memory is read in one batch."""
+        wanted = list(keys)
+        store = self._store
+        seed = store.seed
+        found = store.get_many([key_digest(encode_key(key), seed) for key in wanted])
+        decode = self._decode
+        return {
+            key: decode(hit[0], hit[1] & CODEC_FLAGS)
+            for key, hit in zip(wanted, found, strict=True)
+            if hit is not None
+        }
+
+    def set_many(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], expire: float | None = None,
+        tag: Key = None, meta: Any = None,
+    ) -> int:  # fmt: skip
+        """`set` of each pair, with few system calls. How many were stored.
+
+        Each entry is atomic, the whole is not: if it raises, the pairs before some point are
+        stored. Keys and values are checked before anything is stored.
+        """
+        pairs = items.items() if isinstance(items, Mapping) else items
+        drafts = [self._item(key, value, expire, tag, meta) for key, value in pairs]
+        self._store.put_many(drafts)
+        return len(drafts)
+
+    def delete_many(self, keys: Iterable[Key]) -> int:
+        """Remove each of `keys`; how many of them had a live entry. Atomic in batches of 128."""
+        store = self._store
+        store.ensure_writable("delete entries")
+        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in keys))
+        return store.remove(digests, lambda slot: True, "deletes")[0]
+
+    def __len__(self) -> int:
+        """Entries in the cache, those included that have expired but were not removed yet."""
+        return self._store.count_entries()
+
+    def __iter__(self) -> Iterator[Key]:
+        """Keys of live entries, roughly oldest first. Changes meanwhile may or may not be seen."""
+        return (decode_key(record.key) for record, _ in self._live())
+
+    def keys(self) -> Iterator[Key]:
+        """`iter(cache)`."""
+        return iter(self)
+
+    def __bool__(self) -> bool:
+        return True  # a cache that happens to be empty is not false
+
+    def entries(self, prefix: Prefix | None = None, tag: Key = None) -> Iterator[Entry]:
+        """Live entries, without their values, of a key prefix (as in `delete_prefix`) and a tag."""
+        begin = b"" if prefix is None else encode_prefix(prefix)
+        tag_bytes = None if tag is None else encode_key(tag)
+        for record, slot in self._live():
+            if record.key.startswith(begin) and (tag_bytes is None or record.tag == tag_bytes):
+                entry = self._entry(slot)
+                if entry is not None:
+                    yield entry
+
+    def _live(self) -> Iterator[Any]:
+        for record, slot in self._store.walk():
+            if not slot.expires or slot.expires > time.time_ns():
+                yield record, slot
+
+    def evict(self, tag: Key) -> int:
+        """Remove all entries with `tag`. How many live ones went."""
+        wanted = encode_key(tag)
+        return self._remove_where(lambda record: record.tag == wanted)
+
+    def delete_prefix(self, prefix: Prefix) -> int:
+        """Remove all entries whose key begins with `prefix`. How many live ones went.
+
+        A str or bytes prefix means keys of that type that start with it; a tuple means tuple keys
+        whose leading parts equal its parts: ``("bucket",)`` purges a bucket.
+        """
+        begin = encode_prefix(prefix)
+        return self._remove_where(lambda record: record.key.startswith(begin))
+
+    def _remove_where(self, wanted: Callable[[Any], bool]) -> int:
+        store = self._store
+        store.ensure_writable("remove entries")
+        stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
+        # An entry replaced since the walk may no longer be one of those meant: it stays.
+        return store.remove(
+            list(stamps), lambda slot: stamps[slot.low, slot.high] == slot.stamp, "deletes"
+        )[0]
+
+    def expire(self) -> int:
+        """Remove entries that have expired. How many. Each batch of 128 is atomic."""
+        self._store.ensure_writable("remove entries")
+        return self._store.expire_all()
+
+    def cull(self) -> int:
+        """Evict until the entries fit the limit, headroom included. How many went."""
+        self._store.ensure_writable("evict entries")
+        return self._store.reclaim.cull()
+
+    def clear(self) -> int:
+        """Remove everything at once; how many entries. Hits, misses and evictions keep their counts."""
+        return self._store.clear()
+
+    # -- large values and metadata ------------------------------------------------------------
+
+    def get_entry(self, key: Key) -> Entry | None:
+        """What is known of `key` beside its value, which is loaded when it is asked for; or None.
+
+        Counts as a hit or a miss.
+        """
+        store = self._store
+        low, high = key_digest(encode_key(key), store.seed)
+        entry = None
+        slot = store.lookup(low, high)
+        if slot is not None:
+            entry = self._entry(slot) or store.verified(low, high, self._entry)
+        if entry is None:
+            store.misses += 1
+            return None
+        store.hits += 1
+        store.touch_slot(low, high)
+        return entry
+
+    def _entry(self, slot: Slot) -> Entry | None:
+        """None if the record is damaged, or was moved meanwhile."""
+        try:
+            names = self._store.read_names(slot)
+        except OSError:
+            return None
+        if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
+            return None
+        return Entry(
+            key=decode_key(names.key),
+            tag=decode_key(names.tag) if names.tag else None,
+            meta=_META.loads(names.meta) if names.meta else None,
+            size=slot.value_length,
+            created=names.created / 1e9,
+            expires=slot.expires / 1e9 if slot.expires else None,
+            accessed=self._store.accessed(slot),
+            load=lambda: self._load_entry(slot),
+        )
+
+    def _load_entry(self, slot: Slot) -> Any:
+        found = self._store.fetch_version(slot)
+        if found is None:
+            from .errors import EntryGone
+
+            raise EntryGone("the entry was replaced or removed before its value was read: get it again")
+        return self._decode(found.payload, found.flags & CODEC_FLAGS)
+
+    def open(self, key: Key) -> BinaryIO:
+        """The value of `key`, bytes or text, as a binary file: seekable, in constant memory.
+
+        It stays readable until closed, whatever happens to the entry. The whole value is verified
+        first. Raises KeyError on a miss, TypeError for a value that is neither bytes nor str.
+        """
+        location = self.location(key)
+        return io.BufferedReader(ValueReader(self._store.backend, location), CHUNK_BYTES // 4)
+
+    def location(self, key: Key) -> Location:
+        """Where the bytes of `key` lie: (fd, offset, length), for `os.sendfile` and the like.
+
+        Valid until it is closed (use it in a ``with``), whatever happens to the entry. The whole
+        value is verified first. Raises KeyError on a miss, TypeError for a value that is neither
+        bytes nor str.
+        """
+        store = self._store
+        low, high = key_digest(encode_key(key), store.seed)
+        location = store.verified(low, high, store.locate)
+        if location is None:
+            store.misses += 1
+            raise KeyError(key)
+        store.hits += 1
+        if location.flags & CODEC_FLAGS not in (KIND_BYTES, KIND_STR):
+            location.close()
+            raise TypeError(f"the value of {key!r} is neither bytes nor str: read it with get()")
+        return location
+
+    # -- the cache as a whole -----------------------------------------------------------------
+
+    def volume(self) -> int:
+        """Bytes on disk: segments (active ones at full size), large values, index, checkpoint."""
+        return self._store.index.used_bytes
+
+    def flush(self) -> None:
+        """Make everything durable that was completed before, by whichever process."""
+        self._store.flush()
+
+    def check(self, fix: bool = False) -> list[Problem]:
+        """Read everything and verify it; with `fix`, also put in order what is wrong.
+
+        May run while others use the cache. Problems come back as found; `fixed` says what was mended.
+        """
+        if fix and self._settings.read_only:
+            raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
+        return _check.check(self._store, fix)
+
+    def stats(self) -> CacheStats:
+        """Counters, sizes, and which backend is in use and why."""
+        return collect(self._store, self._reason)
+
+    # -- arguments ----------------------------------------------------------------------------
+
+    def _expires(self, expire: float | None) -> int:
+        """Nanoseconds since the epoch; 0 for never."""
+        if expire is None:
+            expire = self._settings.default_expire
+            if expire is None:
+                return 0
+        if isinstance(expire, bool) or not isinstance(expire, (int, float)) or math.isnan(expire):
+            raise TypeError(f"expire must be a number of seconds or None, not {expire!r}")
+        if expire == math.inf:
+            return 0
+        if expire <= 0:
+            raise ValueError(f"expire must be more than 0 seconds, not {expire!r}: use delete() instead")
+        return min(time.time_ns() + int(min(expire, 1e10) * 1e9), _FOREVER)
+
+    def _item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:
+        """Everything of an entry as bytes, checked."""
+        data = encode_key(key)
+        payload, flags = self._codec.encode(value)
+        tag_bytes = b"" if tag is None else encode_key(tag)
+        meta_bytes = b"" if meta is None else _META.dumps(meta)
+        self._check(data, tag_bytes, meta_bytes, len(payload))
+        low, high = key_digest(data, self._store.seed)
+        return Item(low, high, data, payload, flags, self._expires(expire), tag_bytes, meta_bytes)
+
+    def _check(self, key: bytes, tag: bytes, meta: bytes, length: int) -> None:
+        if tag or meta:
+            self._check_names(key, tag, meta)
+        if length > self._store.unchecked_bytes:
+            self._store.check_size(length)
+
+    def _check_names(self, key: bytes, tag: bytes, meta: bytes) -> None:
+        if len(tag) > MAX_TAG_BYTES:
+            raise SerializationError(f"tag has {len(tag)} bytes and at most {MAX_TAG_BYTES} fit: shorten it")
+        size = RECORD_BYTES + len(key) + len(tag) + len(meta)
+        if size > min(MAX_HEAD_BYTES, self._store.reclaim.live_limit // 4):
+            raise ValueTooLarge(f"key, tag and meta have {size} bytes together: keep meta small")
+
+
+def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> DiskCache:
+    return kind(directory, **options)
+
+
+def as_stream(value: Any) -> Iterator[Buffer] | None:
+    """The parts of a value that is a binary file or an iterator of bytes; None if it is neither."""
+    if isinstance(value, io.TextIOBase):
+        raise SerializationError("value is a text file: open it in binary mode")
+    if callable(getattr(value, "read", None)):
+        return iter(lambda: _bytes_only(value.read(CHUNK_BYTES)), b"")
+    if isinstance(value, Iterator):
+        return map(_bytes_only, value)
+    return None
+
+
+def _bytes_only(part: Any) -> Buffer:
+    if isinstance(part, memoryview):
+        return part.cast("B") if part.contiguous else part.tobytes()
+    if not isinstance(part, (bytes, bytearray)):
+        raise SerializationError(f"a stream must yield bytes, not {type(part).__name__}")
+    return part

@@ -1,0 +1,217 @@
+"""`DiskCache.check`: reads everything, says what is wrong, and mends it if asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from . import checkpoint
+from . import format as f
+from .errors import CacheIOError
+from .format import PARTITIONS, Slot
+from .index import IndexDamaged
+from .segment import read_segment_header
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it should be.
+
+    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint" or "stray".
+    where: the file, or the place in it. detail: what is wrong. fixed: whether it was put in order.
+    """
+
+    kind: str
+    where: str
+    detail: str
+    fixed: bool = False
+
+
+def check(store: Store, fix: bool) -> list[Problem]:
+    """Every problem found. With `fix`, what can be mended is mended; entries that are lost are dropped."""
+    try:
+        store.index.validate()
+    except IndexDamaged as error:
+        if fix:
+            store.rebuild(str(error))
+        return [Problem("index", f.INDEX_NAME, str(error), fix)]
+    problems: list[Problem] = []
+    for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint):
+        problems += step(store, fix)
+    return problems
+
+
+def _segments(store: Store, fix: bool) -> Iterator[Problem]:
+    """Every segment in the table has its file, and the file is the one that the table means."""
+    for segment in store.index.segments():
+        detail = _segment_problem(store, segment)
+        if detail and store.index.state(segment) not in (0, f.DOOMED):
+            yield Problem("segment", f.segment_name(segment), detail, False)
+
+
+def _segment_problem(store: Store, segment: int) -> str:
+    try:
+        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        header = read_segment_header(store.backend, fd)
+        size = os.fstat(fd).st_size
+    finally:
+        store.backend.close_file(fd)
+    if header is None:
+        return "its header is damaged"
+    if header.identity != store.index.identity or header.segment != segment:
+        return "it belongs to another place or another cache"
+    if store.index.state(segment) == f.SEALED:
+        expected = store.index.words[store.index.entry(segment) + f.T_SIZE]
+        if size != expected:
+            return f"it has {size} bytes instead of {expected}"
+    return ""
+
+
+def _entries(store: Store, fix: bool) -> Iterator[Problem]:
+    """Every entry's record and value are what was written."""
+    for at in list(store.index.live_slots()):
+        slot = store.index.slot(at)
+        if slot.low <= f.REMOVED:
+            continue
+        detail = _entry_problem(store, slot)
+        if not detail:
+            continue
+        with store.lock:  # it may have been moved or replaced while we looked
+            current = store.find(slot.low, slot.high)
+            slot = store.index.slot(current) if current else slot
+            if not current or not (detail := _entry_problem(store, slot)):
+                continue
+            if fix:
+                store.drop_corrupt(slot)
+        yield Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
+
+
+def _entry_problem(store: Store, slot: Slot) -> str:
+    try:
+        names = store.read_names(slot)
+        if names is None:
+            return "its record is damaged"
+        if f.key_digest(names.key, store.seed) != (slot.low, slot.high):
+            return "its record is of another key"
+        location = store.locate(slot)
+        if location is None:
+            return "its value fails its checksum"
+        location.close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def _counts(store: Store, fix: bool) -> Iterator[Problem]:
+    """The index's counts are those of its slots."""
+    index = store.index
+    for part in range(PARTITIONS):
+        with store.lock:
+            lows = index.column(index.partition_slots(part), 0)
+            live = sum(low > f.REMOVED for low in lows)
+            used = live + lows.count(f.REMOVED)
+            counted = index.words[f.W_COUNTS + part]
+            if counted != live << 32 | used:
+                if fix:
+                    index.recount(part)
+                yield Problem("count", f"{f.INDEX_NAME}, partition {part}", f"counts {counted >> 32}, has {live}", fix)
+
+
+def _space(store: Store, fix: bool) -> Iterator[Problem]:
+    """Live bytes of each segment, and the totals, are the sums of what they count."""
+    index = store.index
+    with store.lock:
+        live: Counter[int] = Counter()
+        for at in index.live_slots():
+            slot = index.slot(at)
+            live[slot.segment] += f.record_bytes(slot.lengths)
+        for entry in index.table_entries():
+            segment = index.words[entry] & f.MASK32
+            if index.words[entry + f.T_LIVE] != live[segment]:
+                detail = f"{index.words[entry + f.T_LIVE]} live bytes counted, {live[segment]} found"
+                if fix:
+                    index.words[entry + f.T_LIVE] = live[segment]
+                yield Problem("space", f.segment_name(segment), detail, fix)
+        sizes = sum(index.words[entry + f.T_SIZE] for entry in index.table_entries())
+        totals = ((f.W_LIVE_BYTES, sum(live.values())), (f.W_SEGMENT_BYTES, sizes))
+        for word, total in totals:
+            if index.words[word] != total:
+                yield Problem("space", f.INDEX_NAME, f"{index.words[word]} bytes counted, {total} found", fix)
+                if fix:
+                    index.words[word] = total
+
+
+def _large(store: Store, fix: bool) -> Iterator[Problem]:
+    """Every large file belongs to an entry."""
+    for (low, high, pointer), _, path in store.large.listed():
+        if not _is_orphan(store, low, high, pointer, path):
+            continue
+        if fix:
+            with store.lock:
+                store.backend.unlink(path)
+        yield Problem("large", os.path.basename(path), "no entry refers to it", fix)
+
+
+def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bool:
+    with store.lock:
+        at = store.find(low, high)
+        if at:
+            slot = store.index.slot(at)
+            try:
+                if slot.is_large and store.pointer(slot) == pointer:
+                    return False
+            except OSError:
+                return False
+        # One that is just being stored is in place shortly before its entry is.
+        recent = pointer > store.index.stamp() - store.ORPHAN_AGE
+        return os.path.exists(path) and not (recent and not store.users_alone())
+
+
+def _stray(store: Store, fix: bool) -> Iterator[Problem]:
+    """Segment files are in the table; other names in our directories are not ours, and are left alone."""
+    for name, _ in store.backend.scandir(store.segments_path):
+        segment = f.parse_segment_name(name)
+        if segment is None:
+            yield Problem("stray", name, "not a file of this cache: left alone")
+        else:
+            with store.lock:
+                unknown = not store.index.state(segment) and os.path.exists(store.files.path(segment))
+            if unknown:
+                yield Problem("stray", name, "a segment that the index does not list", _remove(store, segment, fix))
+
+
+def _remove(store: Store, segment: int, fix: bool) -> bool:
+    """Remove a segment file that is ours; one of another cache is left alone."""
+    if not fix:
+        return False
+    path = store.files.path(segment)
+    try:
+        with open(path, "rb") as file:
+            header = f.unpack_segment_header(file.read(f.SEGMENT_HEADER_BYTES))
+    except OSError:
+        return False
+    if header is not None and header.identity != store.index.identity:
+        return False
+    return store.backend.unlink(path)
+
+
+def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
+    """The checkpoint, if there is one, can be read."""
+    path = os.path.join(store.root, f.CHECKPOINT_NAME)
+    with store.lock:
+        if os.path.exists(path) and checkpoint.read(store.backend, store.root) is None:
+            if fix:
+                try:
+                    checkpoint.write(store)
+                except CacheIOError:
+                    fix = False
+            yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)

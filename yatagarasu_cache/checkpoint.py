@@ -1,0 +1,131 @@
+"""The checkpoint: the index as of some stamp, made durable in a file of its own.
+
+After a power cut recovery starts from it and replays only what the segments say beyond; removals
+that it covers need not be kept in the log. It is an aid: without it, the segments alone give the
+same entries, save that nothing at or below the newest floor is trusted (see `recovery`).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from xxhash import xxh3_64
+
+from . import format as f
+from .format import PARTITIONS, SLOT_BYTES
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
+    from .store import Store
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint as read back. `parts` holds the slots of each partition, as they stood."""
+
+    identity: f.Identity
+    floor: int
+    sealed: dict[int, int]  # segments complete by then, and their oldest stamps
+    parts: list[bytes]
+
+
+def write(store: Store) -> None:
+    """Write a checkpoint, part by part, while others go on. Atomic: the old one stands until then.
+
+    Every change that is stamped up to the floor is either in it, or is appended again with a later
+    stamp: changes whose append and index change lie on both sides of the beginning notice that
+    the epoch has changed.
+    """
+    index = store.index
+    with store.lock:
+        floor = index.stamp()
+        index.words[f.W_EPOCH] = floor
+        sealed = [
+            (index.words[entry] & f.MASK32, index.words[entry + f.T_SIZE], index.words[entry + f.T_OLDEST])
+            for entry in index.table_entries()
+            if index.words[entry] & ~f.MASK32 == f.SEALED
+        ]
+    store.reclaim.sync_dirty()
+    path = os.path.join(store.root, f.CHECKPOINT_NAME)
+    temporary = f"{store.temporary_path()}"
+    fd = store.backend.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
+    try:
+        try:
+            size = _write_parts(store, fd, floor, sealed)
+            store.backend.sync(fd)
+        finally:
+            store.backend.close_file(fd)
+        with store.lock:
+            if store.index is not index:  # rebuilt meanwhile: this is about an index that is no more
+                return
+            store.backend.replace(temporary, path)
+            store.backend.sync_directory(store.root)
+            index.words[f.W_FLOOR] = floor
+            index.words[f.W_CHECKPOINT_BYTES] = size
+    finally:
+        store.backend.unlink(temporary)
+
+
+def _write_parts(store: Store, fd: int, floor: int, sealed: list[tuple[int, int, int]]) -> int:
+    checksum, size = xxh3_64(), 0
+    for part in _parts(store, floor, sealed):
+        checksum.update(part)
+        store.backend.write(fd, [part], size)
+        size += len(part)
+    store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
+    return size + f.CHECKPOINT_SUM.size
+
+
+def _parts(store: Store, floor: int, sealed: list[tuple[int, int, int]]) -> Iterator[bytes]:
+    index = store.index
+    yield f.CHECKPOINT_HEADER.pack(
+        f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed)
+    )
+    yield b"".join(f.CHECKPOINT_SEGMENT.pack(*entry) for entry in sealed)
+    for part in range(PARTITIONS):
+        with store.lock:
+            slots = index.partition_slots(part)
+            image = index.map[slots.start * 8 : slots.stop * 8]
+        yield f.CHECKPOINT_PART.pack(len(slots), 0) + image
+
+
+def read(backend: Backend, root: str) -> Checkpoint | None:
+    """The checkpoint of a cache; None if there is none or it is damaged in any way."""
+    try:
+        fd = backend.open(os.path.join(root, f.CHECKPOINT_NAME), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        data = backend.read(fd, os.fstat(fd).st_size, 0)
+    except OSError:
+        return None
+    finally:
+        backend.close_file(fd)
+    try:
+        return _parse(data)
+    except (struct.error, ValueError):
+        return None
+
+
+def _parse(data: bytes) -> Checkpoint | None:
+    body, checksum = memoryview(data)[: -f.CHECKPOINT_SUM.size], data[-f.CHECKPOINT_SUM.size :]
+    magic, version, partitions, cache_id, seed, floor, count = f.CHECKPOINT_HEADER.unpack_from(body)
+    if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
+        return None
+    if checksum != f.CHECKPOINT_SUM.pack(xxh3_64(body).intdigest()):
+        return None
+    at = f.CHECKPOINT_HEADER.size
+    sealed = {}
+    for _ in range(count):
+        segment, _, oldest = f.CHECKPOINT_SEGMENT.unpack_from(body, at)
+        sealed[segment] = oldest
+        at += f.CHECKPOINT_SEGMENT.size
+    parts = []
+    for _ in range(PARTITIONS):
+        slots, _ = f.CHECKPOINT_PART.unpack_from(body, at)
+        at += f.CHECKPOINT_PART.size
+        parts.append(bytes(body[at : at + slots * SLOT_BYTES]))
+        at += slots * SLOT_BYTES
+    return Checkpoint(f.Identity(cache_id, seed), floor, sealed, parts)

@@ -1,0 +1,155 @@
+"""Which entries go first. A policy is what a hit writes into a slot's access word, nothing more:
+the entry with the smallest word is the next victim.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from . import format as f
+from .format import PARTITIONS
+from .index import Index
+
+EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
+_EXACT_SHARE = 8  # an exact selection takes 1/8 of all entries at once: O(1) amortised a victim
+_PART_SHARE = 100  # beyond, 1 % of one partition at a time: within the oldest 2 % of the cache
+_MIN_BATCH = 64
+_COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
+_COUNT_MAX = (1 << 20) - 1
+
+
+class Policy:
+    """First in, first out: a hit changes nothing. Base of the others.
+
+    A new policy overrides `touched` (and `first` if an entry should not begin with its stamp).
+    """
+
+    name = "fifo"
+    evicts = True
+    touches = False  # False spares a hit the store
+
+    def first(self, stamp: int) -> int:
+        """The access word of an entry written at `stamp`."""
+        return stamp
+
+    def touched(self, word: int, stamp: int) -> int:
+        """The access word after a hit at `stamp`."""
+        return word
+
+
+class LeastRecentlyUsed(Policy):
+    name = "lru"
+    touches = True
+
+    def touched(self, word: int, stamp: int) -> int:
+        return stamp
+
+
+class LeastFrequentlyUsed(Policy):
+    """Fewest hits first; among equals the one whose last hit is oldest."""
+
+    name = "lfu"
+    touches = True
+
+    def first(self, stamp: int) -> int:
+        return self.touched(0, stamp)
+
+    def touched(self, word: int, stamp: int) -> int:
+        count = min(_COUNT_MAX, (word >> _COUNT_SHIFT) + 1)
+        return count << _COUNT_SHIFT | stamp >> 64 - _COUNT_SHIFT
+
+
+class NoEviction(Policy):
+    """Nothing is evicted: a full cache raises `StorageFull`."""
+
+    name = "none"
+    evicts = False
+
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (LeastRecentlyUsed(), Policy(), LeastFrequentlyUsed(), NoEviction())
+}
+
+
+class Victim(NamedTuple):
+    """A slot and the access word for which it was chosen: if that changed, it is none any more."""
+
+    at: int
+    access: int
+
+
+class Victims:
+    """Chooses victims in batches, so that choosing costs O(1) amortised an entry.
+
+    Stamps only grow, so a batch of the smallest words stays the next ones to go until it is used
+    up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order.
+    Beyond, one partition at a time gives up its oldest 1 %: keys are spread evenly by their digest,
+    so those are among the oldest 2 % of all, and no step looks at more than one partition.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[Victim] = deque()
+        self._descriptors: list[int] = []
+        self._part = 0
+
+    def __call__(self, index: Index) -> Iterator[Victim]:
+        """Victims, next first, as long as there are any. The lock is held while this runs."""
+        while True:
+            if not self._queue or self._moved(index):
+                self._select(index)
+                if not self._queue:
+                    return
+            victim = self._queue.popleft()
+            if index.words[victim.at + f.S_ACCESS] == victim.access and index.words[victim.at] > f.REMOVED:
+                yield victim
+
+    def _moved(self, index: Index) -> bool:
+        """True if a partition grew since the selection: slots stand elsewhere now."""
+        return self._descriptors != _descriptors(index)
+
+    def _select(self, index: Index) -> None:
+        self._queue.clear()
+        self._descriptors = _descriptors(index)
+        count = index.count()
+        if count <= EXACT_ENTRIES:
+            self._queue.extend(oldest(index, range(PARTITIONS), max(_MIN_BATCH, count // _EXACT_SHARE)))
+            return
+        for _ in range(PARTITIONS):
+            self._part = (self._part + 1) % PARTITIONS
+            live = index.words[f.W_COUNTS + self._part] >> 32
+            if live:
+                self._queue.extend(oldest(index, range(self._part, self._part + 1), 1 + live // _PART_SHARE))
+                return
+
+
+def _descriptors(index: Index) -> list[int]:
+    return index.words[f.W_PARTITIONS : f.W_PARTITIONS + PARTITIONS].tolist()
+
+
+def oldest(index: Index, parts: range, wanted: int) -> list[Victim]:
+    """The `wanted` live slots with the smallest access words in some partitions, smallest first."""
+    columns = [(slots, index.column(slots, f.S_ACCESS)) for slots in map(index.partition_slots, parts)]
+    ranked = sorted(word for _, column in columns for word in column if word)
+    if not ranked:
+        return []
+    limit = ranked[min(wanted, len(ranked)) - 1]
+    found = [
+        Victim(at, word)
+        for slots, column in columns
+        for at, word in zip(slots, column, strict=True)
+        if 0 < word <= limit and index.words[at] > f.REMOVED
+    ]
+    return sorted(found, key=lambda victim: victim.access)
+
+
+def expired(index: Index, part: int, now: int) -> list[int]:
+    """The live slots of a partition whose time is up at `now` (nanoseconds since the epoch)."""
+    slots = index.partition_slots(part)
+    return [
+        at
+        for at, expires in zip(slots, index.column(slots, f.S_EXPIRES), strict=True)
+        if 0 < expires <= now and index.words[at] > f.REMOVED
+    ]

@@ -1,0 +1,364 @@
+"""The on-disk layout, in one place. `docs/format.md` describes the same, byte by byte.
+
+Everything is little-endian. Words are 8 bytes, aligned, and counted from the start of the file,
+so that one aligned store changes one of them. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import NamedTuple
+
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
+
+FORMAT_VERSION = 1
+LITTLE_ENDIAN = sys.byteorder == "little"
+
+# -- names inside a cache directory -----------------------------------------------------------
+
+INDEX_NAME = "index"
+LOCK_NAME = "lock"
+USERS_NAME = "users"
+CHECKPOINT_NAME = "checkpoint"
+TAG_NAME = "CACHEDIR.TAG"
+SEGMENTS_NAME = "segments"
+LARGE_NAME = "large"
+TEMPORARY_NAME = "tmp"
+WRITERS_NAME = "writers"
+SEGMENT_SUFFIX = ".seg"
+TEMPORARY_SUFFIX = ".tmp"
+WRITER_SUFFIX = ".lock"
+
+# The first line is fixed by https://bford.info/cachedir/ ; the second makes the directory ours.
+TAG_TEXT = (
+    b"Signature: 8a477f597d28d172789f06886806bc55\n"
+    b"# This directory is a cache of yatagarasu_cache. Its content can be removed at any time.\n"
+)
+
+MASK64 = (1 << 64) - 1
+MASK32 = (1 << 32) - 1
+
+# -- the index file ---------------------------------------------------------------------------
+# One page of header, the segment table, then the partitions' extents of 64-byte slots.
+
+INDEX_MAGIC = b"YATAIDX\0"
+HEADER_BYTES = 4096
+SLOT_BYTES = 64
+SLOT_WORDS = 8
+PARTITIONS = 64
+PARTITION_MASK = PARTITIONS - 1
+
+# magic, version, partitions, cache id, hash seed, capacity of the segment table
+IDENTITY = struct.Struct("<8sII16sQQ")
+IDENTITY_SUM_WORD = IDENTITY.size // 8  # xxh3-64 of the identity; the words before never change
+
+W_CLEAN = 8  # 1: closed in order, and everything was synced before this was
+W_BOOT = 9  # two words: boot id of the kernel under which the index was last opened
+W_SUPERSEDED = 11  # not 0: a newer index file has taken this one's place
+W_CLOCK = 12  # highest stamp given out
+W_NEXT_SEGMENT = 13  # next segment id
+W_FLOOR = 14  # stamp that the newest checkpoint covers
+W_EPOCH = 15  # changes when a checkpoint begins
+W_PROMISED = 16  # 1: somebody was promised durability (a durable change, or flush())
+W_SEGMENT_BYTES = 17  # bytes of all segments, active ones at full size
+W_LARGE_BYTES = 18  # bytes of large files, those being written included
+W_LIVE_BYTES = 19  # bytes of live records in segments
+W_INDEX_BYTES = 20  # bytes of the index file
+W_CHECKPOINT_BYTES = 21  # bytes of the checkpoint file
+W_WRITTEN = 22  # records written since the newest checkpoint
+W_FLUSHED = 23  # stamp at which the newest flush() began
+W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
+COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
+
+W_BUSY = 40  # journal: 1 while a slot changes, and how to undo that
+JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot
+W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
+W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
+W_DELETED = 192  # highest stamp of a committed removal, per partition
+DESCRIPTOR_BITS = 24
+CAPACITY_MASK = (1 << DESCRIPTOR_BITS) - 1
+SUPERSEDED_DESCRIPTOR = MASK64  # points beyond any file: readers fail over to the new index
+
+# a slot: digest low, digest high, place, lengths, value checksum, stamp, expiry, access
+SLOT = struct.Struct("@8Q")
+SLOT_TAIL = struct.Struct("@6Q")  # all but the digest
+EMPTY = 0  # digest low of a slot never used
+REMOVED = 1  # digest low of a tombstone slot
+S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
+
+# the segment table: one entry of 8 words for each id modulo its capacity
+ENTRY_WORDS = 8
+ENTRY_BYTES = 64
+T_STATE, T_SIZE, T_LIVE, T_OWNER, T_OLDEST, T_SYNCED, T_CREATED = 0, 1, 2, 3, 4, 5, 6
+# T_STATE: id | state; 0 is a free entry. A doomed segment has nothing live, and its file is going.
+ACTIVE, SEALED, DOOMED = 1 << 32, 2 << 32, 3 << 32
+
+# -- segments ---------------------------------------------------------------------------------
+
+SEGMENT_MAGIC = b"YATASEG\0"
+# magic, version, id, cache id, hash seed, created (stamp), floor (stamp), checksum of all before
+SEGMENT_HEADER = struct.Struct("<8sII16sQQQQ")
+SEGMENT_HEADER_BYTES = 64
+ALIGN = 16  # records begin at multiples of this
+
+RECORD_MAGIC = b"YREC"
+# magic, kind, flags, tag length, key length, meta length, value length, stamp, expires, created,
+# value checksum; then 8 bytes: checksum of these, key, tag and meta, seeded with the place
+RECORD = struct.Struct("<4sBBHIIQQQQQ")
+RECORD_BYTES = RECORD.size + 8
+# A put with its value; one whose value is a large file; removal of digests; removal of everything;
+# new expiry of a digest. Each acts on records with a stamp up to its own.
+PUT, LARGE, REMOVE, CLEAR, TOUCH = 1, 2, 3, 4, 5
+TOUCHED = struct.Struct("<QQQ")  # payload of a TOUCH: digest low, digest high, expires
+LARGE_POINTER = struct.Struct("<Q")  # what a LARGE record holds in place of the value
+
+# Flags byte: the low half belongs to the codec, the high half to the store.
+FLAG_LARGE = 0x10
+CODEC_FLAGS = 0x0F
+
+MAX_HEAD_BYTES = 0xFFFF * ALIGN  # header, key, tag and meta of one record
+MAX_TAG_BYTES = 0xFFFF
+MAX_VALUE_BYTES = (1 << 40) - 1
+
+# A footer lists the records of a sealed segment: entries, then this trailer at the end of the file:
+# magic, entries, offset of the first, where the records end, checksum of the entries and of these
+FOOTER_MAGIC = b"YATAFOOT"
+FOOTER_TRAILER = struct.Struct("<8sQQQ")
+FOOTER_TRAILER_BYTES = FOOTER_TRAILER.size + 8
+FOOTER_ENTRY = struct.Struct("<QI")  # offset of the record, bytes of payload kept in the entry
+
+# -- checkpoint -------------------------------------------------------------------------------
+
+CHECKPOINT_MAGIC = b"YATACKPT"
+# magic, version, partitions, cache id, hash seed, floor (stamp), segments listed
+CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQ")
+CHECKPOINT_SEGMENT = struct.Struct("<QQQ")  # id, covered bytes, oldest stamp
+CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
+CHECKPOINT_SUM = struct.Struct("<Q")
+
+
+class Identity(NamedTuple):
+    """What makes a cache this cache: the same in the index and in every segment."""
+
+    cache_id: bytes
+    seed: int
+
+
+class Head(NamedTuple):
+    """The fixed fields of a record, without its magic."""
+
+    kind: int
+    flags: int
+    tag_length: int
+    key_length: int
+    meta_length: int
+    value_length: int
+    stamp: int
+    expires: int
+    created: int
+    value_sum: int
+
+    @property
+    def payload_length(self) -> int:
+        """Bytes that stand in the segment after the head."""
+        return LARGE_POINTER.size if self.kind == LARGE else self.value_length
+
+    @property
+    def names_length(self) -> int:
+        return self.key_length + self.tag_length + self.meta_length
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes from the record's start to its payload."""
+        return aligned(RECORD_BYTES + self.names_length)
+
+    @property
+    def record_bytes(self) -> int:
+        return self.head_bytes + aligned(self.payload_length)
+
+    @property
+    def lengths(self) -> int:
+        return pack_lengths(self.value_length, self.flags, self.head_bytes)
+
+
+class Slot(NamedTuple):
+    """One slot of the index, field by field."""
+
+    low: int
+    high: int
+    place: int
+    lengths: int
+    value_sum: int
+    stamp: int
+    expires: int
+    access: int
+
+    @property
+    def segment(self) -> int:
+        return self.place >> 32
+
+    @property
+    def offset(self) -> int:
+        return (self.place & MASK32) * ALIGN
+
+    @property
+    def value_length(self) -> int:
+        return self.lengths >> 24
+
+    @property
+    def flags(self) -> int:
+        return self.lengths >> 16 & 0xFF
+
+    @property
+    def head_bytes(self) -> int:
+        return (self.lengths & 0xFFFF) * ALIGN
+
+    @property
+    def is_large(self) -> bool:
+        return bool(self.flags & FLAG_LARGE)
+
+
+def aligned(length: int) -> int:
+    """`length` rounded up to a multiple of ALIGN."""
+    return (length + 15) & ~15
+
+
+def pack_lengths(value_length: int, flags: int, head_bytes: int) -> int:
+    return value_length << 24 | flags << 16 | head_bytes >> 4
+
+
+def pack_place(segment: int, offset: int) -> int:
+    return segment << 32 | offset >> 4
+
+
+def record_bytes(lengths: int) -> int:
+    """Bytes that the record of a slot with these lengths takes in its segment."""
+    payload = LARGE_POINTER.size if lengths >> 16 & FLAG_LARGE else lengths >> 24
+    return (lengths & 0xFFFF) * ALIGN + aligned(payload)
+
+
+_TWO_WORDS = struct.Struct("<QQ")
+
+
+def key_digest(key: bytes, seed: int) -> tuple[int, int]:
+    """(low, high) of the key's xxh3-128. Low is never EMPTY or REMOVED: its bit 1 is always set."""
+    low, high = _TWO_WORDS.unpack(xxh3_128_digest(key, seed))
+    return low | 2, high
+
+
+def pack_digest(low: int, high: int) -> bytes:
+    return _TWO_WORDS.pack(low, high)
+
+
+def unpack_digests(payload: bytes) -> list[tuple[int, int]]:
+    """The digests that a REMOVE record lists."""
+    return list(_TWO_WORDS.iter_unpack(payload[: len(payload) // 16 * 16]))
+
+
+def value_sum(payload: bytes | memoryview, low: int, flags: int) -> int:
+    """Checksum that binds value, key and kind: no other key's or kind's bytes can pass for it."""
+    return xxh3_64_intdigest(payload, low ^ flags)
+
+
+def pack_record(
+    seed: int, place: int, kind: int, flags: int, key: bytes, tag: bytes, meta: bytes,
+    value_length: int, stamp: int, expires: int, created: int, checksum: int,
+) -> bytes:  # fmt: skip
+    """Header, key, tag and meta of a record at `place`, padded to where its payload begins."""
+    fixed = RECORD.pack(
+        RECORD_MAGIC, kind, flags, len(tag), len(key), len(meta),
+        value_length, stamp, expires, created, checksum,
+    )  # fmt: skip
+    names = key + tag + meta if tag or meta else key
+    return b"".join((fixed, xxh3_64_digest(fixed + names, seed ^ place), names, bytes(-len(names) & 15)))
+
+
+def unpack_head(data: bytes | memoryview, offset: int) -> Head | None:
+    """The fixed fields at `offset`, not yet verified; None if there cannot be a record."""
+    if offset + RECORD_BYTES > len(data):
+        return None
+    fields = RECORD.unpack_from(data, offset)
+    if fields[0] != RECORD_MAGIC:
+        return None
+    head = Head(*fields[1:])
+    return head if head.head_bytes <= MAX_HEAD_BYTES and PUT <= head.kind <= TOUCH else None
+
+
+def verify_head(data: bytes | memoryview, offset: int, head: Head, seed: int, place: int) -> bool:
+    """True if head, key, tag and meta are what was written, and were written at `place`."""
+    names = offset + RECORD_BYTES
+    if names + head.names_length > len(data):
+        return False
+    fixed = offset + RECORD.size
+    summed = bytes(data[offset:fixed]) + bytes(data[names : names + head.names_length])
+    return xxh3_64_digest(summed, seed ^ place) == bytes(data[fixed:names])
+
+
+def pack_segment_header(segment: int, identity: Identity, created: int, floor: int) -> bytes:
+    body = SEGMENT_HEADER.pack(
+        SEGMENT_MAGIC, FORMAT_VERSION, segment, identity.cache_id, identity.seed, created, floor, 0
+    )[:-8]
+    return body + struct.pack("<Q", xxh3_64_intdigest(body))
+
+
+class SegmentHeader(NamedTuple):
+    version: int
+    segment: int
+    identity: Identity
+    created: int
+    floor: int
+
+
+def unpack_segment_header(data: bytes) -> SegmentHeader | None:
+    """The header, or None if it is damaged."""
+    if len(data) < SEGMENT_HEADER_BYTES:
+        return None
+    data = data[:SEGMENT_HEADER_BYTES]
+    magic, version, segment, cache_id, seed, created, floor, checksum = SEGMENT_HEADER.unpack(data)
+    if magic != SEGMENT_MAGIC or xxh3_64_intdigest(data[:-8]) != checksum:
+        return None
+    return SegmentHeader(version, segment, Identity(cache_id, seed), created, floor)
+
+
+def pack_identity(identity: Identity, capacity: int) -> bytes:
+    body = IDENTITY.pack(
+        INDEX_MAGIC, FORMAT_VERSION, PARTITIONS, identity.cache_id, identity.seed, capacity
+    )
+    return body + struct.pack("<Q", xxh3_64_intdigest(body))
+
+
+def unpack_identity(data: bytes) -> tuple[int, Identity, int] | None:
+    """(version, identity, capacity of the segment table) of an index, or None if it is damaged."""
+    if len(data) < IDENTITY.size + 8:
+        return None
+    body = data[: IDENTITY.size]
+    magic, version, partitions, cache_id, seed, capacity = IDENTITY.unpack(body)
+    (checksum,) = struct.unpack_from("<Q", data, IDENTITY.size)
+    if magic != INDEX_MAGIC or xxh3_64_intdigest(body) != checksum or partitions != PARTITIONS:
+        return None
+    return version, Identity(cache_id, seed), capacity
+
+
+def segment_name(segment: int) -> str:
+    return f"{segment:08x}{SEGMENT_SUFFIX}"
+
+
+def parse_segment_name(name: str) -> int | None:
+    stem = name.removesuffix(SEGMENT_SUFFIX)
+    return int(stem, 16) if stem != name and _is_hex(stem, 8) else None
+
+
+def large_name(low: int, high: int, pointer: int) -> str:
+    return f"{high:016x}{low:016x}-{pointer:016x}"
+
+
+def parse_large_name(name: str) -> tuple[int, int, int] | None:
+    """(low, high, pointer) of a large file's name; None if the name is not one of ours."""
+    if len(name) != 49 or name[32] != "-" or not _is_hex(name[:32], 32) or not _is_hex(name[33:], 16):
+        return None
+    return int(name[16:32], 16), int(name[:16], 16), int(name[33:], 16)
+
+
+def _is_hex(text: str, length: int) -> bool:
+    return len(text) == length and all(c in "0123456789abcdef" for c in text)

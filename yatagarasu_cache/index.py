@@ -1,0 +1,551 @@
+"""The shared index: one mapped file that says where each key's record is.
+
+Readers take no lock: they probe, and whatever they find is verified against its checksum by the
+caller. Writers hold `lock` (threads and processes). A slot is changed under a small undo journal,
+so that a process killed in the middle leaves what was there before: the next writer puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import format as f
+from .backends.base import Backend
+from .format import (
+    CAPACITY_MASK,
+    DESCRIPTOR_BITS,
+    PARTITION_MASK,
+    PARTITIONS,
+    SLOT,
+    SLOT_BYTES,
+    SLOT_TAIL,
+    SLOT_WORDS,
+    W_BUSY,
+    W_CLOCK,
+    W_COUNTS,
+    W_PARTITIONS,
+)
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock; opening says so
+    fcntl = None  # type: ignore[assignment]
+
+MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear probing gets slow
+MIN_SLOTS = 8
+_FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
+_GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
+_GRAIN = 4096
+
+
+class IndexDamaged(Exception):
+    """The index contradicts itself: it has to be rebuilt from the segments."""
+
+
+class IndexLock:
+    """Excludes other threads and processes; may be taken again by the thread that has it.
+
+    The lock file is of its own and is never handed to a ring: the kernel may keep a registered
+    file, and so its lock, alive after the process was killed.
+    """
+
+    def __init__(self, backend: Backend, path: str, mode: int) -> None:
+        self._backend, self._path, self._mode = backend, path, mode
+        self._threads = threading.RLock()
+        self._depth = 0
+        self._fd = backend.open(path, os.O_RDWR | os.O_CREAT, mode)
+        self.on_enter: Any = None  # called once the lock is held by a new owner
+
+    def __enter__(self) -> IndexLock:
+        self._threads.acquire()
+        if not self._depth:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except BaseException:
+                self._threads.release()
+                raise
+            self._depth = 1
+            if self.on_enter is not None:
+                try:
+                    self.on_enter()
+                except BaseException:
+                    self.__exit__()
+                    raise
+        else:
+            self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def after_fork(self) -> None:
+        """A child needs an open file of its own: it shares the parent's lock otherwise."""
+        os.close(self._fd)
+        self._threads, self._depth = threading.RLock(), 0
+        self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            self._backend.close_file(fd)
+
+
+class NoLock(contextlib.nullcontext[None]):
+    """For a cache opened read-only: there is nothing to exclude others from."""
+
+    def after_fork(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Index:
+    """The mapped file. `words` is its content as 8-byte words; slots are named by their first word."""
+
+    def __init__(self, backend: Backend, path: str, fd: int, writable: bool = True) -> None:
+        self.path = path
+        self.fd = fd
+        self.writable = writable
+        self._backend = backend
+        self._map()
+        data = bytes(self.map[: f.HEADER_BYTES])
+        found = f.unpack_identity(data)
+        if found is None:
+            raise IndexDamaged("its identity fails its checksum")
+        self.version, self.identity, self.table_capacity = found
+        self.table_word = f.HEADER_BYTES // 8
+        self.first_slot = (f.HEADER_BYTES + self.table_capacity * f.ENTRY_BYTES) // SLOT_BYTES
+        if self.first_slot * SLOT_BYTES > len(self.map):
+            raise IndexDamaged("it is shorter than its segment table")
+
+    def validate(self) -> None:
+        """Raise `IndexDamaged` if the partitions can't be as the header says."""
+        end, reached = len(self.map) // SLOT_BYTES, self.first_slot
+        counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
+        descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
+        for descriptor, count in sorted(zip(descriptors, counts, strict=True)):
+            first, capacity = descriptor >> DESCRIPTOR_BITS, descriptor & CAPACITY_MASK
+            if not descriptor and not count:
+                continue
+            if first < reached or first + capacity > end or not capacity:
+                raise IndexDamaged("a partition is out of place")
+            if not count >> 32 <= count & f.MASK32 <= capacity:
+                raise IndexDamaged("a partition's count is impossible")
+            reached = first + capacity
+        if any(not 1 <= self.words[e] >> 32 <= 3 for e in self.table_entries()):
+            raise IndexDamaged("a segment is in no known state")
+
+    # -- the file ---------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, backend: Backend, path: str, identity: f.Identity, table_capacity: int, mode: int
+    ) -> Index:
+        """A new empty index at `path`, which must not exist. It is not synced."""
+        fd = backend.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            size = f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES
+            backend.allocate(fd, 0, size)
+            backend.write(fd, [f.pack_identity(identity, table_capacity)], 0)
+            index = cls(backend, path, fd)
+        except BaseException:
+            backend.close_file(fd)
+            raise
+        index.words[f.W_INDEX_BYTES] = size
+        index.words[f.W_NEXT_SEGMENT] = 1
+        return index
+
+    def _map(self) -> None:
+        size = os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1)
+        if size < f.HEADER_BYTES:
+            raise IndexDamaged(f"it has {size} bytes")
+        access = mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ
+        self.map = mmap.mmap(self.fd, size, access=access)
+        self.words = memoryview(self.map).cast("Q")
+
+    def remap(self) -> None:
+        """See what another process added to the file. The old mapping lives while it is used."""
+        if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) <= len(self.map):
+            raise IndexDamaged("it points beyond its end")
+        self._map()
+
+    def sync(self) -> None:
+        self.map.flush()
+        self._backend.sync(self.fd)
+
+    def close(self) -> None:
+        """Forget the mapping and close the file. Threads still reading keep the mapping alive."""
+        if self.fd >= 0:
+            self.fd, fd = -1, self.fd
+            del self.words, self.map
+            self._backend.close_file(fd)
+
+    @property
+    def superseded(self) -> bool:
+        return bool(self.words[f.W_SUPERSEDED])
+
+    def supersede(self) -> None:
+        """Tell every process that maps this file that another one has taken its place."""
+        self.words[f.W_SUPERSEDED] = 1
+        for part in range(PARTITIONS):
+            self.words[W_PARTITIONS + part] = f.SUPERSEDED_DESCRIPTOR
+
+    # -- stamps -----------------------------------------------------------------------------
+
+    def stamp(self) -> int:
+        """Nanoseconds since the epoch, but above every stamp seen, also if the clock was set back.
+
+        Two processes may get the same stamp only if they ask at once: commits look for that.
+        """
+        words = self.words
+        now = time.time_ns()
+        last = words[W_CLOCK]
+        if now <= last:
+            now = last + 1
+        words[W_CLOCK] = now
+        return now
+
+    # -- lookup (no lock) -------------------------------------------------------------------
+
+    def find(self, low: int, high: int) -> int:
+        """The slot of a digest, or 0. Never blocks; the caller verifies what it reads there."""
+        while True:
+            try:
+                words = self.words
+                descriptor = words[W_PARTITIONS + (high & PARTITION_MASK)]
+                if not descriptor:
+                    return 0
+                capacity = descriptor & CAPACITY_MASK
+                base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
+                end = base + capacity * SLOT_WORDS
+                at = start = base + low % capacity * SLOT_WORDS
+                while True:
+                    word = words[at]
+                    if word == low and words[at + 1] == high:
+                        return at
+                    if not word:
+                        break
+                    at += SLOT_WORDS
+                    if at == end:
+                        at = base
+                    if at == start:
+                        break
+                # The partition may have been replaced, and its old place reused, meanwhile.
+                if words[W_PARTITIONS + (high & PARTITION_MASK)] == descriptor:
+                    return 0
+            except (IndexError, ZeroDivisionError):
+                self.recover_view()
+
+    def recover_view(self) -> None:
+        """After a word beyond the mapping: a newer file, a longer file, or damage."""
+        if self.words[f.W_SUPERSEDED]:
+            raise IndexDamaged("superseded")
+        self.remap()
+
+    def slot(self, at: int) -> f.Slot:
+        return f.Slot._make(SLOT.unpack_from(self.map, at * 8))
+
+    def partition_slots(self, part: int) -> range:
+        """The slots of a partition, used or not."""
+        descriptor = self.words[W_PARTITIONS + part]
+        base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
+        end = base + (descriptor & CAPACITY_MASK) * SLOT_WORDS
+        if end > len(self.words):
+            self.recover_view()
+            if end > len(self.words):
+                raise IndexDamaged("a partition lies beyond its end")
+        return range(base, end, SLOT_WORDS)
+
+    def column(self, slots: range, field: int) -> list[int]:
+        """One field of each of `slots`: a strided copy, some nanoseconds a slot."""
+        if not len(slots):
+            return []
+        return self.words[slots.start + field : slots.stop : SLOT_WORDS].tolist()
+
+    def live_slots(self) -> Iterator[int]:
+        """Every live slot; under the lock exact, else as of some moment during the walk."""
+        for part in range(PARTITIONS):
+            slots = self.partition_slots(part)
+            lows = self.column(slots, 0)
+            yield from (at for at, low in zip(slots, lows, strict=True) if low > f.REMOVED)
+
+    def count(self) -> int:
+        """Live entries."""
+        counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
+        return sum(counts) - sum(c & f.MASK32 for c in counts) >> 32
+
+    # -- changes (the lock is held) ---------------------------------------------------------
+
+    def put(self, slot: f.Slot, at: int) -> None:
+        """Write `slot` over `at`, the slot of the same digest, or anew if `at` is 0."""
+        part = slot.high & PARTITION_MASK
+        old_lengths = self.words[at + f.S_LENGTHS] if at else 0
+        if not at:
+            at = self._free_slot(part, slot.low)
+        words = self.words
+        fresh = words[at] <= f.REMOVED
+        new_live = self.live_word(slot.place >> 32)
+        old_live = new_live if fresh else self.live_word(words[at + f.S_PLACE] >> 32)
+        self._begin(part, at, new_live, old_live)
+        size = f.record_bytes(slot.lengths)
+        SLOT_TAIL.pack_into(self.map, at * 8 + 16, *slot[2:])
+        if fresh:
+            counts = words[W_COUNTS + part]
+            words[W_COUNTS + part] = counts + (1 << 32) + (words[at] == f.EMPTY)
+            words[at + 1] = slot.high
+            words[at] = slot.low
+        else:
+            old_size = f.record_bytes(old_lengths)
+            words[old_live] -= old_size
+            words[f.W_LIVE_BYTES] -= old_size
+        words[new_live] += size
+        words[f.W_LIVE_BYTES] += size
+        words[W_BUSY] = 0
+
+    def remove(self, at: int) -> None:
+        """Make the slot a tombstone, or empty where no probe needs to pass it."""
+        words = self.words
+        part = words[at + 1] & PARTITION_MASK
+        live = self.live_word(words[at + f.S_PLACE] >> 32)
+        self._begin(part, at, live, live)
+        slots = self.partition_slots(part)
+        following = at + SLOT_WORDS if at + SLOT_WORDS < slots.stop else slots.start
+        empty = words[following] == f.EMPTY
+        words[at] = f.EMPTY if empty else f.REMOVED
+        words[at + f.S_ACCESS] = 0
+        words[W_COUNTS + part] -= (1 << 32) + empty
+        size = f.record_bytes(words[at + f.S_LENGTHS])
+        words[live] -= size
+        words[f.W_LIVE_BYTES] -= size
+        words[W_BUSY] = 0
+
+    def move(self, at: int, place: int) -> None:
+        """Point the slot to a copy of its record, of the same size, at `place`."""
+        words = self.words
+        new_live, old_live = self.live_word(place >> 32), self.live_word(words[at + f.S_PLACE] >> 32)
+        self._begin(words[at + 1] & PARTITION_MASK, at, new_live, old_live)
+        size = f.record_bytes(words[at + f.S_LENGTHS])
+        words[at + f.S_PLACE] = place
+        words[old_live] -= size
+        words[new_live] += size
+        words[W_BUSY] = 0
+
+    def reset(self) -> None:
+        """Forget every entry. The old extents are free for reuse at once."""
+        words = self.words
+        for part in range(PARTITIONS):
+            words[W_BUSY] = 0
+            words[W_PARTITIONS + part] = 0
+            words[W_COUNTS + part] = 0
+        for entry in self.table_entries():
+            words[entry + f.T_LIVE] = 0
+        words[f.W_LIVE_BYTES] = 0
+
+    def _begin(self, part: int, at: int, live_a: int, live_b: int) -> None:
+        """Note how to undo what follows, then say that there is something to undo."""
+        words, view = self.words, self.map
+        f.JOURNAL.pack_into(
+            view, W_BUSY * 8, 0, part, at, live_a, words[live_a], live_b, words[live_b],
+            view[at * 8 : at * 8 + SLOT_BYTES],
+        )  # fmt: skip
+        words[W_BUSY] = 1
+
+    def repair(self) -> bool:
+        """Undo what a process that died while it held the lock had begun. True if there was something."""
+        if not self.words[W_BUSY]:
+            return False
+        _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
+        in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
+        if part >= PARTITIONS or live_a not in in_table or live_b not in in_table:
+            raise IndexDamaged("its journal makes no sense")
+        if at * 8 + SLOT_BYTES > len(self.map):
+            self.remap()
+        self.map[at * 8 : at * 8 + SLOT_BYTES] = slot
+        self.words[live_b], self.words[live_a] = was_b, was_a
+        self.recount(part)
+        self.words[f.W_LIVE_BYTES] = sum(self.words[e + f.T_LIVE] for e in self.table_entries())
+        self.words[W_BUSY] = 0
+        return True
+
+    def recount(self, part: int) -> None:
+        lows = self.column(self.partition_slots(part), 0)
+        used = len(lows) - lows.count(f.EMPTY)
+        self.words[W_COUNTS + part] = (used - lows.count(f.REMOVED)) << 32 | used
+
+    # -- partitions -------------------------------------------------------------------------
+
+    def _free_slot(self, part: int, low: int) -> int:
+        """Where a new entry of the partition goes; grows or rebuilds the partition if it is full."""
+        words = self.words
+        descriptor = words[W_PARTITIONS + part]
+        capacity = descriptor & CAPACITY_MASK
+        if (words[W_COUNTS + part] & f.MASK32) + 1 > capacity * MAX_LOAD:
+            self._grow(part)
+            words = self.words
+            descriptor = words[W_PARTITIONS + part]
+            capacity = descriptor & CAPACITY_MASK
+        base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
+        end = base + capacity * SLOT_WORDS
+        if end > len(words):
+            self.remap()
+            words = self.words
+        at = base + low % capacity * SLOT_WORDS
+        for _ in range(capacity):
+            if words[at] <= f.REMOVED:
+                return at
+            at += SLOT_WORDS
+            if at == end:
+                at = base
+        raise IndexDamaged("a partition has no free slot though its count says so")
+
+    def _grow(self, part: int) -> None:
+        """Build the partition anew aside, without removed slots, and swap it in with one store."""
+        slots = self.partition_slots(part)
+        lows = self.column(slots, 0)
+        live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
+        capacity = grown_capacity(part, live)
+        image = rebuilt(self.map, slots, lows, capacity)
+        first = self._extent(capacity)
+        self.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = image
+        self.install(part, first, capacity, live)
+
+    def install(self, part: int, first: int, capacity: int, live: int) -> None:
+        """Make the extent the partition's. A reader uses either the old or the new one."""
+        entry = self.table_word + f.T_LIVE
+        self._begin(part, first * SLOT_WORDS, entry, entry)
+        self.words[W_PARTITIONS + part] = first << DESCRIPTOR_BITS | capacity
+        self.words[W_COUNTS + part] = live << 32 | live
+        self.words[W_BUSY] = 0
+
+    def _extent(self, capacity: int) -> int:
+        """The first slot of `capacity` free ones: a gap between the partitions' extents, or the end.
+
+        What is free follows from the descriptors alone, so no crash can leak or double it.
+        """
+        descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
+        first = self.first_slot
+        for base, slots in sorted((d >> DESCRIPTOR_BITS, d & CAPACITY_MASK) for d in descriptors if d):
+            if base - first >= capacity:
+                return first
+            first = max(first, base + slots)
+        self._extend((first + capacity) * SLOT_BYTES)
+        return first
+
+    def new_extent(self, capacity: int) -> int:
+        """For loading a whole partition at once (recovery)."""
+        return self._extent(capacity)
+
+    def _extend(self, size: int) -> None:
+        """Make the file at least `size` bytes, with blocks behind them: a full volume says so now."""
+        have = os.fstat(self.fd).st_size
+        if size > have:
+            size = -(-size // _GRAIN) * _GRAIN
+            self._backend.allocate(self.fd, have, size - have)
+            self.words[f.W_INDEX_BYTES] = size
+        if size > len(self.map):
+            self._map()
+
+    # -- the segment table ------------------------------------------------------------------
+
+    def entry(self, segment: int) -> int:
+        """The table entry (its first word) that a segment's id belongs to."""
+        return self.table_word + segment % self.table_capacity * f.ENTRY_WORDS
+
+    def live_word(self, segment: int) -> int:
+        return self.table_word + segment % self.table_capacity * f.ENTRY_WORDS + f.T_LIVE
+
+    def table_entries(self) -> list[int]:
+        """Entries in use, in the order of the table."""
+        end = self.table_word + self.table_capacity * f.ENTRY_WORDS
+        states = self.words[self.table_word : end : f.ENTRY_WORDS].tolist()
+        return [self.table_word + i * f.ENTRY_WORDS for i, state in enumerate(states) if state]
+
+    def segments(self) -> list[int]:
+        """Ids of all segments, oldest first."""
+        return sorted(self.words[entry] & f.MASK32 for entry in self.table_entries())
+
+    def state(self, segment: int) -> int:
+        """ACTIVE, SEALED, or 0 if there is no such segment (any more)."""
+        word = self.words[self.entry(segment)]
+        return word & ~f.MASK32 if word & f.MASK32 == segment else 0
+
+    def add_segment(self, segment: int, state: int, size: int, owner: int, created: int) -> int:
+        """Enter a segment; its bytes count from now on. The lock is held."""
+        entry = self.entry(segment)
+        words = self.words
+        words[entry + f.T_SIZE] = size
+        words[entry + f.T_LIVE] = 0
+        words[entry + f.T_OWNER] = owner
+        words[entry + f.T_OLDEST] = created
+        words[entry + f.T_SYNCED] = 0
+        words[entry + f.T_CREATED] = created
+        words[entry] = state | segment
+        words[f.W_SEGMENT_BYTES] += size
+        return entry
+
+    def resize_segment(self, segment: int, size: int) -> None:
+        entry = self.entry(segment)
+        self.words[f.W_SEGMENT_BYTES] += size - self.words[entry + f.T_SIZE]
+        self.words[entry + f.T_SIZE] = size
+
+    def drop_segment(self, segment: int) -> None:
+        entry = self.entry(segment)
+        self.words[f.W_SEGMENT_BYTES] -= self.words[entry + f.T_SIZE]
+        self.words[entry] = 0
+
+    def next_segment_id(self) -> int | None:
+        """An unused id whose table entry is free, or None if the table is full. The lock is held."""
+        words = self.words
+        first = words[f.W_NEXT_SEGMENT]
+        for segment in range(first, first + self.table_capacity):
+            if not words[self.entry(segment)] and 0 < segment <= f.MASK32:
+                words[f.W_NEXT_SEGMENT] = segment + 1
+                return segment
+        return None
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes on disk, active segments and large files under way at their full size."""
+        words = self.words
+        return (
+            words[f.W_SEGMENT_BYTES] + words[f.W_LARGE_BYTES]
+            + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
+        )  # fmt: skip
+
+    @property
+    def live_bytes(self) -> int:
+        """What of `used_bytes` could not be had back by cleaning."""
+        words = self.words
+        return (
+            words[f.W_LIVE_BYTES] + words[f.W_LARGE_BYTES]
+            + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
+        )  # fmt: skip
+
+
+def grown_capacity(part: int, live: int) -> int:
+    factor = _FIRST_GROWTH + _GROWTH_SPREAD * (part * 37 % PARTITIONS) / PARTITIONS
+    return max(MIN_SLOTS, int((live + 1) * factor))
+
+
+def rebuilt(source: Any, slots: range, lows: list[int], capacity: int) -> bytearray:
+    """An image of `capacity` slots with the live ones of `slots`, whose first words are `lows`."""
+    image = bytearray(capacity * SLOT_BYTES)
+    taken = bytearray(capacity)
+    for at, low in zip(slots, lows, strict=True):
+        if low > f.REMOVED:
+            i = low % capacity
+            while taken[i]:
+                i = i + 1 if i + 1 < capacity else 0
+            taken[i] = 1
+            image[i * SLOT_BYTES : (i + 1) * SLOT_BYTES] = source[at * 8 : at * 8 + SLOT_BYTES]
+    return image

@@ -1,0 +1,94 @@
+"""Large values: a file each, written under a temporary name and renamed into place when complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from xxhash import xxh3_64
+
+from . import format as f
+from .backends.base import Backend, Buffer
+
+CHUNK_BYTES = 1 << 20
+
+
+class LargeFiles:
+    """The directory of large values, and the temporary one beside it."""
+
+    def __init__(self, backend: Backend, root: str, mode: int) -> None:
+        self._backend, self._mode = backend, mode
+        self.directory = os.path.join(root, f.LARGE_NAME)
+        self.temporary = os.path.join(root, f.TEMPORARY_NAME)
+
+    def path(self, low: int, high: int, pointer: int) -> str:
+        return os.path.join(self.directory, f.large_name(low, high, pointer))
+
+    def temporary_path(self, owner: int, number: int) -> str:
+        return os.path.join(self.temporary, f"{owner:016x}-{number:x}{f.TEMPORARY_SUFFIX}")
+
+    def write(
+        self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None]
+    ) -> tuple[int, int]:
+        """Write `parts` to a new file. (bytes, checksum seeded with `seed`); the file goes on failure.
+
+        `account` is told of each part's bytes before they are written, and may raise.
+        """
+        fd = self._backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+        try:
+            try:
+                done = self._write_parts(fd, parts, seed, account)
+                if sync:
+                    self._backend.sync(fd)
+            finally:
+                self._backend.close_file(fd)
+        except BaseException:
+            self._backend.unlink(path)
+            raise
+        return done
+
+    def _write_parts(
+        self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None]
+    ) -> tuple[int, int]:
+        checksum, size = xxh3_64(seed=seed), 0
+        for part in parts:
+            if len(part):
+                account(len(part))
+                self._backend.write(fd, [part], size)
+                checksum.update(part)
+                size += len(part)
+        return size, checksum.intdigest()
+
+    def publish(self, temporary: str, low: int, high: int, pointer: int, *, sync: bool) -> None:
+        """Give a complete file its name."""
+        self._backend.replace(temporary, self.path(low, high, pointer))
+        if sync:
+            self._backend.sync_directory(self.directory)
+
+    def open(self, low: int, high: int, pointer: int) -> int:
+        return self._backend.open(self.path(low, high, pointer), os.O_RDONLY)
+
+    def read(self, low: int, high: int, pointer: int, length: int) -> bytes:
+        """The whole file if it is `length` long; otherwise something that no checksum will fit."""
+        fd = self.open(low, high, pointer)
+        try:
+            return self._backend.read(fd, length, 0)
+        finally:
+            self._backend.close_file(fd)
+
+    def remove(self, low: int, high: int, pointer: int) -> bool:
+        return self._backend.unlink(self.path(low, high, pointer))
+
+    def listed(self) -> Iterator[tuple[tuple[int, int, int], int, str]]:
+        """((low, high, pointer), bytes, path) of each file whose name is one of ours."""
+        for name, status in self._backend.scandir(self.directory):
+            parsed = f.parse_large_name(name)
+            if parsed is not None:
+                yield parsed, status.st_size, os.path.join(self.directory, name)
+
+
+def pieces(data: Buffer) -> Iterator[memoryview]:
+    """A value in pieces of CHUNK_BYTES, without copying."""
+    view = memoryview(data)
+    for at in range(0, len(view), CHUNK_BYTES):
+        yield view[at : at + CHUNK_BYTES]

@@ -1,0 +1,135 @@
+"""Who is alive: one locked file a writing handle, and one that all handles share.
+
+Locks of the kernel end with the process that holds them, however it ends, and work across the
+process-id namespaces of containers, where process ids would not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+
+from . import format as f
+from .backends.base import Backend
+
+
+class Owner:
+    """This handle's mark of life, named by a random token that stands in the segment table."""
+
+    def __init__(self, backend: Backend, root: str, mode: int) -> None:
+        self._backend, self._mode = backend, mode
+        self.directory = os.path.join(root, f.WRITERS_NAME)
+        self.token = 0
+        self._fd = -1
+
+    def _path(self, token: int) -> str:
+        return os.path.join(self.directory, f"{token:016x}{f.WRITER_SUFFIX}")
+
+    def acquire(self) -> int:
+        """The token; taken at the first write, so that readers leave no trace."""
+        while not self.token:
+            token = secrets.randbits(63) | 1
+            fd = self._backend.open(self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                self.token, self._fd = token, fd
+            else:  # a sweep came between creating and locking
+                self._backend.close_file(fd)
+        return self.token
+
+    def note(self, segment: int) -> None:
+        """Say which segment this handle appends to, for whoever has to rebuild the index."""
+        self._backend.write(self._fd, [segment.to_bytes(8, "little")], 0)
+
+    def active_segment(self, token: int) -> int:
+        """What the handle with this token noted last; 0 if nothing."""
+        try:
+            fd = self._backend.open(self._path(token), os.O_RDONLY)
+        except FileNotFoundError:
+            return 0
+        try:
+            return int.from_bytes(self._backend.read(fd, 8, 0), "little")
+        finally:
+            self._backend.close_file(fd)
+
+    def is_alive(self, token: int) -> bool:
+        """True while the handle with this token exists in some process."""
+        if token == self.token:
+            return True
+        try:
+            fd = self._backend.open(self._path(token), os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            self._backend.close_file(fd)
+        return False
+
+    def alive_tokens(self) -> set[int]:
+        """Tokens of all living handles; the marks of dead ones are removed."""
+        alive = set()
+        for name, _ in self._backend.scandir(self.directory):
+            stem = name.removesuffix(f.WRITER_SUFFIX)
+            if stem == name or len(stem) != 16 or any(c not in "0123456789abcdef" for c in stem):
+                continue
+            token = int(stem, 16)
+            if self.is_alive(token):
+                alive.add(token)
+            else:
+                self._backend.unlink(self._path(token))
+        return alive
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
+                self._backend.unlink(self._path(self.token))
+            self.token = 0
+            self._backend.close_file(fd)
+
+    def after_fork(self) -> None:
+        """The mark stays the parent's: the child lets go of it without removing it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self.token, self._fd = 0, -1
+
+
+class Users:
+    """A shared lock that every open handle holds; whoever gets it exclusively is alone."""
+
+    def __init__(self, backend: Backend, root: str, mode: int) -> None:
+        self._backend, self._path, self._mode = backend, os.path.join(root, f.USERS_NAME), mode
+        self._fd = -1
+
+    def enter(self) -> bool:
+        """Become a user. True if there is no other. Called under the index lock."""
+        self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+        alone = self.is_alone()
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        return alone
+
+    def is_alone(self) -> bool:
+        """True if no other handle is open. Called under the index lock, so that none comes meanwhile."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A failed conversion may have dropped the shared lock: flock(2).
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            return False
+        return True
+
+    def leave(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            self._backend.close_file(fd)
+
+    def after_fork(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+            fcntl.flock(self._fd, fcntl.LOCK_SH)

@@ -1,0 +1,419 @@
+"""Opening the index, and making it anew from the checkpoint and the segments when it can't be trusted.
+
+It can't after a power cut (its pages reach the disk in any order), and when it is damaged or
+missing. A killed process leaves it trustworthy: the kernel still has every store it made.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from . import checkpoint
+from . import format as f
+from .checkpoint import Checkpoint
+from .directory import boot_id
+from .errors import FormatError, ReadOnlyError
+from .format import SLOT, SLOT_BYTES, Identity, Slot
+from .index import Index, IndexDamaged, rebuilt
+from .segment import Record, read_records, read_segment_header
+
+if TYPE_CHECKING:
+    from .store import Store
+
+_MIN_TABLE = 256
+_MAX_TABLE = 1 << 16
+_FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
+
+
+def open_index(store: Store, *, alone: bool) -> Index:
+    """The index of the cache, fit for use. The lock is held (unless the cache is read-only)."""
+    reason = ""
+    index = None
+    try:
+        index = map_index(store)
+        reason = _distrust(store, index, alone)
+    except FileNotFoundError:
+        reason = "missing" if _anything_stored(store) else "new"
+    except IndexDamaged as error:
+        reason = f"damaged ({error})"
+    if store.read_only:
+        if reason:
+            raise ReadOnlyError(
+                f"the index in {store.root!r} is {reason} and has to be rebuilt: open the cache once without read_only"
+            )
+        assert index is not None
+        return index
+    if reason == "new":
+        return _begin(store, _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), 0))
+    if reason:
+        store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
+        return _begin(store, rebuild_index(store, index), alone=alone)
+    assert index is not None
+    return _begin(store, index, alone=alone)
+
+
+def map_index(store: Store) -> Index:
+    """The index file as it is. `IndexDamaged` if it can't be used, `FormatError` if it must not be."""
+    flags = os.O_RDONLY if store.read_only else os.O_RDWR
+    fd = store.backend.open(os.path.join(store.root, f.INDEX_NAME), flags)
+    try:
+        index = Index(store.backend, store.root, fd, writable=not store.read_only)
+        _check_version(store.root, index.version)
+        index.validate()
+    except (IndexDamaged, FormatError):
+        store.backend.close_file(fd)
+        raise
+    return index
+
+
+def _check_version(root: str, version: int) -> None:
+    if version != f.FORMAT_VERSION:
+        raise FormatError(
+            f"{root!r} has format version {version} and this release reads version {f.FORMAT_VERSION}: "
+            "use a matching release, or remove the directory to begin anew"
+        )
+
+
+def _distrust(store: Store, index: Index, alone: bool) -> str:
+    """Why the index must be rebuilt; empty if it need not be."""
+    words = index.words
+    boot = boot_id()
+    recorded = bytes(index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16])
+    if not words[f.W_CLEAN] and (recorded != boot or (boot == bytes(16) and alone)):
+        return "from before the machine was restarted"
+    if not f.LITTLE_ENDIAN:
+        raise FormatError("this machine is big-endian, and the format is little-endian only")
+    for segment in index.segments()[:_FIRST_HEADERS]:
+        header = _header(store, segment)
+        if header is not None and header.identity != index.identity:
+            return "from another cache"
+    return ""
+
+
+def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
+    """Mark the index as in use under this boot, durably before anything else changes."""
+    if index.words[f.W_BUSY]:
+        index.repair()
+    clean = index.words[f.W_CLEAN]
+    if clean:
+        index.words[f.W_CLEAN] = 0
+        index.sync()
+    index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] = boot_id()
+    if alone and not clean:
+        _tidy(store, index)
+    return index
+
+
+def _tidy(store: Store, index: Index) -> None:
+    """Nobody else has the cache open: remove what dead handles left half done."""
+    for name, _ in store.backend.scandir(store.large.temporary):
+        if name.endswith(f.TEMPORARY_SUFFIX):
+            store.backend.unlink(os.path.join(store.large.temporary, name))
+    for name, _ in store.backend.scandir(store.segments_path):
+        segment = f.parse_segment_name(name)
+        if segment is not None and not index.state(segment) and _is_ours(store, segment, index.identity):
+            store.backend.unlink(store.files.path(segment))  # killed before its first record
+    total = 0
+    for (low, high, pointer), size, path in store.large.listed():
+        if _refers(store, index, low, high, pointer):
+            total += size
+        else:
+            store.backend.unlink(path)
+    index.words[f.W_LARGE_BYTES] = total
+
+
+def _refers(store: Store, index: Index, low: int, high: int, pointer: int) -> bool:
+    at = index.find(low, high)
+    if not at:
+        return False
+    slot = index.slot(at)
+    try:
+        return slot.is_large and store.pointer(slot) == pointer
+    except OSError:
+        return True  # not known: check() looks closer
+
+
+def _header(store: Store, segment: int) -> f.SegmentHeader | None:
+    try:
+        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        header = read_segment_header(store.backend, fd)
+    except OSError:
+        return None
+    finally:
+        store.backend.close_file(fd)
+    return header
+
+
+def _is_ours(store: Store, segment: int, identity: Identity) -> bool:
+    header = _header(store, segment)
+    return header is not None and header.identity == identity and header.segment == segment
+
+
+def _anything_stored(store: Store) -> bool:
+    return any(f.parse_segment_name(name) for name, _ in store.backend.scandir(store.segments_path))
+
+
+def _new_identity() -> Identity:
+    return Identity(secrets.token_bytes(16), secrets.randbits(64))
+
+
+def _table_capacity(store: Store, segments: int) -> int:
+    wanted = max(4 * (store.settings.size_limit // store.segment_bytes), 2 * segments, _MIN_TABLE)
+    return min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
+
+
+def _create(store: Store, path: str, identity: Identity, segments: int) -> Index:
+    capacity = _table_capacity(store, segments)
+    try:
+        return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
+    except BaseException:
+        store.backend.unlink(path)
+        raise
+
+
+# -- rebuilding -------------------------------------------------------------------------------
+
+
+def rebuild_index(store: Store, old: Index | None) -> Index:
+    """A new index in place of the old one, which others may still map. The lock is held."""
+    headers = _headers(store)
+    saved = checkpoint.read(store.backend, store.root)
+    identity = _identity(headers, old, saved)
+    if saved is not None and saved.identity != identity:
+        saved = None
+    segments = sorted(s for s, h in headers.items() if h.identity == identity and h.segment == s)
+    path = store.temporary_path()
+    index = _create(store, path, identity, len(segments))
+    try:
+        rebuild = _Rebuild(store, index, saved, {s: headers[s] for s in segments})
+        rebuild.run()
+        if old is not None:
+            index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
+        index.words[f.W_EPOCH] = index.stamp()
+        # What survived a power cut is durable, whether or not it was promised to be.
+        index.words[f.W_PROMISED] = 1
+        index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] = boot_id()
+        target = os.path.join(store.root, f.INDEX_NAME)
+        if old is None:
+            _supersede(store, target)
+        store.backend.replace(path, target)
+    except BaseException:
+        index.close()
+        store.backend.unlink(path)
+        raise
+    if old is not None and old.writable:
+        old.supersede()
+    return index
+
+
+def _sane_clock(old: Index) -> int:
+    """The old index's clock, unless damage has sent it into the far future."""
+    clock: int = old.words[f.W_CLOCK]
+    return clock if clock < time.time_ns() + 10**18 else 0
+
+
+def _supersede(store: Store, path: str) -> None:
+    """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
+    try:
+        fd = store.backend.open(path, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if os.fstat(fd).st_size >= f.HEADER_BYTES:
+            descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
+            store.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)
+            store.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
+    finally:
+        store.backend.close_file(fd)
+
+
+def _headers(store: Store) -> dict[int, f.SegmentHeader]:
+    """Sound headers of all segment files, by the number in the file's name."""
+    headers = {}
+    for name, _ in store.backend.scandir(store.segments_path):
+        segment = f.parse_segment_name(name)
+        header = _header(store, segment) if segment is not None else None
+        if segment is not None and header is not None:
+            _check_version(store.root, header.version)
+            headers[segment] = header
+    return headers
+
+
+def _identity(
+    headers: dict[int, f.SegmentHeader], old: Index | None, saved: Checkpoint | None
+) -> Identity:
+    """Whose cache this is: what most segments say, else the old index, else the checkpoint."""
+    votes = Counter(header.identity for header in headers.values())
+    if votes:
+        return votes.most_common(1)[0][0]
+    if old is not None:
+        return old.identity
+    return saved.identity if saved is not None else _new_identity()
+
+
+class _Rebuild:
+    """One run over everything the segments say, in any order: the highest stamp of a key wins.
+
+    A checkpoint covers all records up to its floor: of these only those that it names itself
+    count (they may have been moved since). Without the checkpoint that the newest floor speaks of,
+    nothing up to that floor is trusted: removals that it covered are no longer in the log.
+    """
+
+    def __init__(
+        self, store: Store, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader]
+    ) -> None:
+        self._store, self._index, self._headers = store, index, headers
+        newest = max((header.floor for header in headers.values()), default=0)
+        self._saved = saved if saved is not None and saved.floor >= newest else None
+        self._floor = self._saved.floor if self._saved else newest
+        self._removed: dict[tuple[int, int], int] = {}
+        self._cleared = 0
+        self._touched: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def run(self) -> None:
+        self._enter_segments()
+        if self._saved is not None:
+            self._load(self._saved)
+        for segment in self._headers:
+            if self._saved is None or segment not in self._saved.sealed:  # those are complete in it
+                self._replay(segment)
+        self._apply_changes()
+        self._drop_dangling()
+        self._finish()
+
+    def _enter_segments(self) -> None:
+        """Put every segment into the table; those of living handles stay theirs."""
+        store, index = self._store, self._index
+        owners = {store.owner.active_segment(token): token for token in store.owner.alive_tokens()}
+        for segment, header in self._headers.items():
+            size = os.stat(store.files.path(segment)).st_size
+            self._sizes[segment] = size
+            if index.words[index.entry(segment)]:
+                raise FormatError(
+                    f"{store.root!r} has more segments than the index can list: raise size_limit"
+                )
+            owner = owners.get(segment, 0)
+            capacity = max(size, store.segment_bytes) if owner else size
+            index.add_segment(segment, f.ACTIVE if owner else f.SEALED, capacity, owner, header.created)
+            if self._saved is not None and segment in self._saved.sealed:
+                oldest = index.entry(segment) + f.T_OLDEST
+                index.words[oldest] = min(index.words[oldest], self._saved.sealed[segment])
+            index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], header.created)
+        index.words[f.W_NEXT_SEGMENT] = max(self._headers, default=0) + 1
+        index.words[f.W_FLOOR] = self._floor
+
+    def _load(self, saved: Checkpoint) -> None:
+        """Take over the checkpoint's partitions as they stand."""
+        index = self._index
+        for part, image in enumerate(saved.parts):
+            capacity = len(image) // SLOT_BYTES
+            if not capacity:
+                continue
+            words = memoryview(image).cast("Q")
+            lows = words[::8].tolist()
+            live = sum(low > f.REMOVED for low in lows)
+            first = index.new_extent(capacity)
+            fresh = rebuilt(image, range(0, len(words), 8), lows, capacity)
+            index.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = fresh
+            index.install(part, first, capacity, live)
+        index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], saved.floor)
+        for at in list(index.live_slots()):
+            slot = index.slot(at)
+            live_word = index.live_word(slot.segment)
+            size = f.record_bytes(slot.lengths)
+            index.words[live_word] = index.words[live_word] + size
+            index.words[f.W_LIVE_BYTES] += size
+
+    def _replay(self, segment: int) -> None:
+        store, index = self._store, self._index
+        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+        try:
+            records = read_records(store.backend, fd, segment, index.identity)
+        finally:
+            store.backend.close_file(fd)
+        clock = oldest = index.words[index.entry(segment) + f.T_OLDEST]
+        for record in records:
+            stamp = record.head.stamp
+            clock, oldest = max(clock, stamp), min(oldest, stamp)
+            if record.head.kind > f.LARGE:
+                self._note_change(record)
+            else:
+                self._replay_put(segment, record)
+        index.words[index.entry(segment) + f.T_OLDEST] = oldest
+        index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], clock)
+
+    def _note_change(self, record: Record) -> None:
+        head = record.head
+        if head.kind == f.REMOVE:
+            for digest in f.unpack_digests(record.payload):
+                self._removed[digest] = max(head.stamp, self._removed.get(digest, 0))
+        elif head.kind == f.CLEAR:
+            self._cleared = max(head.stamp, self._cleared)
+        elif len(record.payload) == f.TOUCHED.size:
+            low, high, expires = f.TOUCHED.unpack(record.payload)
+            self._touched[low, high] = max((head.stamp, expires), self._touched.get((low, high), (0, 0)))
+
+    def _replay_put(self, segment: int, record: Record) -> None:
+        index, head = self._index, record.head
+        low, high = record.digest(index.identity.seed)
+        at = index.find(low, high)
+        shown = index.words[at + f.S_STAMP] if at else 0
+        moved = at and shown == head.stamp
+        if not moved and (head.stamp <= self._floor or head.stamp < shown):
+            return
+        access = index.words[at + f.S_ACCESS] if moved else self._store.policy.first(head.stamp)
+        expires = index.words[at + f.S_EXPIRES] if moved else head.expires
+        place = f.pack_place(segment, record.offset)
+        index.put(Slot(low, high, place, head.lengths, head.value_sum, head.stamp, expires, access), at)
+
+    def _apply_changes(self) -> None:
+        index = self._index
+        for (low, high), stamp in self._removed.items():
+            at = index.find(low, high)
+            if at and index.words[at + f.S_STAMP] <= stamp:
+                index.remove(at)
+        for (low, high), (stamp, expires) in self._touched.items():
+            at = index.find(low, high)
+            if at and index.words[at + f.S_STAMP] < stamp and stamp > self._floor:
+                index.words[at + f.S_EXPIRES] = expires
+
+    def _drop_dangling(self) -> None:
+        """Entries whose segment is gone or cut short, whose large file is, or that were cleared."""
+        store, index = self._store, self._index
+        large = {name: size for name, size, _ in store.large.listed()}
+        used = 0
+        for at in list(index.live_slots()):
+            slot = Slot._make(SLOT.unpack_from(index.map, at * 8))
+            end = slot.offset + f.record_bytes(slot.lengths) - 15
+            keep = slot.stamp > self._cleared and end <= self._sizes.get(slot.segment, 0)
+            if keep and slot.is_large:
+                name = self._large_name(slot)
+                keep = name in large and large[name] == slot.value_length
+                if keep:
+                    used += large.pop(name)
+            if not keep:
+                index.remove(at)
+        # What is left over may be another handle's, about to be entered: `_tidy` knows.
+        index.words[f.W_LARGE_BYTES] = used + sum(large.values())
+
+    def _large_name(self, slot: Slot) -> tuple[int, int, int]:
+        try:
+            return slot.low, slot.high, self._store.pointer(slot)
+        except OSError:
+            return 0, 0, 0
+
+    def _finish(self) -> None:
+        store, index = self._store, self._index
+        if self._saved is not None:
+            path = os.path.join(store.root, f.CHECKPOINT_NAME)
+            index.words[f.W_CHECKPOINT_BYTES] = os.stat(path).st_size
+        for part in range(f.PARTITIONS):
+            index.words[f.W_DELETED + part] = index.words[f.W_CLOCK]

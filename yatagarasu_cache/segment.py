@@ -1,0 +1,345 @@
+"""Segments: append-only logs of records. One writer each; anybody reads.
+
+A sealed segment ends with a footer that lists its records, so that walks and rebuilds read
+footers and not data. It is left out where it would be more than a quarter of the data: reading
+such a segment through costs about the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from xxhash import xxh3_64_digest
+
+from . import format as f
+from .backends.base import Backend, Buffer
+from .format import Head, Identity
+
+_SCAN_BYTES = 1 << 20
+_FOOTER_SHARE = 4  # a footer is at most a quarter of the records' bytes
+_CHECK_EVERY = 1024  # records between looks at that share
+_RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+class Record(NamedTuple):
+    """What a walk yields: everything but the metadata and the value."""
+
+    offset: int
+    head: Head
+    key: bytes
+    tag: bytes
+    payload: bytes  # digests of a REMOVE, pointer of a LARGE record; empty for others
+
+    def digest(self, seed: int) -> tuple[int, int]:
+        return f.key_digest(self.key, seed)
+
+
+class SegmentFiles:
+    """Read descriptors of segments, opened at first use and shared by all threads.
+
+    A descriptor is never closed under a reader: it is retired first, and closed some seconds
+    later. Whoever should still read a recycled one by then is caught by verification.
+    """
+
+    def __init__(self, backend: Backend, directory: str, limit: int, alive: Callable[[int], bool]) -> None:
+        self._backend, self._limit, self._alive = backend, limit, alive
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._retired: deque[tuple[float, int]] = deque()
+        self.open_files: dict[int, int] = {}
+
+    def path(self, segment: int) -> str:
+        return os.path.join(self._directory, f.segment_name(segment))
+
+    def get(self, segment: int) -> int:
+        """A descriptor for reading. FileNotFoundError if the segment is gone."""
+        fd = self.open_files.get(segment)
+        return fd if fd is not None else self._open(segment)
+
+    def _open(self, segment: int) -> int:
+        with self._lock:
+            fd = self.open_files.get(segment)
+            if fd is None:
+                self._sweep()
+                fd = self._open_file(self.path(segment))
+                self.open_files[segment] = fd
+            return fd
+
+    def _open_file(self, path: str) -> int:
+        try:
+            return self._backend.open(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+        for segment in list(self.open_files)[: max(1, len(self.open_files) // 2)]:
+            self._retire(segment)
+        self._close_retired(0.0)
+        return self._backend.open(path, os.O_RDONLY)
+
+    def _sweep(self) -> None:
+        """Let go of segments that others removed: an open file keeps its blocks on disk."""
+        for segment in [s for s in self.open_files if not self._alive(s)]:
+            self._retire(segment)
+        while len(self.open_files) >= self._limit:
+            self._retire(next(iter(self.open_files)))
+        self._close_retired(_RETIRED_SECONDS)
+
+    def forget(self, segment: int) -> None:
+        with self._lock:
+            if segment in self.open_files:
+                self._retire(segment)
+            self._close_retired(_RETIRED_SECONDS)
+
+    def _retire(self, segment: int) -> None:
+        self._retired.append((time.monotonic(), self.open_files.pop(segment)))
+
+    def _close_retired(self, age: float) -> None:
+        before = time.monotonic() - age
+        while self._retired and self._retired[0][0] <= before:
+            with contextlib.suppress(OSError):  # opened for reading: nothing is lost
+                self._backend.close_file(self._retired.popleft()[1])
+
+    def close(self) -> None:
+        with self._lock:
+            for segment in list(self.open_files):
+                self._retire(segment)
+            self._close_retired(0.0)
+
+    def after_fork(self) -> None:
+        """Descriptors for reading may be shared; a lock that another thread held may not."""
+        self._lock = threading.Lock()
+
+
+class SegmentWriter:
+    """The end of one active segment. Its owner serialises calls (`Store.appending`)."""
+
+    def __init__(
+        self, backend: Backend, fd: int, segment: int, capacity: int, floor: int,
+        tail: int = f.SEGMENT_HEADER_BYTES,
+    ) -> None:  # fmt: skip
+        self._backend = backend
+        self.floor = floor
+        self.fd = fd
+        self.segment = segment
+        self.capacity = capacity
+        self.tail = tail
+        self.synced = 0
+        self.syncing = threading.Lock()
+        self._listed: list[tuple[int, bytes, bytes]] | None = []
+        self._footer_bytes = f.FOOTER_TRAILER_BYTES
+        # Removals find room also in a full segment: they are what makes room.
+        self._reserve = min(4096, capacity // 16)
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit, the footer aside."""
+        return self.capacity - self.tail - self._footer_bytes - self._reserve
+
+    @property
+    def reserve_room(self) -> int:
+        return self.room + self._reserve
+
+    @property
+    def next_place(self) -> int:
+        return f.pack_place(self.segment, self.tail)
+
+    def append(self, head: bytes, payload: Buffer, listed_payload: bytes = b"") -> None:
+        """Write one record at `next_place`. If that fails, the segment is as it was."""
+        length = len(payload)
+        padding = -length & 15
+        buffers: list[Buffer] = [head, payload, bytes(padding)] if padding else [head, payload]
+        self._backend.write(self.fd, buffers, self.tail)
+        self.note(head, length + padding, listed_payload)
+
+    def append_many(self, records: Sequence[tuple[bytes, Buffer, bytes]]) -> None:
+        """Write (head, payload, payload to list) at once, one behind the other; all, or it raises."""
+        buffers: list[Buffer] = []
+        for head, payload, _ in records:
+            padding = -len(payload) & 15
+            buffers += (head, payload, bytes(padding)) if padding else (head, payload)
+        self._backend.write(self.fd, buffers, self.tail)
+        for head, payload, listed in records:
+            self.note(head, f.aligned(len(payload)), listed)
+
+    def note(self, head: bytes, payload_bytes: int, listed_payload: bytes) -> None:
+        """Count a record that was written at the tail."""
+        if self._listed is not None:
+            self._listed.append((self.tail, head, listed_payload))
+            self._footer_bytes += f.FOOTER_ENTRY.size + len(head) + len(listed_payload)
+            if len(self._listed) % _CHECK_EVERY == 0 and self._footer_bytes * _FOOTER_SHARE > self.tail:
+                self._listed, self._footer_bytes = None, f.FOOTER_TRAILER_BYTES
+        self.tail += len(head) + payload_bytes
+
+    def adopt(self, records: Iterable[Record]) -> None:
+        """Go on behind the records of a segment that somebody else began."""
+        for record in records:
+            fields = f.RECORD.pack(f.RECORD_MAGIC, *record.head) + bytes(8)
+            self.tail = record.offset
+            self.note(fields + record.key + record.tag, 0, record.payload)
+            self.tail = record.offset + record.head.record_bytes
+
+    def seal(self) -> int:
+        """Write the footer if it is worth it. The size of the file then."""
+        footer = self._footer()
+        if footer:
+            self._backend.write(self.fd, [footer], self.tail)
+        return self.tail + len(footer)
+
+    def _footer(self) -> bytes:
+        if self._listed is None or self._footer_bytes * _FOOTER_SHARE > self.tail:
+            return b""
+        return pack_footer(self._listed, self.tail)
+
+    def sync(self, end: int) -> None:
+        """Make the first `end` bytes durable. Callers that wait together share one sync."""
+        with self.syncing:
+            if self.synced < end:
+                reached = self.tail
+                self._backend.sync(self.fd)
+                self.synced = reached
+
+    def close(self, *, sync: bool) -> None:
+        """Close the file, synced first if asked. A caller of `sync` waits and finds it done."""
+        with self.syncing:
+            if self.fd >= 0:
+                try:
+                    if sync:
+                        self._backend.sync(self.fd)
+                        self.synced = f.MASK64
+                finally:
+                    self.fd, fd = -1, self.fd
+                    self._backend.close_file(fd)
+
+
+def pack_footer(listed: list[tuple[int, bytes, bytes]], tail: int) -> bytes:
+    """Entries for (offset, head, payload kept); metadata is not repeated in them."""
+    parts = []
+    for offset, head, payload in listed:
+        fields = Head(*f.RECORD.unpack_from(head)[1:])
+        names = f.RECORD_BYTES + fields.key_length + fields.tag_length
+        parts += (f.FOOTER_ENTRY.pack(offset, len(payload)), head[:names], payload)
+    parts.append(f.FOOTER_TRAILER.pack(f.FOOTER_MAGIC, len(listed), tail, tail))
+    body = b"".join(parts)
+    return body + xxh3_64_digest(body, tail)
+
+
+def read_segment_header(backend: Backend, fd: int) -> f.SegmentHeader | None:
+    return f.unpack_segment_header(backend.read(fd, f.SEGMENT_HEADER_BYTES, 0))
+
+
+def read_footer(backend: Backend, fd: int) -> tuple[list[Record], int] | None:
+    """(records, where they end) of a sealed segment; None without a footer that fits its checksum."""
+    size = os.fstat(fd).st_size
+    trailer_at = size - f.FOOTER_TRAILER_BYTES
+    if trailer_at < f.SEGMENT_HEADER_BYTES:
+        return None
+    trailer = backend.read(fd, f.FOOTER_TRAILER.size, trailer_at)
+    if len(trailer) < f.FOOTER_TRAILER.size:
+        return None
+    magic, count, start, tail = f.FOOTER_TRAILER.unpack(trailer)
+    if magic != f.FOOTER_MAGIC or not f.SEGMENT_HEADER_BYTES <= start <= trailer_at or start != tail:
+        return None
+    body = backend.read(fd, size - start, start)
+    if len(body) != size - start or xxh3_64_digest(body[:-8], tail) != body[-8:]:
+        return None
+    return list(_footer_records(body, count)), tail
+
+
+def _footer_records(body: bytes, count: int) -> Iterator[Record]:
+    at = 0
+    for _ in range(count):
+        offset, kept = f.FOOTER_ENTRY.unpack_from(body, at)
+        at += f.FOOTER_ENTRY.size
+        head = Head(*f.RECORD.unpack_from(body, at)[1:])
+        at += f.RECORD_BYTES
+        key = body[at : at + head.key_length]
+        at += head.key_length
+        tag = body[at : at + head.tag_length]
+        at += head.tag_length
+        yield Record(offset, head, key, tag, body[at : at + kept])
+        at += kept
+
+
+class _Window:
+    """A file read through in large pieces, seen as bytes at absolute offsets."""
+
+    def __init__(self, backend: Backend, fd: int) -> None:
+        self._backend, self._fd = backend, fd
+        self.start, self.data = 0, b""
+
+    def have(self, offset: int, length: int) -> int:
+        """Make `length` bytes from `offset` readable if the file has them. Their place in `data`."""
+        if not self.start <= offset or offset + length > self.start + len(self.data):
+            self.data = self._backend.read(self._fd, max(length, _SCAN_BYTES), offset)
+            self.start = offset
+        return offset - self.start
+
+
+def scan(backend: Backend, fd: int, segment: int, seed: int) -> Iterator[Record]:
+    """The records of a segment, read from its start; what fails its checksum is skipped over."""
+    window = _Window(backend, fd)
+    offset = f.SEGMENT_HEADER_BYTES
+    size = os.fstat(fd).st_size
+    while offset + f.RECORD_BYTES <= size:
+        record = _record_at(window, offset, segment, seed)
+        if record is None:
+            found = _next_magic(window, offset + f.ALIGN, size)
+            if found is None:
+                return
+            offset = found
+        else:
+            yield record
+            offset += record.head.record_bytes
+
+
+def _record_at(window: _Window, offset: int, segment: int, seed: int) -> Record | None:
+    at = window.have(offset, f.RECORD_BYTES)  # first: it may replace the data
+    head = f.unpack_head(window.data, at)
+    if head is None:
+        return None
+    keeps = head.kind != f.PUT
+    payload_bytes = head.payload_length if keeps and head.payload_length < _SCAN_BYTES else 0
+    at = window.have(offset, head.head_bytes + payload_bytes)
+    if not f.verify_head(window.data, at, head, seed, f.pack_place(segment, offset)):
+        return None
+    names = at + f.RECORD_BYTES
+    key = window.data[names : names + head.key_length]
+    tag = window.data[names + head.key_length : names + head.key_length + head.tag_length]
+    payload = window.data[at + head.head_bytes : at + head.head_bytes + payload_bytes]
+    if keeps and (len(payload) != payload_bytes or not _payload_is_sound(head, key, payload, seed)):
+        return None
+    return Record(offset, head, key, tag, payload)
+
+
+def _payload_is_sound(head: Head, key: bytes, payload: bytes, seed: int) -> bool:
+    """A removal is acted on without further checks, so its list must be what was written."""
+    return head.kind == f.LARGE or f.value_sum(payload, 0, 0) == head.value_sum
+
+
+def _next_magic(window: _Window, offset: int, size: int) -> int | None:
+    """The next aligned place that looks like a record."""
+    while offset + f.RECORD_BYTES <= size:
+        at = window.have(offset, f.RECORD_BYTES)
+        found = window.data.find(f.RECORD_MAGIC, at)
+        while found >= 0 and (window.start + found) % f.ALIGN:
+            found = window.data.find(f.RECORD_MAGIC, found + 1)
+        if found >= 0:
+            return window.start + found
+        offset = max(offset + f.ALIGN, (window.start + len(window.data)) // f.ALIGN * f.ALIGN - f.ALIGN)
+        if window.start + len(window.data) >= size:
+            return None
+    return None
+
+
+def read_records(backend: Backend, fd: int, segment: int, identity: Identity) -> list[Record]:
+    """All records of a segment: from its footer if there is a sound one, else by a scan."""
+    footer = read_footer(backend, fd)
+    return footer[0] if footer else list(scan(backend, fd, segment, identity.seed))

@@ -1,0 +1,67 @@
+"""What `DiskCache.stats()` tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from . import format as f
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheStats:
+    """Figures of the whole cache (all processes, since it was created or last rebuilt).
+
+    `process` has the same counters for this handle alone. Sizes are bytes. Hits and misses of
+    other processes appear when they ask for their own stats, or close.
+    """
+
+    hits: int
+    misses: int
+    sets: int
+    deletes: int
+    evictions: int
+    expirations: int
+    corrupt: int
+    entries: int  # expired ones included that were not removed yet
+    live_bytes: int  # of records and large values that are in use, and of the index
+    disk_bytes: int  # of all files, active segments at full size
+    size_limit: int
+    segments: int
+    index_bytes: int
+    backend: str
+    backend_reason: str
+    process: dict[str, int]
+    backend_stats: dict[str, Any]
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits by gets, 0.0 to 1.0; 0.0 before the first get."""
+        gets = self.hits + self.misses
+        return self.hits / gets if gets else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types only, fit for JSON."""
+        return dataclasses.asdict(self) | {"hit_ratio": self.hit_ratio}
+
+
+def collect(store: Store, reason: str) -> CacheStats:
+    store.fold_counters()
+    index = store.index
+    shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
+    return CacheStats(
+        **shared,
+        entries=index.count(),
+        live_bytes=index.live_bytes,
+        disk_bytes=index.used_bytes,
+        size_limit=store.settings.size_limit,
+        segments=len(index.table_entries()),
+        index_bytes=index.words[f.W_INDEX_BYTES],
+        backend=store.backend.name,
+        backend_reason=reason,
+        process={name: getattr(store, name) for name in f.COUNTERS},
+        backend_stats=store.backend.stats(),
+    )
