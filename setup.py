@@ -139,7 +139,9 @@ def arguments() -> dict[str, Any]:
     if state.plan.build and requirements:
         keywords["setup_requires"] = ["cffi>=1.16"]
     elif state.plan.build:
-        extension = build_ring.ffi_builder(state.plan.link).distutils_extension(tmpdir="build/ring", verbose=False)
+        extension = build_ring.ffi_builder(state.plan.link).distutils_extension(
+            tmpdir="build/ring", verbose=False
+        )
         extension.py_limited_api = build_ring.limited_api()
         keywords["ext_modules"] = [extension]
     return keywords

@@ -58,7 +58,7 @@ main_python() {
         line=$(describe_python "$PYTHON")
         [ -n "$line" ] || die "PYTHON=$PYTHON is not a CPython >= 3.10 that has venv"
     else
-        line=$(find_pythons | head -n 1)
+        line=$(find_pythons | sed -n 1p)
     fi
     [ -n "$line" ] || die "no CPython >= 3.10 with venv was found (Debian: apt-get install python3-venv)"
     printf '%s\n' "$line"

@@ -14,6 +14,7 @@ compiler or without liburing gets an answer (a `Plan` that says why not) and nev
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -150,7 +151,7 @@ def candidate_links(environ: Mapping[str, str] = os.environ) -> list[Link]:
 
 def _compiler() -> Any:
     """The compiler that setuptools would use, with CC, CFLAGS and LDFLAGS taken into account."""
-    import setuptools  # noqa: F401  (brings distutils on Python 3.12 and later)
+    importlib.import_module("setuptools")  # brings distutils on Python 3.12 and later
     from distutils.ccompiler import new_compiler
     from distutils.sysconfig import customize_compiler
 
@@ -185,15 +186,21 @@ def _explain(problem: str) -> str:
         return "liburing's headers are missing (Debian: apt-get install liburing-dev)"
     if "luring" in problem or "liburing" in problem:
         return "the library liburing cannot be linked (Debian: apt-get install liburing-dev)"
-    if "io_uring_" in problem or "IORING_" in problem:
-        return "liburing is older than 2.3, which is the least that works"
-    return problem
+    # The trial's own lines compile with every liburing from 2.3 on.
+    where, _, what = problem.partition(": error: ")
+    if what and "trial.c:" in where:
+        return f"liburing is older than 2.3, which is the least that works ({what})"
+    return what or problem
 
 
 def trial(link: Link) -> str | None:
     """Compile and link a small shared object the way the module will be; None, or why it failed."""
     compiler = _compiler()
-    include_dirs = [*link.include_dirs, sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"]]
+    include_dirs = [
+        *link.include_dirs,
+        sysconfig.get_paths()["include"],
+        sysconfig.get_paths()["platinclude"],
+    ]
     with tempfile.TemporaryDirectory(prefix="yatagarasu-build-") as directory:
         source, output, shared = (str(Path(directory) / f"trial.{suffix}") for suffix in ("c", "o", "so"))
         Path(source).write_text(TRIAL)

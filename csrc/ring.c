@@ -783,7 +783,8 @@ int yr_wait(struct yr_ring *ring, unsigned count, int64_t timeout_ns)
     }
     result = enter(ring, count, timeout_ns);
     ready = io_uring_cq_ready(&ring->ring);
-    if (result < 0 && result != -ETIME && ready == 0)
+    /* A signal cannot be told from a timeout where the same call has submitted something. */
+    if (result < 0 && result != -ETIME && result != -EINTR && ready == 0)
         return result;
     return (int)ready;
 }
@@ -1148,12 +1149,18 @@ static bool is_foreign(const struct io_uring_cqe *cqe)
     return cqe->user_data == LIBURING_UDATA_TIMEOUT;
 }
 
-/* Read empty before reaping, so that whatever comes after wakes the loop again. */
-static void clear_eventfd(const struct yr_ring *ring)
+/* Read empty before reaping, so that whatever comes after wakes the loop again. Completing what
+ * is only due in the kernel signals once more, so that is done before, or each round of the loop
+ * would be followed by an empty one. */
+static void clear_eventfd(struct yr_ring *ring)
 {
     uint64_t value;
 
-    if (ring->event_fd >= 0 && read(ring->event_fd, &value, sizeof(value)) < 0)
+    if (ring->event_fd < 0)
+        return;
+    if (IO_URING_READ_ONCE(*ring->ring.sq.kflags) & IORING_SQ_TASKRUN)
+        (void)io_uring_get_events(&ring->ring);
+    if (read(ring->event_fd, &value, sizeof(value)) < 0)
         return; /* EAGAIN: it was empty */
 }
 

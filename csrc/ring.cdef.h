@@ -191,8 +191,8 @@ int yr_cancel(struct yr_ring *ring, uint64_t target, uint64_t user_data);
 int yr_submit(struct yr_ring *ring);
 
 /* Submit, then wait until `count` completions (or all that are in flight, if fewer) are there or
- * the time is up; timeout < 0 waits without end, 0 not at all. Returns how many are there.
- * -EINTR: a signal came first. */
+ * the time is up; timeout < 0 waits without end, 0 not at all. Returns how many are there: fewer
+ * than asked, even 0, when the time is up or a signal came. */
 int yr_wait(struct yr_ring *ring, unsigned count, int64_t timeout_ns);
 
 /* Take up to `max` completions into the columns (`flags` may be NULL). With room for

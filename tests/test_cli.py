@@ -270,7 +270,7 @@ def test_stats(run: Run, filled: Path, open_cache: Any, backend: str) -> None:
 
 def test_stats_of_a_cache_never_read(run: Run, cache: Path) -> None:
     run("set", cache, "key", "value")
-    assert run("stats", cache, "--json").json["hit_ratio"] is None
+    assert run("stats", cache, "--json").json["hit_ratio"] == 0
     assert "no gets yet" in run("stats", cache).text
 
 
@@ -557,11 +557,46 @@ def test_storing_refuses_a_foreign_directory(run: Run, tmp_path: Path, tree: Pat
     assert contents(tmp_path) == before
 
 
-def test_reading_does_not_evict(run: Run, cache: Path, tree: Path) -> None:
+def test_what_stores_nothing_evicts_nothing(
+    run: Run, cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("warm", tree, cache)
-    for command in READING[:5]:
-        run(command[0], cache, *command[1:], "--size-limit", "256KiB")
+    monkeypatch.setattr(cli, "DEFAULT_SIZE_LIMIT", 1 << 18)
+    for command in (*READING[:6], ["delete", "other"], ["evict", "other"], ["expire"]):
+        run(command[0], cache, *command[1:])
     assert set(run("ls", cache).text.splitlines()) == set(TREE)
+
+
+def test_a_small_cache_in_use_is_not_squeezed(run: Run, cache: Path, open_cache: Any) -> None:
+    """What a command logs counts against its owner's limit, so it must be little."""
+    with open_cache(cache, size_limit=1 << 20) as opened:
+        for number in range(300):
+            opened.set(number, bytes(1024), tag=number % 2)
+        opened.set("other", b"")
+        before = opened.stats()
+        with subprocess.Popen(command("delete", cache, "--literal", *range(100))) as process:
+            while process.poll() is None:
+                opened.set("beat", b"")
+        after = opened.stats()
+    assert process.returncode == 0
+    assert after.evictions == before.evictions == 0
+    assert after.entries == before.entries - 100 + 1
+
+
+@pytest.mark.parametrize("command", [["get", "good"], ["ls"], ["stats"], ["check", "--fix"]], ids=" ".join)
+def test_a_lost_index_is_recovered(run: Run, cache: Path, command: list[str]) -> None:
+    run("set", cache, "good", "still here")
+    (cache / "index").unlink()
+    assert run(command[0], cache, *command[1:]).code == 0
+    assert run("get", cache, "good").out == b"still here"
+
+
+def test_check_reports_a_lost_index(run: Run, cache: Path) -> None:
+    run("set", cache, "good", "still here")
+    (cache / "index").unlink()
+    result = run("check", cache, "--json")
+    assert result.code == 1 and [problem["kind"] for problem in result.json["problems"]] == ["index"]
+    assert not (cache / "index").exists()
 
 
 def test_beside_an_open_handle(run: Run, cache: Path, open_cache: Any) -> None:
@@ -595,6 +630,7 @@ def test_beside_an_open_handle(run: Run, cache: Path, open_cache: Any) -> None:
         ["set", "x", "k", "v", "--expire", "nan"],
         ["set", "x", "k", "v", "--size-limit", "ten"],
         ["ls", "x", "--backend", "tape"],
+        ["ls", "x", "--size-limit", "1G"],
     ],
     ids=" ".join,
 )
@@ -650,7 +686,7 @@ def test_interrupted(run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DiskCache, "get_entry", interrupt)
+    monkeypatch.setattr(DiskCache, "open", interrupt)
     assert run("get", filled, "key") == Result(130, b"", "")
 
 

@@ -1,1 +1,562 @@
-class AsyncDiskCache: pass
+"""`AsyncDiskCache`: the same cache for asyncio, with the same names.
+
+A hit whose bytes are in memory completes without leaving the task. Everything else goes through
+the backend's channel: cold reads one by one, puts in batches that share their write, their lock
+and their sync. Operations beyond `max_in_flight` wait for their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, TypeVar
+
+from . import config
+from .backends.base import Buffer, Channel
+from .cache import DiskCache, as_stream
+from .check import Problem
+from .codec import KIND_BYTES, Key, Prefix, encode_key
+from .config import Settings
+from .entry import Entry, Location
+from .errors import CacheError, ClosedError
+from .format import CODEC_FLAGS, Slot, key_digest
+from .large import CHUNK_BYTES
+from .stats import CacheStats
+from .store import Found, Item, Store
+
+__all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
+
+T = TypeVar("T")
+_YIELD_EVERY = 64  # hits in place after which other tasks get a turn
+_WALK_BATCH = 256  # keys fetched by one call while iterating
+_BATCH_ITEMS = 512  # puts in one batch
+_MISSING: Any = object()
+
+
+class AsyncEntry(Entry):
+    """Like `Entry`, but its value is awaited: ``await entry.value``."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, entry: Entry, run: Callable[[Callable[[], Any]], Any]) -> None:
+        super().__init__(
+            key=entry.key, tag=entry.tag, meta=entry.meta, size=entry.size, created=entry.created,
+            expires=entry.expires, accessed=entry.accessed, load=entry._load,
+        )  # fmt: skip
+        self._run = run
+
+    @property
+    def value(self) -> Any:
+        """An awaitable of the value. Raises `EntryGone` if the entry was replaced or removed."""
+        return self._run(lambda: Entry.value.fget(self))  # type: ignore[attr-defined]
+
+
+class AsyncValueReader:
+    """A value as a binary file whose methods are awaited; also ``async for chunk in reader``."""
+
+    def __init__(self, file: Any, run: Callable[..., Any]) -> None:
+        self._file, self._run = file, run
+
+    async def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes; all that is left if it is negative."""
+        data: bytes = await self._run(self._file.read, size)
+        return data
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position: int = await self._run(self._file.seek, offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self._file.tell()
+        return position
+
+    async def close(self) -> None:
+        self._file.close()
+
+    async def __aenter__(self) -> AsyncValueReader:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read(CHUNK_BYTES):
+            yield chunk
+
+
+class _Loop:
+    """What belongs to one event loop: its channel, its bound on operations, its puts to come."""
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, bound: int) -> None:
+        self.loop = loop
+        self.channel: Channel = store.backend.channel(loop)
+        self.turns = asyncio.Semaphore(bound)
+        self.running: set[asyncio.Future[Any]] = set()
+        self._store = store
+        self._puts: list[tuple[Item, asyncio.Future[None]]] = []
+        self._putting = False
+
+    def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return self.track(self.channel.run(function, *args))
+
+    def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
+        return self.track(self.channel.read(fd, length, offset))
+
+    def track(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        return future
+
+    def put(self, item: Item) -> asyncio.Future[None]:
+        """Store `item` together with all others that are asked for in this turn of the loop."""
+        future: asyncio.Future[None] = self.track(self.loop.create_future())
+        self._puts.append((item, future))
+        if not self._putting:
+            self._putting = True
+            self.loop.call_soon(self._put_next)
+        return future
+
+    def _put_next(self) -> None:
+        batch = [put for put in self._puts[:_BATCH_ITEMS] if not put[1].cancelled()]
+        del self._puts[:_BATCH_ITEMS]
+        if not batch:
+            self._putting = bool(self._puts)
+            if self._puts:
+                self.loop.call_soon(self._put_next)
+            return
+        try:
+            done = self.channel.run(self._put_batch, [item for item, _ in batch])
+        except Exception as error:  # the pool is closed
+            self._deliver([error] * len(batch), batch)
+            return
+        self.track(done).add_done_callback(lambda done: self._batch_done(done, batch))
+
+    def _put_batch(self, items: list[Item]) -> list[BaseException | None]:
+        """In a worker thread: all at once, or, if that fails, each by itself to say which failed."""
+        try:
+            self._store.put_many(items)
+        except (CacheError, OSError):
+            return [_error_of(self._store.put, *item) for item in items]
+        return [None] * len(items)
+
+    def _batch_done(
+        self, done: asyncio.Future[list[BaseException | None]],
+        batch: list[tuple[Item, asyncio.Future[None]]],
+    ) -> None:  # fmt: skip
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        self._deliver([error] * len(batch) if error else done.result(), batch)
+
+    def _deliver(
+        self, results: list[BaseException | None], batch: list[tuple[Item, asyncio.Future[None]]]
+    ) -> None:
+        for error, (_, future) in zip(results, batch, strict=True):
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+        self._put_next()
+
+    async def drain(self) -> None:
+        while self.running:
+            await asyncio.wait(set(self.running))
+        self.channel.close()
+
+
+def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
+    try:
+        function(*args)
+    except Exception as error:
+        return error
+    return None
+
+
+class AsyncDiskCache:
+    """`DiskCache` for asyncio: the same options, names and meanings; no call blocks the loop.
+
+    Opened by ``async with`` or by the first operation. Usable from several event loops, each in
+    its own thread, at once. Cancelling an operation leaves the old value or the new one, and
+    leaks nothing.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        """Options as in `DiskCache`, besides: max_in_flight, operations of a loop under way before
+        further ones wait (1024). Raises `ConfigurationError`; the rest is raised when it opens.
+        """
+        self._settings = config.make_settings(directory, **options)
+        self._cache: DiskCache | None = None
+        self._opening: asyncio.Lock | None = None
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._closed = False
+        self._in_place = 0
+
+    @classmethod
+    def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> AsyncDiskCache:
+        """As `DiskCache.from_config`."""
+        settings = config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
+        options = config.to_options(settings)
+        return cls(options.pop("directory"), **options)
+
+    # -- life ---------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> str:
+        return self._settings.directory
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    async def __aenter__(self) -> AsyncDiskCache:
+        await self._opened()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _opened(self) -> DiskCache:
+        if self._cache is None:
+            if self._closed:
+                raise self._closed_error()
+            if self._opening is None:
+                self._opening = asyncio.Lock()
+            async with self._opening:
+                if self._cache is None:
+                    self._cache = await _finish(asyncio.to_thread(self._open))
+        return self._cache
+
+    def _open(self) -> DiskCache:
+        cache = DiskCache.__new__(DiskCache)
+        cache._begin(self._settings)
+        return cache
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the cache in {self.directory!r} is closed: open it anew")
+
+    def _loop(self, cache: DiskCache) -> _Loop:
+        loop = asyncio.get_running_loop()
+        state = self._loops.get(loop)
+        if state is None:
+            if self._closed:
+                raise self._closed_error()
+            for old in [known for known in self._loops if known.is_closed()]:
+                self._loops.pop(old).channel.close()
+            state = self._loops[loop] = _Loop(cache._store, loop, self._settings.max_in_flight)
+        return state
+
+    async def close(self) -> None:
+        """End the use: operations under way complete first. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        cache = self._cache
+        if cache is not None:
+            state = self._loops.pop(asyncio.get_running_loop(), None)
+            if state is not None:
+                await state.drain()
+            await _finish(asyncio.to_thread(cache.close))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = config.to_options(self._settings)
+        return _reopen, (type(self), options.pop("directory"), options)
+
+    def __repr__(self) -> str:
+        return f"<AsyncDiskCache {self.directory!r}>"
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)` in a worker thread, when it is this operation's turn."""
+        state = self._loop(await self._opened())
+        async with state.turns:
+            return await state.run(function, *args)
+
+    async def _call(self, name: str, *args: Any) -> Any:
+        """A method of the synchronous cache, in a worker thread."""
+        cache = await self._opened()
+        return await self._run(getattr(cache, name), *args)
+
+    # -- one entry ----------------------------------------------------------------------------
+
+    async def get(self, key: Key, default: Any = None) -> Any:
+        """As `DiskCache.get`. Does not leave the task if the value is in memory."""
+        cache = self._cache or await self._opened()
+        store = cache._store
+        low, high = key_digest(encode_key(key), store.seed)
+        slot = store.lookup(low, high)
+        if slot is None:
+            store.misses += 1
+            found = None
+        else:
+            found = store.get_nowait(slot) or await self._get_cold(cache, slot)
+        await self._yield_sometimes()
+        if found is None:
+            return default
+        payload, flags = found
+        return cache._decode(payload, flags & CODEC_FLAGS) if flags else payload
+
+    async def _yield_sometimes(self) -> None:
+        """Many hits in a row never suspend: let other tasks run now and then."""
+        self._in_place += 1
+        if self._in_place >= _YIELD_EVERY:
+            self._in_place = 0
+            await asyncio.sleep(0)
+
+    async def _get_cold(self, cache: DiskCache, slot: Slot) -> Found | None:
+        """A value that is not in memory. Counted."""
+        store, state = cache._store, self._loop(cache)
+        async with state.turns:
+            fd = store.files.open_files.get(slot.segment)
+            if fd is not None and not slot.is_large:
+                try:
+                    data = await state.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+                except OSError:
+                    data = None  # looked at again below, where errors are told apart
+                if data is not None and (found := store.check(slot, data)) is not None:
+                    return found
+            return await state.run(store.get_carefully, slot.low, slot.high)
+
+    async def set(
+        self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
+    ) -> bool:
+        """As `DiskCache.set`; `value` may also be an asynchronous iterator of bytes.
+
+        Cancelling it leaves the old value or the new one.
+        """
+        cache = self._cache or await self._opened()
+        state = self._loop(cache)
+        store = cache._store
+        store.ensure_writable("store an entry")
+        stream = self._stream(value)
+        if stream is not None:
+            return await self._set_stream(cache, key, stream, expire, tag, meta)
+        item = cache._item(key, value, expire, tag, meta)
+        async with state.turns:
+            await state.put(item)
+        return True
+
+    def _stream(self, value: Any) -> Iterator[Buffer] | None:
+        if isinstance(value, AsyncIterable):
+            return _pull(value, asyncio.get_running_loop())
+        return as_stream(value)
+
+    async def _set_stream(
+        self, cache: DiskCache, key: Key, stream: Iterator[Buffer], expire: float | None, tag: Key, meta: Any
+    ) -> bool:
+        item = cache._item(key, b"", expire, tag, meta)
+        return await self._run(
+            cache._store.put_stream,
+            item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag, item.meta,
+        )  # fmt: skip
+
+    async def add(
+        self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
+    ) -> bool:
+        """As `DiskCache.add`."""
+        added: bool = await self._call("add", key, value, expire, tag, meta)
+        return added
+
+    async def touch(self, key: Key, expire: float | None = None) -> bool:
+        """As `DiskCache.touch`."""
+        touched: bool = await self._call("touch", key, expire)
+        return touched
+
+    async def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+        """As `DiskCache.incr`."""
+        value: int = await self._call("incr", key, delta, default)
+        return value
+
+    async def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+        """As `DiskCache.decr`."""
+        value: int = await self._call("decr", key, delta, default)
+        return value
+
+    async def pop(self, key: Key, default: Any = None) -> Any:
+        """As `DiskCache.pop`."""
+        return await self._call("pop", key, default)
+
+    async def delete(self, key: Key) -> bool:
+        """As `DiskCache.delete`."""
+        deleted: bool = await self._call("delete", key)
+        return deleted
+
+    def _sync(self) -> DiskCache:
+        if self._cache is None:
+            raise ClosedError("the cache is not open yet: use `async with`, or await an operation first")
+        return self._cache
+
+    def __contains__(self, key: Key) -> bool:
+        """As in `DiskCache`: looks at the index only, so it does not block."""
+        return key in self._sync()
+
+    def __len__(self) -> int:
+        """As in `DiskCache`: does not block."""
+        return len(self._sync())
+
+    def __bool__(self) -> bool:
+        return True
+
+    # -- many entries -------------------------------------------------------------------------
+
+    async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """As `DiskCache.get_many`; what is not in memory is read all at once."""
+        cache = self._cache or await self._opened()
+        store, wanted = cache._store, list(keys)
+        found: dict[Key, Found | None] = {}
+        cold: dict[Key, Any] = {}
+        for key in wanted:
+            slot = store.lookup(*key_digest(encode_key(key), store.seed))
+            if slot is None:
+                store.misses += 1
+                continue
+            found[key] = store.get_nowait(slot)
+            if found[key] is None:
+                cold[key] = self._get_cold(cache, slot)
+            await self._yield_sometimes()
+        for key, hit in zip(cold, await asyncio.gather(*cold.values()), strict=True):
+            found[key] = hit
+        return {
+            key: cache._decode(hit.payload, hit.flags & CODEC_FLAGS)
+            for key, hit in found.items()
+            if hit is not None
+        }
+
+    async def set_many(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], expire: float | None = None,
+        tag: Key = None, meta: Any = None,
+    ) -> int:  # fmt: skip
+        """As `DiskCache.set_many`."""
+        stored: int = await self._call("set_many", items, expire, tag, meta)
+        return stored
+
+    async def delete_many(self, keys: Iterable[Key]) -> int:
+        """As `DiskCache.delete_many`."""
+        deleted: int = await self._call("delete_many", list(keys))
+        return deleted
+
+    def __aiter__(self) -> AsyncIterator[Key]:
+        """As ``iter(DiskCache)``."""
+        return self._walk(lambda cache: iter(cache))
+
+    def keys(self) -> AsyncIterator[Key]:
+        """``aiter(cache)``."""
+        return self.__aiter__()
+
+    async def entries(self, prefix: Prefix | None = None, tag: Key = None) -> AsyncIterator[AsyncEntry]:
+        """As `DiskCache.entries`; values are awaited."""
+        async for entry in self._walk(lambda cache: cache.entries(prefix, tag)):
+            yield AsyncEntry(entry, self._run)
+
+    async def _walk(self, begin: Callable[[DiskCache], Iterator[T]]) -> AsyncIterator[T]:
+        iterator = begin(await self._opened())
+        while batch := await self._run(lambda: list(islice(iterator, _WALK_BATCH))):
+            for item in batch:
+                yield item
+
+    async def evict(self, tag: Key) -> int:
+        """As `DiskCache.evict`."""
+        removed: int = await self._call("evict", tag)
+        return removed
+
+    async def delete_prefix(self, prefix: Prefix) -> int:
+        """As `DiskCache.delete_prefix`."""
+        removed: int = await self._call("delete_prefix", prefix)
+        return removed
+
+    async def expire(self) -> int:
+        """As `DiskCache.expire`."""
+        removed: int = await self._call("expire")
+        return removed
+
+    async def cull(self) -> int:
+        """As `DiskCache.cull`."""
+        removed: int = await self._call("cull")
+        return removed
+
+    async def clear(self) -> int:
+        """As `DiskCache.clear`."""
+        removed: int = await self._call("clear")
+        return removed
+
+    # -- large values and metadata ------------------------------------------------------------
+
+    async def get_entry(self, key: Key) -> AsyncEntry | None:
+        """As `DiskCache.get_entry`; its value is awaited."""
+        entry = await self._call("get_entry", key)
+        return None if entry is None else AsyncEntry(entry, self._run)
+
+    async def open(self, key: Key) -> AsyncValueReader:
+        """As `DiskCache.open`, with awaited methods."""
+        return AsyncValueReader(await self._resource("open", key), self._run)
+
+    async def location(self, key: Key) -> Location:
+        """As `DiskCache.location`."""
+        location: Location = await self._resource("location", key)
+        return location
+
+    async def _resource(self, name: str, key: Key) -> Any:
+        """A call whose result must be closed, also when nobody waits for it any more."""
+        cache = await self._opened()
+        state = self._loop(cache)
+        async with state.turns:
+            future = state.run(getattr(cache, name), key)
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                future.add_done_callback(_close_result)
+                raise
+
+    # -- the cache as a whole -----------------------------------------------------------------
+
+    async def volume(self) -> int:
+        """As `DiskCache.volume`."""
+        size: int = await self._call("volume")
+        return size
+
+    async def flush(self) -> None:
+        """As `DiskCache.flush`."""
+        await self._call("flush")
+
+    async def check(self, fix: bool = False) -> list[Problem]:
+        """As `DiskCache.check`."""
+        problems: list[Problem] = await self._call("check", fix)
+        return problems
+
+    async def stats(self) -> CacheStats:
+        """As `DiskCache.stats`."""
+        stats: CacheStats = await self._call("stats")
+        return stats
+
+
+def _reopen(kind: type[AsyncDiskCache], directory: str, options: dict[str, Any]) -> AsyncDiskCache:
+    return kind(directory, **options)
+
+
+async def _finish(awaitable: Any) -> Any:
+    """Wait for something that must come to its end even if the waiting is cancelled."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _close_result(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
+
+
+def _pull(source: AsyncIterable[Buffer], loop: asyncio.AbstractEventLoop) -> Iterator[Buffer]:
+    """An asynchronous iterator seen from a worker thread."""
+    iterator = source.__aiter__()
+
+    async def following() -> Any:
+        return await anext(iterator, _MISSING)
+
+    while (part := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not _MISSING:
+        yield part

@@ -14,8 +14,18 @@ from . import config
 from .backends import choose
 from .backends.base import Buffer
 from .check import Problem
-from .codec import KIND_BYTES, KIND_INT, KIND_STR, Key, MsgpackSerializer, Prefix, ValueCodec
-from .codec import decode_key, encode_key, encode_prefix
+from .codec import (
+    KIND_BYTES,
+    KIND_INT,
+    KIND_STR,
+    Key,
+    MsgpackSerializer,
+    Prefix,
+    ValueCodec,
+    decode_key,
+    encode_key,
+    encode_prefix,
+)
 from .config import Settings
 from .entry import Entry, Location, ValueReader
 from .errors import ReadOnlyError, SerializationError, ValueTooLarge
@@ -159,8 +169,8 @@ class DiskCache:
         store = self._store
         low, high = key_digest(data, store.seed)
         expires = self._expires(expire)
-        tag_bytes = b"" if tag is None else encode_key(tag)
-        meta_bytes = b"" if meta is None else _META.dumps(meta)
+        tag_bytes = b"" if tag is None else _encode_tag(tag)
+        meta_bytes = b"" if meta is None else _encode_meta(meta)
         if type(value) not in _PLAIN and (stream := as_stream(value)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
             return store.put_stream(low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes)
@@ -173,6 +183,7 @@ class DiskCache:
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
         """`set` if `key` has no live entry; False if it has. Atomic among all processes."""
+        self._store.ensure_writable("store an entry")
         low, high, data, payload, flags, expires, tag_bytes, meta_bytes = self._item(
             key, value, expire, tag, meta
         )
@@ -191,6 +202,8 @@ class DiskCache:
         """
         if type(delta) is not int:
             raise TypeError(f"delta must be an int, not {type(delta).__name__}")
+        if default is not None and type(default) is not int:
+            raise TypeError(f"default must be an int or None, not {type(default).__name__}")
         data = encode_key(key)
         low, high = key_digest(data, self._store.seed)
         result = 0
@@ -234,6 +247,7 @@ class DiskCache:
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
         store = self._store
+        store.ensure_writable("remove an entry")
         low, high = key_digest(encode_key(key), store.seed)
         while (slot := store.lookup(low, high)) is not None:
             found = store.fetch_version(slot)
@@ -273,6 +287,7 @@ class DiskCache:
         """The values of those of `keys` that have one. What is not in memory is read in one batch."""
         wanted = list(keys)
         store = self._store
+        store.ensure_open()
         seed = store.seed
         found = store.get_many([key_digest(encode_key(key), seed) for key in wanted])
         decode = self._decode
@@ -292,6 +307,7 @@ class DiskCache:
         stored. Keys and values are checked before anything is stored.
         """
         pairs = items.items() if isinstance(items, Mapping) else items
+        self._store.ensure_writable("store entries")
         drafts = [self._item(key, value, expire, tag, meta) for key, value in pairs]
         self._store.put_many(drafts)
         return len(drafts)
@@ -305,6 +321,7 @@ class DiskCache:
 
     def __len__(self) -> int:
         """Entries in the cache, those included that have expired but were not removed yet."""
+        self._store.ensure_open()
         return self._store.count_entries()
 
     def __iter__(self) -> Iterator[Key]:
@@ -321,7 +338,7 @@ class DiskCache:
     def entries(self, prefix: Prefix | None = None, tag: Key = None) -> Iterator[Entry]:
         """Live entries, without their values, of a key prefix (as in `delete_prefix`) and a tag."""
         begin = b"" if prefix is None else encode_prefix(prefix)
-        tag_bytes = None if tag is None else encode_key(tag)
+        tag_bytes = None if tag is None else _encode_tag(tag)
         for record, slot in self._live():
             if record.key.startswith(begin) and (tag_bytes is None or record.tag == tag_bytes):
                 entry = self._entry(slot)
@@ -335,7 +352,7 @@ class DiskCache:
 
     def evict(self, tag: Key) -> int:
         """Remove all entries with `tag`. How many live ones went."""
-        wanted = encode_key(tag)
+        wanted = _encode_tag(tag)
         return self._remove_where(lambda record: record.tag == wanted)
 
     def delete_prefix(self, prefix: Prefix) -> int:
@@ -449,6 +466,7 @@ class DiskCache:
 
     def volume(self) -> int:
         """Bytes on disk: segments (active ones at full size), large values, index, checkpoint."""
+        self._store.ensure_open()
         return self._store.index.used_bytes
 
     def flush(self) -> None:
@@ -462,10 +480,12 @@ class DiskCache:
         """
         if fix and self._settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
+        self._store.ensure_open()
         return _check.check(self._store, fix)
 
     def stats(self) -> CacheStats:
         """Counters, sizes, and which backend is in use and why."""
+        self._store.ensure_open()
         return collect(self._store, self._reason)
 
     # -- arguments ----------------------------------------------------------------------------
@@ -476,7 +496,7 @@ class DiskCache:
             expire = self._settings.default_expire
             if expire is None:
                 return 0
-        if isinstance(expire, bool) or not isinstance(expire, (int, float)) or math.isnan(expire):
+        if isinstance(expire, bool) or not isinstance(expire, (int, float)) or expire != expire:
             raise TypeError(f"expire must be a number of seconds or None, not {expire!r}")
         if expire == math.inf:
             return 0
@@ -488,8 +508,8 @@ class DiskCache:
         """Everything of an entry as bytes, checked."""
         data = encode_key(key)
         payload, flags = self._codec.encode(value)
-        tag_bytes = b"" if tag is None else encode_key(tag)
-        meta_bytes = b"" if meta is None else _META.dumps(meta)
+        tag_bytes = b"" if tag is None else _encode_tag(tag)
+        meta_bytes = b"" if meta is None else _encode_meta(meta)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         low, high = key_digest(data, self._store.seed)
         return Item(low, high, data, payload, flags, self._expires(expire), tag_bytes, meta_bytes)
@@ -510,6 +530,20 @@ class DiskCache:
 
 def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> DiskCache:
     return kind(directory, **options)
+
+
+def _encode_tag(tag: Key) -> bytes:
+    try:
+        return encode_key(tag)
+    except SerializationError as error:
+        raise SerializationError(f"tag: {error}") from error
+
+
+def _encode_meta(meta: Any) -> bytes:
+    try:
+        return _META.dumps(meta)
+    except SerializationError as error:
+        raise SerializationError(f"meta: {error}") from error
 
 
 def as_stream(value: Any) -> Iterator[Buffer] | None:

@@ -29,9 +29,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._version import __version__
-from .cache import DiskCache, Entry, Problem
-from .errors import CacheError, CacheIOError, EntryGone, FormatError, SerializationError, ValueTooLarge
-from .format import INDEX_NAME, SEGMENTS_NAME
+from .cache import DiskCache
+from .check import Problem
+from .directory import is_ours
+from .entry import Entry
+from .errors import CacheError, CacheIOError, FormatError, ReadOnlyError, SerializationError, ValueTooLarge
+from .format import INDEX_NAME, LARGE_NAME, SEGMENTS_NAME
+from .stats import CacheStats
+from .store import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 
 __all__ = ["main"]
 
@@ -39,6 +44,8 @@ PROG = "yatagarasu-cache"
 DEFAULT_SIZE_LIMIT = 10 << 30
 STREAM_FROM = 1 << 20  # values from this size on are copied in pieces, never held whole
 COPY_BUFFER = 1 << 18
+SMALL_SEGMENT = 1 << 20
+SUBDIRECTORIES = (SEGMENTS_NAME, LARGE_NAME)
 DRAW_EVERY = 0.2  # seconds between two states of a progress line
 
 OK, NO, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -238,45 +245,78 @@ def _json_value(value: object) -> Any:
 # -- opening a cache ---------------------------------------------------------------------------
 
 
-def is_cache(directory: str) -> bool:
-    """Whether a cache, possibly a damaged one, is in `directory`."""
-    index, segments = os.path.join(directory, INDEX_NAME), os.path.join(directory, SEGMENTS_NAME)
-    return os.path.isfile(index) or os.path.isdir(segments)
+def require_cache(directory: str) -> None:
+    """Commands other than `set` and `warm` create nothing."""
+    if not os.path.isdir(directory):
+        raise FormatError(f"{directory}: no such directory (`set` and `warm` create a cache)")
+    if not is_ours(directory, os.listdir(directory)):
+        raise FormatError(f"{directory}: not a cache (`set` and `warm` create one)")
 
 
-def open_existing(args: argparse.Namespace, *, read_only: bool = False) -> DiskCache:
-    """The cache named on the command line. Nothing is created if there is none."""
-    if not os.path.isdir(args.cache):
-        raise FormatError(f"{args.cache}: no such directory (`set` and `warm` create a cache)")
-    if not is_cache(args.cache):
-        raise FormatError(f"{args.cache}: not a cache (`set` and `warm` create one)")
-    return open_cache(args, read_only=read_only)
+def open_read_only(args: argparse.Namespace) -> DiskCache:
+    require_cache(args.cache)
+    return DiskCache(args.cache, backend=args.backend, read_only=True)
 
 
-def open_to_fill(args: argparse.Namespace) -> DiskCache:
+def open_to_read(args: argparse.Namespace) -> DiskCache:
+    """Read-only where that will do: an index that was lost or left by a crash is recovered first."""
+    try:
+        return open_read_only(args)
+    except ReadOnlyError:
+        return open_to_change(args)
+
+
+def open_to_change(args: argparse.Namespace) -> DiskCache:
+    """For commands that store nothing, on a cache whose limit and policy only its owner knows.
+
+    Nothing is evicted here, and what the command takes for a log of removals is no larger than
+    the segments that the cache has, so that its owner need not evict to make up for it.
+    """
+    require_cache(args.cache)
+    segment = segment_size(args.cache, at_least=MIN_SEGMENT_BYTES)
+    limit = max(2 * disk_use(args.cache), 64 * segment)
+    return DiskCache(
+        args.cache, size_limit=limit, segment_size=segment, eviction="none", backend=args.backend
+    )
+
+
+def open_to_fill(args: argparse.Namespace, **options: Any) -> DiskCache:
     """The cache named on the command line, created if there is none.
 
-    A cache that outgrew the default limit belongs to a program with a larger one: storing with
+    A cache that outgrew the default limit belongs to a program with a larger one: opening it with
     the default would evict what that program wants to keep, so the limit must then be given.
     """
-    cache = open_cache(args)
-    used = cache.volume() if args.size_limit is None else 0
-    if used > DEFAULT_SIZE_LIMIT:
-        cache.close()
+    if args.size_limit is None and (used := disk_use(args.cache)) > DEFAULT_SIZE_LIMIT:
         raise CommandError(
             f"{args.cache} uses {human_size(used)}, more than the default limit of "
             f"{human_size(DEFAULT_SIZE_LIMIT)}: give its real limit with --size-limit"
         )
-    return cache
-
-
-def open_cache(args: argparse.Namespace, *, read_only: bool = False) -> DiskCache:
     limit = DEFAULT_SIZE_LIMIT if args.size_limit is None else args.size_limit
-    return DiskCache(args.cache, size_limit=limit, backend=args.backend, read_only=read_only)
+    return DiskCache(args.cache, size_limit=limit, eviction=args.eviction, backend=args.backend, **options)
 
 
-def writable(directory: str) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
+def disk_use(directory: str) -> int:
+    """Bytes of all files in a cache, without opening it; 0 if there is none."""
+    return sum(
+        status.st_size
+        for name in ("", *SUBDIRECTORIES)
+        for status in file_statuses(os.path.join(directory, name))
+    )
+
+
+def segment_size(directory: str, at_least: int) -> int:
+    """The size of segment that the cache seems to use: the power of two that holds its largest."""
+    found = file_statuses(os.path.join(directory, SEGMENTS_NAME))
+    largest = max((status.st_size for status in found), default=0)
+    return min(max(1 << max(largest - 1, 1).bit_length(), at_least), MAX_SEGMENT_BYTES)
+
+
+def file_statuses(directory: str) -> Iterator[os.stat_result]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # others may be using the cache
+                if entry.is_file(follow_symlinks=False):
+                    yield entry.stat(follow_symlinks=False)
 
 
 def parse_key(args: argparse.Namespace, text: str) -> Any:
@@ -295,12 +335,10 @@ def parse_key(args: argparse.Namespace, text: str) -> Any:
 
 def run_get(args: argparse.Namespace) -> int:
     key = parse_key(args, args.key)
-    with open_existing(args, read_only=not writable(args.cache)) as cache:
+    with open_to_read(args) as cache:
         try:
             source = value_stream(cache, key)
-        except EntryGone:
-            source = None
-        if source is None:
+        except KeyError:
             presenter().note(f"not in the cache: {args.key}")
             return NO
         with source, output(args.output) as target:
@@ -308,25 +346,18 @@ def run_get(args: argparse.Namespace) -> int:
     return OK
 
 
-def value_stream(cache: DiskCache, key: Any) -> BinaryIO | None:
-    """What `get` writes out; small values are read (and so verified) before anything is written."""
-    entry = cache.get_entry(key)
-    if entry is None:
-        return None
-    if entry.size >= STREAM_FROM:
-        with contextlib.suppress(SerializationError):  # not bytes: has to be decoded as a whole
-            return cache.open(key)
-    return io.BytesIO(value_bytes(entry.value))
+def value_stream(cache: DiskCache, key: Any) -> BinaryIO:
+    """What `get` writes out, verified before the first byte of it is read. KeyError on a miss."""
+    try:
+        return cache.open(key)
+    except TypeError:  # neither bytes nor text: has to be decoded as a whole
+        return io.BytesIO(as_json(cache[key]))
 
 
-def value_bytes(value: object) -> bytes:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
+def as_json(value: object) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, default=_json_value)
-    except (TypeError, ValueError):  # keys that JSON cannot have, endless nesting
+    except (TypeError, ValueError):  # dictionary keys that JSON cannot have
         text = repr(value)
     return text.encode("utf-8", "surrogatepass") + b"\n"
 
@@ -351,15 +382,22 @@ def run_set(args: argparse.Namespace) -> int:
             value = stack.enter_context(open(args.file, "rb"))
         elif "-" in (args.file, args.value):
             value = sys.stdin.buffer
-        cache = stack.enter_context(open_to_fill(args))
+        cache = stack.enter_context(open_to_fill(args, **small_log(args)))
         cache.set(key, value, expire=args.expire, tag=args.tag)
     return OK
+
+
+def small_log(args: argparse.Namespace) -> dict[str, int]:
+    """For one value, no larger a log than the cache has, or than a small cache can bear."""
+    if args.size_limit is not None:
+        return {}  # the segments follow from it
+    return {"segment_size": segment_size(args.cache, at_least=SMALL_SEGMENT)}
 
 
 def run_delete(args: argparse.Namespace) -> int:
     keys = [parse_key(args, text) for text in args.key]
     code = OK
-    with open_existing(args) as cache:
+    with open_to_change(args) as cache:
         for key in keys:
             if not cache.delete(key):
                 presenter().note(f"not in the cache: {key_text(key)}")
@@ -371,7 +409,7 @@ def run_delete(args: argparse.Namespace) -> int:
 
 
 def run_ls(args: argparse.Namespace) -> int:
-    with open_existing(args, read_only=True) as cache:
+    with open_to_read(args) as cache:
         entries = cache.entries(prefix=args.prefix, tag=args.tag)
         if args.json:
             list_json(entries)
@@ -417,36 +455,35 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
 
 
 def run_stats(args: argparse.Namespace) -> int:
-    with open_existing(args, read_only=True) as cache:
-        numbers = dict(cache.stats().as_dict())
-    gets = numbers["hits"] + numbers["misses"]
-    numbers["hit_ratio"] = numbers["hits"] / gets if gets else None
+    with open_to_read(args) as cache:
+        stats = cache.stats()
     if args.json:
-        print_json({"directory": os.path.abspath(args.cache), **numbers})
+        print_json({"directory": os.path.abspath(args.cache), **stats.as_dict()})
     else:
-        presenter().table(("", ""), stats_rows(args.cache, numbers))
+        presenter().table(("", ""), stats_rows(args.cache, stats))
     return OK
 
 
-def stats_rows(directory: str, numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    ratio = numbers["hit_ratio"]
-    shown = "no gets yet" if ratio is None else f"{ratio:.1%}"
-    rows = [
+def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
+    ratio = f"{stats.hit_ratio:.1%}" if stats.hits or stats.misses else "no gets yet"
+    index = human_size(stats.index_bytes)
+    return [
         ("cache", printable(directory)),
-        ("backend", f"{numbers['backend']} ({numbers['backend_reason']})"),
-        ("entries", str(numbers["entries"])),
-        ("live", human_size(numbers["live_bytes"])),
-        ("on disk", human_size(numbers["disk_bytes"])),
-        ("hit ratio", f"{shown} ({numbers['hits']} hits, {numbers['misses']} misses)"),
-    ]
-    return rows + [
-        (name, str(numbers[name])) for name in ("sets", "deletes", "evictions", "expirations", "corrupt")
+        ("backend", f"{stats.backend} ({stats.backend_reason})"),
+        ("entries", str(stats.entries)),
+        ("live", human_size(stats.live_bytes)),
+        ("on disk", f"{human_size(stats.disk_bytes)} ({stats.segments} segments, index {index})"),
+        ("hit ratio", f"{ratio} ({stats.hits} hits, {stats.misses} misses)"),
+        ("sets", str(stats.sets)),
+        ("deletes", str(stats.deletes)),
+        ("evictions", str(stats.evictions)),
+        ("expirations", str(stats.expirations)),
+        ("corrupt", str(stats.corrupt)),
     ]
 
 
 def run_check(args: argparse.Namespace) -> int:
-    with open_existing(args, read_only=not args.fix) as cache:
-        problems = cache.check(fix=args.fix)
+    problems = find_problems(args)
     remaining = sum(not problem.fixed for problem in problems)
     if args.json:
         print_json({"problems": [asdict(problem) for problem in problems], "remaining": remaining})
@@ -455,8 +492,18 @@ def run_check(args: argparse.Namespace) -> int:
     else:
         print("no problems found")
     if remaining and not args.fix:
-        presenter().note(f"{remaining} problems; `check --fix` repairs what can be repaired")
+        presenter().note(f"{remaining} problems remain; `check --fix` repairs what can be repaired")
     return NO if remaining else OK
+
+
+def find_problems(args: argparse.Namespace) -> list[Problem]:
+    """Without --fix nothing is changed, and so an index that needs to be rebuilt is a problem."""
+    try:
+        cache = open_to_change(args) if args.fix else open_read_only(args)
+    except ReadOnlyError as error:
+        return [Problem("index", INDEX_NAME, str(error))]
+    with cache:
+        return cache.check(fix=args.fix)
 
 
 def problem_row(problem: Problem) -> list[str]:
@@ -468,19 +515,19 @@ def problem_row(problem: Problem) -> list[str]:
 
 
 def run_evict(args: argparse.Namespace) -> int:
-    with open_existing(args) as cache:
+    with open_to_change(args) as cache:
         print(f"{cache.evict(args.tag)} entries evicted")
     return OK
 
 
 def run_expire(args: argparse.Namespace) -> int:
-    with open_existing(args) as cache:
+    with open_to_change(args) as cache:
         print(f"{cache.expire()} entries expired")
     return OK
 
 
 def run_clear(args: argparse.Namespace) -> int:
-    with open_existing(args) as cache:
+    with open_to_change(args) as cache:
         if not args.yes and not confirmed(f"Remove all {len(cache)} entries of {printable(args.cache)}?"):
             presenter().note("nothing removed")
             return NO
@@ -744,13 +791,6 @@ def add_command(
         default="auto",
         help="how files are read and written (default: auto)",
     )
-    parser.add_argument(
-        "--size-limit",
-        type=parse_size,
-        metavar="SIZE",
-        help="what this command lets the cache take on disk: 64MiB, 10G (default: 10GiB); "
-        "not stored in the cache",
-    )
     return parser
 
 
@@ -772,6 +812,19 @@ def add_storing(parser: Parser) -> None:
     parser.add_argument(
         "--expire", type=parse_seconds, metavar="SECONDS", help="forget it after so many seconds"
     )
+    parser.add_argument(
+        "--size-limit",
+        type=parse_size,
+        metavar="SIZE",
+        help="what the cache may take on disk before entries are evicted: 64MiB, 10G (default: 10GiB); "
+        "as it is not stored in the cache, give the same one as the other users of the cache",
+    )
+    parser.add_argument(
+        "--eviction",
+        choices=("lru", "fifo", "lfu", "none"),
+        default="lru",
+        help="which entries go when the limit is reached (default: lru); likewise the same for all users",
+    )
 
 
 def add_warm(commands: Commands) -> None:
@@ -792,7 +845,7 @@ def add_get(commands: Commands) -> None:
     parser = add_command(
         commands,
         run_get,
-        "write a value to standard output; exit code 1 if there is none",
+        "write a value to standard output; exit code 1 on a miss; counts neither as a hit nor as a use",
         f"{PROG} get /var/cache/site img/logo.png -o logo.png",
     )
     add_cache(parser)

@@ -256,7 +256,7 @@ def unpack_digests(payload: bytes) -> list[tuple[int, int]]:
     return list(_TWO_WORDS.iter_unpack(payload[: len(payload) // 16 * 16]))
 
 
-def value_sum(payload: bytes | memoryview, low: int, flags: int) -> int:
+def value_sum(payload: bytes | bytearray | memoryview, low: int, flags: int) -> int:
     """Checksum that binds value, key and kind: no other key's or kind's bytes can pass for it."""
     return xxh3_64_intdigest(payload, low ^ flags)
 

@@ -224,8 +224,8 @@ class Reclaimer:
             if not freed:
                 break
             budget -= freed
-        if index.used_bytes + self.segment_bytes > self._limit:
-            self.drop_one_dead() or self._clean_some(2 * self._quantum)
+        if index.used_bytes + self.segment_bytes > self._limit and not self.drop_one_dead():
+            self._clean_some(2 * self._quantum)
         self._checkpoint_if_due()
 
     def make_space(self, need: int) -> None:
@@ -497,9 +497,9 @@ class Reclaimer:
             return []
         raw = store.backend.read_many([(fd, r.head.record_bytes, r.offset) for r, _ in batch])
         sound = [
-            (record, slot, data)
+            (record, slot, self._unless_failed(data))
             for (record, slot), data in zip(batch, raw, strict=True)
-            if self._is_sound(record, slot, data)
+            if self._is_sound(record, slot, self._unless_failed(data))
         ]
         with store.appending:
             writer = self._maintenance_room(sum(record.head.record_bytes for record, _, _ in sound))
@@ -520,10 +520,14 @@ class Reclaimer:
                         again.append((record, slot))
         return again
 
-    def _is_sound(self, record: Record, slot: Slot, data: bytes | OSError) -> bool:
-        """Check a record before it is copied; one that is damaged is dropped here."""
+    @staticmethod
+    def _unless_failed(data: bytes | OSError) -> bytes:
         if isinstance(data, OSError):
             raise from_os_error(data, "cannot read an entry while cleaning", "the entry was kept")
+        return data
+
+    def _is_sound(self, record: Record, slot: Slot, data: bytes) -> bool:
+        """Check a record before it is copied; one that is damaged is dropped here."""
         store, head = self._store, record.head
         sound = len(data) == head.record_bytes and f.verify_head(
             data, 0, head, self._index.identity.seed, slot.place
@@ -542,7 +546,9 @@ class Reclaimer:
         self, sound: list[tuple[Record, Slot, bytes]], writer: SegmentWriter
     ) -> tuple[list[int], list[tuple[bytes, Buffer, bytes]]]:
         """The records as they read at the writer's tail: same stamp, other place."""
-        offset, places, copies = writer.tail, [], []
+        offset = writer.tail
+        places: list[int] = []
+        copies: list[tuple[bytes, Buffer, bytes]] = []
         seed = self._index.identity.seed
         for record, slot, data in sound:
             head, place = record.head, f.pack_place(writer.segment, offset)

@@ -221,7 +221,7 @@ class SegmentWriter:
 
 def pack_footer(listed: list[tuple[int, bytes, bytes]], tail: int) -> bytes:
     """Entries for (offset, head, payload kept); metadata is not repeated in them."""
-    parts = []
+    parts: list[bytes] = []
     for offset, head, payload in listed:
         fields = Head(*f.RECORD.unpack_from(head)[1:])
         names = f.RECORD_BYTES + fields.key_length + fields.tag_length

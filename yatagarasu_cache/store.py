@@ -23,9 +23,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from xxhash import xxh3_64
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from . import format as f
 from .backends.base import Backend, Buffer
@@ -148,7 +148,7 @@ class Store:
         self.writer: SegmentWriter | None = None
         self._new_names = False  # a segment of ours whose name is not durable yet
         # Looked up once: these are on the path of every hit.
-        self._read = backend.read
+        self._read_once = backend.read_once
         self._touched = self.policy.touched
         self._touches = self.policy.touches and not settings.read_only
         prepare(backend, settings)
@@ -158,8 +158,8 @@ class Store:
     # -- opening and closing ------------------------------------------------------------------
 
     def _open(self) -> None:
-        from .recovery import open_index
         from .reclaim import Reclaimer
+        from .recovery import open_index
 
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
@@ -286,6 +286,10 @@ class Store:
             self._logged.add(topic)
             _log.warning("%s: %s", self.root, line)
 
+    def ensure_open(self) -> None:
+        if self.closed:
+            raise closed_error(self.root)
+
     def ensure_writable(self, doing: str) -> None:
         if self.read_only:
             raise ReadOnlyError(f"cannot {doing}: the cache in {self.root!r} was opened with read_only=True")
@@ -343,8 +347,8 @@ class Store:
             fd = self.files.open_files.get(place >> 32)
             if fd is not None and not flags & FLAG_LARGE:
                 head = (lengths & 0xFFFF) << 4
-                data = self._read(fd, lengths >> 24, ((place & MASK32) << 4) + head)
-                if value_sum(data, low, flags) == checksum:
+                data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
+                if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
                     self.hits += 1
                     if self._touches:
                         index.words[at + 7] = self._touched(access, index.stamp())
@@ -352,9 +356,9 @@ class Store:
         except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:
                 raise closed_error(self.root) from None
-        return self._get_carefully(low, high)
+        return self.get_carefully(low, high)
 
-    def _get_carefully(self, low: int, high: int) -> Found | None:
+    def get_carefully(self, low: int, high: int) -> Found | None:
         """For what is not plain: large values, unopened segments, races and damage."""
         found = self.fetch(low, high)
         if found is None:
@@ -561,7 +565,7 @@ class Store:
                 rest.append((i, slot))
             results[i] = found
         for i, slot in rest:
-            results[i] = self._get_carefully(slot.low, slot.high)
+            results[i] = self.get_carefully(slot.low, slot.high)
 
     def file_of(self, slot: Slot) -> int | None:
         """A descriptor of the slot's segment; None if there is no such file (any more)."""
@@ -1030,7 +1034,8 @@ class Store:
                 promised = bool(self.index.words[f.W_PROMISED])
                 if promised:
                     self.reclaim.sync_dirty()
-                doomed = [name for at in self.index.live_slots() if (name := self.large_file(self.index.slot(at)))]
+                slots = map(self.index.slot, self.index.live_slots())
+                doomed = [name for slot in slots if (name := self.large_file(slot))]
                 self.index.reset()
                 for part in range(f.PARTITIONS):
                     self.index.words[f.W_DELETED + part] = stamp
@@ -1109,6 +1114,7 @@ class Store:
         seen: set[int] = set()
         done: set[int] = set()
         while True:
+            self.ensure_open()
             todo = [s for s in self.index.segments() if s not in done]
             if not todo:
                 return

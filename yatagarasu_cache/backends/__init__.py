@@ -33,7 +33,8 @@ def choose(settings: Settings) -> Choice:
     try:
         from .uring import UringBackend
 
-        choice = Choice(UringBackend(settings), "asked for by name" if settings.backend == "uring" else "available")
+        reason = "asked for by name" if settings.backend == "uring" else "available"
+        choice = Choice(UringBackend(settings), reason)
     except (ImportError, BackendUnavailable) as error:
         if settings.backend == "uring":
             raise BackendUnavailable(f"backend='uring' cannot run here: {error}") from error

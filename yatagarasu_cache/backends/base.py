@@ -47,6 +47,10 @@ class Backend(abc.ABC):
         """`length` bytes from `offset`; fewer only where the file ends."""
 
     @abc.abstractmethod
+    def read_once(self, fd: int, length: int, offset: int) -> bytes:
+        """One try at `read`, as cheap as can be: may be short anywhere. For hits, which are verified."""
+
+    @abc.abstractmethod
     def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
         """Like `read` if every byte is in the page cache, else None at once (never waits for a disk)."""
 

@@ -15,7 +15,7 @@ from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 
 # os.O_* and os.pread* that some systems lack.
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_NOWAIT = getattr(os, "RWF_NOWAIT", None) if hasattr(os, "preadv") else None
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 _IOV_MAX = 512  # buffers in one pwritev; Linux allows 1024, POSIX only promises 16
@@ -46,7 +46,9 @@ class ThreadsBackend(Backend):
         data = os.pread(fd, min(length, _MAX_TRANSFER), offset)
         return data if len(data) == length else _read_on(fd, data, length, offset)
 
-    if _NOWAIT is not None:
+    read_once = staticmethod(os.pread)
+
+    if _NOWAIT:
 
         def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
             buffer = bytearray(length)
@@ -296,7 +298,7 @@ class ThreadChannel(Channel):
                 return
             try:
                 self._finish(future, function(*args), None)
-            except BaseException as error:  # noqa: BLE001 - it reaches the awaiting caller
+            except BaseException as error:
                 self._finish(future, None, error)
 
         self._backend.pool().submit(job)

@@ -1,0 +1,70 @@
+"""Fixtures of the whole suite. Tests that touch a cache run once on every backend there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from yatagarasu_cache import BackendUnavailable, DiskCache
+from yatagarasu_cache.backends import choose
+from yatagarasu_cache.config import make_settings
+
+settings.register_profile(
+    "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("long", parent=settings.get_profile("suite"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def _available() -> list[str]:
+    """Backends that can run here. With YATAGARASU_IO_URING=require a missing ring is a failure."""
+    names = ["threads"]
+    try:
+        choose(make_settings("/unused", backend="uring")).backend.close()
+        names.append("uring")
+    except BackendUnavailable:
+        if os.environ.get("YATAGARASU_IO_URING") == "require":
+            raise
+    return names
+
+
+BACKENDS = _available()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a cache may be created."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def make(directory: Path, backend: str) -> Iterator[Callable[..., DiskCache]]:
+    """Opens caches on the backend under test (in `directory` unless told), closes them at the end."""
+    opened: list[DiskCache] = []
+
+    def open_cache(path: Path | str | None = None, **options: Any) -> DiskCache:
+        cache = DiskCache(path or directory, **{"backend": backend, **options})
+        opened.append(cache)
+        return cache
+
+    yield open_cache
+    for cache in opened:
+        cache.close()
+
+
+@pytest.fixture
+def cache(make: Callable[..., DiskCache]) -> DiskCache:
+    """An empty cache with default settings."""
+    return make()
