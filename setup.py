@@ -21,7 +21,7 @@ from setuptools.command.build_py import build_py
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
 except ImportError:  # setuptools before 70.1: the command is the package wheel's
-    from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef]
+    from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef,import-untyped]
 
 ROOT = Path(__file__).resolve().parent
 INFO = "yatagarasu_cache/_build_info.py"

@@ -175,7 +175,7 @@ def _run(command: list[str]) -> str | None:
         return None
     lines = (done.stderr + done.stdout).strip().splitlines()
     errors = [line for line in lines if "error" in line.lower() or "cannot find" in line]
-    return (errors or lines or [f"exit status {done.returncode}"])[0].strip()
+    return (errors or lines or [f"{Path(command[0]).name} failed with status {done.returncode}"])[0].strip()
 
 
 def _explain(problem: str) -> str:
@@ -274,6 +274,8 @@ def ffi_builder(link: Link, environ: Mapping[str, str] = os.environ, *, director
     builder = FFI()
     builder.cdef((HERE / "ring.cdef.h").read_text(encoding="utf-8"))
     compile_args = list(WARNINGS)
+    if "sanitize" not in environ.get("CFLAGS", ""):
+        compile_args.append("-g0")  # debugging information would be three quarters of the wheel
     if environ.get("YATAGARASU_WERROR", "") not in ("", "0"):
         compile_args.append("-Werror")
     builder.set_source(

@@ -7,6 +7,7 @@ YATAGARASU_IO_URING=require is set: then these tests fail.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import importlib
@@ -916,6 +917,33 @@ def test_one_write_and_its_sync_are_one_chain(ring: Ring, files: list[int]) -> N
     assert ring.write_batch([(files[0], [b"head", b"value"], 0)], sync=[files[0]]) == ([9], [0])
     assert ring.info().enters == before + 1
     assert os.pread(files[0], 20, 0) == b"headvalue"
+
+
+def not_durable(descriptor: int) -> int:
+    """Pages of the file that are dirty or on their way to the disk (cachestat, Linux 6.5)."""
+    everything = (ctypes.c_uint64 * 2)(0, 0)
+    counts = (ctypes.c_uint64 * 5)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(451, descriptor, ctypes.byref(everything), ctypes.byref(counts), 0) != 0:
+        pytest.skip("this kernel has no cachestat")
+    return int(counts[1] + counts[2])
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_after_the_sync_nothing_is_dirty(ring: Ring, files: list[int], linked: bool) -> None:
+    """The syncs really come after the writes, in chains and by themselves."""
+    os.pwrite(files[0], b"x", 0)
+    before = not_durable(files[0])
+    os.fdatasync(files[0])
+    if before == 0 or not_durable(files[0]) != 0:
+        pytest.skip("this file system does not tell")
+    for round_ in range(30):
+        writes = [(f, [b"header", b"value"], round_ * 2 * PAGE) for f in files]
+        if not linked:
+            writes += [(f, [b"more"], round_ * 2 * PAGE + PAGE) for f in files]
+        _, synced = ring.write_batch(writes, sync=files)
+        assert synced == [0] * len(files)
+        assert [not_durable(f) for f in files] == [0] * len(files)
 
 
 def test_failed_write_is_still_followed_by_the_sync(ring: Ring, files: list[int]) -> None:

@@ -171,7 +171,7 @@ class Head(NamedTuple):
     @property
     def head_bytes(self) -> int:
         """Bytes from the record's start to its payload."""
-        return aligned(RECORD_BYTES + self.names_length)
+        return RECORD_BYTES + self.tag_length + self.key_length + self.meta_length + 15 & ~15
 
     @property
     def record_bytes(self) -> int:

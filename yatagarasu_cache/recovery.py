@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -17,8 +18,8 @@ from . import format as f
 from .checkpoint import Checkpoint
 from .directory import boot_id
 from .errors import FormatError, ReadOnlyError
-from .format import SLOT, SLOT_BYTES, Identity, Slot
-from .index import Index, IndexDamaged, rebuilt
+from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
+from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .segment import Record, read_records, read_segment_header
 
 if TYPE_CHECKING:
@@ -264,6 +265,9 @@ class _Rebuild:
     A checkpoint covers all records up to its floor: of these only those that it names itself
     count (they may have been moved since). Without the checkpoint that the newest floor speaks of,
     nothing up to that floor is trusted: removals that it covered are no longer in the log.
+
+    First every slot that a record or the checkpoint gives is collected by partition, then each
+    partition is settled and written at once: far cheaper than changing the index record by record.
     """
 
     def __init__(
@@ -273,20 +277,25 @@ class _Rebuild:
         newest = max((header.floor for header in headers.values()), default=0)
         self._saved = saved if saved is not None and saved.floor >= newest else None
         self._floor = self._saved.floor if self._saved else newest
+        self._slots = [bytearray() for _ in range(PARTITIONS)]
         self._removed: dict[tuple[int, int], int] = {}
         self._cleared = 0
         self._touched: dict[tuple[int, int], tuple[int, int]] = {}
         self._sizes: dict[int, int] = {}
+        self._large = {name: size for name, size, _ in store.large.listed()}
+        self._large_used = 0
 
     def run(self) -> None:
         self._enter_segments()
         if self._saved is not None:
-            self._load(self._saved)
+            self._collect_saved(self._saved)
+        vouched = [len(slots) // SLOT_BYTES for slots in self._slots]
         for segment in self._headers:
             if self._saved is None or segment not in self._saved.sealed:  # those are complete in it
                 self._replay(segment)
-        self._apply_changes()
-        self._drop_dangling()
+        for part in range(PARTITIONS):
+            self._write(part, self._settle(part, vouched[part]))
+            self._slots[part].clear()
         self._finish()
 
     def _enter_segments(self) -> None:
@@ -310,43 +319,41 @@ class _Rebuild:
         index.words[f.W_NEXT_SEGMENT] = max(self._headers, default=0) + 1
         index.words[f.W_FLOOR] = self._floor
 
-    def _load(self, saved: Checkpoint) -> None:
-        """Take over the checkpoint's partitions as they stand."""
-        index = self._index
-        for part, image in enumerate(saved.parts):
-            capacity = len(image) // SLOT_BYTES
-            if not capacity:
-                continue
-            words = memoryview(image).cast("Q")
-            lows = words[::8].tolist()
-            live = sum(low > f.REMOVED for low in lows)
-            first = index.new_extent(capacity)
-            fresh = rebuilt(image, range(0, len(words), 8), lows, capacity)
-            index.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = fresh
-            index.install(part, first, capacity, live)
-        index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], saved.floor)
-        for at in list(index.live_slots()):
-            slot = index.slot(at)
-            live_word = index.live_word(slot.segment)
-            size = f.record_bytes(slot.lengths)
-            index.words[live_word] = index.words[live_word] + size
-            index.words[f.W_LIVE_BYTES] += size
+    def _collect_saved(self, saved: Checkpoint) -> None:
+        for slots, image in zip(self._slots, saved.parts, strict=True):
+            lows = memoryview(image).cast("Q")[::SLOT_WORDS].tolist()
+            for i, low in enumerate(lows):
+                if low > f.REMOVED:
+                    slots += image[i * SLOT_BYTES : (i + 1) * SLOT_BYTES]
+        self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], saved.floor)
 
     def _replay(self, segment: int) -> None:
         store, index = self._store, self._index
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
         try:
-            records = read_records(store.backend, fd, segment, index.identity)
+            self._collect(segment, read_records(store.backend, fd, segment, index.identity))
         finally:
             store.backend.close_file(fd)
+
+    def _collect(self, segment: int, records: Iterable[Record]) -> None:
+        store, index = self._store, self._index
         clock = oldest = index.words[index.entry(segment) + f.T_OLDEST]
+        seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack
         for record in records:
-            stamp = record.head.stamp
-            clock, oldest = max(clock, stamp), min(oldest, stamp)
-            if record.head.kind > f.LARGE:
+            head = record.head
+            stamp = head.stamp
+            if stamp > clock:
+                clock = stamp
+            elif stamp < oldest:
+                oldest = stamp
+            if head.kind > f.LARGE:
                 self._note_change(record)
-            else:
-                self._replay_put(segment, record)
+                continue
+            low, high = f.key_digest(record.key, seed)
+            place = f.pack_place(segment, record.offset)
+            slots[high & PARTITION_MASK] += pack(
+                low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
+            )
         index.words[index.entry(segment) + f.T_OLDEST] = oldest
         index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], clock)
 
@@ -361,48 +368,32 @@ class _Rebuild:
             low, high, expires = f.TOUCHED.unpack(record.payload)
             self._touched[low, high] = max((head.stamp, expires), self._touched.get((low, high), (0, 0)))
 
-    def _replay_put(self, segment: int, record: Record) -> None:
-        index, head = self._index, record.head
-        low, high = record.digest(index.identity.seed)
-        at = index.find(low, high)
-        shown = index.words[at + f.S_STAMP] if at else 0
-        moved = at and shown == head.stamp
-        if not moved and (head.stamp <= self._floor or head.stamp < shown):
-            return
-        access = index.words[at + f.S_ACCESS] if moved else self._store.policy.first(head.stamp)
-        expires = index.words[at + f.S_EXPIRES] if moved else head.expires
-        place = f.pack_place(segment, record.offset)
-        index.put(Slot(low, high, place, head.lengths, head.value_sum, head.stamp, expires, access), at)
+    def _settle(self, part: int, vouched: int) -> list[Slot]:
+        """The slots that a partition ends up with. The first `vouched` collected are the checkpoint's."""
+        best: dict[tuple[int, int], Slot] = {}
+        for i, slot in enumerate(map(Slot._make, SLOT.iter_unpack(self._slots[part]))):
+            digest = slot.low, slot.high
+            shown = best.get(digest)
+            if shown is not None and shown.stamp == slot.stamp:  # the same record, moved
+                best[digest] = slot._replace(access=shown.access, expires=shown.expires)
+            elif i < vouched or slot.stamp > self._floor and (shown is None or slot.stamp > shown.stamp):
+                best[digest] = slot
+        return [kept for slot in best.values() if (kept := self._as_changed(slot)) is not None]
 
-    def _apply_changes(self) -> None:
-        index = self._index
-        for (low, high), stamp in self._removed.items():
-            at = index.find(low, high)
-            if at and index.words[at + f.S_STAMP] <= stamp:
-                index.remove(at)
-        for (low, high), (stamp, expires) in self._touched.items():
-            at = index.find(low, high)
-            if at and index.words[at + f.S_STAMP] < stamp and stamp > self._floor:
-                index.words[at + f.S_EXPIRES] = expires
-
-    def _drop_dangling(self) -> None:
-        """Entries whose segment is gone or cut short, whose large file is, or that were cleared."""
-        store, index = self._store, self._index
-        large = {name: size for name, size, _ in store.large.listed()}
-        used = 0
-        for at in list(index.live_slots()):
-            slot = Slot._make(SLOT.unpack_from(index.map, at * 8))
-            end = slot.offset + f.record_bytes(slot.lengths) - 15
-            keep = slot.stamp > self._cleared and end <= self._sizes.get(slot.segment, 0)
-            if keep and slot.is_large:
-                name = self._large_name(slot)
-                keep = name in large and large[name] == slot.value_length
-                if keep:
-                    used += large.pop(name)
-            if not keep:
-                index.remove(at)
-        # What is left over may be another handle's, about to be entered: `_tidy` knows.
-        index.words[f.W_LARGE_BYTES] = used + sum(large.values())
+    def _as_changed(self, slot: Slot) -> Slot | None:
+        """The slot as later touches left it; None if it was removed since, or its bytes are not there."""
+        digest = slot.low, slot.high
+        if slot.stamp <= max(self._removed.get(digest, 0), self._cleared):
+            return None
+        if slot.offset + f.record_bytes(slot.lengths) - f.ALIGN >= self._sizes.get(slot.segment, 0):
+            return None
+        if slot.is_large:
+            name = self._large_name(slot)
+            if self._large.get(name) != slot.value_length:
+                return None
+            self._large_used += self._large.pop(name)
+        touched, expires = self._touched.get(digest, (0, 0))
+        return slot._replace(expires=expires) if touched > max(slot.stamp, self._floor) else slot
 
     def _large_name(self, slot: Slot) -> tuple[int, int, int]:
         try:
@@ -410,10 +401,30 @@ class _Rebuild:
         except OSError:
             return 0, 0, 0
 
+    def _write(self, part: int, slots: list[Slot]) -> None:
+        """Make the partition of `slots`, and count their bytes."""
+        if not slots:
+            return
+        index = self._index
+        image = b"".join(SLOT.pack(*slot) for slot in slots)
+        capacity = grown_capacity(part, len(slots))
+        first = index.new_extent(capacity)
+        positions = range(0, len(slots) * SLOT_WORDS, SLOT_WORDS)
+        index.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = rebuilt(
+            image, positions, [slot.low for slot in slots], capacity
+        )
+        index.install(part, first, capacity, len(slots))
+        for slot in slots:
+            size = f.record_bytes(slot.lengths)
+            index.words[index.live_word(slot.place >> 32)] += size
+            index.words[f.W_LIVE_BYTES] += size
+
     def _finish(self) -> None:
         store, index = self._store, self._index
+        # Large files left over may be another handle's, about to be entered: `_tidy` knows.
+        index.words[f.W_LARGE_BYTES] = self._large_used + sum(self._large.values())
         if self._saved is not None:
             path = os.path.join(store.root, f.CHECKPOINT_NAME)
             index.words[f.W_CHECKPOINT_BYTES] = os.stat(path).st_size
-        for part in range(f.PARTITIONS):
+        for part in range(PARTITIONS):
             index.words[f.W_DELETED + part] = index.words[f.W_CLOCK]

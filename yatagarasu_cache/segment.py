@@ -235,8 +235,8 @@ def read_segment_header(backend: Backend, fd: int) -> f.SegmentHeader | None:
     return f.unpack_segment_header(backend.read(fd, f.SEGMENT_HEADER_BYTES, 0))
 
 
-def read_footer(backend: Backend, fd: int) -> tuple[list[Record], int] | None:
-    """(records, where they end) of a sealed segment; None without a footer that fits its checksum."""
+def read_footer(backend: Backend, fd: int) -> Iterator[Record] | None:
+    """The records of a sealed segment; None without a footer that fits its checksum."""
     size = os.fstat(fd).st_size
     trailer_at = size - f.FOOTER_TRAILER_BYTES
     if trailer_at < f.SEGMENT_HEADER_BYTES:
@@ -250,7 +250,7 @@ def read_footer(backend: Backend, fd: int) -> tuple[list[Record], int] | None:
     body = backend.read(fd, size - start, start)
     if len(body) != size - start or xxh3_64_digest(body[:-8], tail) != body[-8:]:
         return None
-    return list(_footer_records(body, count)), tail
+    return _footer_records(body, count)
 
 
 def _footer_records(body: bytes, count: int) -> Iterator[Record]:
@@ -307,13 +307,14 @@ def _record_at(window: _Window, offset: int, segment: int, seed: int) -> Record 
         return None
     keeps = head.kind != f.PUT
     payload_bytes = head.payload_length if keeps and head.payload_length < _SCAN_BYTES else 0
-    at = window.have(offset, head.head_bytes + payload_bytes)
+    payload_at = head.head_bytes
+    at = window.have(offset, payload_at + payload_bytes)
     if not f.verify_head(window.data, at, head, seed, f.pack_place(segment, offset)):
         return None
     names = at + f.RECORD_BYTES
     key = window.data[names : names + head.key_length]
     tag = window.data[names + head.key_length : names + head.key_length + head.tag_length]
-    payload = window.data[at + head.head_bytes : at + head.head_bytes + payload_bytes]
+    payload = window.data[at + payload_at : at + payload_at + payload_bytes]
     if keeps and (len(payload) != payload_bytes or not _payload_is_sound(head, key, payload, seed)):
         return None
     return Record(offset, head, key, tag, payload)
@@ -339,7 +340,10 @@ def _next_magic(window: _Window, offset: int, size: int) -> int | None:
     return None
 
 
-def read_records(backend: Backend, fd: int, segment: int, identity: Identity) -> list[Record]:
-    """All records of a segment: from its footer if there is a sound one, else by a scan."""
+def read_records(backend: Backend, fd: int, segment: int, identity: Identity) -> Iterator[Record]:
+    """All records of a segment: from its footer if there is a sound one, else by a scan.
+
+    `fd` is read as the records are asked for.
+    """
     footer = read_footer(backend, fd)
-    return footer[0] if footer else list(scan(backend, fd, segment, identity.seed))
+    return footer if footer is not None else scan(backend, fd, segment, identity.seed)

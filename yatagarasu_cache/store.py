@@ -1132,7 +1132,7 @@ class Store:
         if fd is None:
             return []
         try:
-            return read_records(self.backend, fd, segment, self.index.identity)
+            return list(read_records(self.backend, fd, segment, self.index.identity))
         except OSError as error:
             raise from_os_error(error, "cannot read a segment") from error
 

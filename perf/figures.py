@@ -1,0 +1,216 @@
+"""The figures that the portable cache promises, each measured beside what is asked.
+
+    python -m perf.figures [--quick] [--backend threads] [--json FILE]
+
+Needs `diskcache`, the peer. `--quick` uses 100,000 entries where a million are promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import diskcache
+
+from perf.timing import compare, latencies, per_call, percentile
+from yatagarasu_cache import DiskCache
+
+VALUE = bytes(range(256)) * 16  # 4 KiB
+SMALL = b"x" * 100
+HOT_ENTRIES = 3000
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    asked: str
+    measured: str
+    reached: bool
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    path = tempfile.mkdtemp(prefix="yatagarasu-perf-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def against_diskcache(path: str, backend: str) -> Iterator[Row]:
+    numbers = range(HOT_ENTRIES)
+    with DiskCache(f"{path}/ours", backend=backend) as ours, diskcache.Cache(f"{path}/peer") as peer:
+        for what, asked, run in (
+            ("4 KiB set", 8.0, lambda cache: per_call(lambda i: cache.set(f"key-{i}", VALUE), numbers)),
+            ("hot 4 KiB get", 4.0, lambda cache: per_call(lambda i: cache.get(f"key-{i}"), numbers)),
+        ):
+            got = compare(lambda run=run: run(ours), lambda run=run: run(peer))  # type: ignore[misc]
+            yield Row(
+                f"{what}, against diskcache {diskcache.__version__}",
+                f"{asked:.0f} times faster",
+                f"{got.ratio:.1f} times ({got.ours * 1e6:.1f} against {got.other * 1e6:.1f} us)",
+                got.ratio >= asked,
+            )
+
+
+def fill(cache: DiskCache, count: int, value: bytes, first: int = 0) -> None:
+    for start in range(first, first + count, 1000):
+        cache.set_many((f"key-{i}", value) for i in range(start, min(start + 1000, first + count)))
+
+
+def opening(path: str, backend: str, count: int) -> Iterator[Row]:
+    with DiskCache(f"{path}/big", backend=backend) as cache:
+        fill(cache, count, SMALL)
+        stats = cache.stats()
+    taken = []
+    for i in range(5):
+        start = time.perf_counter()
+        with DiskCache(f"{path}/big", backend=backend) as cache:
+            assert cache.get(f"key-{i * 7}") == SMALL
+            taken.append(time.perf_counter() - start)
+    worst = max(taken)
+    yield Row(f"opening {count:,} entries and first get", "50 ms", f"{worst * 1e3:.1f} ms", worst <= 0.05)
+    each = stats.index_bytes / stats.entries
+    yield Row("index, bytes an entry", "160", f"{each:.0f}", each <= 160)
+
+
+def rebuilding(path: str, backend: str, count: int, asked: float) -> Row:
+    """Everything from the segments: neither the index nor a checkpoint is left."""
+    directory = f"{path}/rebuild-{count}"
+    with DiskCache(directory, backend=backend) as cache:
+        cache._store.reclaim._checkpoint_if_due = lambda: None  # type: ignore[method-assign]
+        fill(cache, count, SMALL)
+    os.unlink(f"{directory}/index")
+    start = time.perf_counter()
+    with DiskCache(directory, backend=backend) as cache:
+        taken = time.perf_counter() - start
+        assert len(cache) == count
+    return Row(f"rebuild of {count:,} entries", f"{asked:g} s", f"{taken:.2f} s", taken < asked)
+
+
+def steady(path: str, backend: str) -> Iterator[Row]:
+    """Ten times the size through a cache that LRU keeps full, beside one with room for all."""
+    size = 64 << 20
+    total = 10 * size // len(VALUE)
+    over = 0
+    with (
+        DiskCache(f"{path}/full", backend=backend, size_limit=size) as full,
+        DiskCache(f"{path}/roomy", backend=backend, size_limit=16 * size) as roomy,
+    ):
+        segment = full._store.segment_bytes
+        fill(full, size // len(VALUE), VALUE)
+        sums = [0.0, 0.0]
+        for start in range(0, total, 1000):
+            numbers = range(start, start + 1000)
+            sums[0] += per_call(lambda i: full.set(f"key-{i}", VALUE), numbers)
+            sums[1] += per_call(lambda i: roomy.set(f"key-{i}", VALUE), numbers)
+            over = max(over, disk_bytes(f"{path}/full") - size)
+    ratio = sums[0] / sums[1]
+    yield Row("set in a full cache, mean against one with room", "2 times", f"{ratio:.2f} times", ratio <= 2)
+    yield Row(
+        "disk used beyond size_limit",
+        f"one segment ({segment >> 10} KiB)",
+        f"{max(0, over) >> 10} KiB",
+        over <= segment,
+    )
+
+
+def disk_bytes(directory: str) -> int:
+    return sum(
+        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(directory) for name in names
+    )
+
+
+def longest_call(path: str, backend: str, count: int) -> Row:
+    """Single calls of `set` while a full cache of `count` small entries evicts."""
+    with DiskCache(f"{path}/many", backend=backend, size_limit=count * 400) as cache:
+        fill(cache, count, SMALL)
+        cache.settings  # noqa: B018
+    size = disk_bytes(f"{path}/many")
+    with DiskCache(f"{path}/many", backend=backend, size_limit=size) as cache:
+        before = cache.stats()
+        taken = latencies(lambda i: cache.set(f"new-{i}", SMALL), range(100_000))
+        after = cache.stats()
+    worst = taken[-1]
+    evicted = after.evictions - before.evictions
+    return Row(
+        f"longest set with {before.entries:,} entries ({evicted:,} evictions)",
+        "250 ms",
+        f"{worst * 1e3:.0f} ms",
+        worst <= 0.25 and evicted > 0,
+    )
+
+
+def tails(path: str, backend: str) -> Iterator[Row]:
+    count = 60_000  # 240 MiB: beyond any read-ahead
+    with DiskCache(f"{path}/tails", backend=backend) as cache:
+        order = list(range(count))
+        random.Random(1).shuffle(order)
+        sets = latencies(lambda i: cache.set(f"key-{i}", VALUE), order)
+        gets = latencies(lambda i: cache.get(f"key-{i}"), order)
+        cache.flush()
+    drop_caches(f"{path}/tails")
+    with DiskCache(f"{path}/tails", backend=backend) as cache:
+        cold = latencies(lambda i: cache.get(f"key-{i}"), order[:5000])
+    for what, asked, ordered in (
+        ("set, hot", 1e-4, sets), ("get, hot", 1e-4, gets), ("get, cold", 1e-2, cold)
+    ):  # fmt: skip
+        value = percentile(ordered, 0.95)
+        yield Row(f"P95 of {what}, 4 KiB", f"{asked * 1e3:g} ms", f"{value * 1e3:.3f} ms", value < asked)
+
+
+def drop_caches(directory: str) -> None:
+    """Make the kernel forget the files' pages. They must have been synced."""
+    for root, _, names in os.walk(directory):
+        for name in names:
+            fd = os.open(os.path.join(root, name), os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def measure(backend: str, quick: bool) -> Iterator[Row]:
+    million = 100_000 if quick else 1_000_000
+    steps: list[Callable[[str], Any]] = [
+        lambda path: against_diskcache(path, backend),
+        lambda path: opening(path, backend, million),
+        lambda path: [rebuilding(path, backend, 10_000, 1.0)],
+        lambda path: [rebuilding(path, backend, million, 30.0)],
+        lambda path: steady(path, backend),
+        lambda path: [longest_call(path, backend, million)],
+        lambda path: tails(path, backend),
+    ]
+    for step in steps:
+        with scratch() as path:
+            yield from step(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--backend", default="threads")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    rows = []
+    print("| what | asked | measured | reached |\n|---|---|---|---|")
+    for row in measure(options.backend, options.quick):
+        rows.append(row)
+        print(f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |", flush=True)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump([row._asdict() for row in rows], file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
