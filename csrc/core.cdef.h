@@ -4,9 +4,9 @@
 
 #define YC_ABI_VERSION 1
 
-/* What a call may return besides a length: */
-#define YC_MISS (-1)  /* there is no live entry */
-#define YC_OTHER (-2) /* nothing was done: take the ordinary path */
+/* What yc_get() may return instead of a length. */
+#define YC_MISS -1  /* there is no live entry */
+#define YC_OTHER -2 /* nothing was done: take the ordinary path */
 
 /* Added to the result of yc_put(): the record is in the segment, the index is as it was. */
 #define YC_NOT_INSTALLED 65536
@@ -21,7 +21,7 @@
 #define YC_TOUCH_FREQUENT 2 /* lfu */
 
 /* One mapping of an index file. Made by Python, never changed while a call may use it: a new
- * mapping is a new view. A view of zeros makes every call return YC_OTHER. */
+ * mapping is a new view. A view of zeros sends every call down the ordinary path. */
 struct yc_view {
     void *map;               /* the file, mapped from its start */
     uint64_t words;          /* 8-byte words mapped */
@@ -35,7 +35,7 @@ struct yc_view {
 
 /* A record that yc_put() appended: what its slot shows, or should show, and its head. */
 struct yc_record {
-    uint64_t low, high, place, lengths, value_sum, stamp, expires, access;
+    uint64_t slot[8];        /* digest low and high, place, lengths, checksum, stamp, expiry, access */
     uint64_t epoch;          /* the index's when the append began */
     int64_t stop_after;      /* for tests: stores to the index after this many are lost; -1 for none */
     unsigned char head[YC_HEAD_BYTES];
@@ -58,8 +58,8 @@ int64_t yc_get_nowait(const struct yc_view *view, const void *key, uint64_t key_
 
 /* Append a record at `offset` of the segment, and show it in the index under the lock file's
  * lock. `names` are key, tag and metadata, one behind the other. The bytes of the head, plus
- * YC_NOT_INSTALLED if the index is to be changed by the ordinary path; YC_OTHER; or a negative
- * errno below that, if it could not be written: the segment's end is then where it was. */
+ * YC_NOT_INSTALLED if the index is to be changed by the ordinary path; 0 if nothing was done;
+ * or a negative errno if it could not be written: the segment still ends where it did. */
 int64_t yc_put(const struct yc_view *view, struct yc_record *record, int fd, uint64_t segment,
                uint64_t offset, int lock_fd, const void *names, uint32_t key_length,
                uint32_t tag_length, uint32_t meta_length, const void *payload, uint64_t length,

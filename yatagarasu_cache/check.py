@@ -123,7 +123,8 @@ def _counts(store: Store, fix: bool) -> Iterator[Problem]:
             if counted != live << 32 | used:
                 if fix:
                     index.recount(part)
-                yield Problem("count", f"{f.INDEX_NAME}, partition {part}", f"counts {counted >> 32}, has {live}", fix)
+                where = f"{f.INDEX_NAME}, partition {part}"
+                yield Problem("count", where, f"counts {counted >> 32}, has {live}", fix)
 
 
 def _space(store: Store, fix: bool) -> Iterator[Problem]:
@@ -186,13 +187,12 @@ def _stray(store: Store, fix: bool) -> Iterator[Problem]:
             with store.lock:
                 unknown = not store.index.state(segment) and os.path.exists(store.files.path(segment))
             if unknown:
-                yield Problem("stray", name, "a segment that the index does not list", _remove(store, segment, fix))
+                removed = fix and _remove(store, segment)
+                yield Problem("stray", name, "a segment that the index does not list", removed)
 
 
-def _remove(store: Store, segment: int, fix: bool) -> bool:
+def _remove(store: Store, segment: int) -> bool:
     """Remove a segment file that is ours; one of another cache is left alone."""
-    if not fix:
-        return False
     path = store.files.path(segment)
     try:
         with open(path, "rb") as file:

@@ -13,8 +13,12 @@ from .errors import ConfigurationError, FormatError, ReadOnlyError, from_os_erro
 
 # Mappings and locks are not safe on these: other hosts don't see them, or see them late.
 NETWORK_FILE_SYSTEMS = frozenset(
-    ["nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "9p", "virtiofs", "beegfs", "ocfs2", "gfs2", "ncpfs", "coda"]
-)
+    (
+        "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "glusterfs",
+        "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "9p", "virtiofs",
+        "beegfs", "ocfs2", "gfs2", "ncpfs", "coda",
+    )
+)  # fmt: skip
 _SUBDIRECTORIES = (f.SEGMENTS_NAME, f.LARGE_NAME, f.TEMPORARY_NAME, f.WRITERS_NAME)
 
 

@@ -93,7 +93,8 @@ class ValueReader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         length = max(0, min(len(view), self._location.length - self._at))
-        data = self._backend.read(self._location.fd, length, self._location.offset + self._at) if length else b""
+        fd, start, _ = self._location
+        data = self._backend.read(fd, length, start + self._at) if length else b""
         view[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -16,6 +16,7 @@ EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
 _EXACT_SHARE = 8  # an exact selection takes 1/8 of all entries at once: O(1) amortised a victim
 _PART_SHARE = 100  # beyond, 1 % of one partition at a time: within the oldest 2 % of the cache
 _MIN_BATCH = 64
+_SAMPLE = 8192  # words from which a threshold is estimated
 _COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
 _COUNT_MAX = (1 << 20) - 1
 
@@ -75,44 +76,40 @@ POLICIES: dict[str, Policy] = {
 
 
 class Victim(NamedTuple):
-    """A slot and the access word for which it was chosen: if that changed, it is none any more."""
+    """An entry and the access word for which it was chosen: if that changed, it is none any more."""
 
-    at: int
     access: int
+    low: int
+    high: int
 
 
 class Victims:
     """Chooses victims in batches, so that choosing costs O(1) amortised an entry.
 
     Stamps only grow, so a batch of the smallest words stays the next ones to go until it is used
-    up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order.
+    up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order
+    (for LFU as of the selection: what came since is not considered yet, and so gets its chance).
     Beyond, one partition at a time gives up its oldest 1 %: keys are spread evenly by their digest,
     so those are among the oldest 2 % of all, and no step looks at more than one partition.
     """
 
     def __init__(self) -> None:
         self._queue: deque[Victim] = deque()
-        self._descriptors: list[int] = []
         self._part = 0
 
-    def __call__(self, index: Index) -> Iterator[Victim]:
-        """Victims, next first, as long as there are any. The lock is held while this runs."""
+    def __call__(self, index: Index) -> Iterator[int]:
+        """Slots of victims, next first, as long as there are any. The lock is held while this runs."""
         while True:
-            if not self._queue or self._moved(index):
+            if not self._queue:
                 self._select(index)
                 if not self._queue:
                     return
-            victim = self._queue.popleft()
-            if index.words[victim.at + f.S_ACCESS] == victim.access and index.words[victim.at] > f.REMOVED:
-                yield victim
-
-    def _moved(self, index: Index) -> bool:
-        """True if a partition grew since the selection: slots stand elsewhere now."""
-        return self._descriptors != _descriptors(index)
+            access, low, high = self._queue.popleft()
+            at = index.find(low, high)
+            if at and index.words[at + f.S_ACCESS] == access:
+                yield at
 
     def _select(self, index: Index) -> None:
-        self._queue.clear()
-        self._descriptors = _descriptors(index)
         count = index.count()
         if count <= EXACT_ENTRIES:
             self._queue.extend(oldest(index, range(PARTITIONS), max(_MIN_BATCH, count // _EXACT_SHARE)))
@@ -125,24 +122,32 @@ class Victims:
                 return
 
 
-def _descriptors(index: Index) -> list[int]:
-    return index.words[f.W_PARTITIONS : f.W_PARTITIONS + PARTITIONS].tolist()
-
-
 def oldest(index: Index, parts: range, wanted: int) -> list[Victim]:
-    """The `wanted` live slots with the smallest access words in some partitions, smallest first."""
+    """Live entries with the smallest access words in some partitions, smallest first.
+
+    All those, about `wanted`, whose words are up to some threshold: none that is left out is older.
+    """
     columns = [(slots, index.column(slots, f.S_ACCESS)) for slots in map(index.partition_slots, parts)]
-    ranked = sorted(word for _, column in columns for word in column if word)
-    if not ranked:
-        return []
-    limit = ranked[min(wanted, len(ranked)) - 1]
+    limit = _threshold([column for _, column in columns], wanted)
+    words = index.words
     found = [
-        Victim(at, word)
+        Victim(word, words[at], words[at + 1])
         for slots, column in columns
         for at, word in zip(slots, column, strict=True)
-        if 0 < word <= limit and index.words[at] > f.REMOVED
+        if 0 < word <= limit and words[at] > f.REMOVED
     ]
-    return sorted(found, key=lambda victim: victim.access)
+    found.sort()
+    return found
+
+
+def _threshold(columns: list[list[int]], wanted: int) -> int:
+    """A word up to which there are about `wanted` others; from a sample where there are many.
+
+    Sorting all of them would take several times as long as looking at each once.
+    """
+    step = max(1, sum(map(len, columns)) // _SAMPLE)
+    sample = sorted(word for column in columns for word in column[::step] if word)
+    return sample[min(len(sample) - 1, max(0, wanted // step - 1))] if sample else 0
 
 
 def expired(index: Index, part: int, now: int) -> list[int]:

@@ -90,7 +90,7 @@ S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
 # the segment table: one entry of 8 words for each id modulo its capacity
 ENTRY_WORDS = 8
 ENTRY_BYTES = 64
-T_STATE, T_SIZE, T_LIVE, T_OWNER, T_OLDEST, T_SYNCED, T_CREATED = 0, 1, 2, 3, 4, 5, 6
+T_STATE, T_SIZE, T_LIVE, T_OWNER, T_OLDEST, T_SYNCED, T_CREATED, T_NEWEST = 0, 1, 2, 3, 4, 5, 6, 7
 # T_STATE: id | state; 0 is a free entry. A doomed segment has nothing live, and its file is going.
 ACTIVE, SEALED, DOOMED = 1 << 32, 2 << 32, 3 << 32
 

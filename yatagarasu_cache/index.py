@@ -142,6 +142,8 @@ class Index:
             if not count >> 32 <= count & f.MASK32 <= capacity:
                 raise IndexDamaged("a partition's count is impossible")
             reached = first + capacity
+        if self.words[f.W_CLOCK] >= 1 << 63:
+            raise IndexDamaged("its clock is beyond all times")
         if any(not 1 <= self.words[e] >> 32 <= 3 for e in self.table_entries()):
             raise IndexDamaged("a segment is in no known state")
 
@@ -305,9 +307,7 @@ class Index:
             words[at + 1] = slot.high
             words[at] = slot.low
         else:
-            old_size = f.record_bytes(old_lengths)
-            words[old_live] -= old_size
-            words[f.W_LIVE_BYTES] -= old_size
+            self._less(old_live, f.record_bytes(old_lengths))
         words[new_live] += size
         words[f.W_LIVE_BYTES] += size
         words[W_BUSY] = 0
@@ -324,10 +324,14 @@ class Index:
         words[at] = f.EMPTY if empty else f.REMOVED
         words[at + f.S_ACCESS] = 0
         words[W_COUNTS + part] -= (1 << 32) + empty
-        size = f.record_bytes(words[at + f.S_LENGTHS])
-        words[live] -= size
-        words[f.W_LIVE_BYTES] -= size
+        self._less(live, f.record_bytes(words[at + f.S_LENGTHS]))
         words[W_BUSY] = 0
+
+    def _less(self, live: int, size: int) -> None:
+        """Take a record off the counts. Not below zero: a damaged slot may name the wrong segment."""
+        words = self.words
+        words[live] = max(0, words[live] - size)
+        words[f.W_LIVE_BYTES] = max(0, words[f.W_LIVE_BYTES] - size)
 
     def move(self, at: int, place: int) -> None:
         """Point the slot to a copy of its record, of the same size, at `place`."""
@@ -336,7 +340,7 @@ class Index:
         self._begin(words[at + 1] & PARTITION_MASK, at, new_live, old_live)
         size = f.record_bytes(words[at + f.S_LENGTHS])
         words[at + f.S_PLACE] = place
-        words[old_live] -= size
+        words[old_live] = max(0, words[old_live] - size)
         words[new_live] += size
         words[W_BUSY] = 0
 
@@ -366,7 +370,8 @@ class Index:
             return False
         _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
-        if part >= PARTITIONS or live_a not in in_table or live_b not in in_table:
+        slot_like = at % SLOT_WORDS == 0 and at >= self.first_slot * SLOT_WORDS
+        if part >= PARTITIONS or not slot_like or live_a not in in_table or live_b not in in_table:
             raise IndexDamaged("its journal makes no sense")
         if at * 8 + SLOT_BYTES > len(self.map):
             self.remap()
@@ -489,6 +494,7 @@ class Index:
         words[entry + f.T_OLDEST] = created
         words[entry + f.T_SYNCED] = 0
         words[entry + f.T_CREATED] = created
+        words[entry + f.T_NEWEST] = 0  # not known
         words[entry] = state | segment
         words[f.W_SEGMENT_BYTES] += size
         return entry

@@ -109,19 +109,17 @@ class Users:
     def enter(self) -> bool:
         """Become a user. True if there is no other. Called under the index lock."""
         self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
-        alone = self.is_alone()
-        fcntl.flock(self._fd, fcntl.LOCK_SH)
-        return alone
+        return self.is_alone()
 
     def is_alone(self) -> bool:
         """True if no other handle is open. Called under the index lock, so that none comes meanwhile."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            # A failed conversion may have dropped the shared lock: flock(2).
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
             return False
-        return True
+        finally:  # a failed conversion may have dropped the shared lock: flock(2)
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def leave(self) -> None:
         if self._fd >= 0:

@@ -11,7 +11,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -197,6 +196,7 @@ class Reclaimer:
         index.resize_segment(segment, self.segment_bytes)
         index.words[entry + f.T_OWNER] = store.owner.acquire()
         index.words[entry + f.T_SYNCED] = 0
+        index.words[entry + f.T_NEWEST] = 0
         index.words[entry] = f.ACTIVE | segment
         return writer
 
@@ -240,7 +240,7 @@ class Reclaimer:
                 continue
             raise StorageFull(
                 errno.ENOSPC,
-                f"size_limit={self._limit} is used up: raise it, delete entries, or choose an eviction policy",
+                f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
             )
 
     def _make_some(self, need: int) -> bool:
@@ -271,14 +271,16 @@ class Reclaimer:
         return freed
 
     def _choose(self, wanted: int) -> tuple[list[Slot], int]:
-        index, chosen, freed = self._index, [], 0
+        index, freed = self._index, 0
+        chosen: list[Slot] = []
         seen: set[int] = set()
-        for victim in self._victims(index):
-            slot = index.slot(victim.at)
-            if victim.at not in seen:
-                seen.add(victim.at)
-                chosen.append(slot)
-                freed += f.record_bytes(slot.lengths) + (slot.value_length if slot.is_large else 0)
+        for at in self._victims(index):
+            if at in seen:  # chosen anew before those chosen first were removed: that is all there are
+                break
+            seen.add(at)
+            slot = index.slot(at)
+            chosen.append(slot)
+            freed += f.record_bytes(slot.lengths) + (slot.value_length if slot.is_large else 0)
             if freed >= wanted or len(chosen) >= _EVICT_MOST:
                 break
         return chosen, freed
@@ -302,9 +304,8 @@ class Reclaimer:
                     return total
                 self._ensure_writer()
                 with store.lock:
-                    slots = [
-                        self._index.slot(at) for at in expired(self._index, part, time.time_ns())[:_EVICT_MOST]
-                    ]
+                    found = expired(self._index, part, time.time_ns())
+                    slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
                     if slots:
                         gone = store.remove_slots(slots)
                         store.count("expirations", len(slots))
@@ -335,14 +336,15 @@ class Reclaimer:
             dead = word & ~f.MASK32 == f.SEALED and not index.words[entry + f.T_LIVE]
             if word & ~f.MASK32 == f.DOOMED or dead:
                 segment = word & f.MASK32
-                if not dead or self._doom(segment, self._store.records(segment)):
+                if not dead or self._doom(segment):
                     self._unlink(segment)
                     return True
         return False
 
-    def _doom(self, segment: int, records: Sequence[Record]) -> bool:
+    def _doom(self, segment: int) -> bool:
         """Decide that a segment goes. What it says about other segments is written anew first."""
         store, index = self._store, self._index
+        records = store.records(segment) if self._concerns_others(segment) else ()
         if index.words[f.W_PROMISED]:
             self.sync_dirty()
         with store.appending:
@@ -359,6 +361,16 @@ class Reclaimer:
                     return False
                 index.words[entry] = f.DOOMED | segment
         return True
+
+    def _concerns_others(self, segment: int) -> bool:
+        """False if nothing older than its newest record is left elsewhere: its removals are moot."""
+        index = self._index
+        newest = index.words[index.entry(segment) + f.T_NEWEST] or f.MASK64
+        return any(
+            index.words[entry + f.T_OLDEST] < newest
+            for entry in index.table_entries()
+            if index.words[entry] & f.MASK32 != segment and index.words[entry] & ~f.MASK32 != f.DOOMED
+        )
 
     def _still_says(self, record: Record, segment: int) -> bool:
         """True if a rebuild would go wrong without this removal or touch.
@@ -596,4 +608,5 @@ class Reclaimer:
         try:
             checkpoint.write(self._store)
         except (CacheIOError, OSError) as error:
-            self._store.log_once("checkpoint", f"cannot write a checkpoint, recovery will take longer: {error}")
+            line = f"cannot write a checkpoint, recovery will take longer: {error}"
+            self._store.log_once("checkpoint", line)

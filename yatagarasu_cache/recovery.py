@@ -44,7 +44,8 @@ def open_index(store: Store, *, alone: bool) -> Index:
     if store.read_only:
         if reason:
             raise ReadOnlyError(
-                f"the index in {store.root!r} is {reason} and has to be rebuilt: open the cache once without read_only"
+                f"the index in {store.root!r} is {reason} and has to be rebuilt: "
+                "open the cache once without read_only"
             )
         assert index is not None
         return index
@@ -355,6 +356,7 @@ class _Rebuild:
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
             )
         index.words[index.entry(segment) + f.T_OLDEST] = oldest
+        index.words[index.entry(segment) + f.T_NEWEST] = clock
         index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], clock)
 
     def _note_change(self, record: Record) -> None:

@@ -1072,6 +1072,7 @@ class Store:
                 if self.durable:
                     self.index.words[entry + f.T_SYNCED] = size
                 self.index.words[entry + f.T_OWNER] = 0
+                self.index.words[entry + f.T_NEWEST] = self.index.stamp()
                 self.index.words[entry] = f.SEALED | writer.segment
 
     # -- durability ---------------------------------------------------------------------------
