@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import mimetypes
 import os
 import signal
@@ -145,7 +146,8 @@ def read_in_process(directory: str, size_limit: int, backend: str, sums_file: st
     return Reading(**json.loads(done.stdout))
 
 
-def reading_process(directory: str, size_limit: str, sums_file: str, backend: str) -> None:
+def reading_process(backend: str, directory: str, size_limit: str, sums_file: str) -> None:
+    logging.disable(logging.WARNING)  # that the index is missing is the point, not news
     with open(sums_file, encoding="utf-8") as file:
         sums = json.load(file)
     json.dump(asdict(read(directory, int(size_limit), backend, sums)), sys.stdout)
@@ -283,9 +285,10 @@ def main() -> int:
     parser.add_argument("--backend", default="auto", choices=("auto", "threads", "uring"))
     parser.add_argument("--read", nargs=3, metavar=("CACHE", "SIZE_LIMIT", "SUMS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     if args.read:
-        reading_process(*args.read, args.backend)
+        reading_process(args.backend, *args.read)
         return 0
     start = time.perf_counter()
     runs = job(args.backend)

@@ -246,7 +246,7 @@ static int write_all(int fd, struct iovec *vector, int count, uint64_t offset)
     return 0;
 }
 
-static void put_bytes(unsigned char **to, const void *from, size_t length)
+static void put_bytes(char **to, const void *from, size_t length)
 {
     memcpy(*to, from, length);
     *to += length;
@@ -262,7 +262,7 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     uint8_t kind[2] = {RECORD_PUT, (uint8_t)flags};
     uint16_t tag = (uint16_t)tag_length;
     /* First where the checksum is taken: the fields right before the names. */
-    unsigned char *fixed = record->head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
+    char *fixed = record->head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
     put_bytes(&to, "YREC", 4);
     put_bytes(&to, kind, 2);
     put_bytes(&to, &tag, 2);

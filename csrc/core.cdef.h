@@ -38,7 +38,7 @@ struct yc_record {
     uint64_t slot[8];        /* digest low and high, place, lengths, checksum, stamp, expiry, access */
     uint64_t epoch;          /* the index's when the append began */
     int64_t stop_after;      /* for tests: stores to the index after this many are lost; -1 for none */
-    unsigned char head[YC_HEAD_BYTES];
+    char head[YC_HEAD_BYTES];
 };
 
 int yc_abi_version(void);

@@ -685,8 +685,11 @@ static void cut_chain(struct yr_ring *ring)
 
     for (; linked != 0 && at != sq->sqe_tail; at++) {
         struct io_uring_sqe *sqe = &sq->sqes[at & sq->ring_mask];
-        struct slot *slot = slot_of_tag(ring, sqe->user_data);
+        struct slot *slot;
 
+        if (sqe->user_data == LIBURING_UDATA_TIMEOUT)
+            break; /* liburing's own, see is_foreign() */
+        slot = slot_of_tag(ring, sqe->user_data);
         linked = sqe->flags & link;
         io_uring_prep_read(sqe, -1, NULL, 0, 0);
         io_uring_sqe_set_flags(sqe, linked);
@@ -1573,8 +1576,12 @@ static void withdraw(struct batch *b)
     unsigned head = *sq->khead;
 
     for (unsigned at = head; at != sq->sqe_tail; at++) {
-        struct slot *slot = slot_of_tag(b->ring, sq->sqes[at & sq->ring_mask].user_data);
+        struct io_uring_sqe *sqe = &sq->sqes[at & sq->ring_mask];
+        struct slot *slot;
 
+        if (sqe->user_data == LIBURING_UDATA_TIMEOUT)
+            continue;
+        slot = slot_of_tag(b->ring, sqe->user_data);
         if (slot->sync) {
             b->syncs[slot->request].state = SYNC_DONE;
             b->sync_results[b->syncs[slot->request].index] = b->failed;

@@ -114,7 +114,8 @@ int yr_abi_version(void);
  * STRICT. -ENOSYS, -EPERM, -EACCES, -ENOMEM, -EMFILE, -ENFILE, -EINVAL: there is none to be had. */
 int yr_create(struct yr_ring **ring, const struct yr_options *options);
 
-/* Free the ring. With operations in flight -EBUSY, unless `force`: then the kernel may still
+/* Free the ring: by its owner, or after the owner's thread has ended (until then the kernel keeps
+ * what that thread has registered). With operations in flight -EBUSY, unless `force`: then the kernel may still
  * write to their memory, which must never be freed. In the child of a fork the parent's ring is
  * let go without being touched, whatever is in flight. NULL is fine. */
 int yr_destroy(struct yr_ring *ring, int force);

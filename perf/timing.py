@@ -1,11 +1,12 @@
-"""How everything here is timed: both sides interleaved in one run, and the median of the ratios."""
+"""How everything here is timed: all sides interleaved in one run, and the median of the ratios."""
 
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 Run = Callable[[], float]  # does some work and returns seconds an operation
@@ -19,15 +20,28 @@ class Compared(NamedTuple):
     ratio: float
 
 
+def interleave(runs: Mapping[str, Run], rounds: int = 9) -> dict[str, list[float]]:
+    """Run all sides in turn, first a warm-up; the machine's mood then hits all alike."""
+    names = list(runs)
+    for name in names:
+        runs[name]()
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        first = i % len(names) if names else 0  # nobody always comes behind the same neighbour
+        for name in names[first:] + names[:first]:
+            taken[name].append(runs[name]())
+    return taken
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the pairs' ratios: above 1 where ours took less time."""
+    return statistics.median(b / a for a, b in zip(ours, other, strict=True))
+
+
 def compare(ours: Run, other: Run, rounds: int = 9) -> Compared:
-    """Run both in turn, first a warm-up; the machine's mood then hits both alike."""
-    ours(), other()
-    pairs = [(ours(), other()) for _ in range(rounds)]
-    return Compared(
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(b / a for a, b in pairs),
-    )
+    """Two sides, interleaved."""
+    a, b = interleave({"ours": ours, "other": other}, rounds).values()
+    return Compared(statistics.median(a), statistics.median(b), ratio(a, b))
 
 
 def per_call(function: Callable[[int], object], numbers: Sequence[int]) -> float:
@@ -51,3 +65,25 @@ def latencies(function: Callable[[int], object], numbers: Sequence[int]) -> list
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+class Usage(NamedTuple):
+    """What the process has used so far; subtract two for what lies between."""
+
+    wall: float  # seconds
+    cpu: float  # seconds, user and system, all threads, the kernel's for us included
+    waits: int  # voluntary context switches
+    preempted: int  # involuntary ones
+
+    @classmethod
+    def now(cls) -> Usage:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(time.perf_counter(), used.ru_utime + used.ru_stime, used.ru_nvcsw, used.ru_nivcsw)
+
+    def since(self, start: Usage) -> Usage:
+        return Usage(*(a - b for a, b in zip(self, start, strict=True)))  # type: ignore[arg-type]
+
+
+def peak_memory() -> int:
+    """Bytes of resident memory at its highest since the process began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

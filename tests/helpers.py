@@ -159,9 +159,7 @@ class WrappedBackend(Backend):
     def write_many(self, requests: Sequence[WriteRequest], sync: Sequence[int] = ()) -> list[OSError | None]:
         results = [_attempt(self.write, *request) for request in requests]
         failed = {fd: _attempt(self.sync, fd) for fd in sync}
-        return [
-            result or failed.get(request[0]) for result, request in zip(results, requests, strict=True)
-        ]
+        return [result or failed.get(request[0]) for result, request in zip(results, requests, strict=True)]
 
     def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
         return self.inner.channel(loop)

@@ -44,28 +44,26 @@ def same(left: Any, right: Any) -> bool:
         return False
     if isinstance(left, float):
         return repr(left) == repr(right)
+    if isinstance(left, dict):
+        return same(list(left.items()), list(right.items()))
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
-    if isinstance(left, dict):
-        return len(left) == len(right) and all(
-            same(a, b) for pair in zip(left.items(), right.items(), strict=True) for a, b in zip(*pair, strict=True)
-        )
     return bool(left == right)
 
 
 # -- values and keys --------------------------------------------------------------------------
 
 VALUES: list[Any] = [
-    b"", b"x", b"\0" * 16, "", "text", "日本語 \U0001f426", 0, 1, -1, 2**63, -(2**63) - 1, 10**60, 0.0, -0.0, 1.5,
-    math.inf, -math.inf, math.nan, True, False, None, [], (), {}, set(), frozenset(), [1, [2, (3, {4})]],
+    b"", b"x", b"\0" * 16, "", "text", "日本語 \U0001f426", 0, 1, -1, 2**63, -(2**63) - 1, 10**60, 0.0, -0.0,
+    1.5, math.inf, -math.inf, math.nan, True, False, None, [], (), {}, set(), frozenset(), [1, [2, (3, {4})]],
     {"a": 1, 2: (b"x", "y"), (1, 2): None, None: [True]}, (1, "1", b"1", 1.0, True), {1, "a", b"a"},
     frozenset({(1, 2)}), [b"", "", None, 0, False],
 ]  # fmt: skip
 
 KEYS: list[Any] = [
-    "", "a", "日本語", "a" * 60_000, b"", b"a", b"\0\xff", 0, 1, -1, 2**70, 0.5, 1.0, True, False, None, (), ("a",),
-    ("a", "b:c"), ("a:b", "c"), (("a",), "b"), (1, 2.0, None, b"x"), "../../etc/passwd", "/abs", "nul\0inside",
-    "\U0001f600" * 15_000,
+    "", "a", "日本語", "a" * 60_000, b"", b"a", b"\0\xff", 0, 1, -1, 2**70, 0.5, 1.0, True, False, None, (),
+    ("a",), ("a", "b:c"), ("a:b", "c"), (("a",), "b"), (1, 2.0, None, b"x"), "../../etc/passwd", "/abs",
+    "nul\0inside", "\U0001f600" * 15_000,
 ]  # fmt: skip
 
 
@@ -81,7 +79,9 @@ def test_value_comes_back_as_it_went_in(cache: DiskCache, value: Any) -> None:
     assert cache.get("k", "default") == "default"
 
 
-@pytest.mark.parametrize("value", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"a_b_c")[::2]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"a_b_c")[::2]], ids=repr
+)
 def test_bytes_like_comes_back_as_bytes(cache: DiskCache, value: Any) -> None:
     cache.set("k", value)
     assert same(cache["k"], b"abc")
@@ -115,7 +115,11 @@ def test_nothing_is_written_outside_of_the_directory(make: Make, directory: Path
     sorted(
         {0, 1, 2, 10 << 20}
         | {16 * n + d for n in (1, 2, 64, 256) for d in (-1, 0, 1)}
-        | {at + d for at in (LARGE, SEGMENT // 2, SEGMENT, 1 << 20) for d in (-17, -16, -15, -1, 0, 1, 15, 16, 17)}
+        | {
+            at + d
+            for at in (LARGE, SEGMENT // 2, SEGMENT, 1 << 20)
+            for d in (-17, -16, -15, -1, 0, 1, 15, 16, 17)
+        }
     ),
 )
 def test_length(make: Make, directory: Path, length: int) -> None:
@@ -247,7 +251,11 @@ def test_touch_lasts(make: Make, monkeypatch: pytest.MonkeyPatch, directory: Pat
     (directory / "index").unlink()
     again = make()
     clock.advance(100)
-    assert again.get_many(["longer", "shorter", "forever", "again"]) == {"longer": 1, "forever": 1, "again": 2}
+    assert again.get_many(["longer", "shorter", "forever", "again"]) == {
+        "longer": 1,
+        "forever": 1,
+        "again": 2,
+    }
 
 
 def test_delete(cache: DiskCache) -> None:
@@ -613,7 +621,7 @@ def parts(sent):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 with DiskCache(directory, backend=backend, size_limit=4 << 30) as cache:
-    cache.set("warm", b"".join(parts(hashlib.sha256()))[: 4 << 20])
+    cache.set("warm", block * 4)
     with cache.open("warm") as file:
         file.read(1 << 20)
     start = peak()
@@ -625,7 +633,7 @@ with DiskCache(directory, backend=backend, size_limit=4 << 30) as cache:
     assert sent.digest() == got.digest()
     assert cache.get_entry("k").size == megabytes << 20
     print(peak() - start)
-""".replace('b"".join(parts(hashlib.sha256()))[: 4 << 20]', "block * 4")
+"""
     grown = int(run_python(code, options.hex(), megabytes))
     assert grown < 24, f"{grown} MiB"
 
@@ -640,7 +648,7 @@ def test_1_gib_in_constant_memory(cache: DiskCache) -> None:
     _stream_large(cache, 1024)
 
 
-def test_10_mib_in_constant_memory(cache: DiskCache) -> None:
+def test_64_mib_in_constant_memory(cache: DiskCache) -> None:
     _stream_large(cache, 64)
 
 
@@ -664,7 +672,7 @@ def test_mapping(cache: DiskCache) -> None:
     assert len(cache) == 3
     assert set(cache) == set(cache.keys()) == {"a", "b", 1}
     assert "a" in cache and "c" not in cache and True not in cache
-    assert dict((key, cache[key]) for key in cache) == {"a": 1, "b": 2, 1: 3}
+    assert {key: cache[key] for key in cache} == {"a": 1, "b": 2, 1: 3}
     assert bool(cache)
     del cache["a"]
     assert set(cache) == {"b", 1}
@@ -719,7 +727,20 @@ def test_evict_none_means_no_tag_of_its_own(cache: DiskCache) -> None:
 
 
 def test_delete_prefix(cache: DiskCache) -> None:
-    keys = ["a", "ab", "abc", "b", b"ab", ("ab",), ("a", "b"), ("a", "c", 1), ("a",), ("ab", "c"), "日本", "日本語"]
+    keys = [
+        "a",
+        "ab",
+        "abc",
+        "b",
+        b"ab",
+        ("ab",),
+        ("a", "b"),
+        ("a", "c", 1),
+        ("a",),
+        ("ab", "c"),
+        "日本",
+        "日本語",
+    ]
     cache.set_many((key, 1) for key in keys)
     assert cache.delete_prefix("ab") == 2
     assert cache.delete_prefix(("a", "b")) == 1
@@ -858,7 +879,15 @@ def test_stats(make: Make, backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     cache.expire()
     stats = cache.stats()
     assert stats.hits + stats.misses == gets
-    expected = {"hits": 18, "misses": 5, "sets": 12, "deletes": 2, "evictions": 0, "expirations": 1, "corrupt": 0}
+    expected = {
+        "hits": 18,
+        "misses": 5,
+        "sets": 12,
+        "deletes": 2,
+        "evictions": 0,
+        "expirations": 1,
+        "corrupt": 0,
+    }
     assert stats.process == expected
     assert {name: getattr(stats, name) for name in expected} == expected
     assert stats.hit_ratio == 18 / 23
@@ -909,7 +938,12 @@ default_expire = 60
 
 @pytest.mark.parametrize("suffix", ["yaml", "toml", "json", "mapping"])
 def test_from_config(directory: Path, tmp_path: Path, backend: str, suffix: str) -> None:
-    mapping = {"cache_dir": str(directory), "max_disk_cache_size_mb": 64, "backend": backend, "default_expire": 60}
+    mapping = {
+        "cache_dir": str(directory),
+        "max_disk_cache_size_mb": 64,
+        "backend": backend,
+        "default_expire": 60,
+    }
     source: Any = {"cache": {"disk": mapping}}
     if suffix != "mapping":
         text = {"yaml": YAML, "toml": TOML}.get(suffix)
@@ -1029,9 +1063,9 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
 }
 NOT_CALLS = {"close", "closed", "directory", "settings", "from_config"}
 CHANGES = [
-    "set", "set stream", "set large", "add", "touch", "incr", "decr", "pop", "delete", "__setitem__", "__delitem__",
-    "set_many", "set_many none", "delete_many", "delete_many none", "evict", "delete_prefix", "expire", "cull",
-    "clear", "flush", "check fix",
+    "set", "set stream", "set large", "add", "touch", "incr", "decr", "pop", "delete", "__setitem__",
+    "__delitem__", "set_many", "set_many none", "delete_many", "delete_many none", "evict", "delete_prefix",
+    "expire", "cull", "clear", "flush", "check fix",
 ]  # fmt: skip
 
 
@@ -1188,12 +1222,15 @@ def test_damage_seen_read_only_is_a_miss_and_stays(make: Make, directory: Path) 
 
 
 def test_pickling(make: Make, backend: str) -> None:
-    cache = make(size_limit=5 << 20, eviction="fifo", default_expire=60, serializer=PickleSerializer(b"s" * 32))
+    cache = make(
+        size_limit=5 << 20, eviction="fifo", default_expire=60, serializer=PickleSerializer(b"s" * 32)
+    )
     cache["k"] = complex(1, 2)
     with pickle.loads(pickle.dumps(cache)) as copy:
         assert type(copy) is DiskCache
         assert copy.directory == cache.directory
-        assert (copy.settings.size_limit, copy.settings.eviction, copy.settings.default_expire) == (5 << 20, "fifo", 60)
+        assert (copy.settings.size_limit, copy.settings.eviction) == (5 << 20, "fifo")
+        assert copy.settings.default_expire == 60
         assert copy.stats().backend == backend
         assert copy["k"] == complex(1, 2)
         copy["l"] = 2
@@ -1204,7 +1241,12 @@ def test_pickling(make: Make, backend: str) -> None:
 def test_pickled_to_another_process(make: Make) -> None:
     cache = make()
     cache["k"] = 1
-    code = "import pickle, sys; c = pickle.loads(bytes.fromhex(sys.argv[1])); print(c.incr('k', 5)); c['new'] = 'x'"
+    code = """
+import pickle, sys
+cache = pickle.loads(bytes.fromhex(sys.argv[1]))
+print(cache.incr("k", 5))
+cache["new"] = "x"
+"""
     assert run_python(code, pickle.dumps(cache).hex()) == "6\n"
     assert (cache["k"], cache["new"]) == (6, "x")
 
@@ -1334,7 +1376,9 @@ def test_expired_is_gone_for_every_method(make: Make, monkeypatch: pytest.Monkey
     assert cache.pop("b", 1) == 1
     assert cache.evict("t") == 0
     assert cache.delete_prefix("a") == 0
-    assert entry is not None and entry.value == b"x" or len(cache) == 0
+    assert entry is not None
+    with pytest.raises(EntryGone, match="expired"):
+        entry.value  # noqa: B018
     stats = cache.stats()
     assert stats.hits == 1 and stats.misses == 10
 
@@ -1469,7 +1513,8 @@ def test_largest_value_that_size_limit_allows(make: Make) -> None:
     cache = make(size_limit=1 << 20, segment_size=8 << 10)
     with pytest.raises(ValueTooLarge) as caught:
         cache.set("k", bytes(1 << 20))
-    room = int(str(caught.value).split("has room for ")[1].split(":")[0])
+    # Less a page, by which the index grows for the first entry.
+    room = int(str(caught.value).split("has room for ")[1].split(":")[0]) - 4096
     for turn in range(3):
         cache.set("k", noise(room, turn))
         assert cache["k"] == noise(room, turn)
@@ -1608,14 +1653,14 @@ def test_threads_close_in_the_middle(make: Make, switching: None) -> None:
         cache = make()
         cache.set_many({n: noise(100, n) for n in range(50)})
 
-        def work(n: int, cache: DiskCache = cache) -> None:
+        def work(n: int, cache: DiskCache = cache, gets: int = turn * 20) -> None:
             calls: list[Callable[[], Any]] = [
                 lambda: cache.get(1), lambda: cache.set(2, b"x"), lambda: cache.get_many(range(9)),
                 lambda: list(cache), lambda: cache.stats(), lambda: cache.incr("n"),
             ]  # fmt: skip
             try:
                 if n == 6:
-                    for _ in range(turn * 20):
+                    for _ in range(gets):
                         cache.get(1)
                     cache.close()
                 while n < 6:

@@ -385,6 +385,7 @@ def test_warm_skips_what_is_fresh(run: Run, cache: Path, tree: Path) -> None:
     (tree / "empty").write_bytes(b"no more")  # another size
     os.utime(tree / "index.html", ns=(1, 1))  # another time
     (tree / "new").write_bytes(b"new")
+    assert run("stats", cache, "--json").json["misses"] == 0  # looking for what is fresh is no miss
     assert summary(run("warm", tree, cache)) == [3, len(TREE) - 2, 0, 0]
     assert run("get", cache, "empty").out == b"no more"
 
@@ -498,9 +499,7 @@ def test_warm_stops_when_the_disk_is_full(
         raise StorageFull(28, "no room: free some")
 
     monkeypatch.setattr(DiskCache, "set", full)
-    assert run("warm", tree, cache) == Result(
-        2, b"", "yatagarasu-cache: error: [Errno 28] no room: free some\n"
-    )
+    assert run("warm", tree, cache) == Result(2, b"", "yatagarasu-cache: error: no room: free some\n")
 
 
 def test_warm_from_a_missing_directory(run: Run, cache: Path, tmp_path: Path) -> None:
@@ -576,7 +575,7 @@ def test_a_small_cache_in_use_is_not_squeezed(run: Run, cache: Path, open_cache:
         before = opened.stats()
         with subprocess.Popen(command("delete", cache, "--literal", *range(100))) as process:
             while process.poll() is None:
-                opened.set("beat", b"")
+                opened.set("beat", bytes(512))
         after = opened.stats()
     assert process.returncode == 0
     assert after.evictions == before.evictions == 0

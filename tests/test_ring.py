@@ -1371,6 +1371,25 @@ def test_sqpoll(fd: int, data: bytes, files: list[int]) -> None:
     assert ring.close() == 0
 
 
+def test_iopoll(tmp_path: Path, data: bytes) -> None:
+    """Only where driver and file system poll is there more than an error to be had, and no hang."""
+    (tmp_path / "direct").write_bytes(data)
+    try:
+        descriptor = os.open(tmp_path / "direct", os.O_RDONLY | os.O_DIRECT)
+        ring = Ring(8, flags=lib.YR_SETUP_IOPOLL)
+    except OSError as error:
+        pytest.skip(f"no polled reads here: {error}")
+    assert lib.yr_eventfd(ring.c) == -errno.EOPNOTSUPP
+    memory = lib.yr_alloc(PAGE, PAGE)
+    (result,) = ring.run(op(lib.YR_OP_READ, descriptor, int(ffi.cast("uintptr_t", memory)), PAGE))
+    assert result in (PAGE, -errno.EOPNOTSUPP)
+    if result == PAGE:
+        assert ffi.buffer(memory, PAGE)[:] == data[:PAGE]
+    lib.yr_free(memory, PAGE)
+    os.close(descriptor)
+    assert ring.close() == 0
+
+
 # -- endurance ------------------------------------------------------------------------------------
 
 

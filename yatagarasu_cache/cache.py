@@ -87,6 +87,7 @@ class DiskCache:
         except BaseException:
             choice.backend.close()
             raise
+        self._get, self._put = self._store.core.get, self._store.core.put
 
     @classmethod
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> DiskCache:
@@ -142,9 +143,7 @@ class DiskCache:
         Counts as a hit or a miss, and as a use in the eviction order. The bytes were verified.
         A value that is damaged on disk is a miss (counted in ``stats().corrupt``).
         """
-        store = self._store
-        low, high = key_digest(encode_key(key), store.seed)
-        found = store.get(low, high)
+        found = self._get(encode_key(key))
         if found is None:
             return default
         payload, flags = found
@@ -166,17 +165,17 @@ class DiskCache:
         raises, the old entry is still there.
         """
         data = encode_key(key)
-        store = self._store
-        low, high = key_digest(data, store.seed)
         expires = self._expires(expire)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
         meta_bytes = b"" if meta is None else _encode_meta(meta)
         if type(value) not in _PLAIN and (stream := as_stream(value)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
+            store = self._store
+            low, high = key_digest(data, store.seed)
             return store.put_stream(low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes)
         payload, flags = self._codec.encode(value)
         self._check(data, tag_bytes, meta_bytes, len(payload))
-        store.put(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
+        self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
 
     def add(
@@ -431,7 +430,9 @@ class DiskCache:
         if found is None:
             from .errors import EntryGone
 
-            raise EntryGone("the entry was replaced or removed before its value was read: get it again")
+            raise EntryGone(
+                "the entry expired, or was replaced or removed, before its value was read: get it again"
+            )
         return self._decode(found.payload, found.flags & CODEC_FLAGS)
 
     def open(self, key: Key) -> BinaryIO:

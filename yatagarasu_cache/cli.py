@@ -42,9 +42,10 @@ __all__ = ["main"]
 
 PROG = "yatagarasu-cache"
 DEFAULT_SIZE_LIMIT = 10 << 30
+UNLIMITED = 1 << 60
 STREAM_FROM = 1 << 20  # values from this size on are copied in pieces, never held whole
 COPY_BUFFER = 1 << 18
-SMALL_SEGMENT = 1 << 20
+SMALL_SEGMENT = 1 << 18
 SUBDIRECTORIES = (SEGMENTS_NAME, LARGE_NAME)
 DRAW_EVERY = 0.2  # seconds between two states of a progress line
 
@@ -274,10 +275,13 @@ def open_to_change(args: argparse.Namespace) -> DiskCache:
     """
     require_cache(args.cache)
     segment = segment_size(args.cache, at_least=MIN_SEGMENT_BYTES)
-    limit = max(2 * disk_use(args.cache), 64 * segment)
-    return DiskCache(
-        args.cache, size_limit=limit, segment_size=segment, eviction="none", backend=args.backend
-    )
+    limit = UNLIMITED
+    try:
+        open_read_only(args).close()
+    except ReadOnlyError:  # the index will be made anew, of a size that follows from the limit
+        limit = max(2 * disk_use(args.cache), 64 * segment)
+    options: dict[str, Any] = {"size_limit": limit, "segment_size": segment, "eviction": "none"}
+    return DiskCache(args.cache, backend=args.backend, **options)
 
 
 def open_to_fill(args: argparse.Namespace, **options: Any) -> DiskCache:
@@ -647,6 +651,8 @@ class Warmer:
             self._store(key, tag, found.path)
 
     def _is_fresh(self, key: str, tag: str, status: os.stat_result) -> bool:
+        if key not in self._cache:  # does not count as a miss
+            return False
         entry = self._cache.get_entry(key)
         if entry is None or entry.tag != tag or not isinstance(entry.meta, Mapping):
             return False
@@ -928,8 +934,8 @@ def add_removals(commands: Commands) -> None:
 
 
 def reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and not isinstance(error, CacheError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the number
     return str(error) or type(error).__name__
 
 

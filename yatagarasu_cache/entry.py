@@ -34,7 +34,7 @@ class Entry:
     def value(self) -> Any:
         """The value, loaded and verified when first asked for.
 
-        Raises `EntryGone` (a KeyError) if the entry was replaced or removed before that.
+        Raises `EntryGone` (a KeyError) if the entry expired, or was replaced or removed, before that.
         """
         if self._value is _UNLOADED:
             self._value = self._load()

@@ -12,11 +12,12 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from . import format as f
 from .backends.base import Backend
+from .errors import ClosedError
 from .format import (
     CAPACITY_MASK,
     DESCRIPTOR_BITS,
@@ -57,18 +58,20 @@ class IndexLock:
 
     def __init__(self, backend: Backend, path: str, mode: int) -> None:
         self._backend, self._path, self._mode = backend, path, mode
-        self._threads = threading.RLock()
+        self.threads = threading.RLock()
         self._depth = 0
-        self._fd = backend.open(path, os.O_RDWR | os.O_CREAT, mode)
+        self.fd = backend.open(path, os.O_RDWR | os.O_CREAT, mode)
         self.on_enter: Any = None  # called once the lock is held by a new owner
 
     def __enter__(self) -> IndexLock:
-        self._threads.acquire()
+        self.threads.acquire()
         if not self._depth:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-            except BaseException:
-                self._threads.release()
+                fcntl.flock(self.fd, fcntl.LOCK_EX)
+            except BaseException as error:
+                self.threads.release()
+                if self.fd < 0:
+                    raise ClosedError("the cache is closed: open it anew") from error
                 raise
             self._depth = 1
             if self.on_enter is not None:
@@ -84,18 +87,18 @@ class IndexLock:
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-        self._threads.release()
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        self.threads.release()
 
     def after_fork(self) -> None:
         """A child needs an open file of its own: it shares the parent's lock otherwise."""
-        os.close(self._fd)
-        self._threads, self._depth = threading.RLock(), 0
-        self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+        os.close(self.fd)
+        self.threads, self._depth = threading.RLock(), 0
+        self.fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            self._fd, fd = -1, self._fd
+        if self.fd >= 0:
+            self.fd, fd = -1, self.fd
             self._backend.close_file(fd)
 
 
@@ -112,6 +115,8 @@ class NoLock(contextlib.nullcontext[None]):
 class Index:
     """The mapped file. `words` is its content as 8-byte words; slots are named by their first word."""
 
+    on_map: Callable[[], None] | None = None  # called after the file was mapped anew
+
     def __init__(self, backend: Backend, path: str, fd: int, writable: bool = True) -> None:
         self.path = path
         self.fd = fd
@@ -127,6 +132,14 @@ class Index:
         self.first_slot = (f.HEADER_BYTES + self.table_capacity * f.ENTRY_BYTES) // SLOT_BYTES
         if self.first_slot * SLOT_BYTES > len(self.map):
             raise IndexDamaged("it is shorter than its segment table")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Whoever still uses the mapping when it is gone is told why."""
+            if name in ("words", "map"):
+                raise ClosedError("the cache is closed: open it anew")
+            raise AttributeError(name)
 
     def validate(self) -> None:
         """Raise `IndexDamaged` if the partitions can't be as the header says."""
@@ -174,6 +187,8 @@ class Index:
         access = mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ
         self.map = mmap.mmap(self.fd, size, access=access)
         self.words = memoryview(self.map).cast("Q")
+        if self.on_map is not None:
+            self.on_map()
 
     def remap(self) -> None:
         """See what another process added to the file. The old mapping lives while it is used."""

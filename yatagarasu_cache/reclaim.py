@@ -20,7 +20,7 @@ from .errors import CacheIOError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import Index
-from .segment import Record, SegmentWriter, read_records, read_segment_header
+from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header
 
 if TYPE_CHECKING:
     from .store import Store
@@ -55,6 +55,7 @@ class Reclaimer:
         self._victims = Victims()
         self._expiry_part = 0
         self._cleaning: Cleaning | None = None
+        self._overheads: dict[int, int] = {}
         self._checkpoint: threading.Thread | None = None
 
     @property
@@ -72,18 +73,21 @@ class Reclaimer:
                 self.make_space(0)
 
     def reap(self) -> int:
-        """Seal the active segments of handles that are dead. How many."""
+        """Seal the active segments of handles that are dead, and free what these were cleaning. How many."""
         store, index, reaped = self._store, self._index, 0
         with store.lock:
-            active = [e for e in index.table_entries() if index.words[e] & ~f.MASK32 == f.ACTIVE]
-            owners = {index.words[e + f.T_OWNER] for e in active} - {store.owner.token}
+            owned = [e for e in index.table_entries() if index.words[e + f.T_OWNER]]
+            owners = {index.words[e + f.T_OWNER] for e in owned} - {store.owner.token}
             dead = owners - store.owner.alive_tokens() if owners else set()
-            for entry in active:
+            for entry in owned:
                 if index.words[entry + f.T_OWNER] in dead:
                     segment = index.words[entry] & f.MASK32
-                    index.resize_segment(segment, self._file_size(segment))
+                    active = index.words[entry] & ~f.MASK32 == f.ACTIVE
+                    if active:
+                        index.resize_segment(segment, self._file_size(segment))
                     index.words[entry + f.T_OWNER] = 0
-                    index.words[entry] = f.SEALED | segment
+                    if active:
+                        index.words[entry] = f.SEALED | segment
                     reaped += 1
         return reaped
 
@@ -106,16 +110,27 @@ class Reclaimer:
     def roll(self, size: int) -> SegmentWriter:
         """A writer with room for `size` bytes. `appending` is held. `StorageFull` if there is none."""
         store = self._store
-        while store.writer is None or store.writer.room < size:
+        while (writer := store.writer) is None or writer.room < size:
             capacity = self._capacity(size)
-            if store.writer is not None and store.writer.reserve_room >= _REMOVALS_ROOM:
+            if writer is not None and writer.borrowed:
+                self.make_space(0)
+                writer.repay()
+            elif writer is not None and writer.reserve_room >= _REMOVALS_ROOM:
                 self.make_space(capacity)
                 self._next_writer(capacity)
-            else:
-                # Nothing to log removals in: one segment above the limit, paid back at once.
+            else:  # nothing to log removals in: one segment above the limit, for these alone
                 self._next_writer(capacity)
-                self.make_space(0)
-        return store.writer
+        return writer
+
+    def removal_room(self, size: int) -> SegmentWriter:
+        """A writer in which a removal of `size` bytes can be logged, also in a full cache."""
+        try:
+            return self.roll(size)
+        except StorageFull:
+            writer = self._store.writer
+            if writer is None or writer.reserve_room < size:
+                writer = self._next_writer(self.segment_bytes)
+            return writer
 
     def _capacity(self, size: int) -> int:
         return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
@@ -129,10 +144,13 @@ class Reclaimer:
 
     def _next_writer(self, capacity: int) -> SegmentWriter:
         store = self._store
+        first = store.writer is None
         store.seal_writer()
         try:
             with store.lock:
-                writer = self._adopt(capacity) or self._create(capacity)
+                writer = (self._adopt(capacity) if first else None) or self._create(capacity)
+                if self._index.used_bytes > self._limit:
+                    writer.borrow()
                 store.writer = writer
                 store.owner.note(writer.segment)
         except OSError as error:
@@ -433,25 +451,37 @@ class Reclaimer:
                 continue
             owner = index.words[entry + f.T_OWNER]
             if live / max(size, 1) < best_share and (not owner or owner == self._store.owner.token):
-                best, best_share = index.words[entry] & f.MASK32, live / max(size, 1)
+                segment = index.words[entry] & f.MASK32
+                if size - live - self._overhead(segment) >= size // _MIN_GARBAGE:
+                    best, best_share = segment, live / max(size, 1)
         return best
+
+    def _overhead(self, segment: int) -> int:
+        """Bytes of a sealed segment that are no records: copies would have as many."""
+        known = self._overheads.get(segment)
+        if known is None:
+            if len(self._overheads) > 4 * self._index.table_capacity:
+                self._overheads.clear()
+            fd = self._store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
+            footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
+            known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
+        return known
 
     def _clean_some(self, budget: int) -> None:
         """Copy about `budget` bytes of live records out of the segment being cleaned."""
-        if self._cleaning is None:
-            self._cleaning = self._begin_cleaning()
-        if self._cleaning is not None and self._copy_live(self._cleaning, budget):
+        cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
+        if cleaning is not None and self._copy_live(cleaning, budget):
             self._cleaning = None
             self.drop_one_dead()
 
     def _clean_emptiest(self) -> bool:
         """Clean one segment to the end. False if none is worth it or there is no room to copy to."""
-        self._cleaning = self._cleaning or self._begin_cleaning()
-        if self._cleaning is None:
+        cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
+        if cleaning is None:
             return False
         if self._index.used_bytes > self._limit + self.segment_bytes:
             return False
-        while not self._copy_live(self._cleaning, _COPY_BYTES):
+        while not self._copy_live(cleaning, _COPY_BYTES):
             pass
         self._cleaning = None
         return self.drop_one_dead()
@@ -579,7 +609,7 @@ class Reclaimer:
     def _maintenance_room(self, size: int) -> SegmentWriter:
         """Room for copies: up to one segment above the limit, since they are about to free one."""
         writer = self._store.writer
-        if writer is None or writer.room < size:
+        if writer is None or writer.copy_room < size:
             writer = self._next_writer(self._capacity(size))
         return writer
 

@@ -20,6 +20,7 @@ from xxhash import xxh3_64_digest
 
 from . import format as f
 from .backends.base import Backend, Buffer
+from .errors import ClosedError
 from .format import Head, Identity
 
 _SCAN_BYTES = 1 << 20
@@ -54,10 +55,21 @@ class SegmentFiles:
         self._directory = directory
         self._lock = threading.Lock()
         self._retired: deque[tuple[float, int]] = deque()
+        self._closed = False
         self.open_files: dict[int, int] = {}
+        self._table = memoryview(bytearray(8)).cast("Q")
 
     def path(self, segment: int) -> str:
         return os.path.join(self._directory, f.segment_name(segment))
+
+    def table(self, capacity: int) -> memoryview:
+        """The same for compiled code, as words: segment << 32 | descriptor + 1 at segment % capacity."""
+        with self._lock:
+            if len(self._table) != capacity:
+                self._table = memoryview(bytearray(8 * capacity)).cast("Q")
+                for segment, fd in self.open_files.items():
+                    self._table[segment % capacity] = segment << 32 | fd + 1
+            return self._table
 
     def get(self, segment: int) -> int:
         """A descriptor for reading. FileNotFoundError if the segment is gone."""
@@ -66,11 +78,14 @@ class SegmentFiles:
 
     def _open(self, segment: int) -> int:
         with self._lock:
+            if self._closed:
+                raise ClosedError("the cache is closed: open it anew")
             fd = self.open_files.get(segment)
             if fd is None:
                 self._sweep()
                 fd = self._open_file(self.path(segment))
                 self.open_files[segment] = fd
+                self._table[segment % len(self._table)] = segment << 32 | fd + 1
             return fd
 
     def _open_file(self, path: str) -> int:
@@ -99,6 +114,9 @@ class SegmentFiles:
             self._close_retired(_RETIRED_SECONDS)
 
     def _retire(self, segment: int) -> None:
+        at = segment % len(self._table)
+        if self._table[at] >> 32 == segment:
+            self._table[at] = 0
         self._retired.append((time.monotonic(), self.open_files.pop(segment)))
 
     def _close_retired(self, age: float) -> None:
@@ -109,6 +127,7 @@ class SegmentFiles:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for segment in list(self.open_files):
                 self._retire(segment)
             self._close_retired(0.0)
@@ -136,7 +155,7 @@ class SegmentWriter:
         self._listed: list[tuple[int, bytes, bytes]] | None = []
         self._footer_bytes = f.FOOTER_TRAILER_BYTES
         # Removals find room also in a full segment: they are what makes room.
-        self._reserve = min(4096, capacity // 16)
+        self._reserve = self._least_reserve = min(4096, capacity // 16)
 
     @property
     def room(self) -> int:
@@ -146,6 +165,22 @@ class SegmentWriter:
     @property
     def reserve_room(self) -> int:
         return self.room + self._reserve
+
+    @property
+    def copy_room(self) -> int:
+        """Bytes that fit of what is copied to make room, also while the segment is borrowed."""
+        return self.reserve_room - self._least_reserve
+
+    @property
+    def borrowed(self) -> bool:
+        """True while the segment is more than `size_limit` allows: it has no room for new entries."""
+        return self._reserve > self._least_reserve
+
+    def borrow(self) -> None:
+        self._reserve = self.capacity
+
+    def repay(self) -> None:
+        self._reserve = self._least_reserve
 
     @property
     def next_place(self) -> int:
@@ -171,12 +206,20 @@ class SegmentWriter:
 
     def note(self, head: bytes, payload_bytes: int, listed_payload: bytes) -> None:
         """Count a record that was written at the tail."""
-        if self._listed is not None:
-            self._listed.append((self.tail, head, listed_payload))
-            self._footer_bytes += f.FOOTER_ENTRY.size + len(head) + len(listed_payload)
-            if len(self._listed) % _CHECK_EVERY == 0 and self._footer_bytes * _FOOTER_SHARE > self.tail:
-                self._listed, self._footer_bytes = None, f.FOOTER_TRAILER_BYTES
+        self.enlist(self.tail, head, listed_payload)
         self.tail += len(head) + payload_bytes
+
+    def enlist(self, offset: int, head: bytes, payload: bytes = b"") -> None:
+        """Let the footer list a record."""
+        if self._listed is not None:
+            self._listed.append((offset, head, payload))
+            self._footer_bytes += f.FOOTER_ENTRY.size + len(head) + len(payload)
+            if len(self._listed) % _CHECK_EVERY == 0 and self._footer_bytes * _FOOTER_SHARE > offset:
+                self.unlist()
+
+    def unlist(self) -> None:
+        """There will be no footer: readers look for the records themselves."""
+        self._listed, self._footer_bytes = None, f.FOOTER_TRAILER_BYTES
 
     def adopt(self, records: Iterable[Record]) -> None:
         """Go on behind the records of a segment that somebody else began."""
@@ -233,6 +276,16 @@ def pack_footer(listed: list[tuple[int, bytes, bytes]], tail: int) -> bytes:
 
 def read_segment_header(backend: Backend, fd: int) -> f.SegmentHeader | None:
     return f.unpack_segment_header(backend.read(fd, f.SEGMENT_HEADER_BYTES, 0))
+
+
+def footer_bytes(backend: Backend, fd: int) -> int:
+    """How long the footer of a sealed segment is, going by its trailer; 0 if it has none."""
+    size = os.fstat(fd).st_size
+    trailer = backend.read(fd, f.FOOTER_TRAILER.size, max(0, size - f.FOOTER_TRAILER_BYTES))
+    if len(trailer) < f.FOOTER_TRAILER.size:
+        return 0
+    magic, _, start, _ = f.FOOTER_TRAILER.unpack(trailer)
+    return size - start if magic == f.FOOTER_MAGIC and 0 < start < size else 0
 
 
 def read_footer(backend: Backend, fd: int) -> Iterator[Record] | None:

@@ -34,6 +34,7 @@ class CacheStats:
     index_bytes: int
     backend: str
     backend_reason: str
+    core: str  # what serves plain gets and sets: "c" or "python"
     process: dict[str, int]
     backend_stats: dict[str, Any]
 
@@ -62,6 +63,7 @@ def collect(store: Store, reason: str) -> CacheStats:
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,
         backend_reason=reason,
+        core=store.core.name,
         process={name: getattr(store, name) for name in f.COUNTERS},
         backend_stats=store.backend.stats(),
     )

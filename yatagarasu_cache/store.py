@@ -30,6 +30,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from . import format as f
 from .backends.base import Backend, Buffer
 from .config import Settings
+from .core import choose as choose_core
 from .directory import prepare
 from .entry import Location
 from .errors import (
@@ -151,6 +152,7 @@ class Store:
         self._read_once = backend.read_once
         self._touched = self.policy.touched
         self._touches = self.policy.touches and not settings.read_only
+        self.core = choose_core(self)
         prepare(backend, settings)
         self._open()
         _handles.add(self)
@@ -191,6 +193,7 @@ class Store:
 
     def _use(self, index: Index) -> None:
         self.index = index
+        self.core.attach(index)
         self.seed = index.identity.seed
 
     def close(self) -> None:
@@ -217,6 +220,7 @@ class Store:
                 self.index.sync()
 
     def _release(self) -> None:
+        self.core.detach()
         for name, release in (("files", "close"), ("owner", "release"), ("users", "leave"), ("lock", "close"),
                               ("index", "close")):  # fmt: skip
             held = getattr(self, name, None)
@@ -435,13 +439,12 @@ class Store:
     def fetch_version(self, slot: Slot) -> Found | None:
         """The value of just this version of an entry; None if it was replaced or removed."""
         for _ in range(3):
-            found = self._try(self._load, slot)
-            if found is not None:
-                return found
-            current = self.lookup(slot.low, slot.high)
+            current = self.lookup(slot.low, slot.high)  # it may have been moved
             if current is None or current.stamp != slot.stamp:
                 return None
-            slot = current  # the same version, moved
+            found = self._try(self._load, current)
+            if found is not None:
+                return found
         self.fetch(slot.low, slot.high)  # drops it if the damage lasts
         return None
 
@@ -606,18 +609,23 @@ class Store:
                 self._make_durable(writer, end)
             lengths = length << 24 | flags << 16 | len(head) >> 4
             slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
-            with self.lock:
-                done, replaced = self._install(slot, epoch)
-            if done:
-                if replaced is not None:
-                    self.large.remove(*replaced)
-                self.sets += 1
-                self.reclaim.pace(size)
+            if self.show(slot, epoch, size):
                 return
-            self._let_go_if_lost(writer)
+            self.let_go_if_lost(writer)
         raise CacheIOError(errno.EAGAIN, "could not store an entry: too many concurrent changes; try again")
 
-    def _let_go_if_lost(self, writer: SegmentWriter) -> None:
+    def show(self, slot: Slot, epoch: int, size: int) -> bool:
+        """The second half of `put`: let the index show a record. False if it has to be appended again."""
+        with self.lock:
+            done, replaced = self._install(slot, epoch)
+        if done:
+            if replaced is not None:
+                self.large.remove(*replaced)
+            self.sets += 1
+            self.reclaim.pace(size)
+        return done
+
+    def let_go_if_lost(self, writer: SegmentWriter) -> None:
         """Stop appending to a segment that others took from us, believing this handle dead."""
         with self.appending:
             if self.writer is writer and self.index.state(writer.segment) != f.ACTIVE:
@@ -737,7 +745,7 @@ class Store:
         self.sets += len(batch) - len(again)
         self.reclaim.pace(size)
         if again:
-            self._let_go_if_lost(writer)
+            self.let_go_if_lost(writer)
         for item in again:
             self.put(*item)
 
@@ -780,6 +788,7 @@ class Store:
         start, whole = _first_bytes(iterator, self.large_bytes)
         if whole:
             payload = b"".join(start)
+            self.check_size(len(payload))
             if only_absent:
                 return self.add(low, high, key, payload, flags, expires, tag, meta)
             self.put(low, high, key, payload, flags, expires, tag, meta)
@@ -860,7 +869,7 @@ class Store:
                 self.large.remove(*replaced)
             if done:
                 return True
-            self._let_go_if_lost(writer)
+            self.let_go_if_lost(writer)
 
     def temporary_path(self) -> str:
         with self.appending:
@@ -877,7 +886,8 @@ class Store:
         most = self.settings.max_value_size
         if most is not None and length > most:
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
-        room = self.reclaim.live_limit - 2 * self.segment_bytes
+        index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
+        room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
         if length > room:
             raise ValueTooLarge(
                 f"the value has {length} bytes and a cache with size_limit={self.settings.size_limit} "
@@ -921,7 +931,7 @@ class Store:
                 if item is None:
                     return
                 if self.index.state(writer.segment) != f.ACTIVE:
-                    self._let_go_if_lost(writer)
+                    self.let_go_if_lost(writer)
                     return self.change(low, high, size, decide)
                 epoch = self.index.words[f.W_EPOCH]
                 records, (slot,) = self._draft([item], writer)
@@ -979,7 +989,7 @@ class Store:
         self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
     ) -> tuple[int, int]:
         with self.appending:
-            writer = self.room(f.RECORD_BYTES + 16 * len(digests))
+            writer = self.removal_room(f.RECORD_BYTES + 16 * len(digests))
             with self.lock:
                 slots = [
                     slot
@@ -1027,7 +1037,7 @@ class Store:
         """Remove everything. Atomic. Values being stored at this moment may survive."""
         self.ensure_writable("clear the cache")
         with self.appending:
-            self.room(256)
+            self.removal_room(256)
             with self.lock:
                 count = self.index.count()
                 stamp = self.log_change(f.CLEAR, b"")
@@ -1053,6 +1063,14 @@ class Store:
             return writer
         self.ensure_writable("store an entry")
         return self.reclaim.roll(size)
+
+    def removal_room(self, size: int) -> SegmentWriter:
+        """The writer, with room to log a removal of `size` bytes. `appending` is held."""
+        writer = self.writer
+        if writer is not None and size <= writer.reserve_room:
+            return writer
+        self.ensure_writable("remove an entry")
+        return self.reclaim.removal_room(size)
 
     def seal_writer(self) -> None:
         """Close the active segment for good. `appending` is held."""
@@ -1110,8 +1128,10 @@ class Store:
     def walk(self) -> Iterator[tuple[Record, Slot]]:
         """Every live entry with its record's names: segment by segment, from their footers.
 
-        Entries written or moved while it runs may or may not appear; none appears twice.
+        Entries written while it runs don't appear, so that it comes to an end; none appears twice.
         """
+        self.ensure_open()
+        started = max(time.time_ns(), self.index.words[f.W_CLOCK])
         seen: set[int] = set()
         done: set[int] = set()
         while True:
@@ -1119,11 +1139,13 @@ class Store:
             todo = [s for s in self.index.segments() if s not in done]
             if not todo:
                 return
+            # What is moved goes to active segments: these last, and it is not missed.
+            todo.sort(key=lambda segment: self.index.state(segment) == f.ACTIVE)
             for segment in todo:
                 done.add(segment)
                 for record in self.records(segment):
                     slot = self.alive(record, segment)
-                    if slot is not None and slot.low not in seen:
+                    if slot is not None and slot.low not in seen and slot.stamp <= started:
                         seen.add(slot.low)
                         yield record, slot
 

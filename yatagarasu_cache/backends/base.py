@@ -31,6 +31,9 @@ class Backend(abc.ABC):
     """Files for one cache handle. `close()` is idempotent; a closed backend is not used again."""
 
     name: ClassVar[str]
+    # True if reads and writes in place are the plain system calls, so that compiled code may make
+    # them itself. A backend that wants to see, count or change them leaves it False.
+    plain: ClassVar[bool] = False
 
     # -- calls in place ---------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ DEFAULT_WORKERS = 16
 
 class ThreadsBackend(Backend):
     name = "threads"
+    plain = True
 
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or DEFAULT_WORKERS
@@ -46,7 +47,7 @@ class ThreadsBackend(Backend):
         data = os.pread(fd, min(length, _MAX_TRANSFER), offset)
         return data if len(data) == length else _read_on(fd, data, length, offset)
 
-    read_once = staticmethod(os.pread)
+    read_once = staticmethod(os.pread)  # type: ignore[assignment]  # a call less on every hit
 
     if _NOWAIT:
 

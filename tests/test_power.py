@@ -1,0 +1,369 @@
+"""Power cuts: after every single operation of short sequences, and of long random ones.
+
+What must hold after the cut and a new start: each key has a value that it once had (or that an
+operation in progress was giving it), or none; never one older than what was last made durable for
+it, by `durability="sync"` or `flush()`; what was made durable is there, unless something later took
+its place; a durable deletion stays deleted. `check()` finds nothing wrong, and the cache goes on
+working: it can be written, closed and opened again, and the power may fail during recovery too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faulty import Disk, FaultyBackend, Image, crash_images, open_faulty
+from helpers import noise
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from yatagarasu_cache import CacheError, DiskCache, reclaim
+
+SMALL: dict[str, Any] = {"size_limit": 262144, "segment_size": 4096}
+LARGE = 1500  # bytes: with such segments this has a file of its own
+MISSING = "(none)"
+
+_boots = itertools.count(1)
+
+
+@pytest.fixture
+def disks() -> Iterator[Path]:
+    """A directory for many small ones: in memory, where there is such a place, to spare the disk."""
+    memory = "/dev/shm"
+    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
+    path = tempfile.mkdtemp(prefix="yatagarasu-power-", dir=parent)
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint every few records, written before the operation that asks for it goes on."""
+
+    class AtOnce:
+        def __init__(self, target: Callable[[], None], **_: Any) -> None:
+            self.start = target
+
+        def is_alive(self) -> bool:
+            return False
+
+        def join(self) -> None:
+            pass
+
+    monkeypatch.setattr(reclaim, "_CHECKPOINT_RECORDS", 6)
+    monkeypatch.setattr(reclaim, "threading", SimpleNamespace(**{**vars(threading), "Thread": AtOnce}))
+
+
+def boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start the machine anew."""
+    number = next(_boots)
+    monkeypatch.setattr("yatagarasu_cache.recovery.boot_id", lambda: number.to_bytes(16, "little"))
+
+
+# -- what is known of the keys ------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Event:
+    """One value that a key got. start, end: operations of the disk before and after; end None: it failed."""
+
+    value: Any
+    start: int
+    end: int
+    durable: bool
+
+
+class History:
+    """All values that each key had, when it got them, and what of that was made durable."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.events: dict[str, list[Event]] = {}
+        self.flushes: list[tuple[int, int]] = []  # log positions at their beginning and end
+        self.evicts = False
+        self.live: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def giving(self, changes: dict[str, Any], durable: bool) -> Iterator[None]:
+        start = len(self.disk.log)
+        yield
+        for key, value in changes.items():
+            self.events.setdefault(key, []).append(Event(value, start, len(self.disk.log), durable))
+            self.live[key] = value
+
+    def flushed(self, start: int) -> None:
+        self.flushes.append((start, len(self.disk.log)))
+
+    def allowed(self, key: str, cut: int) -> list[Any]:
+        """Values that the key may have after a cut behind `cut` operations."""
+        events = [event for event in self.events.get(key, []) if event.start <= cut]
+        flushed = max((start for start, end in self.flushes if end <= cut), default=-1)
+        durable = -1
+        for i, event in enumerate(events):
+            if event.end <= cut and (event.durable or event.end <= flushed):
+                durable = i
+        values = [event.value for event in events[max(durable, 0) :]]
+        return values + [MISSING] if durable < 0 or self.evicts else values
+
+
+class Session:
+    """A cache on the disk under test, whose operations are noted down."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, disk: Disk, history: History, **options: Any
+    ) -> None:
+        self._monkeypatch, self.disk, self.history = monkeypatch, disk, history
+        self.options = {**SMALL, **options}
+        self.caches: list[DiskCache] = []
+        self._numbers = itertools.count()
+
+    def open(self, **options: Any) -> DiskCache:
+        cache = open_faulty(
+            self._monkeypatch, self.disk.root, FaultyBackend(self.disk), **{**self.options, **options}
+        )
+        self.caches.append(cache)
+        return cache
+
+    def value(self, key: str, size: int) -> bytes:
+        """A value that no other key and no other time has."""
+        return f"{key}#{next(self._numbers)}:".encode() + noise(size)
+
+    def durable(self, cache: DiskCache) -> bool:
+        return bool(cache.settings.durability == "sync")
+
+    def set(self, cache: DiskCache, key: str, size: int = 50) -> None:
+        value = self.value(key, size)
+        with self.history.giving({key: value}, self.durable(cache)):
+            cache.set(key, value)
+
+    def set_many(self, cache: DiskCache, keys: list[str], size: int = 50) -> None:
+        items = {key: self.value(key, size) for key in keys}
+        with self.history.giving(items, self.durable(cache)):
+            cache.set_many(items)
+
+    def delete(self, cache: DiskCache, key: str) -> None:
+        there = key in cache
+        with self.history.giving({key: MISSING} if there else {}, self.durable(cache)):
+            cache.delete(key)
+
+    def pop(self, cache: DiskCache, key: str) -> None:
+        there = key in cache
+        with self.history.giving({key: MISSING} if there else {}, self.durable(cache)):
+            cache.pop(key)
+
+    def incr(self, cache: DiskCache, key: str) -> None:
+        expected = cache.get(key, 0) + 1
+        with self.history.giving({key: expected}, self.durable(cache)):
+            assert cache.incr(key) == expected
+
+    def touch(self, cache: DiskCache, key: str) -> None:
+        cache.touch(key, 1e6)
+
+    def clear(self, cache: DiskCache) -> None:
+        with self.history.giving(dict.fromkeys(self.history.events, MISSING), self.durable(cache)):
+            cache.clear()
+
+    def flush(self, cache: DiskCache) -> None:
+        start = len(self.disk.log)
+        cache.flush()
+        self.history.flushed(start)
+
+    def checkpoint(self, cache: DiskCache) -> None:
+        cache._store.reclaim._write_checkpoint()
+
+    def reclaim(self, cache: DiskCache) -> None:
+        """Clean the emptiest segment, and drop the dead ones."""
+        cache._store.reclaim._clean_emptiest()
+        cache._store.reclaim.drop_dead()
+
+    def roll(self, cache: DiskCache) -> None:
+        """Begin a new segment."""
+        store = cache._store
+        with store.appending:
+            store.seal_writer()
+
+    def close(self, cache: DiskCache) -> None:
+        """The last one to close makes everything durable; it counts where durability was promised."""
+        start = len(self.disk.log)
+        self.caches.remove(cache)
+        cache.close()
+        if not self.caches and self.history.flushes:
+            self.history.flushed(start)
+
+    def abandon(self) -> None:
+        """Let go of everything, as the end of the process would, without closing."""
+        for cache in self.caches:
+            cache._store._release()
+            cache._store.closed = True
+        self.caches.clear()
+        self.disk.close()
+
+
+# -- after the cut ------------------------------------------------------------------------------
+
+
+class Judge:
+    """Opens images and says what is wrong with them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, disks: Path, **options: Any) -> None:
+        self._monkeypatch, self._disks = monkeypatch, disks
+        self._options = {**SMALL, **options}
+        self._count = itertools.count()
+        self.images = 0
+
+    def __call__(self, image: Image, history: History, rng: random.Random, *, again: bool = False) -> None:
+        self.images += 1
+        where = self._disks / f"image{next(self._count)}"
+        image.build(where)
+        boot(self._monkeypatch)
+        disk = Disk(where) if again else None
+        try:
+            self._recover(where, image, history, disk)
+            if disk is not None:
+                second = disk.image(rng, rng.randrange(len(disk.log) + 1))
+                second.cut = image.cut
+                second.label = f"{image.label}, then behind {len(disk.log)} operations of recovery"
+                self(second, history, rng)
+        finally:
+            if disk is not None:
+                disk.close()
+            shutil.rmtree(where)
+
+    def _recover(self, where: Path, image: Image, history: History, disk: Disk | None) -> None:
+        try:
+            if disk is not None:
+                cache = open_faulty(self._monkeypatch, where, FaultyBackend(disk), **self._options)
+            else:
+                cache = DiskCache(where, backend="threads", **self._options)
+        except CacheError as error:
+            raise AssertionError(f"{image}: cannot be opened: {error!r}") from error
+        with cache:
+            found = self._read(cache, image, history)
+            problems = cache.check()
+            assert not problems, f"{image}: {problems}"
+            cache.set("new", b"after the cut")
+        with DiskCache(where, backend="threads", **self._options) as cache:
+            assert cache.get("new") == b"after the cut", str(image)
+            for key, value in found.items():
+                assert cache.get(key, MISSING) == value, f"{image}: {key} changed by opening once more"
+
+    def _read(self, cache: DiskCache, image: Image, history: History) -> dict[str, Any]:
+        found = {}
+        for key in history.events:
+            found[key] = value = cache.get(key, MISSING)
+            allowed = history.allowed(key, image.cut)
+            if value not in allowed:
+                raise AssertionError(f"{image}: {key} is {_short(value)}, allowed: {[*map(_short, allowed)]}")
+        return found
+
+
+def _short(value: Any) -> str:
+    return value[:12].decode(errors="replace").split(":")[0] if isinstance(value, bytes) else repr(value)
+
+
+Step = Callable[[Session, DiskCache], None]
+
+
+def s_set(key: str, size: int = 50) -> Step:
+    return lambda session, cache: session.set(cache, key, size)
+
+
+def s(name: str, *arguments: Any) -> Step:
+    return lambda session, cache: getattr(session, name)(cache, *arguments)
+
+
+def run_all_cuts(
+    monkeypatch: pytest.MonkeyPatch, disks: Path, steps: list[Step], rng: random.Random, *,
+    again: float = 0.1, evicts: bool = False, singles: int = 5, mixtures: int = 2, **options: Any,
+) -> int:  # fmt: skip
+    """Run the steps, then look at the directory as a cut behind each operation may have left it."""
+    root = disks / "cache"
+    root.mkdir()
+    boot(monkeypatch)
+    disk = Disk(root)
+    history = History(disk)
+    history.evicts = evicts
+    session = Session(monkeypatch, disk, history, **options)
+    cache = session.open()
+    for step in steps:
+        if not session.caches:
+            cache = session.open()
+        step(session, cache)
+    judge = Judge(monkeypatch, disks, **{k: v for k, v in options.items() if k != "durability"})
+    try:
+        for image in crash_images(disk, rng, singles=singles, mixtures=mixtures):
+            judge(image, history, rng, again=rng.random() < again)
+    finally:
+        session.abandon()
+    return judge.images
+
+
+SEQUENCES: dict[str, list[Step]] = {
+    "set, overwrite, delete": [
+        s("set", "a"), s("set", "b"), s("set", "a"), s("delete", "b"), s("set", "b", 700), s("delete", "a"),
+    ],
+    "flush in between": [
+        s("set", "a"), s("set", "b"), s("flush"), s("set", "a", 600), s("delete", "b"), s("flush"), s("set", "b"),
+    ],
+    "rolls": [
+        s("set", "a"), s("set", "b"), s("roll"), s("set", "a"), s("flush"), s("roll"), s("set", "b", 900), s("roll"),
+        s("delete", "a"), s("reclaim"), s("set", "c"),
+    ],
+    "dead segments and their removals": [
+        s("set", "a"), s("set", "x"), s("roll"), s("set", "a"), s("flush"), s("roll"), s("delete", "a"), s("flush"),
+        s("roll"), s("delete", "x"), s("reclaim"), s("set", "b"), s("roll"), s("reclaim"), s("set", "c"), s("flush"),
+    ],
+    "checkpoints": [
+        s("set", "a"), s("set", "b"), s("roll"), s("set", "c"), s("checkpoint"), s("delete", "a"), s("set", "b"),
+        s("flush"), s("checkpoint"), s("set", "c"), s("reclaim"), s("set", "a"),
+    ],
+    "large values": [
+        s("set", "a", LARGE), s("set", "b"), s("flush"), s("set", "a", LARGE), s("set", "b", LARGE), s("delete", "a"),
+        s("set", "b"), s("set", "a"), s("flush"), s("set", "a", LARGE), s("close"), s("set", "a"),
+    ],
+    "clear": [
+        s("set", "a"), s("set", "b", LARGE), s("flush"), s("clear"), s("set", "a"), s("flush"), s("roll"), s("clear"),
+        s("reclaim"), s("set", "b"),
+    ],
+    "close and open": [
+        s("set", "a"), s("set", "b", LARGE), s("close"), s("set", "a"), s("flush"), s("close"), s("delete", "a"),
+        s("delete", "b"), s("set", "c"), s("close"), s("set", "a"),
+    ],
+    "counters, pop, touch, many": [
+        s("incr", "n"), s("flush"), s("incr", "n"), s("incr", "n"), s("set_many", ["a", "b", "c"]), s("touch", "a"),
+        s("flush"), s("pop", "a"), s("set_many", ["a", "b"], 400), s("incr", "n"), s("touch", "b"), s("roll"),
+        s("reclaim"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("durability", ["none", "sync"])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_cut_behind_every_operation(
+    monkeypatch: pytest.MonkeyPatch, disks: Path, name: str, durability: str
+) -> None:
+    rng = random.Random(f"{name} {durability}")
+    images = run_all_cuts(monkeypatch, disks, SEQUENCES[name], rng, durability=durability)
+    assert images > 100
+
+
+def test_cut_while_evicting(monkeypatch: pytest.MonkeyPatch, disks: Path) -> None:
+    """A cache of 64 segments, filled beyond its limit: segments die, are cleaned and reused all the time."""
+    rng = random.Random(1)
+    steps: list[Step] = [s("set", f"k{i % 40}", rng.choice((100, 700, 900, LARGE))) for i in range(330)]
+    for i in range(20, len(steps), 37):
+        steps.insert(i, s("flush"))
+    root = disks / "cache"
+    root.mkdir()
+    assert steps
