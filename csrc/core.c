@@ -1,4 +1,4 @@
-/* The contract is in core.h and core.cdef.h; what is done, and why, in index.py and store.py. */
+/* The contract is in core.h; what is done, and why, in index.py and store.py. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -58,7 +58,6 @@ enum { T_LIVE = 2 };
 #define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0, "heads fit");
-_Static_assert(YC_HEAD_BYTES < YC_NOT_INSTALLED, "the status stands apart from the length");
 
 struct digest {
     uint64_t low, high;
@@ -162,62 +161,66 @@ static uint64_t find(const struct yc_view *view, struct digest key)
 
 /* -- get ---------------------------------------------------------------------------------- */
 
-static ssize_t read_cached(int fd, void *value, size_t length, uint64_t offset)
+int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
+            struct yc_found *found)
 {
-#if defined SYS_preadv2 && defined RWF_NOWAIT
-    /* Not every C library has it. The kernel takes the offset in two halves. */
-    struct iovec vector = {value, length};
-    return syscall(SYS_preadv2, fd, &vector, 1, (long)offset, (long)(offset >> 32), RWF_NOWAIT);
-#else
-    (void)fd, (void)value, (void)length, (void)offset;
-    return -1;
-#endif
-}
-
-static int64_t get(const struct yc_view *view, struct digest key, void *value, uint64_t room, uint64_t now,
-                   bool nowait)
-{
-    uint64_t at = find(view, key);
+    if (!usable(view))
+        return YC_OTHER;
+    struct digest digest = digest_of(key, key_length, view->seed);
+    uint64_t at = find(view, digest);
     if (at == UNSURE)
         return YC_OTHER;
     if (!at)
         return YC_MISS;
     uint64_t place = load(view->map, at + S_PLACE), lengths = load(view->map, at + S_LENGTHS);
-    uint64_t sum = load(view->map, at + S_SUM), expires = load(view->map, at + S_EXPIRES);
+    uint64_t expires = load(view->map, at + S_EXPIRES);
     if (expires && expires <= now)
         return YC_MISS;
-    uint64_t length = lengths >> 24, segment = place >> 32;
-    uint32_t flags = lengths >> 16 & 0xFF;
-    uint64_t file = load(view->files, segment % view->table_capacity);
-    if (flags & FLAG_LARGE || length > room || file >> 32 != segment || !(file & MASK32))
-        return YC_OTHER;
-    int fd = (int)((file & MASK32) - 1);
-    uint64_t offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN;
-    ssize_t done =
-        nowait ? read_cached(fd, value, length, offset) : pread(fd, value, length, (off_t)offset);
-    if (done < 0 || (uint64_t)done != length || value_sum(value, length, key.low, flags) != sum)
-        return YC_OTHER;
+    uint64_t segment = place >> 32, file = load(view->files, segment % view->table_capacity);
+    *found = (struct yc_found){
+        .at = at,
+        .low = digest.low,
+        .value_sum = load(view->map, at + S_SUM),
+        .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
+        .length = lengths >> 24,
+        .flags = lengths >> 16 & 0xFF,
+        .fd = (int)((file & MASK32) - 1),
+    };
+    bool open = file >> 32 == segment && file & MASK32;
+    return open && !(found->flags & FLAG_LARGE) && found->length <= YC_MAX_VALUE ? YC_FOUND : YC_OTHER;
+}
+
+bool yc_read(const struct yc_found *found, void *value)
+{
+    ssize_t done = pread(found->fd, value, found->length, (off_t)found->offset);
+    return done >= 0 && (uint64_t)done == found->length;
+}
+
+int yc_read_nowait(const struct yc_found *found, void *value)
+{
+#if defined SYS_preadv2 && defined RWF_NOWAIT
+    /* Not every C library has it. The kernel takes the offset in two halves. */
+    struct iovec vector = {value, found->length};
+    long done = syscall(SYS_preadv2, found->fd, &vector, 1L, (long)found->offset,
+                        (long)(found->offset >> 32), (long)RWF_NOWAIT);
+    if (done < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+        return -errno;
+    return done >= 0 && (uint64_t)done == found->length;
+#else
+    (void)found, (void)value;
+    return -ENOSYS;
+#endif
+}
+
+bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
+{
+    if (value_sum(value, found->length, found->low, found->flags) != found->value_sum)
+        return false;
     if (view->touch != YC_TOUCH_NONE) {
-        uint64_t access = load(view->map, at + S_ACCESS);
-        store(view->map, at + S_ACCESS, touched(view->touch, access, new_stamp(view, now)));
+        uint64_t access = load(view->map, found->at + S_ACCESS);
+        store(view->map, found->at + S_ACCESS, touched(view->touch, access, new_stamp(view, now)));
     }
-    return (int64_t)(length << 8 | flags);
-}
-
-int64_t yc_get(const struct yc_view *view, const void *key, uint64_t key_length, void *value, uint64_t room,
-               uint64_t now)
-{
-    if (!usable(view))
-        return YC_OTHER;
-    return get(view, digest_of(key, key_length, view->seed), value, room, now, false);
-}
-
-int64_t yc_get_nowait(const struct yc_view *view, const void *key, uint64_t key_length, void *value,
-                      uint64_t room, uint64_t now)
-{
-    if (!usable(view))
-        return YC_OTHER;
-    return get(view, digest_of(key, key_length, view->seed), value, room, now, true);
+    return true;
 }
 
 /* -- put ---------------------------------------------------------------------------------- */
@@ -253,27 +256,27 @@ static void put_bytes(char **to, const void *from, size_t length)
 }
 
 /* Header, key, tag and meta as format.pack_record() makes them. Their bytes, padding included. */
-static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const void *names,
-                          uint32_t key_length, uint32_t tag_length, uint32_t meta_length, uint64_t length,
-                          uint32_t flags)
+static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry)
 {
-    uint64_t names_length = (uint64_t)key_length + tag_length + meta_length;
+    uint64_t names_length = (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
-    uint8_t kind[2] = {RECORD_PUT, (uint8_t)flags};
-    uint16_t tag = (uint16_t)tag_length;
+    uint8_t kind[2] = {RECORD_PUT, (uint8_t)entry->flags};
+    uint16_t tag_length = (uint16_t)entry->tag_length;
     /* First where the checksum is taken: the fields right before the names. */
     char *fixed = record->head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
     put_bytes(&to, "YREC", 4);
     put_bytes(&to, kind, 2);
-    put_bytes(&to, &tag, 2);
-    put_bytes(&to, &key_length, 4);
-    put_bytes(&to, &meta_length, 4);
-    put_bytes(&to, &length, 8);
+    put_bytes(&to, &tag_length, 2);
+    put_bytes(&to, &entry->key_length, 4);
+    put_bytes(&to, &entry->meta_length, 4);
+    put_bytes(&to, &entry->length, 8);
     put_bytes(&to, &record->slot[S_STAMP], 8);
-    put_bytes(&to, &record->slot[S_EXPIRES], 8);
+    put_bytes(&to, &entry->expires, 8);
     put_bytes(&to, &record->slot[S_STAMP], 8); /* created */
     put_bytes(&to, &record->slot[S_SUM], 8);
-    put_bytes(&to, names, names_length);
+    put_bytes(&to, entry->key, entry->key_length);
+    put_bytes(&to, entry->tag, entry->tag_length);
+    put_bytes(&to, entry->meta, entry->meta_length);
     memset(to, 0, (size_t)(record->head + bytes - to));
     uint64_t sum = __builtin_bswap64(
         XXH3_64bits_withSeed(fixed, RECORD_FIXED + names_length, view->seed ^ record->slot[S_PLACE]));
@@ -393,49 +396,43 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     return true;
 }
 
-int64_t yc_put(const struct yc_view *view, struct yc_record *record, int fd, uint64_t segment,
-               uint64_t offset, int lock_fd, const void *names, uint32_t key_length, uint32_t tag_length,
-               uint32_t meta_length, const void *payload, uint64_t length, uint32_t flags, uint64_t expires,
-               uint64_t now)
+int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
+           struct yc_record *record)
 {
     static const char padding[ALIGN];
-    if (!usable(view) || (uint64_t)key_length + tag_length + meta_length > YC_MAX_NAMES || flags > 0xFF ||
-        flags & FLAG_LARGE || segment > MASK32 || offset % ALIGN || offset / ALIGN > MASK32)
-        return 0;
-    struct digest key = digest_of(names, key_length, view->seed);
-    record->slot[S_LOW] = key.low;
-    record->slot[S_HIGH] = key.high;
-    record->slot[S_PLACE] = segment << 32 | offset / ALIGN;
-    record->slot[S_SUM] = value_sum(payload, length, key.low, flags);
+    if (!usable(view) || (uint64_t)entry->key_length + entry->tag_length + entry->meta_length > YC_MAX_NAMES ||
+        entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE ||
+        end->segment > MASK32 || end->offset % ALIGN || end->offset / ALIGN > MASK32)
+        return YC_OTHER;
+    struct digest key = digest_of(entry->key, entry->key_length, view->seed);
+    uint64_t stamp, *slot = record->slot;
     record->epoch = load(view->map, W_EPOCH);
-    record->slot[S_STAMP] = new_stamp(view, now);
-    record->slot[S_EXPIRES] = expires;
-    record->slot[S_ACCESS] = touched(view->first, 0, record->slot[S_STAMP]);
-    uint64_t head =
-        pack_head(view, record, names, key_length, tag_length, meta_length, length, flags);
-    record->slot[S_LENGTHS] = length << 24 | (uint64_t)flags << 16 | head / ALIGN;
+    stamp = new_stamp(view, now);
+    slot[S_LOW] = key.low;
+    slot[S_HIGH] = key.high;
+    slot[S_PLACE] = end->segment << 32 | end->offset / ALIGN;
+    slot[S_SUM] = value_sum(entry->payload, entry->length, key.low, entry->flags);
+    slot[S_STAMP] = stamp;
+    slot[S_EXPIRES] = entry->expires;
+    slot[S_ACCESS] = touched(view->first, 0, stamp);
+    record->head_bytes = pack_head(view, record, entry);
+    slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
 
-    /* A vector of no bytes is passed over; the last one has none if nothing is to be padded. */
-    struct iovec vector[3] = {{record->head, head},
-                              {(void *)(uintptr_t)payload, length},
-                              {(void *)(uintptr_t)padding, aligned(length) - length}};
-    int error = write_all(fd, vector, 3, offset);
-    if (error)
-        return error;
+    struct iovec vector[3] = {{record->head, record->head_bytes},
+                              {(void *)(uintptr_t)entry->payload, entry->length},
+                              {(void *)(uintptr_t)padding, aligned(entry->length) - entry->length}};
+    record->error = write_all(end->fd, vector, 3, end->offset);
+    if (record->error)
+        return YC_FAILED;
     /* A signal may end the waiting: its handler runs in Python, which then waits on. */
-    if (flock(lock_fd, LOCK_EX))
-        return (int64_t)head + YC_NOT_INSTALLED;
+    if (flock(end->lock_fd, LOCK_EX))
+        return YC_APPENDED;
     bool installed = install(view, record);
-    flock(lock_fd, LOCK_UN);
-    return (int64_t)head + (installed ? 0 : YC_NOT_INSTALLED);
+    flock(end->lock_fd, LOCK_UN);
+    return installed ? YC_INSTALLED : YC_APPENDED;
 }
 
 /* -- for tests ---------------------------------------------------------------------------- */
-
-int yc_abi_version(void)
-{
-    return YC_ABI_VERSION;
-}
 
 void yc_digest(const void *key, uint64_t length, uint64_t seed, uint64_t *digest)
 {

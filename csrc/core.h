@@ -1,24 +1,99 @@
 /* The core: get and put of plain entries over a mapped index and open segments.
  *
  * It does what index.py, store.py and format.py do, over the same files, for the cases that are
- * plain, and leaves all others to them. Rules that hold for every function of core.cdef.h:
+ * plain, and leaves all others to them. Rules that hold for every function:
  *
  * - The Python code is the specification. Whatever is not plain (a large value, growth, a segment
  *   that is not open, an index under repair or replaced, damage, an entry that fails its checksum)
  *   gives a status that sends the caller down the ordinary path, and has changed nothing but what
  *   the status says.
- * - Results are a length or a status; errno itself is not used.
- * - Nothing is global, nothing is allocated, nothing calls back.
+ * - Nothing is global, nothing is allocated, nothing calls back; errno is not part of the results.
  * - No address is taken from the mapped file on trust: it is shared, and may be damaged.
- * - yc_get() takes no lock and may run in many threads at once. Callers of yc_put() hold the
+ * - Looking up takes no lock and may run in many threads at once. Callers of yc_put() hold the
  *   thread locks of the store (`appending`, and that of the index); the lock file is locked here.
+ *
+ * This file and core.c know nothing of Python; coremodule.c makes them a module.
  */
 #ifndef YATAGARASU_CORE_H
 #define YATAGARASU_CORE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core.cdef.h"
+/* Key, tag and metadata of a record that yc_put() takes have this many bytes at most. */
+#define YC_MAX_NAMES 4000
+#define YC_HEAD_BYTES 4080 /* of a record with as many names */
+#define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
+
+/* What a hit does to a slot's access word (eviction.py). */
+enum { YC_TOUCH_NONE, YC_TOUCH_RECENT /* lru */, YC_TOUCH_FREQUENT /* lfu */ };
+
+/* One mapping of an index file. Never changed while a call may use it: a new mapping is a new
+ * view. A view of zeros sends every call down the ordinary path. */
+struct yc_view {
+    void *map;           /* the file, mapped from its start */
+    uint64_t words;      /* 8-byte words mapped */
+    uint64_t table_word; /* the segment table: its first word, and its entries */
+    uint64_t table_capacity;
+    uint64_t seed; /* of digests and record checksums */
+    void *files;   /* table_capacity words: segment << 32 | descriptor + 1, or 0 */
+    int touch;     /* hits: YC_TOUCH_...; NONE for a mapping that can't be written */
+    int first;     /* the same for an entry's first access word */
+};
+
+enum { YC_OTHER = -1, YC_MISS, YC_FOUND };
+
+/* A live entry: where its value is, and what it has to be. */
+struct yc_found {
+    uint64_t at, low, value_sum, offset, length;
+    uint32_t flags;
+    int fd;
+};
+
+/* Look a key up at the time `now` (nanoseconds since the epoch): YC_FOUND, YC_MISS or YC_OTHER. */
+int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
+            struct yc_found *found);
+/* Read all `found->length` bytes of the value; false if they did not come at once. */
+bool yc_read(const struct yc_found *found, void *value);
+/* The same if it is in the page cache: it never waits for a disk. 1 or 0; a negative errno where
+ * that can't be had at all. */
+int yc_read_nowait(const struct yc_found *found, void *value);
+/* True if that is the value of the key; its use is noted then. */
+bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now);
+
+struct yc_entry {
+    const void *key, *tag, *meta, *payload;
+    uint32_t key_length, tag_length, meta_length, flags;
+    uint64_t length, expires;
+};
+
+/* The end of the segment that is written to, and the lock file. */
+struct yc_end {
+    int fd, lock_fd;
+    uint64_t segment, offset;
+};
+
+/* A record that was appended. */
+struct yc_record {
+    uint64_t slot[8]; /* what its slot shows, or should show */
+    uint64_t epoch;   /* the index's when the append began */
+    uint64_t head_bytes;
+    int error;          /* of YC_FAILED: a negative errno */
+    int64_t stop_after; /* for tests: stores to the index after so many are lost; -1 for none */
+    char head[YC_HEAD_BYTES];
+};
+
+enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1 };
+
+/* Append a record and show it in the index. YC_INSTALLED; YC_APPENDED if the index is left to the
+ * ordinary path; YC_FAILED if it could not be written, and the segment ends where it did; or
+ * YC_OTHER if nothing was done. `record->stop_after` is read, the rest of it is set. */
+int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
+           struct yc_record *record);
+
+/* For tests: the digest of a key (low, high), and format.value_sum(). */
+void yc_digest(const void *key, uint64_t length, uint64_t seed, uint64_t *digest);
+uint64_t yc_value_sum(const void *payload, uint64_t length, uint64_t low, uint32_t flags);
 
 #endif

@@ -32,7 +32,7 @@
 #define INLINE_VECTOR 4u
 #define REAP_AT_ONCE 64u
 #define NONE UINT32_MAX
-/* From Linux 5.6 on an operation in a batch ends at this alignment only where the file does. */
+/* Direct transfers move whole sectors: one that ends elsewhere has met the end of the file. */
 #define SECTOR 512u
 
 #define OP_FLAGS \

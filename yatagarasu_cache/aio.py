@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from . import config
 from .backends.base import Buffer, Channel
-from .cache import DiskCache, as_stream
+from .cache import DiskCache, as_stream, stream_length
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key
 from .config import Settings
@@ -333,7 +333,7 @@ class AsyncDiskCache:
         store.ensure_writable("store an entry")
         stream = self._stream(value)
         if stream is not None:
-            return await self._set_stream(cache, key, stream, expire, tag, meta)
+            return await self._set_stream(cache, key, stream, stream_length(value), expire, tag, meta)
         item = cache._item(key, value, expire, tag, meta)
         async with state.turns:
             await state.put(item)
@@ -345,12 +345,13 @@ class AsyncDiskCache:
         return as_stream(value)
 
     async def _set_stream(
-        self, cache: DiskCache, key: Key, stream: Iterator[Buffer], expire: float | None, tag: Key, meta: Any
-    ) -> bool:
+        self, cache: DiskCache, key: Key, stream: Iterator[Buffer], length: int | None,
+        expire: float | None, tag: Key, meta: Any,
+    ) -> bool:  # fmt: skip
         item = cache._item(key, b"", expire, tag, meta)
         return await self._run(
             cache._store.put_stream,
-            item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag, item.meta,
+            item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag, item.meta, length,
         )  # fmt: skip
 
     async def add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Union
@@ -172,7 +173,9 @@ class DiskCache:
             self._check_names(data, tag_bytes, meta_bytes)
             store = self._store
             low, high = key_digest(data, store.seed)
-            return store.put_stream(low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes)
+            return store.put_stream(
+                low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes, stream_length(value)
+            )
         payload, flags = self._codec.encode(value)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
@@ -457,10 +460,10 @@ class DiskCache:
         if location is None:
             store.misses += 1
             raise KeyError(key)
-        store.hits += 1
         if location.flags & CODEC_FLAGS not in (KIND_BYTES, KIND_STR):
             location.close()
             raise TypeError(f"the value of {key!r} is neither bytes nor str: read it with get()")
+        store.hits += 1
         return location
 
     # -- the cache as a whole -----------------------------------------------------------------
@@ -556,6 +559,15 @@ def as_stream(value: Any) -> Iterator[Buffer] | None:
     if isinstance(value, Iterator):
         return map(_bytes_only, value)
     return None
+
+
+def stream_length(value: Any) -> int | None:
+    """Bytes that a regular file still has; None for other streams. What can't fit is refused early."""
+    try:
+        status = os.fstat(value.fileno())
+        return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _bytes_only(part: Any) -> Buffer:

@@ -47,7 +47,6 @@ def write(store: Store) -> None:
             for entry in index.table_entries()
             if index.words[entry] & ~f.MASK32 == f.SEALED
         ]
-    store.reclaim.sync_dirty()
     path = os.path.join(store.root, f.CHECKPOINT_NAME)
     temporary = f"{store.temporary_path()}"
     fd = store.backend.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
@@ -57,8 +56,13 @@ def write(store: Store) -> None:
             store.backend.sync(fd)
         finally:
             store.backend.close_file(fd)
+        # Now, not before: the parts name records that came after the floor, and what these
+        # replaced is not trusted any more once the checkpoint stands.
+        store.reclaim.sync_dirty()
         with store.lock:
             if store.index is not index:  # rebuilt meanwhile: this is about an index that is no more
+                return
+            if index.words[f.W_FLOOR] > floor:  # another process began later and was faster
                 return
             store.backend.replace(temporary, path)
             store.backend.sync_directory(store.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -32,12 +33,12 @@ def prepare(backend: Backend, settings: Settings) -> None:
     root = settings.directory
     try:
         if not settings.read_only:
-            _make(root, settings.directory_mode)
+            _make(backend, root, settings.directory_mode)
         status = os.lstat(root)
         _check_kind(root, status)
         _check_file_system(settings)
         names = [name for name, _ in backend.scandir(root)]
-        if not names and not settings.read_only:
+        if not settings.read_only and (not names or _is_begun(root, names)):
             _write_tag(backend, settings)
         elif not is_ours(root, names):
             _refuse(root, names, settings)
@@ -65,6 +66,20 @@ def is_ours(root: str, names: list[str]) -> bool:
     return _has_segments(root, names)
 
 
+def _is_begun(root: str, names: list[str]) -> bool:
+    """True if there is nothing but our tag, or what a power cut left of it: it is durable before the rest."""
+    if names != [f.TAG_NAME]:
+        return False
+    path = os.path.join(root, f.TAG_NAME)
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return False
+    with open(path, "rb") as file:
+        found = file.read(len(f.TAG_TEXT) + 1)
+    return len(found) <= len(f.TAG_TEXT) and all(
+        byte in (0, ours) for byte, ours in zip(found, f.TAG_TEXT, strict=False)
+    )
+
+
 def _has_segments(root: str, names: list[str]) -> bool:
     if f.SEGMENTS_NAME not in names or f.LOCK_NAME not in names:
         return False
@@ -81,14 +96,18 @@ def _refuse(root: str, names: list[str], settings: Settings) -> None:
     )
 
 
-def _make(root: str, mode: int) -> None:
+def _make(backend: Backend, root: str, mode: int) -> None:
+    """Create the directory, and those above it, if they are missing; durably."""
     parent = os.path.dirname(root)
-    if parent and not os.path.isdir(parent):
-        os.makedirs(parent, exist_ok=True)
     try:
         os.mkdir(root, mode)
     except FileExistsError:
-        pass
+        return
+    except FileNotFoundError:
+        _make(backend, parent, 0o777)
+        os.mkdir(root, mode)
+    with contextlib.suppress(PermissionError):  # a parent that may be written but not read
+        backend.sync_directory(parent)
 
 
 def _check_kind(root: str, status: os.stat_result) -> None:
@@ -99,24 +118,29 @@ def _check_kind(root: str, status: os.stat_result) -> None:
 
 
 def _make_inside(backend: Backend, settings: Settings) -> None:
+    made = False
     for name in _SUBDIRECTORIES:
         path = os.path.join(settings.directory, name)
-        if not backend.mkdir(path, settings.directory_mode):
+        if backend.mkdir(path, settings.directory_mode):
+            made = True
+        else:
             _check_kind(path, os.lstat(path))
+    if made:
+        backend.sync_directory(settings.directory)
     if not os.access(settings.directory, os.W_OK | os.X_OK):
         raise PermissionError(13, "no permission to write", settings.directory)
 
 
 def _write_tag(backend: Backend, settings: Settings) -> None:
+    """Make the directory ours, durably before anything else is in it: a torn tag would be a stranger's."""
     path = os.path.join(settings.directory, f.TAG_NAME)
+    fd = backend.open(path, os.O_WRONLY | os.O_CREAT, settings.file_mode)
     try:
-        fd = backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, settings.file_mode)
-    except FileExistsError:  # another process is creating the same cache
-        return
-    try:
-        backend.write(fd, [f.TAG_TEXT], 0)
+        backend.write(fd, [f.TAG_TEXT], 0)  # another process that creates the cache too writes the same
+        backend.sync(fd)
     finally:
         backend.close_file(fd)
+    backend.sync_directory(settings.directory)
 
 
 def _check_file_system(settings: Settings) -> None:

@@ -344,6 +344,12 @@ def segment_name(segment: int) -> str:
     return f"{segment:08x}{SEGMENT_SUFFIX}"
 
 
+def is_temporary_name(name: str) -> bool:
+    """True for `<owner's token>-<number>.tmp`."""
+    owner, dash, number = name.removesuffix(TEMPORARY_SUFFIX).partition("-")
+    return name.endswith(TEMPORARY_SUFFIX) and bool(dash) and _is_hex(owner, 16) and _is_hex(number, len(number) or 1)
+
+
 def parse_segment_name(name: str) -> int | None:
     stem = name.removesuffix(SEGMENT_SUFFIX)
     return int(stem, 16) if stem != name and _is_hex(stem, 8) else None

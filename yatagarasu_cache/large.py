@@ -76,6 +76,23 @@ class LargeFiles:
         finally:
             self._backend.close_file(fd)
 
+    def checksum(self, low: int, high: int, pointer: int, *, seed: int) -> int | None:
+        """Checksum of the content, read piece by piece; None if the file can't be read."""
+        checksum, offset = xxh3_64(seed=seed), 0
+        try:
+            fd = self.open(low, high, pointer)
+        except OSError:
+            return None
+        try:
+            while data := self._backend.read(fd, CHUNK_BYTES, offset):
+                checksum.update(data)
+                offset += len(data)
+        except OSError:
+            return None
+        finally:
+            self._backend.close_file(fd)
+        return checksum.intdigest()
+
     def remove(self, low: int, high: int, pointer: int) -> bool:
         return self._backend.unlink(self.path(low, high, pointer))
 

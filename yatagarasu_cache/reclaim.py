@@ -182,12 +182,13 @@ class Reclaimer:
     def _adopt(self, capacity: int) -> SegmentWriter | None:
         """Go on with a segment that an earlier handle left less than half full.
 
-        Not with one that a checkpoint lists as complete: recovery would not look into it.
+        Not with one that a checkpoint lists as complete, or one being written will: recovery would
+        not look into it.
         """
         index = self._index
         for entry in index.table_entries():
             small = index.words[entry + f.T_SIZE] < self.segment_bytes // 2
-            small = small and index.words[entry + f.T_CREATED] > index.words[f.W_FLOOR]
+            small = small and index.words[entry + f.T_CREATED] > index.words[f.W_EPOCH]
             sealed = index.words[entry] & ~f.MASK32 == f.SEALED and not index.words[entry + f.T_OWNER]
             if small and sealed and capacity == self.segment_bytes:
                 return self._take_over(index.words[entry] & f.MASK32)
@@ -206,16 +207,18 @@ class Reclaimer:
                 return None
             writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes, header.floor)
             writer.adopt(read_records(store.backend, fd, segment, index.identity))
-            store.backend.truncate(fd, writer.tail)
+            # First: whoever finds us dead in between takes it from us as it is.
+            entry, owner = index.entry(segment), store.owner.acquire()
+            index.words[entry + f.T_SYNCED] = 0
+            index.words[entry + f.T_NEWEST] = 0
+            index.words[entry + f.T_OWNER] = owner
+            index.words[entry] = f.ACTIVE | segment
+            index.resize_segment(segment, self.segment_bytes)
+            store.backend.truncate(fd, writer.tail)  # the footer
         except BaseException:
             store.backend.close_file(fd)
             raise
-        entry = index.entry(segment)
-        index.resize_segment(segment, self.segment_bytes)
-        index.words[entry + f.T_OWNER] = store.owner.acquire()
-        index.words[entry + f.T_SYNCED] = 0
-        index.words[entry + f.T_NEWEST] = 0
-        index.words[entry] = f.ACTIVE | segment
+        store.names_changed()  # who created it may not have made its name durable
         return writer
 
     # -- making room --------------------------------------------------------------------------
@@ -362,11 +365,14 @@ class Reclaimer:
     def _doom(self, segment: int) -> bool:
         """Decide that a segment goes. What it says about other segments is written anew first."""
         store, index = self._store, self._index
-        records = store.records(segment) if self._concerns_others(segment) else ()
+        oldest = self._oldest_elsewhere(segment)
+        newest = index.words[index.entry(segment) + f.T_NEWEST] or f.MASK64
+        # If nothing older than its newest record is left elsewhere, its removals are moot.
+        records = store.records(segment) if oldest < newest else ()
         if index.words[f.W_PROMISED]:
             self.sync_dirty()
         with store.appending:
-            kept = [r for r in records if r.head.kind > f.LARGE and self._still_says(r, segment)]
+            kept = [r for r in records if r.head.kind > f.LARGE and self._still_says(r, oldest)]
             for record in kept:
                 writer = self._ensure_writer()
                 self._lower_oldest(writer.segment, record.head.stamp)
@@ -380,23 +386,28 @@ class Reclaimer:
                 index.words[entry] = f.DOOMED | segment
         return True
 
-    def _concerns_others(self, segment: int) -> bool:
-        """False if nothing older than its newest record is left elsewhere: its removals are moot."""
+    def _oldest_elsewhere(self, segment: int) -> int:
+        """The lowest stamp in all other segments; those that are doomed still have their files.
+
+        To be asked before `sync_dirty`: a file that is gone by then does not come back.
+        """
         index = self._index
-        newest = index.words[index.entry(segment) + f.T_NEWEST] or f.MASK64
-        return any(
-            index.words[entry + f.T_OLDEST] < newest
-            for entry in index.table_entries()
-            if index.words[entry] & f.MASK32 != segment and index.words[entry] & ~f.MASK32 != f.DOOMED
+        return min(
+            (
+                index.words[entry + f.T_OLDEST]
+                for entry in index.table_entries()
+                if index.words[entry] & f.MASK32 != segment
+            ),
+            default=f.MASK64,
         )
 
-    def _still_says(self, record: Record, segment: int) -> bool:
+    def _still_says(self, record: Record, oldest: int) -> bool:
         """True if a rebuild would go wrong without this removal or touch.
 
         It would not if a checkpoint covers it, provided that the head of the segment we write to
         tells so, in case the checkpoint is lost; nor if no record is left that is old enough.
         """
-        store, index, stamp = self._store, self._index, record.head.stamp
+        store, stamp = self._store, record.head.stamp
         writer = store.writer
         if writer is not None and stamp <= writer.floor:
             return False
@@ -404,11 +415,7 @@ class Reclaimer:
             low, high, expires = f.TOUCHED.unpack(record.payload)
             slot = store.lookup(low, high)
             return slot is not None and slot.stamp < stamp and slot.expires == expires
-        return any(
-            index.words[entry + f.T_OLDEST] < stamp
-            for entry in index.table_entries()
-            if index.words[entry] & f.MASK32 != segment and index.words[entry] & ~f.MASK32 != f.DOOMED
-        )
+        return oldest < stamp
 
     def _unlink(self, segment: int) -> None:
         store = self._store

@@ -6,6 +6,7 @@ missing. A killed process leaves it trustworthy: the kernel still has every stor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -20,7 +21,7 @@ from .directory import boot_id
 from .errors import FormatError, ReadOnlyError
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
-from .segment import Record, read_records, read_segment_header
+from .segment import Record, read_footer, read_segment_header, scan
 
 if TYPE_CHECKING:
     from .store import Store
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _MIN_TABLE = 256
 _MAX_TABLE = 1 << 16
 _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
+_LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
 
 
 def open_index(store: Store, *, alone: bool) -> Index:
@@ -36,9 +38,11 @@ def open_index(store: Store, *, alone: bool) -> Index:
     index = None
     try:
         index = map_index(store)
+        if not store.read_only:
+            index.repair()
         reason = _distrust(store, index, alone)
     except FileNotFoundError:
-        reason = "missing" if _anything_stored(store) else "new"
+        reason = "missing" if _segments_there(store) else "new"
     except IndexDamaged as error:
         reason = f"damaged ({error})"
     if store.read_only:
@@ -50,7 +54,7 @@ def open_index(store: Store, *, alone: bool) -> Index:
         assert index is not None
         return index
     if reason == "new":
-        return _begin(store, _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), 0))
+        return _begin(store, _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), []))
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
         return _begin(store, rebuild_index(store, index), alone=alone)
@@ -89,7 +93,10 @@ def _distrust(store: Store, index: Index, alone: bool) -> str:
         return "from before the machine was restarted"
     if not f.LITTLE_ENDIAN:
         raise FormatError("this machine is big-endian, and the format is little-endian only")
-    for segment in index.segments()[:_FIRST_HEADERS]:
+    if index.superseded and not store.read_only:  # whoever replaces an index holds the lock, as we do
+        return "marked as replaced, and it is not"
+    listed = index.segments() or _segments_there(store)
+    for segment in listed[:_FIRST_HEADERS]:
         header = _header(store, segment)
         if header is not None and header.identity != index.identity:
             return "from another cache"
@@ -98,8 +105,6 @@ def _distrust(store: Store, index: Index, alone: bool) -> str:
 
 def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
     """Mark the index as in use under this boot, durably before anything else changes."""
-    if index.words[f.W_BUSY]:
-        index.repair()
     clean = index.words[f.W_CLEAN]
     if clean:
         index.words[f.W_CLEAN] = 0
@@ -113,12 +118,12 @@ def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
 def _tidy(store: Store, index: Index) -> None:
     """Nobody else has the cache open: remove what dead handles left half done."""
     for name, _ in store.backend.scandir(store.large.temporary):
-        if name.endswith(f.TEMPORARY_SUFFIX):
+        if f.is_temporary_name(name):
             store.backend.unlink(os.path.join(store.large.temporary, name))
-    for name, _ in store.backend.scandir(store.segments_path):
-        segment = f.parse_segment_name(name)
-        if segment is not None and not index.state(segment) and _is_ours(store, segment, index.identity):
+    for segment in _segments_there(store):
+        if not index.state(segment) and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
+    store.owner.alive_tokens()
     total = 0
     for (low, high, pointer), size, path in store.large.listed():
         if _refers(store, index, low, high, pointer):
@@ -153,25 +158,44 @@ def _header(store: Store, segment: int) -> f.SegmentHeader | None:
     return header
 
 
-def _is_ours(store: Store, segment: int, identity: Identity) -> bool:
-    header = _header(store, segment)
-    return header is not None and header.identity == identity and header.segment == segment
+def _is_leftover(store: Store, segment: int, identity: Identity) -> bool:
+    """True if an unlisted segment is of this very cache, or its header was never written."""
+    try:
+        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
+    except OSError:
+        return False
+    finally:
+        store.backend.close_file(fd)
+    header = f.unpack_segment_header(data)
+    if header is None:
+        return not any(data)
+    return header.identity == identity and header.segment == segment
 
 
-def _anything_stored(store: Store) -> bool:
-    return any(f.parse_segment_name(name) for name, _ in store.backend.scandir(store.segments_path))
+def _segments_there(store: Store) -> list[int]:
+    """Numbers of all files that are named like segments, in their order."""
+    names = [name for name, _ in store.backend.scandir(store.segments_path)]
+    return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
 def _new_identity() -> Identity:
     return Identity(secrets.token_bytes(16), secrets.randbits(64))
 
 
-def _table_capacity(store: Store, segments: int) -> int:
-    wanted = max(4 * (store.settings.size_limit // store.segment_bytes), 2 * segments, _MIN_TABLE)
-    return min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
+def _table_capacity(store: Store, segments: list[int]) -> int:
+    wanted = max(4 * (store.settings.size_limit // store.segment_bytes), 2 * len(segments), _MIN_TABLE)
+    capacity = min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
+    # Segments that a table of another size held, or whose removal did not last, may share an entry.
+    while capacity < _MAX_TABLE and len({s % capacity for s in segments}) < len(segments):
+        capacity *= 2
+    return capacity
 
 
-def _create(store: Store, path: str, identity: Identity, segments: int) -> Index:
+def _create(store: Store, path: str, identity: Identity, segments: list[int]) -> Index:
     capacity = _table_capacity(store, segments)
     try:
         return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
@@ -192,10 +216,11 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
         saved = None
     segments = sorted(s for s, h in headers.items() if h.identity == identity and h.segment == s)
     path = store.temporary_path()
-    index = _create(store, path, identity, len(segments))
+    index = _create(store, path, identity, segments)
     try:
-        rebuild = _Rebuild(store, index, saved, {s: headers[s] for s in segments})
+        rebuild = _Rebuild(store, index, saved, {s: headers[s] for s in segments}, verify=not _is_of_this_boot(old))
         rebuild.run()
+        index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
         index.words[f.W_EPOCH] = index.stamp()
@@ -212,7 +237,28 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
         raise
     if old is not None and old.writable:
         old.supersede()
+    with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
+        store.backend.sync_directory(store.root)
     return index
+
+
+def _is_of_this_boot(old: Index | None) -> bool:
+    """True if no power cut can have come between the last change and now."""
+    boot = boot_id()
+    return old is not None and boot != bytes(16) and old.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] == boot
+
+
+def _unused_segment(store: Store, saved: Checkpoint | None, old: Index | None) -> int:
+    """A number that nothing refers to: no file, no checkpoint, no descriptor that others have open."""
+    known = _segments_there(store)
+    if saved is not None:
+        known += saved.sealed
+        for image in saved.parts:
+            places = memoryview(image).cast("Q")[f.S_PLACE :: SLOT_WORDS]
+            known.append(max(places, default=0) >> 32)
+    unused = max(known, default=0) + 1
+    before = old.words[f.W_NEXT_SEGMENT] if old is not None else 0
+    return max(unused, before) if before < unused + _LIKELY_SEGMENTS else unused
 
 
 def _sane_clock(old: Index) -> int:
@@ -272,9 +318,10 @@ class _Rebuild:
     """
 
     def __init__(
-        self, store: Store, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader]
-    ) -> None:
-        self._store, self._index, self._headers = store, index, headers
+        self, store: Store, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader],
+        verify: bool,
+    ) -> None:  # fmt: skip
+        self._store, self._index, self._headers, self._verify = store, index, headers, verify
         newest = max((header.floor for header in headers.values()), default=0)
         self._saved = saved if saved is not None and saved.floor >= newest else None
         self._floor = self._saved.floor if self._saved else newest
@@ -317,7 +364,6 @@ class _Rebuild:
                 oldest = index.entry(segment) + f.T_OLDEST
                 index.words[oldest] = min(index.words[oldest], self._saved.sealed[segment])
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], header.created)
-        index.words[f.W_NEXT_SEGMENT] = max(self._headers, default=0) + 1
         index.words[f.W_FLOOR] = self._floor
 
     def _collect_saved(self, saved: Checkpoint) -> None:
@@ -332,11 +378,16 @@ class _Rebuild:
         store, index = self._store, self._index
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
         try:
-            self._collect(segment, read_records(store.backend, fd, segment, index.identity))
+            footer = read_footer(store.backend, fd)
+            if footer is not None:
+                self._collect(segment, footer, fd if self._verify else -1)
+            else:  # its writer was killed, or the power failed: its end may be torn
+                self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
         finally:
             store.backend.close_file(fd)
 
-    def _collect(self, segment: int, records: Iterable[Record]) -> None:
+    def _collect(self, segment: int, records: Iterable[Record], fd: int) -> None:
+        """Take down what the records say; if `fd` is not -1, those whose values are not whole count nothing."""
         store, index = self._store, self._index
         clock = oldest = index.words[index.entry(segment) + f.T_OLDEST]
         seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack
@@ -351,6 +402,8 @@ class _Rebuild:
                 self._note_change(record)
                 continue
             low, high = f.key_digest(record.key, seed)
+            if fd >= 0 and not self._is_whole(fd, record, low, high):
+                continue
             place = f.pack_place(segment, record.offset)
             slots[high & PARTITION_MASK] += pack(
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
@@ -358,6 +411,17 @@ class _Rebuild:
         index.words[index.entry(segment) + f.T_OLDEST] = oldest
         index.words[index.entry(segment) + f.T_NEWEST] = clock
         index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], clock)
+
+    def _is_whole(self, fd: int, record: Record, low: int, high: int) -> bool:
+        """False for a value that did not reach the disk: what it replaced must not be lost for it."""
+        store, head = self._store, record.head
+        if head.kind == f.PUT:
+            value = store.backend.read(fd, head.value_length, record.offset + head.head_bytes)
+            return f.value_sum(value, low, head.flags) == head.value_sum
+        name = low, high, int.from_bytes(record.payload, "little")
+        if self._large.get(name) != head.value_length:
+            return False
+        return store.large.checksum(*name, seed=low ^ head.flags) == head.value_sum
 
     def _note_change(self, record: Record) -> None:
         head = record.head

@@ -57,19 +57,23 @@ class SegmentFiles:
         self._retired: deque[tuple[float, int]] = deque()
         self._closed = False
         self.open_files: dict[int, int] = {}
-        self._table = memoryview(bytearray(8)).cast("Q")
+        self._table = _words(1)
 
     def path(self, segment: int) -> str:
         return os.path.join(self._directory, f.segment_name(segment))
 
-    def table(self, capacity: int) -> memoryview:
-        """The same for compiled code, as words: segment << 32 | descriptor + 1 at segment % capacity."""
+    def table(self, capacity: int) -> bytearray:
+        """The same for compiled code, in words: segment << 32 | descriptor + 1 at segment % capacity.
+
+        It is kept up to date, and stays where it is, until another capacity is asked for.
+        """
         with self._lock:
             if len(self._table) != capacity:
-                self._table = memoryview(bytearray(8 * capacity)).cast("Q")
+                self._table = _words(capacity)
                 for segment, fd in self.open_files.items():
                     self._table[segment % capacity] = segment << 32 | fd + 1
-            return self._table
+            words: bytearray = self._table.obj  # type: ignore[assignment]
+            return words
 
     def get(self, segment: int) -> int:
         """A descriptor for reading. FileNotFoundError if the segment is gone."""
@@ -137,6 +141,10 @@ class SegmentFiles:
         self._lock = threading.Lock()
 
 
+def _words(count: int) -> memoryview:
+    return memoryview(bytearray(8 * count)).cast("Q")
+
+
 class SegmentWriter:
     """The end of one active segment. Its owner serialises calls (`Store.appending`)."""
 
@@ -190,8 +198,7 @@ class SegmentWriter:
         """Write one record at `next_place`. If that fails, the segment is as it was."""
         length = len(payload)
         padding = -length & 15
-        buffers: list[Buffer] = [head, payload, bytes(padding)] if padding else [head, payload]
-        self._backend.write(self.fd, buffers, self.tail)
+        self._write([head, payload, bytes(padding)] if padding else [head, payload])
         self.note(head, length + padding, listed_payload)
 
     def append_many(self, records: Sequence[tuple[bytes, Buffer, bytes]]) -> None:
@@ -200,9 +207,21 @@ class SegmentWriter:
         for head, payload, _ in records:
             padding = -len(payload) & 15
             buffers += (head, payload, bytes(padding)) if padding else (head, payload)
-        self._backend.write(self.fd, buffers, self.tail)
+        self._write(buffers)
         for head, payload, listed in records:
             self.note(head, f.aligned(len(payload)), listed)
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        try:
+            self._backend.write(self.fd, buffers, self.tail)
+        except OSError:
+            self.cut()
+            raise
+
+    def cut(self) -> None:
+        """Take away what a failed write left behind the tail: a recovery would find whole records there."""
+        with contextlib.suppress(OSError):
+            self._backend.truncate(self.fd, self.tail)
 
     def note(self, head: bytes, payload_bytes: int, listed_payload: bytes) -> None:
         """Count a record that was written at the tail."""

@@ -1,0 +1,357 @@
+/* The core as the Python module yatagarasu_cache._core. core.py says what its methods are for.
+ *
+ * Written against the stable interface of CPython and not through cffi: a value is read straight
+ * into the `bytes` that is returned, which saves a copy and half of the cost of a call.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+
+#define ABI_VERSION 1
+/* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
+ * up and getting it back costs more, beside a busy thread very much more. */
+#define SHORT_VALUE 32768u
+#define HEADER_BYTES 4096 /* of an index: nothing shorter is one */
+
+/* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
+struct mapping {
+    struct yc_view view;
+    size_t size;
+    PyObject *files;
+    unsigned users;
+    bool no_nowait; /* this file system can't tell whether a read would wait */
+};
+
+typedef struct {
+    PyObject_HEAD
+    struct mapping *mapping;
+} Core;
+
+static struct mapping *new_mapping(void)
+{
+    struct mapping *mapping = PyMem_Calloc(1, sizeof *mapping);
+    if (mapping)
+        mapping->users = 1;
+    else
+        PyErr_NoMemory();
+    return mapping;
+}
+
+static void release(struct mapping *mapping)
+{
+    if (!mapping || --mapping->users)
+        return;
+    if (mapping->view.map)
+        munmap(mapping->view.map, mapping->size);
+    Py_XDECREF(mapping->files);
+    PyMem_Free(mapping);
+}
+
+static void replace_mapping(Core *self, struct mapping *mapping)
+{
+    struct mapping *old = self->mapping;
+    self->mapping = mapping;
+    release(old);
+}
+
+static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    (void)args, (void)keywords;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Core *self = (Core *)allocate(type, 0);
+    if (self && !(self->mapping = new_mapping())) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void core_dealloc(Core *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self->mapping);
+    free_object(self);
+    Py_DECREF(type);
+}
+
+static PyObject *core_attach(Core *self, PyObject *args)
+{
+    int fd, writable, touch, first;
+    Py_ssize_t size;
+    unsigned long long table_word, table_capacity, seed;
+    PyObject *files;
+    if (!PyArg_ParseTuple(args, "inKKKOpii", &fd, &size, &table_word, &table_capacity, &seed, &files,
+                          &writable, &touch, &first))
+        return NULL;
+    if (!PyByteArray_Check(files) || !table_capacity ||
+        (unsigned long long)PyByteArray_Size(files) / 8 != table_capacity || size < HEADER_BYTES) {
+        PyErr_SetString(PyExc_ValueError, "files must be a bytearray of table_capacity words");
+        return NULL;
+    }
+    struct mapping *mapping = new_mapping();
+    if (!mapping)
+        return NULL;
+    int protection = PROT_READ | (writable ? PROT_WRITE : 0);
+    void *map = mmap(NULL, (size_t)size, protection, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) {
+        release(mapping);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_INCREF(files);
+    mapping->files = files;
+    mapping->size = (size_t)size;
+    mapping->view = (struct yc_view){
+        .map = map,
+        .words = (uint64_t)size / 8,
+        .table_word = table_word,
+        .table_capacity = table_capacity,
+        .seed = seed,
+        .files = PyByteArray_AsString(files),
+        .touch = writable ? touch : YC_TOUCH_NONE,
+        .first = first,
+    };
+    replace_mapping(self, mapping);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_detach(Core *self, PyObject *unused)
+{
+    (void)unused;
+    struct mapping *mapping = new_mapping();
+    if (!mapping)
+        return NULL;
+    replace_mapping(self, mapping);
+    Py_RETURN_NONE;
+}
+
+/* The value of what was found, into `bytes`; true if it is there and right. */
+static bool load_value(struct mapping *mapping, const struct yc_found *found, void *bytes, uint64_t now,
+                       bool wait)
+{
+    bool is_short = found->length <= SHORT_VALUE, loaded = false;
+    if (is_short && !mapping->no_nowait) {
+        int done = yc_read_nowait(found, bytes);
+        if (done > 0)
+            return yc_verify(&mapping->view, found, bytes, now);
+        mapping->no_nowait = done < 0;
+    }
+    if (!wait && is_short)
+        return false;
+    mapping->users++;
+    Py_BEGIN_ALLOW_THREADS
+    loaded = (wait ? yc_read(found, bytes) : yc_read_nowait(found, bytes) > 0) &&
+             yc_verify(&mapping->view, found, bytes, now);
+    Py_END_ALLOW_THREADS
+    release(mapping);
+    return loaded;
+}
+
+static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool wait)
+{
+    char *key;
+    Py_ssize_t key_length;
+    struct yc_found found;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected key and now");
+        return NULL;
+    }
+    uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyBytes_AsStringAndSize(args[0], &key, &key_length) || PyErr_Occurred())
+        return NULL;
+    switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, now, &found)) {
+    case YC_MISS:
+        Py_RETURN_NONE;
+    case YC_FOUND:
+        break;
+    default:
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found.length);
+    if (!value)
+        return NULL;
+    if (!load_value(self->mapping, &found, PyBytes_AsString(value), now, wait)) {
+        Py_DECREF(value);
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    PyObject *flags = PyLong_FromUnsignedLong(found.flags);
+    PyObject *result = flags ? PyTuple_Pack(2, value, flags) : NULL;
+    Py_DECREF(value);
+    Py_XDECREF(flags);
+    return result;
+}
+
+static PyObject *core_get(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    return get(self, args, count, true);
+}
+
+static PyObject *core_get_nowait(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    return get(self, args, count, false);
+}
+
+/* The arguments of put(), in this order. */
+enum { A_FD, A_SEGMENT, A_OFFSET, A_LOCK_FD, A_KEY, A_TAG, A_META, A_PAYLOAD, A_FLAGS, A_EXPIRES, A_NOW,
+       A_STOP_AFTER, A_COUNT };
+
+static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
+{
+    char *start;
+    if (PyBytes_AsStringAndSize(object, &start, length))
+        return false;
+    *bytes = start;
+    return true;
+}
+
+static PyObject *put_result(int status, const struct yc_record *record)
+{
+    const uint64_t *slot = record->slot;
+    const char *head = record->head;
+    Py_ssize_t head_bytes = (Py_ssize_t)record->head_bytes;
+    switch (status) {
+    case YC_INSTALLED:
+        return PyBytes_FromStringAndSize(head, head_bytes);
+    case YC_APPENDED:
+        return Py_BuildValue("y#(KKKKKKKK)K", head, head_bytes, slot[0], slot[1], slot[2], slot[3], slot[4],
+                             slot[5], slot[6], slot[7], record->epoch);
+    case YC_FAILED:
+        errno = -record->error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    default:
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+}
+
+static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_entry entry;
+    struct yc_end end;
+    struct yc_record record;
+    Py_ssize_t key, tag, meta, payload;
+    if (count != A_COUNT && count != A_STOP_AFTER) {
+        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
+        return NULL;
+    }
+    if (!bytes_of(args[A_KEY], &entry.key, &key) || !bytes_of(args[A_TAG], &entry.tag, &tag) ||
+        !bytes_of(args[A_META], &entry.meta, &meta) || !bytes_of(args[A_PAYLOAD], &entry.payload, &payload))
+        return NULL;
+    if (key > YC_MAX_NAMES || tag > YC_MAX_NAMES || meta > YC_MAX_NAMES)
+        Py_RETURN_NOTIMPLEMENTED;
+    entry.key_length = (uint32_t)key;
+    entry.tag_length = (uint32_t)tag;
+    entry.meta_length = (uint32_t)meta;
+    entry.length = (uint64_t)payload;
+    entry.flags = (uint32_t)PyLong_AsUnsignedLong(args[A_FLAGS]);
+    entry.expires = PyLong_AsUnsignedLongLong(args[A_EXPIRES]);
+    end.fd = (int)PyLong_AsLong(args[A_FD]);
+    end.lock_fd = (int)PyLong_AsLong(args[A_LOCK_FD]);
+    end.segment = PyLong_AsUnsignedLongLong(args[A_SEGMENT]);
+    end.offset = PyLong_AsUnsignedLongLong(args[A_OFFSET]);
+    uint64_t now = PyLong_AsUnsignedLongLong(args[A_NOW]);
+    record.stop_after = count == A_COUNT ? PyLong_AsLongLong(args[A_STOP_AFTER]) : -1;
+    if (PyErr_Occurred())
+        return NULL;
+
+    struct mapping *mapping = self->mapping;
+    int status;
+    mapping->users++;
+    Py_BEGIN_ALLOW_THREADS
+    status = yc_put(&mapping->view, &entry, &end, now, &record);
+    Py_END_ALLOW_THREADS
+    release(mapping);
+    return put_result(status, &record);
+}
+
+static PyMethodDef core_methods[] = {
+    {"attach", (PyCFunction)core_attach, METH_VARARGS,
+     "attach(fd, size, table_word, table_capacity, seed, files, writable, touch, first)\n--\n\n"
+     "Map an index. Calls under way in other threads keep the mapping that they have."},
+    {"detach", (PyCFunction)core_detach, METH_NOARGS, "Let go of the mapping: everything is NotImplemented."},
+    {"get", (PyCFunction)(void (*)(void))core_get, METH_FASTCALL,
+     "get(key, now)\n--\n\n(value, flags), verified; None for a miss; NotImplemented if it is not plain."},
+    {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
+     "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
+    {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
+     "put(fd, segment, offset, lock_fd, key, tag, meta, payload, flags, expires, now, stop_after=-1)\n--\n\n"
+     "The head of the record; (head, slot, epoch) if the index was left as it was; NotImplemented."},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot core_slots[] = {
+    {Py_tp_new, core_new}, {Py_tp_dealloc, core_dealloc}, {Py_tp_methods, core_methods}, {0, NULL}};
+
+static PyType_Spec core_spec = {
+    .name = "yatagarasu_cache._core.Core",
+    .basicsize = sizeof(Core),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = core_slots,
+};
+
+static PyObject *module_digest(PyObject *module, PyObject *args)
+{
+    const char *key;
+    Py_ssize_t length;
+    unsigned long long seed;
+    uint64_t digest[2];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y#K", &key, &length, &seed))
+        return NULL;
+    yc_digest(key, (uint64_t)length, seed, digest);
+    return Py_BuildValue("KK", digest[0], digest[1]);
+}
+
+static PyObject *module_value_sum(PyObject *module, PyObject *args)
+{
+    const char *payload;
+    Py_ssize_t length;
+    unsigned long long low;
+    unsigned int flags;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y#KI", &payload, &length, &low, &flags))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(yc_value_sum(payload, (uint64_t)length, low, flags));
+}
+
+static PyMethodDef module_methods[] = {
+    {"digest", module_digest, METH_VARARGS, "digest(key, seed)\n--\n\nFor tests: format.key_digest()."},
+    {"value_sum", module_value_sum, METH_VARARGS,
+     "value_sum(payload, low, flags)\n--\n\nFor tests: format.value_sum()."},
+    {NULL, NULL, 0, NULL}};
+
+static int module_exec(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&core_spec);
+    if (!type)
+        return -1;
+    if (PyModule_AddObject(module, "Core", type)) {
+        Py_DECREF(type);
+        return -1;
+    }
+    if (PyModule_AddIntConstant(module, "ABI_VERSION", ABI_VERSION) ||
+        PyModule_AddIntConstant(module, "MAX_NAMES", YC_MAX_NAMES) ||
+        PyModule_AddIntConstant(module, "TOUCH_NONE", YC_TOUCH_NONE) ||
+        PyModule_AddIntConstant(module, "TOUCH_RECENT", YC_TOUCH_RECENT) ||
+        PyModule_AddIntConstant(module, "TOUCH_FREQUENT", YC_TOUCH_FREQUENT))
+        return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_core",
+    .m_doc = "get and put of plain entries, compiled. Used through yatagarasu_cache.core only.",
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,397 @@
+"""The whole cache against a plain dict, and all backends against one another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BACKENDS
+from helpers import Clock, disk_bytes, noise
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from yatagarasu_cache import CacheError, DiskCache, recovery
+from yatagarasu_cache.format import Identity
+
+TAGS = [None, "red", ("blue", 1)]
+LENGTHS = st.one_of(st.integers(0, 40), st.integers(0, 1500), st.integers(1000, 3000), st.integers(0, 12_000))
+
+
+class Known:
+    """What the model knows of an entry."""
+
+    def __init__(self, value: Any, expires: int, tag: Any, meta: Any, turn: int) -> None:
+        self.value, self.expires, self.tag, self.meta = value, expires, tag, meta
+        self.written = self.used = turn
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """One cache directory, `handles` open caches on it, and a dict that says what they should hold.
+
+    Of the dict only what is not expired must be there, less what eviction took: and that is nothing
+    that was used later than anything that is still there.
+    """
+
+    handles = 1
+    keys = Bundle("keys")
+
+    # -- life -----------------------------------------------------------------------------
+
+    @initialize(
+        limit=st.sampled_from([256 << 10, 400 << 10]),
+        segment=st.sampled_from([4 << 10, 8 << 10]),
+        backend=st.sampled_from(BACKENDS),
+        durability=st.sampled_from(["none", "none", "sync"]),
+    )
+    def begin(self, limit: int, segment: int, backend: str, durability: str) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.clock = Clock(self.patch, start=1_700_000_000 * 10**9)
+        self.directory = tempfile.mkdtemp(prefix="model-")
+        self.options = {"size_limit": limit, "segment_size": segment, "durability": durability}
+        self.limit, self.segment = limit, segment
+        self.model: dict[Any, Known] = {}
+        self.turn = itertools.count(1)
+        self.hits = self.misses = self.evicted = 0
+        self.caches: list[DiskCache] = []
+        self.open_all(backend)
+
+    def open_all(self, backend: str) -> None:
+        path = os.path.join(self.directory, "cache")
+        self.caches = [DiskCache(path, backend=backend, **self.options) for _ in range(self.handles)]
+
+    def close_all(self) -> None:
+        for cache in self.caches:
+            cache.close()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "patch"):
+            return
+        try:
+            self.read_everything()
+            self.close_all()
+            cache = DiskCache(os.path.join(self.directory, "cache"), **self.options)
+            assert cache.check() == []
+            cache.close()
+        finally:
+            self.close_all()
+            self.patch.undo()
+            shutil.rmtree(self.directory)
+
+    def read_everything(self) -> None:
+        for key, known in self.live().items():
+            assert self.caches[0].get(key, "missing") == known.value
+        self.settle()
+
+    def cache(self, at: int) -> DiskCache:
+        return self.caches[at % self.handles]
+
+    # -- the model ------------------------------------------------------------------------
+
+    def live(self) -> dict[Any, Known]:
+        """What is not expired."""
+        now = self.clock.now
+        return {key: known for key, known in self.model.items() if not known.expires or known.expires > now}
+
+    def expected(self, key: Any) -> Known | None:
+        known = self.model.get(key)
+        return known if known is not None and (not known.expires or known.expires > self.clock.now) else None
+
+    def use(self, known: Known) -> None:
+        known.used = next(self.turn)
+
+    def asked(self, found: bool) -> None:
+        self.hits += found
+        self.misses += not found
+
+    def store(self, key: Any, value: Any, expire: float | None, tag: Any = None, meta: Any = None) -> None:
+        expires = 0 if expire is None else self.clock.now + int(expire * 1e9)
+        self.model[key] = Known(value, expires, tag, meta, next(self.turn))
+
+    def settle(self) -> None:
+        """Take out of the model what was evicted, after seeing that it was the right ones."""
+        cache = self.caches[0]
+        live = self.live()
+        kept = {key for key in live if key in cache}
+        gone = live.keys() - kept
+        if gone:
+            newest_gone = max(live[key].used for key in gone)
+            oldest_kept = min((live[key].used for key in kept), default=newest_gone + 1)
+            assert newest_gone < oldest_kept, "something that was used later was evicted earlier"
+            assert cache.volume() > self.limit // 2, "evicted although there was room"
+        for key in gone:
+            del self.model[key]
+        evictions = sum(cache.stats().process["evictions"] for cache in self.caches)
+        assert evictions - self.evicted >= len(gone), "entries were lost that nobody evicted"
+        self.evicted = evictions
+
+    # -- rules ----------------------------------------------------------------------------
+
+    @rule(
+        target=keys,
+        key=st.one_of(
+            st.integers(0, 30), st.sampled_from(["a", "b", "ab", "abc", ""]),
+            st.tuples(st.sampled_from("xy"), st.integers(0, 9)),
+        ),
+    )  # fmt: skip
+    def name(self, key: Any) -> Any:
+        return key
+
+    @rule(
+        at=st.integers(0, 1), key=keys, length=LENGTHS, seed=st.integers(0, 99), tag=st.sampled_from(TAGS),
+        expire=st.sampled_from([None, None, 5, 60]), meta=st.sampled_from([None, {"etag": "x"}]),
+        stream=st.booleans(),
+    )  # fmt: skip
+    def set(
+        self, at: int, key: Any, length: int, seed: int, tag: Any, expire: Any, meta: Any, stream: bool
+    ) -> None:
+        value = noise(length, seed)
+        given: Any = (value[n : n + 500] for n in range(0, length, 500)) if stream else value
+        assert self.cache(at).set(key, given, expire=expire, tag=tag, meta=meta) is True
+        self.store(key, value, expire, tag, meta)
+
+    @rule(at=st.integers(0, 1), value=st.sampled_from([None, True, 7, -(2**70), "text", 1.5, [1, (2, {3})]]), key=keys)
+    def set_plain(self, at: int, key: Any, value: Any) -> None:
+        self.cache(at)[key] = value
+        self.store(key, value, None)
+
+    @rule(at=st.integers(0, 1), seed=st.integers(0, 999), count=st.integers(1, 60), tag=st.sampled_from(TAGS))
+    def set_many(self, at: int, seed: int, count: int, tag: Any) -> None:
+        random_ = random.Random(seed)
+        pairs = []
+        for n in range(count):
+            key = ("many", random_.randrange(300))
+            length = random_.choice((20, 200, 900, 1500, 2500))
+            pairs.append((key, noise(length, seed * 100 + n)))
+        assert self.cache(at).set_many(pairs, tag=tag) == count
+        for key, value in pairs:
+            self.store(key, value, None, tag)
+
+    @rule(at=st.integers(0, 1), key=keys, length=LENGTHS, expire=st.sampled_from([None, 5]))
+    def add(self, at: int, key: Any, length: int, expire: Any) -> None:
+        absent = self.expected(key) is None
+        assert self.cache(at).add(key, noise(length), expire=expire) is absent
+        if absent:
+            self.store(key, noise(length), expire)
+
+    @rule(at=st.integers(0, 1), key=keys, delta=st.integers(-5, 5))
+    def incr(self, at: int, key: Any, delta: int) -> None:
+        known = self.expected(key)
+        if known is not None and type(known.value) is not int:
+            with pytest.raises(TypeError):
+                self.cache(at).incr(key, delta)
+            self.use(known)
+            return
+        value = (known.value if known else 0) + delta
+        assert self.cache(at).incr(key, delta) == value
+        if known:
+            known.value, known.written = value, next(self.turn)
+            self.use(known)
+        else:
+            self.store(key, value, None)
+
+    @rule(at=st.integers(0, 1), key=keys, expire=st.sampled_from([None, 5, 60]))
+    def touch(self, at: int, key: Any, expire: Any) -> None:
+        known = self.expected(key)
+        assert self.cache(at).touch(key, expire) is (known is not None)
+        if known:
+            known.expires = 0 if expire is None else self.clock.now + expire * 10**9
+            self.use(known)
+
+    @rule(at=st.integers(0, 1), key=keys)
+    def get(self, at: int, key: Any) -> None:
+        known = self.expected(key)
+        assert self.cache(at).get(key, "missing") == (known.value if known else "missing")
+        self.asked(known is not None)
+        if known:
+            self.use(known)
+
+    @rule(at=st.integers(0, 1), start=st.integers(0, 300), step=st.integers(1, 7))
+    def get_many(self, at: int, start: int, step: int) -> None:
+        keys = [("many", n) for n in range(start, start + 20 * step, step)]
+        found = self.cache(at).get_many(keys)
+        expected = {key: known for key in keys if (known := self.expected(key)) is not None}
+        assert found == {key: known.value for key, known in expected.items()}
+        self.hits += len(expected)
+        self.misses += len(keys) - len(expected)
+        # Large ones are read last: among entries asked for at once the order is not promised.
+        turn = next(self.turn)
+        for known in expected.values():
+            known.used = turn
+
+    @rule(at=st.integers(0, 1), key=keys, load=st.booleans())
+    def get_entry(self, at: int, key: Any, load: bool) -> None:
+        known = self.expected(key)
+        entry = self.cache(at).get_entry(key)
+        self.asked(known is not None)
+        assert (entry is None) is (known is None)
+        if known and entry:
+            self.use(known)
+            assert (entry.key, entry.tag, entry.meta) == (key, known.tag, known.meta)
+            assert entry.expires == (known.expires / 1e9 if known.expires else None)
+            if load:
+                assert entry.value == known.value
+
+    @rule(at=st.integers(0, 1), key=keys)
+    def open(self, at: int, key: Any) -> None:
+        known = self.expected(key)
+        if known is not None and isinstance(known.value, bytes):
+            with self.cache(at).open(key) as file:
+                assert file.read() == known.value
+            self.use(known)
+            self.asked(True)
+
+    @rule(at=st.integers(0, 1), key=keys)
+    def pop(self, at: int, key: Any) -> None:
+        known = self.expected(key)
+        assert self.cache(at).pop(key, "missing") == (known.value if known else "missing")
+        self.asked(known is not None)
+        if known:
+            del self.model[key]
+
+    @rule(at=st.integers(0, 1), key=keys)
+    def delete(self, at: int, key: Any) -> None:
+        assert self.cache(at).delete(key) is (self.expected(key) is not None)
+        self.model.pop(key, None)
+
+    @rule(at=st.integers(0, 1), start=st.integers(0, 300), count=st.integers(0, 200))
+    def delete_many(self, at: int, start: int, count: int) -> None:
+        keys = [("many", n) for n in range(start, start + count)]
+        assert self.cache(at).delete_many(keys) == sum(self.expected(key) is not None for key in keys)
+        for key in keys:
+            self.model.pop(key, None)
+
+    def remove(self, count: int, chosen: Callable[[Any, Known], bool]) -> None:
+        live = self.live()
+        gone = [key for key, known in live.items() if chosen(key, known)]
+        assert count == len(gone)
+        for key in gone:
+            del self.model[key]
+
+    @rule(at=st.integers(0, 1), tag=st.sampled_from(TAGS[1:]))
+    def evict(self, at: int, tag: Any) -> None:
+        self.remove(self.cache(at).evict(tag), lambda key, known: known.tag == tag)
+
+    @rule(at=st.integers(0, 1), prefix=st.sampled_from(["a", "ab", "", ("x",), ("y", 3), ("many",), ()]))
+    def delete_prefix(self, at: int, prefix: Any) -> None:
+        def begins(key: Any, known: Known) -> bool:
+            if isinstance(prefix, tuple):
+                return isinstance(key, tuple) and key[: len(prefix)] == prefix
+            return isinstance(key, str) and key.startswith(prefix)
+
+        self.remove(self.cache(at).delete_prefix(prefix), begins)
+
+    @rule(at=st.integers(0, 1))
+    def clear(self, at: int) -> None:
+        assert self.cache(at).clear() >= len(self.live())
+        self.model.clear()
+
+    @rule(at=st.integers(0, 1))
+    def expire(self, at: int) -> None:
+        live = self.live()
+        assert self.cache(at).expire() <= len(self.model) - len(live)
+        assert self.cache(at).expire() == 0
+        self.model = live
+        assert len(self.cache(at)) == len(live)
+
+    @rule(at=st.integers(0, 1))
+    def cull(self, at: int) -> None:
+        before = self.cache(at).stats().process["evictions"]
+        assert self.cache(at).cull() == self.cache(at).stats().process["evictions"] - before
+
+    @rule(at=st.integers(0, 1))
+    def flush(self, at: int) -> None:
+        self.cache(at).flush()
+
+    @rule(at=st.integers(0, 1))
+    def walk(self, at: int) -> None:
+        keys = list(self.cache(at))
+        assert len(keys) == len({*keys})
+        assert {*keys} == self.live().keys()
+        assert {entry.key for entry in self.cache(at).entries(tag="red")} == {
+            key for key, known in self.live().items() if known.tag == "red"
+        }
+
+    @rule(seconds=st.sampled_from([0.001, 1, 5, 59, 60]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([1, 30, 10_000]))
+    def set_clock_back(self, seconds: float) -> None:
+        """What had expired may be back, if nobody removed it."""
+        live = self.live()
+        self.clock.advance(-seconds)
+        for key in self.live().keys() - live.keys():
+            if key not in self.caches[0]:
+                del self.model[key]
+
+    @rule(backend=st.sampled_from(BACKENDS))
+    def reopen(self, backend: str) -> None:
+        self.close_all()
+        self.open_all(backend)
+        self.evicted = 0
+        self.settle()
+
+    @rule(backend=st.sampled_from(BACKENDS))
+    def rebuild(self, backend: str) -> None:
+        """The index is lost, and with it when entries were used, and the counters."""
+        self.close_all()
+        os.unlink(os.path.join(self.directory, "cache", "index"))
+        expired = self.model.keys() - self.live().keys()
+        self.open_all(backend)
+        self.evicted = self.hits = self.misses = 0
+        for known in self.model.values():
+            known.used = known.written
+        self.settle()
+        assert len(self.live()) <= len(self.caches[0]) <= len(self.live()) + len(expired)
+
+    # -- invariants -----------------------------------------------------------------------
+
+    @invariant()
+    def holds_what_the_model_holds(self) -> None:
+        if not hasattr(self, "patch"):
+            return
+        self.settle()
+        for cache in self.caches:
+            assert len(self.live()) <= len(cache) <= len(self.model)
+            assert all(key in cache for key in self.live())
+
+    @invariant()
+    def stays_within_its_limit(self) -> None:
+        if hasattr(self, "patch"):
+            assert disk_bytes(self.directory) <= self.limit + self.segment
+            assert self.caches[0].volume() <= self.limit + self.segment
+
+    @invariant()
+    def counts_every_get(self) -> None:
+        if hasattr(self, "patch"):
+            for cache in self.caches:
+                cache.stats()
+            stats = self.caches[0].stats()
+            assert (stats.hits, stats.misses, stats.corrupt) == (self.hits, self.misses, 0)
+
+    @invariant()
+    def is_in_order(self) -> None:
+        if hasattr(self, "patch"):
+            assert self.caches[-1].check() == []
+
+
+class TwoHandlesMachine(CacheMachine):
+    handles = 2
+
+
+def state_machine_test(machine: type[CacheMachine], examples: int, steps: int) -> Any:
+    case = machine.TestCase
+    case.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+    return case
+
+
+TestOneHandle = state_machine_test(CacheMachine, 40, 40)
+TestTwoHandles = state_machine_test(TwoHandlesMachine, 40, 40)
