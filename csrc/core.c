@@ -92,6 +92,10 @@ static struct digest digest_of(const void *key, uint64_t length, uint64_t seed)
 
 static uint64_t value_sum(const void *payload, uint64_t length, uint64_t low, uint32_t flags)
 {
+#ifdef YC_AVX2
+    if (length > 240 && __builtin_cpu_supports("avx2"))
+        return yc_xxh3_avx2(payload, length, low ^ flags);
+#endif
     return XXH3_64bits_withSeed(payload, length, low ^ flags);
 }
 
@@ -262,8 +266,13 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
     uint8_t kind[2] = {RECORD_PUT, (uint8_t)entry->flags};
     uint16_t tag_length = (uint16_t)entry->tag_length;
+    uint64_t offset = (record->slot[S_PLACE] & MASK32) * ALIGN;
+    uint32_t kept = 0; /* of the payload, in the footer */
+    char *head = record->listed + YC_LISTED_BYTES;
+    memcpy(record->listed, &offset, 8);
+    memcpy(record->listed + 8, &kept, 4);
     /* First where the checksum is taken: the fields right before the names. */
-    char *fixed = record->head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
+    char *fixed = head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
     put_bytes(&to, "YREC", 4);
     put_bytes(&to, kind, 2);
     put_bytes(&to, &tag_length, 2);
@@ -277,11 +286,11 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     put_bytes(&to, entry->key, entry->key_length);
     put_bytes(&to, entry->tag, entry->tag_length);
     put_bytes(&to, entry->meta, entry->meta_length);
-    memset(to, 0, (size_t)(record->head + bytes - to));
+    memset(to, 0, (size_t)(head + bytes - to));
     uint64_t sum = __builtin_bswap64(
         XXH3_64bits_withSeed(fixed, RECORD_FIXED + names_length, view->seed ^ record->slot[S_PLACE]));
-    memmove(record->head, fixed, RECORD_FIXED);
-    memcpy(record->head + RECORD_FIXED, &sum, 8);
+    memmove(head, fixed, RECORD_FIXED);
+    memcpy(head + RECORD_FIXED, &sum, 8);
     return bytes;
 }
 
@@ -416,9 +425,10 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(view->first, 0, stamp);
     record->head_bytes = pack_head(view, record, entry);
+    record->listed_bytes = YC_LISTED_BYTES + RECORD_BYTES + entry->key_length + entry->tag_length;
     slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
 
-    struct iovec vector[3] = {{record->head, record->head_bytes},
+    struct iovec vector[3] = {{record->listed + YC_LISTED_BYTES, record->head_bytes},
                               {(void *)(uintptr_t)entry->payload, entry->length},
                               {(void *)(uintptr_t)padding, aligned(entry->length) - entry->length}};
     record->error = write_all(end->fd, vector, 3, end->offset);

@@ -24,6 +24,7 @@
 /* Key, tag and metadata of a record that yc_put() takes have this many bytes at most. */
 #define YC_MAX_NAMES 4000
 #define YC_HEAD_BYTES 4080 /* of a record with as many names */
+#define YC_LISTED_BYTES 12 /* what a footer has before a record's head */
 #define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
 
 /* What a hit does to a slot's access word (eviction.py). */
@@ -78,10 +79,10 @@ struct yc_end {
 struct yc_record {
     uint64_t slot[8]; /* what its slot shows, or should show */
     uint64_t epoch;   /* the index's when the append began */
-    uint64_t head_bytes;
+    uint64_t head_bytes, listed_bytes;
     int error;          /* of YC_FAILED: a negative errno */
     int64_t stop_after; /* for tests: stores to the index after so many are lost; -1 for none */
-    char head[YC_HEAD_BYTES];
+    char listed[YC_LISTED_BYTES + YC_HEAD_BYTES]; /* the footer's entry; the whole head is in it */
 };
 
 enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1 };
@@ -95,5 +96,10 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
 /* For tests: the digest of a key (low, high), and format.value_sum(). */
 void yc_digest(const void *key, uint64_t length, uint64_t seed, uint64_t *digest);
 uint64_t yc_value_sum(const void *payload, uint64_t length, uint64_t low, uint32_t flags);
+
+#if defined __x86_64__ && defined __GNUC__ && !defined __clang__
+#define YC_AVX2
+uint64_t yc_xxh3_avx2(const void *data, uint64_t length, uint64_t seed);
+#endif
 
 #endif

@@ -10,12 +10,14 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #define ABI_VERSION 1
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
+#define SHORT_KEY 1024 /* encoded; longer ones are encoded in Python */
 #define HEADER_BYTES 4096 /* of an index: nothing shorter is one */
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
@@ -30,6 +32,7 @@ struct mapping {
 typedef struct {
     PyObject_HEAD
     struct mapping *mapping;
+    unsigned long long hits, misses; /* since they were asked for */
 } Core;
 
 static struct mapping *new_mapping(void)
@@ -152,9 +155,38 @@ static bool load_value(struct mapping *mapping, const struct yc_found *found, vo
     return loaded;
 }
 
-static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool wait)
+/* codec.encode_key() of a key that is a short str or bytes: into `encoded`, its length. Else 0. */
+static Py_ssize_t encode_key(PyObject *key, char *encoded)
 {
-    char *key;
+    Py_ssize_t length;
+    const char *text;
+    char *bytes;
+    if (PyUnicode_CheckExact(key)) {
+        text = PyUnicode_AsUTF8AndSize(key, &length);
+        encoded[0] = 's';
+    } else if (PyBytes_CheckExact(key)) {
+        text = PyBytes_AsStringAndSize(key, &bytes, &length) ? NULL : bytes;
+        encoded[0] = 'b';
+    } else {
+        return 0;
+    }
+    if (!text) /* lone surrogates */
+        PyErr_Clear();
+    if (!text || length >= SHORT_KEY)
+        return 0;
+    memcpy(encoded + 1, text, (size_t)length);
+    return length + 1;
+}
+
+/* A value as it is returned: bytes with no flags as they are. Takes the reference. */
+static PyObject *with_flags(PyObject *value, uint32_t flags)
+{
+    return flags ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
+}
+
+static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, bool wait)
+{
+    char buffer[SHORT_KEY], *key = buffer;
     Py_ssize_t key_length;
     struct yc_found found;
     if (count != 2) {
@@ -162,10 +194,15 @@ static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool w
         return NULL;
     }
     uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
-    if (PyBytes_AsStringAndSize(args[0], &key, &key_length) || PyErr_Occurred())
+    if (encoded && PyBytes_AsStringAndSize(args[0], &key, &key_length))
         return NULL;
+    if (PyErr_Occurred())
+        return NULL;
+    if (!encoded && !(key_length = encode_key(args[0], buffer)))
+        Py_RETURN_NOTIMPLEMENTED;
     switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, now, &found)) {
     case YC_MISS:
+        self->misses++;
         Py_RETURN_NONE;
     case YC_FOUND:
         break;
@@ -179,21 +216,32 @@ static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool w
         Py_DECREF(value);
         Py_RETURN_NOTIMPLEMENTED;
     }
-    PyObject *flags = PyLong_FromUnsignedLong(found.flags);
-    PyObject *result = flags ? PyTuple_Pack(2, value, flags) : NULL;
-    Py_DECREF(value);
-    Py_XDECREF(flags);
-    return result;
+    self->hits++;
+    return with_flags(value, found.flags);
 }
 
 static PyObject *core_get(Core *self, PyObject *const *args, Py_ssize_t count)
 {
-    return get(self, args, count, true);
+    return get(self, args, count, false, true);
+}
+
+static PyObject *core_get_encoded(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    return get(self, args, count, true, true);
 }
 
 static PyObject *core_get_nowait(Core *self, PyObject *const *args, Py_ssize_t count)
 {
-    return get(self, args, count, false);
+    return get(self, args, count, false, false);
+}
+
+static PyObject *core_counted(Core *self, PyObject *unused)
+{
+    (void)unused;
+    PyObject *result = Py_BuildValue("KK", self->hits, self->misses);
+    if (result)
+        self->hits = self->misses = 0;
+    return result;
 }
 
 /* The arguments of put(), in this order. */
@@ -212,13 +260,13 @@ static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
 static PyObject *put_result(int status, const struct yc_record *record)
 {
     const uint64_t *slot = record->slot;
-    const char *head = record->head;
-    Py_ssize_t head_bytes = (Py_ssize_t)record->head_bytes;
+    const char *listed = record->listed;
+    Py_ssize_t listed_bytes = (Py_ssize_t)record->listed_bytes;
     switch (status) {
     case YC_INSTALLED:
-        return PyBytes_FromStringAndSize(head, head_bytes);
+        return PyBytes_FromStringAndSize(listed, listed_bytes);
     case YC_APPENDED:
-        return Py_BuildValue("y#(KKKKKKKK)K", head, head_bytes, slot[0], slot[1], slot[2], slot[3], slot[4],
+        return Py_BuildValue("y#(KKKKKKKK)K", listed, listed_bytes, slot[0], slot[1], slot[2], slot[3], slot[4],
                              slot[5], slot[6], slot[7], record->epoch);
     case YC_FAILED:
         errno = -record->error;
@@ -274,12 +322,16 @@ static PyMethodDef core_methods[] = {
      "Map an index. Calls under way in other threads keep the mapping that they have."},
     {"detach", (PyCFunction)core_detach, METH_NOARGS, "Let go of the mapping: everything is NotImplemented."},
     {"get", (PyCFunction)(void (*)(void))core_get, METH_FASTCALL,
-     "get(key, now)\n--\n\n(value, flags), verified; None for a miss; NotImplemented if it is not plain."},
+     "get(key, now)\n--\n\nThe verified value of a key, or (value, flags); None for a miss;\n"
+     "NotImplemented if it, or the key, is not plain. Hits and misses are counted."},
+    {"get_encoded", (PyCFunction)(void (*)(void))core_get_encoded, METH_FASTCALL,
+     "get_encoded(key, now)\n--\n\nThe same of an encoded key."},
+    {"counted", (PyCFunction)core_counted, METH_NOARGS, "Hits and misses since this was last asked."},
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
     {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
      "put(fd, segment, offset, lock_fd, key, tag, meta, payload, flags, expires, now, stop_after=-1)\n--\n\n"
-     "The head of the record; (head, slot, epoch) if the index was left as it was; NotImplemented."},
+     "Its entry in the footer; (entry, slot, epoch) if the index was left as it was; NotImplemented."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot core_slots[] = {

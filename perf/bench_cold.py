@@ -27,7 +27,7 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
     for size in options.sizes:
         total = set_size(size, options.quick)
         count = total // size
-        loops = max(4, min(500, count // 4))
+        loops = max(4, min(500, count // 4, 16 * MIB // size))
         for what in ("get", "get_many of 500") if size == 4 * KIB else ("get",):
             for side in options.sides:
                 if side not in RAW:
@@ -45,14 +45,14 @@ def time_cold(bed: Bed, side: str, size: int, count: int, many: bool, loops: int
     taken, rest = 0.0, loops
     while rest > 0:  # pyperf may ask for more than there is: then it is made cold again
         part = min(rest, max(1, count // 4))
-        taken += _cold_sample(directory, side, random.sample(range(count), part), many)
+        taken += _cold_sample(directory, side, size, random.sample(range(count), part), many)
         rest -= part
     return taken
 
 
-def _cold_sample(directory: str, side: str, numbers: list[int], many: bool) -> float:
+def _cold_sample(directory: str, side: str, size: int, numbers: list[int], many: bool) -> float:
     drop_caches(directory)
-    peer = PEERS[side](directory)
+    peer = PEERS[side](directory, size=size)
     try:
         keys = [peer.key(number) for number in numbers]
         if many:

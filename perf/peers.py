@@ -12,6 +12,7 @@ import asyncio
 import importlib
 import os
 import tempfile
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,8 @@ class Peer(abc.ABC):
     delete: Callable[[Any], Any]
 
     @abc.abstractmethod
-    def __init__(self, directory: str, durable: bool = False) -> None: ...
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
+        """`size` is that of the values to come, for those that have to be told."""
 
     @staticmethod
     def key(number: int) -> Any:
@@ -96,7 +98,7 @@ class Ours(Peer):
     files = "ours"
     backend: ClassVar[str]
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         from yatagarasu_cache import DiskCache
 
         durability = "sync" if durable else "none"
@@ -141,7 +143,7 @@ class Diskcache(Peer):
     lacks = "no checksum; a get does not count as a use (its default order is by age)"
     module = "diskcache"
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         options = {"sqlite_synchronous": 2} if durable else {}
         self.cache = cache = importlib.import_module(self.module).Cache(
             directory, size_limit=ROOM, **options
@@ -169,12 +171,12 @@ class Lmdb(Peer):
     name = package = "lmdb"
     lacks = "no checksum, TTL, eviction or size bound other than an error; one writer at a time"
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         import lmdb
 
-        # Without read-ahead: that is the setting for random reads from beyond the page cache.
+        # Read-ahead makes cold random reads of 4 KiB four times slower, those of 10 MiB ten times faster.
         self.env = lmdb.open(
-            directory, map_size=ROOM, sync=durable, metasync=durable, readahead=False, max_readers=512
+            directory, map_size=ROOM, sync=durable, metasync=durable, readahead=size > 16384, max_readers=512
         )
         begin = self.env.begin
 
@@ -215,7 +217,7 @@ class Rocksdict(Peer):
     lacks = "no TTL, eviction or bound; checksums of blocks; one process only"
     processes = False
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         import rocksdict
 
         self.module = rocksdict
@@ -249,12 +251,12 @@ class Files(Peer):
     package = "os"
     lacks = "no checksum, TTL, eviction, bound or index: open, read, close"
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         self.directory, self.durable = directory, durable
         for part in range(256):
             os.makedirs(f"{directory}/{part:02x}", exist_ok=True)
         self.get, self.set, self.delete = self._get, self._set, self._delete
-        self._temporary = f"{directory}/{os.getpid()}-{id(self)}"
+        self._prefix = f"{directory}/{os.getpid()}-"
 
     def _path(self, key: str) -> str:
         return f"{self.directory}/{zlib.crc32(key.encode()) & 255:02x}/{key}"
@@ -270,15 +272,15 @@ class Files(Peer):
             os.close(fd)
 
     def _set(self, key: str, value: bytes) -> None:
-        path = self._path(key)
-        fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        path, temporary = self._path(key), f"{self._prefix}{threading.get_ident()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             os.write(fd, value)
             if self.durable:
                 os.fdatasync(fd)
         finally:
             os.close(fd)
-        os.replace(self._temporary, path)
+        os.replace(temporary, path)
         if self.durable:
             fd = os.open(os.path.dirname(path), os.O_RDONLY)
             os.fsync(fd)
@@ -298,7 +300,7 @@ class _Raw(Peer):
     files = "raw"
     SIZE = 4096
 
-    def __init__(self, directory: str, durable: bool = False) -> None:
+    def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         os.makedirs(directory, exist_ok=True)
         self.path = os.path.join(directory, "raw")
         if not os.path.exists(self.path):

@@ -71,7 +71,7 @@ class Bed:
         path = self.path(side, label)
         if path not in self._filled:
             self._filled.add(path)
-            peer = PEERS[side](path)
+            peer = PEERS[side](path, size=len(value))
             peer.fill(count, value)
             peer.close()
         return path

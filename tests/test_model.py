@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import random
@@ -22,7 +23,7 @@ from yatagarasu_cache import CacheError, DiskCache, recovery
 from yatagarasu_cache.format import Identity
 
 TAGS = [None, "red", ("blue", 1)]
-LENGTHS = st.one_of(st.integers(0, 40), st.integers(0, 1500), st.integers(1000, 3000), st.integers(0, 12_000))
+LENGTHS = st.one_of(st.integers(0, 1500), st.integers(1000, 3000), st.integers(0, 40_000))
 
 
 class Known:
@@ -50,8 +51,9 @@ class CacheMachine(RuleBasedStateMachine):
         segment=st.sampled_from([4 << 10, 8 << 10]),
         backend=st.sampled_from(BACKENDS),
         durability=st.sampled_from(["none", "none", "sync"]),
+        filled=st.integers(0, 3),
     )
-    def begin(self, limit: int, segment: int, backend: str, durability: str) -> None:
+    def begin(self, limit: int, segment: int, backend: str, durability: str, filled: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock(self.patch, start=1_700_000_000 * 10**9)
         self.directory = tempfile.mkdtemp(prefix="model-")
@@ -62,6 +64,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.hits = self.misses = self.evicted = 0
         self.caches: list[DiskCache] = []
         self.open_all(backend)
+        for turn in range(filled):
+            self.set_many(turn, turn, 150, None, at_once=turn % 2 == 0)
 
     def open_all(self, backend: str) -> None:
         path = os.path.join(self.directory, "cache")
@@ -157,21 +161,33 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache(at).set(key, given, expire=expire, tag=tag, meta=meta) is True
         self.store(key, value, expire, tag, meta)
 
-    @rule(at=st.integers(0, 1), value=st.sampled_from([None, True, 7, -(2**70), "text", 1.5, [1, (2, {3})]]), key=keys)
+    @rule(
+        at=st.integers(0, 1),
+        value=st.sampled_from([None, True, 7, -(2**70), "text", 1.5, [1, (2, {3})]]),
+        key=keys,
+    )
     def set_plain(self, at: int, key: Any, value: Any) -> None:
         self.cache(at)[key] = value
         self.store(key, value, None)
 
-    @rule(at=st.integers(0, 1), seed=st.integers(0, 999), count=st.integers(1, 60), tag=st.sampled_from(TAGS))
-    def set_many(self, at: int, seed: int, count: int, tag: Any) -> None:
+    @rule(
+        at=st.integers(0, 1),
+        seed=st.integers(0, 999),
+        count=st.one_of(st.integers(1, 10), st.integers(50, 200)),
+        tag=st.sampled_from(TAGS),
+        at_once=st.booleans(),
+    )
+    def set_many(self, at: int, seed: int, count: int, tag: Any, at_once: bool) -> None:
         random_ = random.Random(seed)
         pairs = []
         for n in range(count):
-            key = ("many", random_.randrange(300))
             length = random_.choice((20, 200, 900, 1500, 2500))
-            pairs.append((key, noise(length, seed * 100 + n)))
-        assert self.cache(at).set_many(pairs, tag=tag) == count
+            pairs.append((("many", random_.randrange(400)), noise(length, seed * 1000 + n)))
+        if at_once:
+            assert self.cache(at).set_many(pairs, tag=tag) == count
         for key, value in pairs:
+            if not at_once:
+                self.cache(at).set(key, value, tag=tag)
             self.store(key, value, None, tag)
 
     @rule(at=st.integers(0, 1), key=keys, length=LENGTHS, expire=st.sampled_from([None, 5]))
@@ -213,7 +229,7 @@ class CacheMachine(RuleBasedStateMachine):
         if known:
             self.use(known)
 
-    @rule(at=st.integers(0, 1), start=st.integers(0, 300), step=st.integers(1, 7))
+    @rule(at=st.integers(0, 1), start=st.integers(0, 300), step=st.integers(1, 5))
     def get_many(self, at: int, start: int, step: int) -> None:
         keys = [("many", n) for n in range(start, start + 20 * step, step)]
         found = self.cache(at).get_many(keys)
@@ -395,3 +411,208 @@ def state_machine_test(machine: type[CacheMachine], examples: int, steps: int) -
 
 TestOneHandle = state_machine_test(CacheMachine, 40, 40)
 TestTwoHandles = state_machine_test(TwoHandlesMachine, 40, 40)
+
+
+class LongOneHandle(CacheMachine):
+    pass
+
+
+class LongTwoHandles(TwoHandlesMachine):
+    pass
+
+
+TestManyRunsOfOneHandle = pytest.mark.slow(state_machine_test(LongOneHandle, 150, 80))
+TestManyRunsOfTwoHandles = pytest.mark.slow(state_machine_test(LongTwoHandles, 150, 80))
+
+
+# -- one backend against another ----------------------------------------------------------------
+
+CORES = ["python", *(["c"] if importlib.util.find_spec("yatagarasu_cache._core") else [])]
+# Ways to run the same sequence. At each reopening the next backend and core of the tuple come in turn.
+WAYS: dict[str, list[tuple[str, str]]] = {
+    **{f"{backend}-{core}": [(backend, core)] for backend in BACKENDS for core in CORES},
+    "in turn": [(backend, core) for backend in BACKENDS for core in CORES],
+}
+
+
+class Script:
+    """A random sequence of operations, the same for the same seed; `run` gives all that can be seen."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self.random = random.Random(seed)
+        self.steps = [self.step() for _ in range(steps)]
+
+    def key(self) -> Any:
+        kind = self.random.randrange(3)
+        number = int(self.random.paretovariate(0.3)) % 250
+        return (number, f"k{number}", ("t", number))[kind]
+
+    def value(self) -> Any:
+        kind = self.random.randrange(12)
+        if kind == 0:
+            return self.random.choice([None, 5, "text", [1, 2], object(), 1.5])
+        lengths = (0, 100, 1000, 2047, 2048, 9000, 700_000)
+        weights = (2, 6, 9, 9, 3, 3, 0.05)
+        return noise(self.random.choices(lengths, weights)[0], self.random.randrange(1000))
+
+    def step(self) -> tuple[str, tuple[Any, ...]]:
+        random_ = self.random
+        name = random_.choices(
+            ["set", "stream", "get", "get_many", "set_many", "add", "incr", "touch", "pop", "delete",
+             "delete_many", "evict", "prefix", "expire", "cull", "open", "entry", "time", "reopen", "clear"],
+            [30, 3, 30, 5, 5, 5, 5, 3, 2, 3, 1, 0.2, 0.2, 1, 0.2, 2, 3, 5, 1, 0.05],
+        )[0]  # fmt: skip
+        arguments: dict[str, Callable[[], tuple[Any, ...]]] = {
+            "set": lambda: (
+                self.key(), self.value(), random_.choice([None, None, None, 0.5, 20, -1]),
+                random_.choice([None, "red", "blue"]),
+            ),
+            "stream": lambda: (self.key(), random_.randrange(6000), random_.randrange(99)),
+            "get_many": lambda: ([self.key() for _ in range(20)],),
+            "set_many": lambda: ({self.key(): self.value() for _ in range(20)},),
+            "add": lambda: (self.key(), self.value()),
+            "touch": lambda: (self.key(), random_.choice([None, 0.5, 20])),
+            "delete_many": lambda: ([self.key() for _ in range(10)],),
+            "evict": lambda: (random_.choice(["red", "blue"]),),
+            "prefix": lambda: (random_.choice(["k1", "k", ("t",)]),),
+            "time": lambda: (random_.choice([0.1, 1, 19, -1]),),
+        }  # fmt: skip
+        no_arguments = ("expire", "cull", "reopen", "clear")
+        return name, arguments.get(name, lambda: () if name in no_arguments else (self.key(),))()
+
+    def run(self, way: list[tuple[str, str]], directory: Path, **options: Any) -> list[Any]:
+        """What each step gave, or the type of what it raised; and then what is there, in which order it goes."""
+        with pytest.MonkeyPatch.context() as patch:
+            clock = Clock(patch, start=1_700_000_000 * 10**9)
+            # The same hash seed, so that also the index grows at the same moments.
+            patch.setattr(recovery, "_new_identity", lambda: Identity(b"i" * 16, 12345))
+            turns = itertools.cycle(way)
+
+            def reopen() -> DiskCache:
+                backend, core = next(turns)
+                patch.setenv("YATAGARASU_CORE", core)
+                return DiskCache(directory, backend=backend, **options)
+
+            cache = reopen()
+            trace: list[Any] = []
+            for name, arguments in self.steps:
+                if name == "reopen":
+                    cache.close()
+                    cache = reopen()
+                    continue
+                if name == "time":
+                    clock.advance(*arguments)
+                    continue
+                trace.append((name, self.outcome(cache, name, arguments), *self.state(cache)))
+            trace.append(sorted(cache, key=repr))
+            trace.append(self.order(cache))
+            trace.append(cache.check())
+            cache.close()
+        return trace
+
+    def outcome(self, cache: DiskCache, name: str, arguments: tuple[Any, ...]) -> Any:
+        calls: dict[str, Callable[..., Any]] = {
+            "set": lambda key, value, expire, tag: cache.set(key, value, expire=expire, tag=tag),
+            "stream": lambda key, length, seed: cache.set(
+                key, iter([noise(length, seed)[:99], noise(length, seed)])
+            ),
+            "prefix": cache.delete_prefix,
+            "open": lambda key: self.read(cache, key),
+            "entry": lambda key: self.entry(cache, key),
+        }
+        try:
+            return calls.get(name, getattr(cache, name, None))(*arguments)
+        except (CacheError, KeyError, TypeError, ValueError) as error:
+            return type(error)
+
+    @staticmethod
+    def read(cache: DiskCache, key: Any) -> bytes:
+        with cache.open(key) as file:
+            return file.read()
+
+    @staticmethod
+    def entry(cache: DiskCache, key: Any) -> Any:
+        entry = cache.get_entry(key)
+        return entry and (entry.tag, entry.size, entry.created, entry.expires, entry.accessed, entry.value)
+
+    @staticmethod
+    def state(cache: DiskCache) -> tuple[Any, ...]:
+        stats = cache.stats()
+        return (
+            stats.hits, stats.misses, stats.sets, stats.deletes, stats.evictions, stats.expirations,
+            stats.corrupt, stats.entries, stats.live_bytes,
+        )  # fmt: skip
+
+    @staticmethod
+    def order(cache: DiskCache) -> list[Any]:
+        """The keys in the order in which they are evicted."""
+        order = []
+        before = set(cache)
+        for n in range(3000):
+            try:
+                cache.set(("filler", n), bytes(900))
+            except CacheError as error:
+                order.append(type(error))
+                break
+            gone = {key for key in before if key not in cache}
+            if gone:
+                order.append(sorted(gone, key=repr))
+            before -= gone
+            if not before:
+                break
+        return order
+
+
+@pytest.mark.parametrize("eviction", ["lru", "fifo", "lfu", "none"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_on_every_backend(tmp_path: Path, seed: int, eviction: str) -> None:
+    """Results, exceptions, hits and misses, counters, and what is evicted when."""
+    script = Script(seed, 700)
+    options = {
+        "size_limit": 320 << 10,
+        "segment_size": 8 << 10,
+        "eviction": eviction,
+        "max_value_size": 200_000,
+    }
+    traces = {name: script.run(way, tmp_path / name, **options) for name, way in WAYS.items()}
+    first, *others = traces
+    assert {outcome for _, outcome, *_ in traces[first][:-3] if isinstance(outcome, type)} >= {
+        KeyError, TypeError, ValueError,
+    }  # fmt: skip
+    evictions = traces[first][-4][6]
+    assert evictions == 0 if eviction == "none" else evictions > 50
+    for other in others:
+        for number, (one, two) in enumerate(zip(traces[first], traces[other], strict=True)):
+            assert one == two, f"{first} and {other} differ from step {number} on"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_twice_the_same(tmp_path: Path, way: str) -> None:
+    """With one backend alone the comparison still means something: nothing depends on chance."""
+    script = Script(99, 300)
+    options: dict[str, Any] = {"size_limit": 320 << 10, "segment_size": 8 << 10}
+    assert script.run(WAYS[way], tmp_path / "one", **options) == script.run(
+        WAYS[way], tmp_path / "two", **options
+    )
+
+
+@pytest.mark.parametrize("writer", BACKENDS)
+@pytest.mark.parametrize("reader", BACKENDS)
+def test_written_on_one_read_on_the_other(tmp_path: Path, writer: str, reader: str) -> None:
+    options: dict[str, Any] = {"size_limit": 4 << 20, "segment_size": 16 << 10}
+    pairs = {n: noise(n * 53 % 9000, n) for n in range(200)}
+    for turn in ("as it is", "without its index"):
+        with DiskCache(tmp_path / turn, backend=writer, **options) as cache:
+            cache.set_many(pairs, tag="t", meta={"m": 1})
+            cache.delete_many(range(0, 200, 10))
+            cache.set(5, "new", expire=1000)
+        if turn != "as it is":
+            (tmp_path / turn / "index").unlink()
+        with DiskCache(tmp_path / turn, backend=reader, **options) as cache:
+            expected = {key: value for key, value in pairs.items() if key % 10} | {5: "new"}
+            assert cache.get_many(range(200)) == expected
+            assert {entry.key for entry in cache.entries(tag="t")} == expected.keys() - {5}
+            assert cache.check() == []
+            cache.set("more", noise(100_000))
+        with DiskCache(tmp_path / turn, backend=writer, **options) as cache:
+            assert cache["more"] == noise(100_000)

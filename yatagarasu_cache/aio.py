@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeVar
@@ -285,15 +286,14 @@ class AsyncDiskCache:
     async def get(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.get`. Does not leave the task if the value is in memory."""
         cache = self._cache or await self._opened()
-        store = cache._store
-        low, high = key_digest(encode_key(key), store.seed)
-        slot = store.lookup(low, high)
-        if slot is None:
-            store.misses += 1
-            found = None
-        else:
-            found = store.get_nowait(slot) or await self._get_cold(cache, slot)
-        await self._yield_sometimes()
+        found = cache._store.core.get_nowait(key, time.time_ns())
+        if found is NotImplemented:
+            found = await self._get_ordinary(cache, key)
+        self._in_place += 1
+        if self._in_place >= _YIELD_EVERY:
+            await self._yield()
+        if type(found) is bytes:
+            return found
         if found is None:
             return default
         payload, flags = found
@@ -303,8 +303,21 @@ class AsyncDiskCache:
         """Many hits in a row never suspend: let other tasks run now and then."""
         self._in_place += 1
         if self._in_place >= _YIELD_EVERY:
-            self._in_place = 0
-            await asyncio.sleep(0)
+            await self._yield()
+
+    async def _yield(self) -> None:
+        self._in_place = 0
+        await asyncio.sleep(0)
+
+    async def _get_ordinary(self, cache: DiskCache, key: Key) -> Found | None:
+        """What the core leaves: in memory but not plain, or not in memory. Counted."""
+        store = cache._store
+        low, high = key_digest(encode_key(key), store.seed)
+        slot = store.lookup(low, high)
+        if slot is None:
+            store.misses += 1
+            return None
+        return store.get_nowait(slot) or await self._get_cold(cache, slot)
 
     async def _get_cold(self, cache: DiskCache, slot: Slot) -> Found | None:
         """A value that is not in memory. Counted."""

@@ -144,7 +144,11 @@ class DiskCache:
         Counts as a hit or a miss, and as a use in the eviction order. The bytes were verified.
         A value that is damaged on disk is a miss (counted in ``stats().corrupt``).
         """
-        found = self._get(encode_key(key))
+        found = self._get(key, time.time_ns())
+        if type(found) is bytes:
+            return found
+        if found is NotImplemented:
+            found = self._store.core.ordinary(key)
         if found is None:
             return default
         payload, flags = found
@@ -176,7 +180,11 @@ class DiskCache:
             return store.put_stream(
                 low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes, stream_length(value)
             )
-        payload, flags = self._codec.encode(value)
+        payload: Buffer
+        if type(value) is bytes:
+            payload, flags = value, KIND_BYTES
+        else:
+            payload, flags = self._codec.encode(value)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True

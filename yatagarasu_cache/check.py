@@ -85,7 +85,7 @@ def _entries(store: Store, fix: bool) -> Iterator[Problem]:
         detail = _entry_problem(store, slot)
         if not detail:
             continue
-        with store.lock:  # it may have been moved or replaced while we looked
+        with store.appending, store.lock:  # it may have been moved or replaced while we looked
             current = store.find(slot.low, slot.high)
             slot = store.index.slot(current) if current else slot
             if not current or not (detail := _entry_problem(store, slot)):

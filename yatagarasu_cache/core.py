@@ -7,12 +7,14 @@ for all others, which then take the ordinary path. So here is nothing but the ch
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .codec import Key, encode_key
 from .errors import BackendUnavailable, ConfigurationError, from_os_error
-from .format import RECORD_BYTES, Slot, aligned, key_digest
+from .format import RECORD_BYTES, Slot, key_digest
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
 ABI_VERSION = 1  # of the module that this code calls
-COLD: Any = object()  # from `get_nowait`: not plain, or not in memory
 
 
 class PythonCore:
@@ -38,18 +39,25 @@ class PythonCore:
     def detach(self) -> None:
         """The store was closed."""
 
-    def get(self, key: bytes) -> Found | tuple[bytes, int] | None:
-        """`Store.get` of an encoded key."""
-        return self._store.get(*key_digest(key, self._store.seed))
+    def counted(self) -> tuple[int, int]:
+        """Hits and misses that are not in the store's own counts, since this was last asked."""
+        return 0, 0
 
-    def get_nowait(self, key: bytes) -> Found | tuple[bytes, int] | None:
-        """The same without waiting for a disk; `COLD`, not counted, if that can't be."""
-        store = self._store
-        slot = store.lookup(*key_digest(key, store.seed))
-        if slot is None:
-            store.misses += 1
-            return None
-        return store.get_nowait(slot) or COLD
+    def get(self, key: Key, now: int) -> Any:
+        """The verified value of `key`: (payload, flags), or the payload alone if it has no flags.
+
+        None for a miss; NotImplemented, and nothing is counted, if `ordinary` has to be asked.
+        `now` in nanoseconds since the epoch.
+        """
+        return NotImplemented
+
+    def get_nowait(self, key: Key, now: int) -> Any:
+        """The same without waiting for a disk: NotImplemented instead."""
+        return NotImplemented
+
+    def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
+        """`get` of whatever is not plain."""
+        return self._store.get(*key_digest(encode_key(key), self._store.seed))
 
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
@@ -66,7 +74,8 @@ class CompiledCore(PythonCore):
     def __init__(self, store: Store, module: Any) -> None:
         super().__init__(store)
         self._core = core = module.Core()
-        self._get, self._get_nowait, self._put = core.get, core.get_nowait, core.put
+        self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
+        self.counted, self._put = core.counted, core.put  # type: ignore[method-assign]
         touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
         self._touch = touches.get(store.policy.name, module.TOUCH_NONE)
         self._index: Index | None = None
@@ -90,31 +99,19 @@ class CompiledCore(PythonCore):
 
     def _forget_index(self) -> None:
         if self._index is not None:
-            self._index.on_map = self._index = None
+            self._index.on_map = None
+            self._index = None
 
     def detach(self) -> None:
         self._forget_index()
         self._core.detach()
 
-    def get(self, key: bytes) -> Found | tuple[bytes, int] | None:
-        found: Any = self._get(key, time.time_ns())
-        if found is None:
-            self._store.misses += 1
-        elif found is NotImplemented:
-            return super().get(key)
-        else:
-            self._store.hits += 1
-        return found  # type: ignore[no-any-return]
-
-    def get_nowait(self, key: bytes) -> Found | tuple[bytes, int] | None:
-        found: Any = self._get_nowait(key, time.time_ns())
-        if found is None:
-            self._store.misses += 1
-        elif found is NotImplemented:
-            return super().get_nowait(key)
-        else:
-            self._store.hits += 1
-        return found  # type: ignore[no-any-return]
+    def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
+        data = encode_key(key)
+        found: Any = self._core.get_encoded(data, time.time_ns())
+        if found is NotImplemented:
+            return self._store.get(*key_digest(data, self._store.seed))
+        return (found, 0) if type(found) is bytes else found
 
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
@@ -170,8 +167,7 @@ def choose(store: Store) -> PythonCore:
     if wanted == "python":
         return PythonCore(store)
     try:
-        from . import _core
-
+        _core = importlib.import_module("yatagarasu_cache._core")
         if _core.ABI_VERSION != ABI_VERSION:
             raise ImportError("it was built from other sources: build it anew")
     except ImportError as error:

@@ -36,6 +36,7 @@ TAG_TEXT = (
     b"# This directory is a cache of yatagarasu_cache. Its content can be removed at any time.\n"
 )
 
+MAX_STAMP = 1 << 63  # no clock gets there: a higher stamp is damage
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
 

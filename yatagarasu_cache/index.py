@@ -43,6 +43,7 @@ MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _GRAIN = 4096
+_CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
 
 
 class IndexDamaged(Exception):
@@ -155,8 +156,9 @@ class Index:
             if not count >> 32 <= count & f.MASK32 <= capacity:
                 raise IndexDamaged("a partition's count is impossible")
             reached = first + capacity
-        if self.words[f.W_CLOCK] >= 1 << 63:
-            raise IndexDamaged("its clock is beyond all times")
+        clock = self.words[W_CLOCK]
+        if clock >= f.MAX_STAMP or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
+            raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
         if any(not 1 <= self.words[e] >> 32 <= 3 for e in self.table_entries()):
             raise IndexDamaged("a segment is in no known state")
 
@@ -192,7 +194,7 @@ class Index:
 
     def remap(self) -> None:
         """See what another process added to the file. The old mapping lives while it is used."""
-        if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) <= len(self.map):
+        if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) <= len(self.words) * 8:
             raise IndexDamaged("it points beyond its end")
         self._map()
 
@@ -231,6 +233,13 @@ class Index:
             now = last + 1
         words[W_CLOCK] = now
         return now
+
+    def stamp_above(self, least: int) -> int:
+        """A stamp that is also above `least`: the lock is held, and nothing may come out before that."""
+        words = self.words
+        stamp = max(self.stamp(), max(least, words[f.W_EPOCH]) + 1)
+        words[W_CLOCK] = max(words[W_CLOCK], stamp)
+        return stamp
 
     # -- lookup (no lock) -------------------------------------------------------------------
 

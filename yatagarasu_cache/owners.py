@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
 
 from . import format as f
 from .backends.base import Backend
@@ -23,21 +24,23 @@ class Owner:
         self.directory = os.path.join(root, f.WRITERS_NAME)
         self.token = 0
         self._fd = -1
+        self._acquiring = threading.Lock()
 
     def _path(self, token: int) -> str:
         return os.path.join(self.directory, f"{token:016x}{f.WRITER_SUFFIX}")
 
     def acquire(self) -> int:
         """The token; taken at the first write, so that readers leave no trace."""
-        while not self.token:
-            token = secrets.randbits(63) | 1
-            fd = self._backend.open(self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                self.token, self._fd = token, fd
-            else:  # a sweep came between creating and locking
-                self._backend.close_file(fd)
-        return self.token
+        with self._acquiring:
+            while not self.token:
+                token = secrets.randbits(63) | 1
+                fd = self._backend.open(self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    self.token, self._fd = token, fd
+                else:  # a sweep came between creating and locking
+                    self._backend.close_file(fd)
+            return self.token
 
     def note(self, segment: int) -> None:
         """Say which segment this handle appends to, for whoever has to rebuild the index."""
@@ -96,7 +99,7 @@ class Owner:
         """The mark stays the parent's: the child lets go of it without removing it."""
         if self._fd >= 0:
             os.close(self._fd)
-        self.token, self._fd = 0, -1
+        self.token, self._fd, self._acquiring = 0, -1, threading.Lock()
 
 
 class Users:

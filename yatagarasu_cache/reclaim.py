@@ -69,7 +69,7 @@ class Reclaimer:
         self.reap()
         if self._store.policy.evicts and self._index.used_bytes > self._limit:
             with self._store.appending:
-                self._ensure_writer()
+                self.ensure_writer()
                 self.make_space(0)
 
     def reap(self) -> int:
@@ -135,7 +135,7 @@ class Reclaimer:
     def _capacity(self, size: int) -> int:
         return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
 
-    def _ensure_writer(self) -> SegmentWriter:
+    def ensure_writer(self) -> SegmentWriter:
         """A writer in which a removal can be logged, whatever the limit says."""
         writer = self._store.writer
         if writer is None or writer.reserve_room < _REMOVALS_ROOM:
@@ -235,6 +235,8 @@ class Reclaimer:
             self._work(budget)
         except StorageFull:  # the next roll says so to a caller who can do something about it
             pass
+        except OSError as error:  # what was asked for is done
+            self._store.log_once("maintenance", f"cannot clean up: {error}")
         finally:
             self._pacing.release()
 
@@ -279,16 +281,15 @@ class Reclaimer:
     def _evict(self, wanted: int) -> int:
         """Evict the next victims, about `wanted` bytes but a bounded number. Bytes that went."""
         store = self._store
-        gone: list[tuple[int, int, int]] = []
         with store.appending:
-            self._ensure_writer()
+            self.ensure_writer()
             with store.lock:
                 victims, freed = self._choose(wanted)
-                if victims:
-                    gone = store.remove_slots(victims)
-                    store.count("evictions", len(victims))
-        for name in gone:
-            store.large.remove(*name)
+                if not victims:
+                    return 0
+                gone = store.remove_slots(victims)
+                store.count("evictions", len(victims))
+        store.discard(gone)
         return freed
 
     def _choose(self, wanted: int) -> tuple[list[Slot], int]:
@@ -319,20 +320,20 @@ class Reclaimer:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
         while True:
-            gone: list[tuple[int, int, int]] = []
             with store.appending:
-                if not expired(self._index, part, time.time_ns()):
-                    return total
-                self._ensure_writer()
+                with store.lock:
+                    if not expired(self._index, part, time.time_ns()):
+                        return total
+                self.ensure_writer()
                 with store.lock:
                     found = expired(self._index, part, time.time_ns())
                     slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
-                    if slots:
-                        gone = store.remove_slots(slots)
-                        store.count("expirations", len(slots))
+                    if not slots:
+                        return total
+                    gone = store.remove_slots(slots)
+                    store.count("expirations", len(slots))
             total += len(slots)
-            for name in gone:
-                store.large.remove(*name)
+            store.discard(gone)
 
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
@@ -374,7 +375,7 @@ class Reclaimer:
         with store.appending:
             kept = [r for r in records if r.head.kind > f.LARGE and self._still_says(r, oldest)]
             for record in kept:
-                writer = self._ensure_writer()
+                writer = self.ensure_writer()
                 self._lower_oldest(writer.segment, record.head.stamp)
                 store.log_change(record.head.kind, record.payload, record.head.stamp)
             if kept and index.words[f.W_PROMISED]:
@@ -429,23 +430,29 @@ class Reclaimer:
                 self._index.drop_segment(segment)
 
     def sync_dirty(self) -> None:
-        """Make every segment durable, and their names. A removal may then destroy what it supersedes."""
+        """Make all segments and large values durable, and their names.
+
+        A removal may then destroy what it supersedes.
+        """
         store, index = self._store, self._index
-        for entry in index.table_entries():
-            segment, state = index.words[entry] & f.MASK32, index.words[entry] & ~f.MASK32
-            size = index.words[entry + f.T_SIZE]
-            if state == f.DOOMED or state == f.SEALED and index.words[entry + f.T_SYNCED] >= size:
-                continue
-            fd = store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
-            if fd is None:
-                continue
-            try:
+        try:
+            store.sync_large()
+            for entry in index.table_entries():
+                segment, state = index.words[entry] & f.MASK32, index.words[entry] & ~f.MASK32
+                size = index.words[entry + f.T_SIZE]
+                if state == f.DOOMED or state == f.SEALED and index.words[entry + f.T_SYNCED] >= size:
+                    continue
+                fd = store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
+                if fd is None:
+                    continue
                 store.backend.sync(fd)
-            except OSError as error:
-                raise from_os_error(error, "cannot make the cache durable") from error
-            if state == f.SEALED and index.state(segment) == f.SEALED:
-                index.words[entry + f.T_SYNCED] = size
-        store.backend.sync_directory(store.segments_path)
+                if state == f.SEALED and index.words[entry] == f.SEALED | segment:
+                    index.words[entry + f.T_SYNCED] = size
+            store.backend.sync_directory(store.segments_path)
+        except OSError as error:
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, "cannot make the cache durable") from error
 
     # -- cleaning -----------------------------------------------------------------------------
 
@@ -556,7 +563,10 @@ class Reclaimer:
             if sound:
                 self._lower_oldest(writer.segment, min(slot.stamp for _, slot, _ in sound))
             places, copies = self._moved(sound, writer)
-            writer.append_many(copies)
+            try:
+                writer.append_many(copies)
+            except OSError as error:
+                raise from_os_error(error, "cannot copy entries while cleaning") from error
         again = []
         with store.lock:
             valid = index.words[f.W_EPOCH] == epoch and index.state(writer.segment) == f.ACTIVE
@@ -585,7 +595,7 @@ class Reclaimer:
             value = memoryview(data)[head.head_bytes : head.head_bytes + head.value_length]
             sound = f.value_sum(value, slot.low, slot.flags) == slot.value_sum
         if not sound:
-            with store.lock:
+            with store.appending, store.lock:
                 current = store.alive(record, slot.segment)
                 if current is not None:
                     store.drop_corrupt(current)

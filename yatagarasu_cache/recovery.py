@@ -54,7 +54,8 @@ def open_index(store: Store, *, alone: bool) -> Index:
         assert index is not None
         return index
     if reason == "new":
-        return _begin(store, _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), []))
+        index = _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), [])
+        return _begin(store, index, alone=alone)
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
         return _begin(store, rebuild_index(store, index), alone=alone)
@@ -218,8 +219,8 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
     path = store.temporary_path()
     index = _create(store, path, identity, segments)
     try:
-        rebuild = _Rebuild(store, index, saved, {s: headers[s] for s in segments}, verify=not _is_of_this_boot(old))
-        rebuild.run()
+        ours = {segment: headers[segment] for segment in segments}
+        _Rebuild(store, index, saved, ours, verify=not _is_of_this_boot(old)).run()
         index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
@@ -387,7 +388,7 @@ class _Rebuild:
             store.backend.close_file(fd)
 
     def _collect(self, segment: int, records: Iterable[Record], fd: int) -> None:
-        """Take down what the records say; if `fd` is not -1, those whose values are not whole count nothing."""
+        """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count."""
         store, index = self._store, self._index
         clock = oldest = index.words[index.entry(segment) + f.T_OLDEST]
         seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import threading
 import time
 from collections import deque
@@ -160,7 +161,7 @@ class SegmentWriter:
         self.tail = tail
         self.synced = 0
         self.syncing = threading.Lock()
-        self._listed: list[tuple[int, bytes, bytes]] | None = []
+        self._listed: list[bytes] | None = []
         self._footer_bytes = f.FOOTER_TRAILER_BYTES
         # Removals find room also in a full segment: they are what makes room.
         self._reserve = self._least_reserve = min(4096, capacity // 16)
@@ -218,6 +219,13 @@ class SegmentWriter:
             self.cut()
             raise
 
+    def void(self, offset: int) -> None:
+        """Make a record that was never shown no record any more."""
+        with contextlib.suppress(OSError):
+            self._backend.write(self.fd, [bytes(len(f.RECORD_MAGIC))], offset)
+        if self._listed is not None:
+            self._listed = [entry for entry in self._listed if entry[0] != offset]
+
     def cut(self) -> None:
         """Take away what a failed write left behind the tail: a recovery would find whole records there."""
         with contextlib.suppress(OSError):
@@ -225,14 +233,15 @@ class SegmentWriter:
 
     def note(self, head: bytes, payload_bytes: int, listed_payload: bytes) -> None:
         """Count a record that was written at the tail."""
-        self.enlist(self.tail, head, listed_payload)
+        if self._listed is not None:
+            self.enlist(self.tail, footer_entry(self.tail, head, listed_payload))
         self.tail += len(head) + payload_bytes
 
-    def enlist(self, offset: int, head: bytes, payload: bytes = b"") -> None:
-        """Let the footer list a record."""
+    def enlist(self, offset: int, entry: bytes) -> None:
+        """Let the footer list the record at `offset`."""
         if self._listed is not None:
-            self._listed.append((offset, head, payload))
-            self._footer_bytes += f.FOOTER_ENTRY.size + len(head) + len(payload)
+            self._listed.append(entry)
+            self._footer_bytes += len(entry)
             if len(self._listed) % _CHECK_EVERY == 0 and self._footer_bytes * _FOOTER_SHARE > offset:
                 self.unlist()
 
@@ -281,15 +290,18 @@ class SegmentWriter:
                     self._backend.close_file(fd)
 
 
-def pack_footer(listed: list[tuple[int, bytes, bytes]], tail: int) -> bytes:
-    """Entries for (offset, head, payload kept); metadata is not repeated in them."""
-    parts: list[bytes] = []
-    for offset, head, payload in listed:
-        fields = Head(*f.RECORD.unpack_from(head)[1:])
-        names = f.RECORD_BYTES + fields.key_length + fields.tag_length
-        parts += (f.FOOTER_ENTRY.pack(offset, len(payload)), head[:names], payload)
-    parts.append(f.FOOTER_TRAILER.pack(f.FOOTER_MAGIC, len(listed), tail, tail))
-    body = b"".join(parts)
+_TAG_AND_KEY = struct.Struct("<6xHI")  # their lengths, in a record
+
+
+def footer_entry(offset: int, head: bytes, payload: bytes) -> bytes:
+    """What a footer lists of a record: its metadata is not repeated there."""
+    tag_length, key_length = _TAG_AND_KEY.unpack_from(head)
+    return f.FOOTER_ENTRY.pack(offset, len(payload)) + head[: f.RECORD_BYTES + key_length + tag_length] + payload
+
+
+def pack_footer(entries: list[bytes], tail: int) -> bytes:
+    trailer = f.FOOTER_TRAILER.pack(f.FOOTER_MAGIC, len(entries), tail, tail)
+    body = b"".join((*entries, trailer))
     return body + xxh3_64_digest(body, tail)
 
 

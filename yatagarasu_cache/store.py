@@ -18,11 +18,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import NamedTuple, TypeVar
 
 from xxhash import xxh3_64, xxh3_64_intdigest
@@ -96,6 +97,13 @@ class Names(NamedTuple):
     created: int
 
 
+class Gone(NamedTuple):
+    """Large files whose entries a record in `segment` removed or replaced."""
+
+    names: list[tuple[int, int, int]]
+    segment: int
+
+
 class Update(NamedTuple):
     """What `Store.update` stores; None for `payload` leaves everything as it is."""
 
@@ -141,13 +149,13 @@ class Store:
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._folded = [0, 0]
-        self._temporary = 0
+        self._temporary = count(1)
         self._logged: set[str] = set()
         # A value this long may be refused; shorter ones always fit and are not asked about.
         self.unchecked_bytes = min(self.large_bytes, settings.max_value_size or self.large_bytes)
         self.appending = threading.RLock()
         self.writer: SegmentWriter | None = None
-        self._new_names = False  # a segment of ours whose name is not durable yet
+        self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
         self._read_once = backend.read_once
         self._touched = self.policy.touched
@@ -215,6 +223,9 @@ class Store:
             self.seal_writer()
             if self.users.is_alone():
                 self.reclaim.sync_dirty()
+                # Removals too: after a clean end nobody looks for files that belong to nothing.
+                self.backend.sync_directory(self.large.directory)
+                self.backend.sync_directory(self.large.temporary)
                 self.index.sync()
                 self.index.words[f.W_CLEAN] = 1
                 self.index.sync()
@@ -240,6 +251,7 @@ class Store:
         self.owner.after_fork()
         self.users.after_fork()
         self.reclaim.after_fork()
+        self.core.counted()
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._folded = [0, 0]
@@ -257,22 +269,33 @@ class Store:
             self.follow_index()
 
     def follow_index(self) -> None:
-        """Another process has put a rebuilt index in place: use that."""
-        from .recovery import map_index
+        """Another process has put a rebuilt index in place: use that. The lock is held."""
+        from .recovery import map_index, rebuild_index
 
-        self._use(map_index(self))
+        index: Index | None = None
+        try:
+            index = map_index(self)
+            sound = not index.superseded
+        except (IndexDamaged, FileNotFoundError) as error:
+            if self.read_only:
+                raise FormatError(
+                    f"the index in {self.root!r} is damaged ({error}): open the cache once without read_only"
+                ) from error
+            sound = False
+        if index is None or not sound and not self.read_only:
+            index = rebuild_index(self, index)
+        self._use(index)
 
     def rebuild(self, reason: str) -> None:
         """Replace a damaged index by one made from the checkpoint and the segments."""
         from .recovery import rebuild_index
 
         self.ensure_writable("rebuild its index")
-        with self.appending, self.lock:
-            if self.index.superseded and "superseded" in reason:
-                self.follow_index()
-                return
-            self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
-            self._use(rebuild_index(self, self.index))
+        damaged = self.index
+        with self.lock:
+            if self.index is damaged:  # nobody else did, or has: then taking the lock followed it
+                self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
+                self._use(rebuild_index(self, damaged))
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
@@ -282,8 +305,8 @@ class Store:
         return bool(self.index.state(segment)) if hasattr(self, "index") else True
 
     def names_changed(self) -> None:
-        """A segment was created: its name is to be made durable before its records are promised to be."""
-        self._new_names = True
+        """A segment was begun: its name is to be made durable before its records are promised to be."""
+        self._names += 1
 
     def log_once(self, topic: str, line: str) -> None:
         if topic not in self._logged:
@@ -327,13 +350,17 @@ class Store:
 
     def lookup(self, low: int, high: int) -> Slot | None:
         """A live, unexpired entry's slot. Counts nothing and touches nothing."""
-        at = self.find(low, high)
-        if not at:
-            return None
-        slot = self.index.slot(at)
-        if slot.low != low or slot.expires and slot.expires <= time.time_ns():
-            return None
-        return slot
+        for _ in range(_ATTEMPTS):
+            at = self.find(low, high)
+            if not at:
+                return None
+            try:
+                slot = self.index.slot(at)
+            except struct.error:  # the index was replaced by a smaller one meanwhile
+                continue
+            if slot.low == low and slot.high == high:
+                return None if slot.expires and slot.expires <= time.time_ns() else slot
+        return None
 
     def get(self, low: int, high: int) -> Found | tuple[bytes, int] | None:
         """(payload, flags) of a live entry, verified; None is a miss. Counted."""
@@ -392,10 +419,11 @@ class Store:
         if self.read_only:
             self.corrupt += 1
             return None
-        with self.lock:
+        with self.appending, self.lock:
             slot = self.lookup(low, high)
             if slot is None:
                 return None
+            self.files.forget(slot.segment)
             loaded = self._try(load, slot)
             if loaded is None:
                 self.drop_corrupt(slot)
@@ -481,20 +509,27 @@ class Store:
         """Note a hit for the eviction order."""
         if self._touches:
             at = self.find(low, high)
-            if at:
-                words = self.index.words
+            words = self.index.words
+            if at and at < len(words):
                 words[at + f.S_ACCESS] = self._touched(words[at + f.S_ACCESS], self.index.stamp())
 
     def drop_corrupt(self, slot: Slot) -> None:
-        """Remove an entry whose bytes are not what was written. The lock is held."""
+        """Remove an entry whose bytes are not what was written. Both locks are held.
+
+        It is logged like any removal: a rebuild would bring back what the entry had replaced.
+        """
         at = self.index.find(slot.low, slot.high)
-        if at and self.index.words[at + f.S_STAMP] == slot.stamp:
-            name = self.large_file(slot)
-            self.index.remove(at)
-            if name is not None:
-                self.large.remove(*name)
-            self.count("corrupt", 1)
-            self.log_once("corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)")
+        if not at or self.index.words[at + f.S_STAMP] != slot.stamp:
+            return
+        try:
+            self.reclaim.ensure_writer()
+            gone = self.remove_slots([slot])
+        except CacheIOError as error:  # it stays, and is a miss whenever it is asked for
+            self.log_once("undropped", f"an entry failed its checksum and cannot be dropped: {error}")
+            return
+        self.discard(gone)
+        self.count("corrupt", 1)
+        self.log_once("corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)")
 
     def read_names(self, slot: Slot) -> Names | None:
         """Key, tag, metadata and time of creation from the record itself; None if it is damaged."""
@@ -606,7 +641,7 @@ class Store:
                 self._append(writer, head, payload)
                 end = writer.tail
             if self.durable:
-                self._make_durable(writer, end)
+                self._make_durable(writer, end, [place])
             lengths = length << 24 | flags << 16 | len(head) >> 4
             slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
             if self.show(slot, epoch, size):
@@ -616,11 +651,15 @@ class Store:
 
     def show(self, slot: Slot, epoch: int, size: int) -> bool:
         """The second half of `put`: let the index show a record. False if it has to be appended again."""
-        with self.lock:
-            done, replaced = self._install(slot, epoch)
+        try:
+            with self.lock:
+                done, replaced = self._install(slot, epoch)
+        except OSError:
+            self._void([slot.place])
+            raise
         if done:
             if replaced is not None:
-                self.large.remove(*replaced)
+                self.discard(Gone([replaced], slot.place >> 32), synced=self.durable)
             self.sets += 1
             self.reclaim.pace(size)
         return done
@@ -650,26 +689,24 @@ class Store:
         if words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
         at = index.find(slot.low, slot.high)
-        replaced = None
-        if at:
-            if words[at + f.S_STAMP] >= slot.stamp:
-                # A later one came first: ours counts as having been replaced by it at once.
-                return words[at + f.S_STAMP] > slot.stamp, None
-            if words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
-                replaced = self.large_file(index.slot(at))
-        elif words[f.W_DELETED + (slot.high & PARTITION_MASK)] >= slot.stamp:
+        first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
+        if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
+            index.stamp_above(least)  # the clock word can lose a race while the clock is set back
             return False, None
-        self._put_slot(slot, at)
-        return True, replaced
-
-    def _put_slot(self, slot: Slot, at: int) -> None:
+        replaced = None
+        if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
+            replaced = index.slot(at)
         try:
-            self.index.put(slot, at)
+            index.put(slot, at)
         except OSError as error:
             raise from_os_error(error, "cannot make the index larger") from error
-        words = self.index.words
+        except IndexDamaged as error:
+            self.rebuild(str(error))
+            return False, None
+        words = index.words
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
+        return True, self.large_file(replaced) if replaced is not None else None
 
     def large_file(self, slot: Slot) -> tuple[int, int, int] | None:
         """Name of a slot's large file, its bytes taken off the account. The lock is held."""
@@ -681,15 +718,49 @@ class Store:
         except OSError:
             return None  # the record is unreadable: check() finds the orphan
 
-    def _make_durable(self, writer: SegmentWriter, end: int) -> None:
+    def _make_durable(self, writer: SegmentWriter, end: int, places: Sequence[int] = ()) -> None:
+        """Sync what was appended up to `end`. If that fails, the records at `places` are taken back."""
         try:
             self.promise()
             writer.sync(end)
-            if self._new_names:
-                self._new_names = False  # before: a name that comes meanwhile needs another sync
-                self.backend.sync_directory(self.segments_path)
+            self._sync_names()
         except OSError as error:
+            self._void(places)
             raise from_os_error(error, "cannot make an entry durable") from error
+
+    def _sync_names(self) -> None:
+        names = self._names
+        if self._names_synced < names:
+            self.backend.sync_directory(self.segments_path)
+            self._names_synced = max(self._names_synced, names)
+
+    def _void(self, places: Sequence[int]) -> None:
+        """Take back records that the index never showed: a rebuild must not find them."""
+        with self.appending:
+            for place in places:
+                if self.writer is not None and self.writer.segment == place >> 32:
+                    self.writer.void((place & MASK32) * f.ALIGN)
+
+    def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
+        """Remove large files whose entries were removed, or replaced (by `large` values).
+
+        Where durability was promised, what did so is made durable first (`synced`: it is): with
+        the file gone and the record lost, something older still would take their place.
+        """
+        if not gone.names:
+            return
+        try:
+            if self.index.words[f.W_PROMISED] and not synced:
+                if large:
+                    self.sync_large()
+                fd = self.file_of(Slot(0, 0, gone.segment << 32, 0, 0, 0, 0, 0))
+                if fd is not None:
+                    self.backend.sync(fd)
+                self._sync_names()
+            for name in gone.names:
+                self.large.remove(*name)
+        except OSError as error:  # what was asked for is done; check() finds what is left
+            self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")
 
     def promise(self) -> None:
         """From now on nothing durable may be lost for something that is not."""
@@ -731,17 +802,26 @@ class Store:
                 raise from_os_error(error, "cannot write entries") from error
             end = writer.tail
         if self.durable:
-            self._make_durable(writer, end)
-        again, replaced = [], []
-        with self.lock:
-            for item, slot in zip(batch, slots, strict=True):
-                done, old = self._install(slot, epoch)
-                if not done:
-                    again.append(item)
-                if old is not None:
-                    replaced.append(old)
-        for old in replaced:
-            self.large.remove(*old)
+            self._make_durable(writer, end, [slot.place for slot in slots])
+        # Of several with the same key the last one counts: an earlier one is not tried again.
+        last = {(item.low, item.high): item for item in batch}
+        again: list[Item] = []
+        replaced = Gone([], writer.segment)
+        pending = slots[::-1]
+        try:
+            with self.lock:
+                for item in batch:
+                    done, old = self._install(pending[-1], epoch)
+                    pending.pop()
+                    if not done and last[item.low, item.high] is item:
+                        again.append(item)
+                    if old is not None:
+                        replaced.names.append(old)
+        except OSError:
+            self._void([slot.place for slot in pending])
+            raise
+        finally:
+            self.discard(replaced, synced=self.durable)
         self.sets += len(batch) - len(again)
         self.reclaim.pace(size)
         if again:
@@ -852,29 +932,32 @@ class Store:
                         if self.lookup(low, high) is not None:
                             return False
                         self._append(writer, head, pointer, pointer)
-                        if self.durable:
-                            self._make_durable(writer, writer.tail)
-                        done, replaced = self._install(slot._replace(stamp=stamp), epoch)
+                        done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
                 else:
                     self._append(writer, head, pointer, pointer)
                     end = writer.tail
             if not only_absent:
-                if self.durable:
-                    self._make_durable(writer, end)
-                with self.lock:
-                    done, replaced = self._install(slot, epoch)
-                    if done and self.index.words[self.index.find(low, high) + f.S_STAMP] != stamp:
-                        return False  # replaced at once: the file is not needed
+                done, replaced = self._show_pointer(writer, end, slot, epoch)
             if replaced is not None:
-                self.large.remove(*replaced)
+                self.discard(Gone([replaced], writer.segment), synced=self.durable, large=True)
             if done:
                 return True
             self.let_go_if_lost(writer)
 
+    def _show_pointer(
+        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
+    ) -> tuple[bool, tuple[int, int, int] | None]:
+        if self.durable:
+            self._make_durable(writer, end, [slot.place])
+        try:
+            with self.lock:
+                return self._install(slot, epoch)
+        except OSError:
+            self._void([slot.place])
+            raise
+
     def temporary_path(self) -> str:
-        with self.appending:
-            self._temporary += 1
-            return self.large.temporary_path(self.owner.acquire(), self._temporary)
+        return self.large.temporary_path(self.owner.acquire(), next(self._temporary))
 
     def account_large(self, length: int) -> None:
         """Count bytes of large files. The lock is held."""
@@ -936,11 +1019,11 @@ class Store:
                 epoch = self.index.words[f.W_EPOCH]
                 records, (slot,) = self._draft([item], writer)
                 self._append(writer, *records[0])
-                if self.durable:
-                    self._make_durable(writer, writer.tail)
-                _, replaced = self._install(slot, epoch)
+                done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+                if not done:  # the clock was set back, or the index rebuilt
+                    return self.change(low, high, size, decide)
         if replaced is not None:
-            self.large.remove(*replaced)
+            self.discard(Gone([replaced], writer.segment), synced=self.durable)
         self.sets += 1
         self.reclaim.pace(size)
 
@@ -949,9 +1032,10 @@ class Store:
         with self.appending:
             writer = self.room(256)
             with self.lock:
-                if self.lookup(low, high) is None:
+                slot = self.lookup(low, high)
+                if slot is None:
                     return False
-                self.log_change(f.TOUCH, f.TOUCHED.pack(low, high, expires))
+                self.log_change(f.TOUCH, f.TOUCHED.pack(low, high, expires), self._stamp_beyond([slot]))
                 at = self.index.find(low, high)
                 self.index.words[at + f.S_EXPIRES] = expires
                 self.touch_slot(low, high)
@@ -1004,21 +1088,28 @@ class Store:
                 self.count(counter, alive if counter == "deletes" else len(slots))
             if self.durable:
                 self._make_durable(writer, writer.tail)
-        for name in gone:
-            self.large.remove(*name)
+        self.discard(gone, synced=self.durable)
         return alive, len(slots)
 
-    def remove_slots(self, slots: Sequence[Slot]) -> list[tuple[int, int, int]]:
+    def remove_slots(self, slots: Sequence[Slot]) -> Gone:
         """Log the removal, then do it. Both locks are held. The large files that can go now."""
-        stamp = self.log_change(f.REMOVE, b"".join(f.pack_digest(slot.low, slot.high) for slot in slots))
-        gone = []
+        digests = b"".join(f.pack_digest(slot.low, slot.high) for slot in slots)
+        stamp = self.log_change(f.REMOVE, digests, self._stamp_beyond(slots))
+        assert self.writer is not None
+        gone = Gone([], self.writer.segment)
         for slot in slots:
+            # First: should we be killed here, nothing older comes in where this was logged as gone.
+            self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
             name = self.large_file(slot)
             if name is not None:
-                gone.append(name)
+                gone.names.append(name)
             self.index.remove(self.index.find(slot.low, slot.high))
-            self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
         return gone
+
+    def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
+        """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
+        stamps = [slot.stamp for slot in slots if slot.stamp < f.MAX_STAMP]
+        return self.index.stamp_above(max(stamps, default=0))
 
     def log_change(self, kind: int, payload: bytes, stamp: int | None = None) -> int:
         """Append a record that is about other records. `appending` is held. Its stamp."""
@@ -1039,20 +1130,22 @@ class Store:
         with self.appending:
             self.removal_room(256)
             with self.lock:
-                count = self.index.count()
-                stamp = self.log_change(f.CLEAR, b"")
-                promised = bool(self.index.words[f.W_PROMISED])
-                if promised:
+                entries = self.index.count()
+                slots = [self.index.slot(at) for at in self.index.live_slots()]
+                stamp = self.log_change(f.CLEAR, b"", self._stamp_beyond(slots))
+                if self.durable:
+                    self.promise()
+                if self.index.words[f.W_PROMISED]:
                     self.reclaim.sync_dirty()
-                slots = map(self.index.slot, self.index.live_slots())
                 doomed = [name for slot in slots if (name := self.large_file(slot))]
                 self.index.reset()
                 for part in range(f.PARTITIONS):
                     self.index.words[f.W_DELETED + part] = stamp
-        for name in doomed:
-            self.large.remove(*name)
+            assert self.writer is not None
+            segment = self.writer.segment
+        self.discard(Gone(doomed, segment), synced=True)
         self.reclaim.drop_dead()
-        return count
+        return entries
 
     # -- room ---------------------------------------------------------------------------------
 
@@ -1099,29 +1192,33 @@ class Store:
         """Make everything durable that was completed before, by whichever process."""
         self.ensure_writable("flush")
         try:
-            started = self.index.stamp()
             self.promise()
-            self._flush_large(self.index.words[f.W_FLUSHED] - _FLUSH_MARGIN)
             self.reclaim.sync_dirty()
-            self.index.words[f.W_FLUSHED] = started
         except OSError as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
 
-    def _flush_large(self, since: int) -> None:
-        """Large files are named by the stamp at which they were complete."""
+    def sync_large(self) -> None:
+        """Make large values durable that came since this was last done: their names tell when they came."""
+        started, since = self.index.stamp(), self.index.words[f.W_FLUSHED] - _FLUSH_MARGIN
+        came = False
         for (_, _, pointer), _, path in self.large.listed():
             if pointer >= since:
+                came = True
                 try:
                     fd = self.backend.open(path, os.O_RDONLY)
-                except FileNotFoundError:  # removed meanwhile
-                    continue
+                except OSError as error:
+                    if error.errno in _VANISHED:  # removed meanwhile
+                        continue
+                    raise
                 try:
                     self.backend.sync(fd)
                 finally:
                     self.backend.close_file(fd)
-        self.backend.sync_directory(self.large.directory)
+        if came:
+            self.backend.sync_directory(self.large.directory)
+        self.index.words[f.W_FLUSHED] = started
 
     # -- walks --------------------------------------------------------------------------------
 
@@ -1184,6 +1281,9 @@ class Store:
 
     def fold_counters(self) -> None:
         """Add this handle's hits and misses, which are counted without a lock, to the shared ones."""
+        hits, misses = self.core.counted()
+        self.hits += hits
+        self.misses += misses
         if self.read_only:
             return
         with self.lock:

@@ -1,0 +1,301 @@
+"""Batches of a calling thread: on rings that are lent to one thread at a time.
+
+A lent ring belongs to no thread, so it outlives whichever made it, and no ring is lost when a
+thread ends. (That gives up SINGLE_ISSUER, which measures the same here: a batch is one call.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from .base import ReadRequest, WriteRequest
+from .buffers import Buffer, BufferPool
+from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
+
+_MOST_RINGS = 8  # more threads than this at once make ordinary calls
+_CHUNK_BYTES = 256 << 10
+_CHUNKS = 8
+ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
+_COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
+_ALIGN = 4096
+_DRAIN_SECONDS = 30.0
+
+
+class LentRing:
+    """A ring, and the memory that goes with it: all of it for one batch, or chunks of one value."""
+
+    def __init__(self, ring: Ring, chunks: BufferPool, registered: bool) -> None:
+        self.ring = ring
+        self.handle = ring.handle
+        self.chunks = chunks
+        self.memory = ffi.from_buffer(chunks.view)
+        self.flags = lib.YR_FIXED_BUFFER if registered else 0
+        self.usable = True
+        self.threads: set[int] = set()  # whose kernel workers are pinned
+
+
+class Lender:
+    """The rings for batches of one backend."""
+
+    def __init__(self, rings: Rings, first: Ring) -> None:
+        self._rings = rings
+        self._begin()
+        self._made = 1
+        self._idle.append(self._equip(first))
+
+    def _begin(self) -> None:
+        self._returned = threading.Condition(threading.Lock())
+        self._idle: list[LentRing] = []
+        self._made = 0
+        self._closed = False
+
+    def _equip(self, ring: Ring) -> LentRing:
+        chunks = pool_for(_CHUNK_BYTES, _CHUNKS)
+        return LentRing(ring, chunks, self._rings.opened(ring, chunks))
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[LentRing | None]:
+        """A ring for the calling thread alone; None if there is none for it."""
+        lent = self._take()
+        try:
+            yield lent
+        finally:
+            if lent is not None:
+                self._give_back(lent)
+
+    def _take(self) -> LentRing | None:
+        with self._returned:
+            if self._idle:
+                return self._idle.pop()
+            if self._closed or self._made >= _MOST_RINGS:
+                return None
+            self._made += 1
+        ring = self._rings.make(one_thread=False)
+        if ring is None:
+            with self._returned:
+                self._made -= 1
+            return None
+        return self._equip(ring)
+
+    def _give_back(self, lent: LentRing) -> None:
+        with self._returned:
+            if lent.usable and not self._closed:
+                self._idle.append(lent)
+                return
+            self._made -= 1
+            self._returned.notify_all()
+        self._retire(lent)
+
+    def _retire(self, lent: LentRing) -> None:
+        if not lent.ring.destroy():
+            keep_for_ever(lent)
+        self._rings.closed(lent.ring, lent.chunks)
+
+    def close(self, seconds: float = _DRAIN_SECONDS) -> None:
+        """Free all rings; those that are lent as soon as they come back."""
+        with self._returned:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._made -= len(idle)
+            self._returned.wait_for(lambda: self._made <= 0, seconds)
+        for lent in idle:
+            self._retire(lent)
+
+    def after_fork(self) -> None:
+        """In a child, which begins without rings. `Rings` has let go of the parent's."""
+        self._begin()
+
+
+# -- many short reads -------------------------------------------------------------------------
+
+
+def read_batch(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes | int]:
+    """Bytes, or an errno, for each request. Each is shorter than `LARGE_BYTES`, and none is empty.
+
+    OSError: the ring has done nothing.
+    """
+    results: list[bytes | int] = []
+    start = used = 0
+    for i, (_, length, _) in enumerate(requests):
+        need = length if length <= _COPIED_BYTES else 0
+        if used + need > ARENA_BYTES:
+            results += _read_portion(lent, requests[start:i])
+            start, used = i, 0
+        used += need
+    return results + _read_portion(lent, requests[start:])
+
+
+def _read_portion(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes | int]:
+    fds, lengths, offsets = zip(*requests, strict=True)
+    short = [length if length <= _COPIED_BYTES else 0 for length in lengths]
+    places = list(accumulate(short, initial=0))
+    own = {i: bytes(length) for i, length in enumerate(lengths) if length > _COPIED_BYTES}
+    addresses = array("Q", [lent.chunks.address + place for place in places[:-1]])
+    for i, memory in own.items():
+        addresses[i] = address_of(memory)
+    results = array("q", bytes(8 * len(requests)))
+    lent.usable = False  # until it is known that nothing is under way any more
+    error = lib.yr_read_batch(
+        lent.handle,
+        len(requests),
+        ffi.from_buffer("int32_t[]", array("i", fds)),
+        ffi.from_buffer("uint64_t[]", addresses),
+        ffi.from_buffer("uint64_t[]", array("Q", lengths)),
+        ffi.from_buffer("uint64_t[]", array("Q", offsets)),
+        ffi.from_buffer("int64_t[]", results),
+        0 if own else lent.flags,
+        0,
+    )
+    _settle(lent, error, results, own)
+    view = lent.chunks.view
+    try:
+        if own or min(results) < 0:
+            return [
+                -result if result < 0 else own[i][:result] if i in own else bytes(view[at : at + result])
+                for i, (result, at) in enumerate(zip(results, places, strict=False))
+            ]
+        return [view[at : at + result].tobytes() for result, at in zip(results, places, strict=False)]
+    finally:
+        if lent.usable:
+            lib.yr_wipe(lent.memory, places[-1])
+
+
+def _settle(lent: LentRing, error: int, results: Sequence[int], memory: object) -> None:
+    """After a batch: raise if nothing was done; give up a ring that may still be using `memory`."""
+    failed = error or min(results, default=0) < 0
+    if failed and lent.ring.info()["broken"]:
+        keep_for_ever(memory)
+    else:
+        lent.usable = True
+    if error:
+        raise OSError(-error, os.strerror(-error))
+
+
+# -- writes and syncs ---------------------------------------------------------------------------
+
+
+def write_batch(
+    lent: LentRing, requests: Sequence[WriteRequest], sync: Sequence[int]
+) -> tuple[list[int], dict[int, int]]:
+    """(an errno or 0 for each request, errno of each descriptor that could not be synced).
+
+    A descriptor is synced when the writes to it have ended; a lone write is linked with its sync.
+    OSError: the ring has done nothing.
+    """
+    first, pieces = array("I", [0]), []
+    for _, buffers, _ in requests:
+        pieces += [ffi.from_buffer(buffer) for buffer in buffers if len(buffer)]
+        first.append(len(pieces))
+    results, synced = array("q", bytes(8 * max(1, len(requests)))), array("i", bytes(4 * max(1, len(sync))))
+    lent.usable = False
+    error = lib.yr_write_batch(
+        lent.handle,
+        len(requests),
+        ffi.from_buffer("int32_t[]", array("i", [fd for fd, _, _ in requests] or [0])),
+        ffi.from_buffer("uint64_t[]", array("Q", [offset for _, _, offset in requests] or [0])),
+        ffi.from_buffer("uint32_t[]", first),
+        ffi.from_buffer("uint64_t[]", array("Q", [int(ffi.cast("uintptr_t", p)) for p in pieces] or [0])),
+        ffi.from_buffer("uint64_t[]", array("Q", [ffi.sizeof(p) for p in pieces] or [0])),
+        ffi.from_buffer("int64_t[]", results),
+        0,
+        0,
+        len(sync),
+        ffi.from_buffer("int32_t[]", array("i", sync or [0])),
+        ffi.from_buffer("int32_t[]", synced),
+    )
+    _settle(lent, error, [*results, *synced], pieces)
+    failed = {fd: -result for fd, result in zip(sync, synced, strict=False) if result < 0}
+    return [max(0, -result) for result in results[: len(requests)]], failed
+
+
+# -- one long read ------------------------------------------------------------------------------
+
+
+class DirectRead:
+    """A value that is not in memory, read past the page cache, many chunks at once.
+
+    Each chunk is copied to its place while others are under way.
+    """
+
+    def __init__(self, lent: LentRing, fd: int, length: int, offset: int) -> None:
+        """`fd` is open with O_DIRECT. All of the range is within the file."""
+        self._lent = lent
+        self._fd = fd
+        self._offset = offset
+        self._length = length
+        # Written to before anybody else sees it, which saves a copy of the whole value.
+        self._target = bytes(length)
+        self._into = ffi.from_buffer(self._target)
+        start = offset // _ALIGN * _ALIGN
+        self._todo = deque(range(start, offset + length, _CHUNK_BYTES))
+        self._running: dict[int, Buffer] = {}
+        self._numbers = ffi.new("uint64_t[]", _CHUNKS)
+        self._results = ffi.new("int32_t[]", _CHUNKS)
+
+    def run(self) -> bytes | None:
+        """The bytes; None if it did not go smoothly and an ordinary read has to tell why."""
+        self._lent.usable = False
+        try:
+            while self._todo or self._running:
+                if not self._queue() or not self._take(1):
+                    return None
+            return self._target
+        finally:
+            self._drain()
+
+    def _queue(self) -> bool:
+        """Start as many chunks as there are buffers for."""
+        starts = [self._todo.popleft() for _ in range(min(len(self._todo), _CHUNKS - len(self._running)))]
+        if not starts:
+            return True
+        for start in starts:
+            self._running[start] = self._lent.chunks.acquire()
+        end = -(-(self._offset + self._length) // _ALIGN) * _ALIGN
+        lengths = [min(_CHUNK_BYTES, end - start) for start in starts]
+        addresses = [self._running[start].address for start in starts]
+        flags = bytes([self._lent.flags]) * len(starts)
+        queued = lib.yr_queue_reads(
+            self._lent.handle, len(starts), [self._fd] * len(starts), addresses, lengths, starts, starts,
+            ffi.from_buffer("uint8_t[]", flags), ffi.NULL,
+        )  # fmt: skip
+        for start in starts[max(queued, 0) :]:  # never seen by the kernel
+            self._lent.chunks.release(self._running.pop(start))
+        return bool(queued == len(starts))
+
+    def _take(self, count: int) -> bool:
+        """Wait for completions and copy what they bring. False if one is not as it should be."""
+        if lib.yr_wait(self._lent.handle, count, -1) < 0:
+            return False
+        found = lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
+        whole = True
+        for start, result in zip(
+            ffi.unpack(self._numbers, max(found, 0)), ffi.unpack(self._results, max(found, 0)), strict=True
+        ):
+            buffer = self._running.pop(start)
+            whole = self._copy(buffer, start, result) and whole
+            self._lent.chunks.release(buffer)
+        return bool(found >= 0 and whole)
+
+    def _copy(self, buffer: Buffer, start: int, result: int) -> bool:
+        first = max(start, self._offset)
+        last = min(start + _CHUNK_BYTES, self._offset + self._length)
+        if result < last - start:
+            return False
+        part = buffer.view[first - start : last - start]
+        ffi.memmove(self._into + (first - self._offset), part, len(part))
+        return True
+
+    def _drain(self) -> None:
+        """Also after an exception: nothing may be under way when the memory is used again."""
+        limit = time.monotonic() + _DRAIN_SECONDS
+        while self._running and time.monotonic() < limit:
+            lib.yr_wait(self._lent.handle, len(self._running), 50_000_000)
+            self._take(0)
+        self._lent.usable = not self._running

@@ -1,0 +1,392 @@
+"""An event loop's reads through a ring of its own.
+
+Reads asked for in one turn of the loop go to the kernel in one call; completions wake the loop
+through an eventfd and are all taken at once. Memory is given to the kernel with a read and taken
+back with its completion, whatever becomes of the future meanwhile. What a ring cannot do, because
+it fails or there is none to be had, the worker threads do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .buffers import Buffer
+from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
+from .threads import ThreadChannel
+
+if TYPE_CHECKING:
+    from .uring import UringBackend
+
+SMALL_BYTES = 4 << 10
+MEDIUM_BYTES = 64 << 10
+_MEDIUM_KEPT = 16  # medium reads beyond this many at once get memory of their own
+# So many new reads are handed over before the turn of the loop ends: the disk need not wait for
+# the rest of a long turn. Fewer would cost more system calls and gain nothing.
+_EARLY = 32
+_TRIES = 16  # of one read that the kernel asks to repeat
+_FAILURES = 32  # single reads that the ring itself fails, until it is given up
+_STALLS = 10  # 1 ms, 2 ms, ... 512 ms: about a second without being able to submit
+_DRAIN_SECONDS = 30.0
+_MAX_OFFSET = 1 << 62
+_MAX_FD = 1 << 31
+_SMALL, _MEDIUM = 0, 1  # places of the pools in the table of registered buffers
+
+
+class _Read:
+    """One read, from being asked for until its completion was taken."""
+
+    __slots__ = (
+        "address", "buffer", "done", "fd", "flags", "future", "length", "offset", "own", "table", "tries",
+    )  # fmt: skip
+
+    def __init__(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> None:
+        self.future = future
+        self.fd = fd
+        self.length = length
+        self.offset = offset
+        self.done = 0  # bytes read by earlier, short attempts
+        self.tries = 0
+        self.address = 0  # 0 while it has no memory
+        self.buffer: Buffer | None = None
+        self.own: bytes | None = None  # instead of a buffer: memory that becomes the result itself
+        self.flags = self.table = 0
+
+    def result(self, length: int) -> bytes:
+        if self.buffer is not None:
+            return self.buffer.view[:length].tobytes()
+        assert self.own is not None
+        return self.own if length == self.length else self.own[:length]
+
+
+class RingChannel(ThreadChannel):
+    def __init__(self, backend: UringBackend, loop: asyncio.AbstractEventLoop, rings: Rings) -> None:
+        super().__init__(backend, loop)
+        self._uring = backend
+        self._rings = rings
+        self._ring: Ring | None = None
+        self._owner = 0  # the thread whose ring it is
+        self._event_fd = -1
+        self._waiting: deque[_Read] = deque()
+        self._running: dict[int, _Read] = {}
+        self._next = 0
+        self._limit = 0
+        self._scheduled = False
+        self._unsubmitted = 0
+        self._stalls = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed = 0
+        self._closed = False
+
+    # -- asking -----------------------------------------------------------------------------
+
+    def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
+        if not (0 < length < self._uring.large and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
+            return self.run(self._uring.read, fd, length, offset)
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting.append(_Read(future, fd, length, offset))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+        elif len(self._waiting) == _EARLY:
+            self._pump()
+        return future
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self._pump()
+
+    def _pump(self) -> None:
+        """Hand over what there is room for and take what is complete, until neither goes on."""
+        while self._ring is not None or (self._waiting and self._open()):
+            if self._waiting and len(self._running) < self._limit:
+                self._queue()
+            if self._unsubmitted:
+                self._submit()
+            if not self._reap() or not self._waiting:
+                return
+        waiting, self._waiting = self._waiting, deque()
+        self._read_otherwise(waiting)
+
+    # -- to the kernel ----------------------------------------------------------------------
+
+    def _queue(self) -> None:
+        reads = self._admit(self._limit - len(self._running))
+        if not reads or self._ring is None:
+            return
+        numbers = array("Q", range(self._next, self._next + len(reads)))
+        self._next += len(reads)
+        self._running.update(zip(numbers, reads, strict=True))
+        memory = ffi.from_buffer
+        queued = lib.yr_queue_reads(
+            self._ring.handle,
+            len(reads),
+            memory("int32_t[]", array("i", [read.fd for read in reads])),
+            memory("uint64_t[]", array("Q", [read.address + read.done for read in reads])),
+            memory("uint32_t[]", array("I", [read.length - read.done for read in reads])),
+            memory("uint64_t[]", array("Q", [read.offset + read.done for read in reads])),
+            memory("uint64_t[]", numbers),
+            memory("uint8_t[]", bytes([read.flags for read in reads])),
+            memory("uint16_t[]", array("H", [read.table for read in reads])),
+        )
+        self._unsubmitted += max(queued, 0)
+        for number in reversed(numbers[max(queued, 0) :]):
+            self._waiting.appendleft(self._running.pop(number))
+        if queued < 0:
+            self._abandon(-queued)
+
+    def _admit(self, room: int) -> list[_Read]:
+        """The next reads, each with memory; those that nobody wants any more are dropped."""
+        reads: list[_Read] = []
+        waiting = self._waiting
+        while waiting and len(reads) < room:
+            read = waiting.popleft()
+            if read.future.cancelled():
+                self._take_back(read)
+                continue
+            if not read.address:
+                self._provide(read)
+            reads.append(read)
+        return reads
+
+    def _provide(self, read: _Read) -> None:
+        if read.length <= SMALL_BYTES:
+            pool, read.table = self._small, _SMALL
+        elif read.length <= MEDIUM_BYTES and self._medium.in_use < _MEDIUM_KEPT:
+            pool, read.table = self._medium, _MEDIUM
+        else:
+            # Fresh and unseen by anybody else until it is complete, so it may be written to; to
+            # copy this much out of a buffer would cost more than it saves.
+            read.own = bytes(read.length)
+            read.address = address_of(read.own)
+            return
+        read.buffer = buffer = pool.acquire()
+        read.address = buffer.address
+        read.flags = self._buffer_flag if buffer.pooled else 0
+
+    def _take_back(self, read: _Read) -> None:
+        """The read's memory is nobody's any more."""
+        if read.buffer is not None:
+            pool = self._small if len(read.buffer) == SMALL_BYTES else self._medium
+            pool.release(read.buffer, read.length)
+            read.buffer, read.address = None, 0
+
+    def _submit(self) -> None:
+        ring = self._ring
+        assert ring is not None
+        taken = lib.yr_submit(ring.handle)
+        if taken >= 0:
+            # A polling thread takes what is queued in its own time; only errors tell something.
+            self._unsubmitted = 0 if ring.polled else self._unsubmitted - taken
+        elif -taken not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
+            return self._abandon(-taken)
+        if self._unsubmitted <= 0:
+            self._unsubmitted = self._stalls = 0
+        elif self._timer is None:
+            self._stall(-min(taken, 0))
+
+    def _stall(self, error: int) -> None:
+        """The kernel has no room just now: try again soon, in the end without the ring."""
+        if self._stalls >= _STALLS:
+            return self._abandon(error or errno.EBUSY)
+        self._timer = self._loop.call_later(0.001 * 2**self._stalls, self._try_again)
+        self._stalls += 1
+
+    def _try_again(self) -> None:
+        self._timer = None
+        self._pump()
+
+    # -- from the kernel --------------------------------------------------------------------
+
+    def _reap(self) -> int:
+        """Take every completion that is there. How many."""
+        if self._ring is None:
+            return 0
+        found: int = lib.yr_reap(self._ring.handle, self._space, self._numbers, self._results, ffi.NULL)
+        if found < 0:
+            self._abandon(-found)
+        if found <= 0:
+            return 0
+        results = ffi.unpack(self._results, found)
+        for number, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
+            self._complete(self._running.pop(number), result)
+        return found
+
+    def _complete(self, read: _Read, result: int) -> None:
+        if result > 0:
+            read.done += result
+            if read.done == read.length:
+                self._end(read, read.result(read.length), None)
+            else:
+                read.tries = 0
+                self._waiting.appendleft(read)
+        elif result == 0:  # the file ends here
+            self._end(read, read.result(read.done), None)
+        elif -result in PASSING and read.tries < _TRIES:
+            read.tries += 1
+            self._waiting.appendleft(read)
+        elif -result in RING_ERRORS:
+            self._one_failed(read, -result)
+        else:
+            self._end(read, None, OSError(-result, os.strerror(-result)))
+
+    def _end(self, read: _Read, data: bytes | None, error: OSError | None) -> None:
+        self._take_back(read)
+        future = read.future
+        if future.done() or self._loop.is_closed():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            assert data is not None
+            future.set_result(data)
+
+    # -- without the ring -------------------------------------------------------------------
+
+    def _read_otherwise(self, reads: Iterable[_Read]) -> None:
+        """Let worker threads do what the ring has not done."""
+        for read in reads:
+            self._take_back(read)
+            future = read.future
+            if future.done() or self._loop.is_closed():
+                continue
+            self._rings.fallbacks += 1
+            try:
+                other = self.run(self._uring.read, read.fd, read.length, read.offset)
+            except RuntimeError as error:  # the worker pool is closed
+                future.set_exception(error)
+                continue
+            other.add_done_callback(partial(_pass_on, future))
+
+    def _one_failed(self, read: _Read, error: int) -> None:
+        """A failure of the ring's and not of the file's. Many of them, and it is given up."""
+        self._failed += 1
+        self._take_back(read)
+        self._read_otherwise((read,))
+        if self._failed == _FAILURES:
+            self._abandon(error)
+
+    def _abandon(self, error: int) -> None:
+        """The ring is of no use any more: everything under way is read again, without it."""
+        if self._ring is not None:
+            self._rings.failed(error)
+            self._read_otherwise(self._let_go())
+
+    # -- the ring ---------------------------------------------------------------------------
+
+    def _open(self) -> bool:
+        """Make a ring for this thread. False if there is none to be had now."""
+        ring = None if self._closed else self._rings.make(one_thread=True)
+        if ring is None:
+            return False
+        try:
+            event_fd = lib.yr_eventfd(ring.handle)
+            if event_fd < 0:
+                raise OSError(-event_fd, os.strerror(-event_fd))
+            self._loop.add_reader(event_fd, self._pump)
+        except (OSError, NotImplementedError) as error:
+            ring.destroy()
+            self._rings.failed(getattr(error, "errno", None) or errno.EOPNOTSUPP)
+            return False
+        self._ring, self._event_fd, self._owner = ring, event_fd, threading.get_ident()
+        self._limit = ring.depth
+        self._space = 2 * ring.depth
+        self._numbers = ffi.new("uint64_t[]", self._space)
+        self._results = ffi.new("int32_t[]", self._space)
+        self._small = pool_for(SMALL_BYTES, ring.depth)
+        self._medium = pool_for(MEDIUM_BYTES, min(ring.depth, _MEDIUM_KEPT))
+        registered = self._rings.opened(ring, self._small, self._medium)
+        self._buffer_flag = lib.YR_FIXED_BUFFER if registered else 0
+        self._failed = self._unsubmitted = self._stalls = 0
+        return True
+
+    def _let_go(self) -> list[_Read]:
+        """Free the ring. The reads that were under way; what memory they had is not theirs any more."""
+        ring, self._ring = self._ring, None
+        running, self._running = list(self._running.values()), {}
+        assert ring is not None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._event_fd)
+        if not ring.destroy():  # the kernel may still write to it
+            keep_for_ever((self._small, self._medium, [(read.buffer, read.own) for read in running]))
+            for read in running:
+                read.buffer = None
+        self._rings.closed(ring, self._small, self._medium)
+        return running
+
+    def close(self) -> None:
+        """See `Channel.close`. In another thread than the ring's: what is under way is read again."""
+        self._closed = True
+        if self._ring is not None and self.is_mine():
+            self._drain()
+        if self._ring is not None:
+            self._read_otherwise(self._let_go())
+        waiting, self._waiting = self._waiting, deque()
+        self._read_otherwise(waiting)
+        self._uring.channel_closed(self)
+
+    def _drain(self) -> None:
+        """Wait for everything that was asked for. A ring that hangs is given up."""
+        limit = time.monotonic() + _DRAIN_SECONDS
+        self._pump()
+        while self._ring is not None and (self._running or self._waiting):
+            if time.monotonic() > limit:
+                return self._abandon(errno.ETIME)
+            if self._timer is not None:  # the loop may not run any more
+                self._timer.cancel()
+                self._timer = None
+                time.sleep(0.001)
+            lib.yr_wait(self._ring.handle, 1, 50_000_000)
+            self._pump()
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread is the one that may use the ring."""
+        return self._owner == threading.get_ident()
+
+    def close_from_outside(self, seconds: float) -> None:
+        """`close` for the backend's own closing, in whichever thread that happens."""
+        if not self.is_mine() and self._loop.is_running():
+            done = threading.Event()
+
+            def close() -> None:
+                self.close()
+                done.set()
+
+            with contextlib.suppress(RuntimeError):  # closed just now
+                self._loop.call_soon_threadsafe(close)
+                done.wait(seconds)
+                return  # if it has not run yet, it will: nobody else may touch that ring
+        self.close()
+
+    def after_fork(self) -> None:
+        """In a child: the loop and its ring are the parent's."""
+        ring, self._ring = self._ring, None
+        self._running, self._waiting, self._timer = {}, deque(), None
+        self._scheduled = False
+        if ring is not None:
+            ring.after_fork()
+
+
+def _pass_on(future: asyncio.Future[bytes], done: asyncio.Future[bytes]) -> None:
+    """Give the outcome of `done` to `future`."""
+    if future.done():
+        if not done.cancelled():
+            done.exception()  # seen, or asyncio complains that nobody looked
+    elif done.cancelled():
+        future.cancel()
+    elif (error := done.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(done.result())

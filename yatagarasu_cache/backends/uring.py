@@ -1,0 +1,221 @@
+"""The io_uring backend: as the portable one, with rings where many reads are under way at once.
+
+What a ring is not for stays as it is: one read of bytes in memory and one buffered write cost
+less as plain calls. Rings serve batches and long cold reads (`ring_batches`) and the reads of
+event loops (`ring_channel`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import errno
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import Settings
+from ..errors import BackendUnavailable
+from .base import Channel, ReadRequest
+from .ring import RING_ERRORS, Ring, Rings, check_kernel, explain
+from .ring_batches import DirectRead, Lender, read_batch
+from .ring_channel import RingChannel
+from .threads import ThreadsBackend, _read_on, _result_or_error
+
+__all__ = ["UringBackend"]
+
+_LEAST_BATCH = 4  # fewer reads than this are not worth a ring
+LARGE_BYTES = 2 << 20  # from here a cold value is read past the page cache, in chunks
+_SEEN = 1024  # long values remembered as read once
+_COLD = 64  # reads in a row that were not in memory, until most are not tried in place any more
+_COLD_TRIES = 32  # of which one in so many still is
+_CLOSE_SECONDS = 10.0
+_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_MAX_LENGTH = 1 << 62
+_backends: weakref.WeakSet[UringBackend] = weakref.WeakSet()
+
+
+class UringBackend(ThreadsBackend):
+    name = "uring"
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises `BackendUnavailable` with the reason if the kernel gives no ring of use."""
+        super().__init__(settings.workers)
+        check_kernel()
+        try:
+            ring = Ring(settings.io_uring, one_thread=False)
+        except OSError as error:
+            raise BackendUnavailable(explain(error.errno or errno.EIO)) from error
+        lacking = ring.lacking()
+        if lacking:
+            ring.destroy()
+            raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: too old")
+        self.large = LARGE_BYTES
+        self.rings = Rings(settings.io_uring)
+        self._lender = Lender(self.rings, ring)
+        self._channels: set[RingChannel] = set()
+        self._direct = settings.io_uring.direct
+        self._seen: dict[tuple[int, int, int], None] = {}
+        self._seen_lock = threading.Lock()
+        self._cold = 0
+        _backends.add(self)
+
+    # -- one read ---------------------------------------------------------------------------
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        if length >= self.large:
+            return self._read_long(fd, length, offset)
+        data = os.pread(fd, length, offset)
+        return data if len(data) == length else _read_on(fd, data, length, offset)
+
+    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+        """As the contract says; where nothing was in memory for long, mostly None without looking.
+
+        Looking at what is not there costs a system call, and whatever is there after all comes
+        through the ring as well.
+        """
+        if self._cold > _COLD:
+            self._cold += 1
+            if self._cold % _COLD_TRIES:
+                return None
+        buffer = bytearray(length)
+        try:
+            done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _WOULD_WAIT:
+                self._cold += 1
+                return None
+            raise
+        if done != length:
+            return None
+        if self._cold:
+            self._cold = 0
+        return bytes(buffer)
+
+    def _read_long(self, fd: int, length: int, offset: int) -> bytes:
+        status = os.fstat(fd)
+        within = min(length, status.st_size - offset)
+        if within >= self.large and self._is_direct((status.st_dev, status.st_ino, offset), fd, within):
+            data = self._read_direct(fd, within, offset)
+            if data is not None:
+                return data
+        return super().read(fd, length, offset)
+
+    def _is_direct(self, place: tuple[int, int, int], fd: int, length: int) -> bool:
+        """Whether to read past the page cache: what is not in it; "auto": once, because what is
+        asked for again had better be in it."""
+        if not self._direct or not _is_cold(fd, length, place[2]):
+            return False
+        return self._direct is True or self._is_first(place)
+
+    def _is_first(self, place: tuple[int, int, int]) -> bool:
+        """Whether a value was not asked for before, as far as is remembered."""
+        with self._seen_lock:
+            if place in self._seen:
+                del self._seen[place]
+                return False
+            if len(self._seen) >= _SEEN:
+                del self._seen[next(iter(self._seen))]
+            self._seen[place] = None
+            return True
+
+    def _read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
+        try:
+            direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:  # a file system without O_DIRECT, or no /proc
+            return None
+        try:
+            with self._lender.lend() as lent:
+                return DirectRead(lent, direct, length, offset).run() if lent else None
+        finally:
+            os.close(direct)
+
+    # -- batches ----------------------------------------------------------------------------
+
+    def read_many(self, requests: Sequence[ReadRequest]) -> list[bytes | OSError]:
+        plain = [i for i, request in enumerate(requests) if self._fits(*request)]
+        if len(plain) < _LEAST_BATCH:
+            return super().read_many(requests)
+        try:
+            with self._lender.lend() as lent:
+                if lent is None:
+                    self.rings.fallbacks += len(plain)
+                    return super().read_many(requests)
+                found = read_batch(lent, [requests[i] for i in plain])
+        except OSError as error:
+            self.rings.failed(error.errno or errno.EIO)
+            self.rings.fallbacks += len(plain)
+            return super().read_many(requests)
+        if len(plain) == len(requests):
+            return [self._result(request, one) for request, one in zip(requests, found, strict=True)]
+        results: list[Any] = [None] * len(requests)
+        for i, one in zip(plain, found, strict=True):
+            results[i] = self._result(requests[i], one)
+        for i in set(range(len(requests))).difference(plain):
+            results[i] = _result_or_error(self.read, *requests[i])
+        return results
+
+    def _fits(self, fd: int, length: int, offset: int) -> bool:
+        """Whether a batch on a ring takes the request; others are long, or no file's."""
+        return 0 < length < self.large and 0 <= offset < _MAX_LENGTH and 0 <= fd < 1 << 31
+
+    def _result(self, request: ReadRequest, found: bytes | int) -> bytes | OSError:
+        """What the ring says, unless it says something of itself: then an ordinary read tells."""
+        if isinstance(found, bytes):
+            return found
+        if found in RING_ERRORS:
+            self.rings.fallbacks += 1
+            return _result_or_error(self.read, *request)
+        return OSError(found, os.strerror(found))
+
+    # -- asyncio ----------------------------------------------------------------------------
+
+    def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
+        channel = RingChannel(self, loop, self.rings)
+        self._channels.add(channel)
+        return channel
+
+    def channel_closed(self, channel: RingChannel) -> None:
+        self._channels.discard(channel)
+
+    # -- the backend itself -----------------------------------------------------------------
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._seen_lock = threading.Lock()
+        for channel in self._channels:
+            channel.after_fork()
+        self.rings.after_fork()
+        self._lender.after_fork()
+
+    def close(self) -> None:
+        for channel in list(self._channels):
+            channel.close_from_outside(_CLOSE_SECONDS)
+        super().close()
+        self._lender.close()
+
+    def stats(self) -> dict[str, Any]:
+        return super().stats() | self.rings.stats()
+
+
+def _is_cold(fd: int, length: int, offset: int) -> bool:
+    """Whether a look at three places of the range finds one that is not in the page cache."""
+    for at in (offset + length // 2, offset, offset + length - 1):
+        try:
+            os.preadv(fd, [bytearray(1)], at, os.RWF_NOWAIT)
+        except OSError:
+            return True
+    return False
+
+
+def _close_at_exit() -> None:
+    """Nothing may be under way into memory that the interpreter is about to free."""
+    for backend in list(_backends):
+        for channel in list(backend._channels):
+            if channel.is_mine():
+                channel.close()
+
+
+atexit.register(_close_at_exit)
