@@ -11,16 +11,14 @@ import argparse
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import diskcache
 
+from perf.bed import disk_bytes, drop_caches, scratch
 from perf.timing import compare, latencies, per_call, percentile
 from yatagarasu_cache import DiskCache
 
@@ -36,15 +34,6 @@ class Row(NamedTuple):
     asked: str
     measured: str
     reached: bool
-
-
-@contextmanager
-def scratch() -> Iterator[str]:
-    path = tempfile.mkdtemp(prefix="yatagarasu-perf-")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def against_diskcache(path: str, backend: str) -> Iterator[Row]:
@@ -125,12 +114,6 @@ def steady(path: str, backend: str) -> Iterator[Row]:
     )
 
 
-def disk_bytes(directory: str) -> int:
-    return sum(
-        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(directory) for name in names
-    )
-
-
 def longest_call(path: str, backend: str, count: int) -> Row:
     """Single calls of `set` while a full cache of `count` small entries evicts."""
     with DiskCache(f"{path}/many", backend=backend, size_limit=count * 400) as cache:
@@ -169,18 +152,8 @@ def tails(path: str, backend: str) -> Iterator[Row]:
         yield Row(f"P95 of {what}, 4 KiB", f"{asked * 1e3:g} ms", f"{value * 1e3:.3f} ms", value < asked)
 
 
-def drop_caches(directory: str) -> None:
-    """Make the kernel forget the files' pages. They must have been synced."""
-    for root, _, names in os.walk(directory):
-        for name in names:
-            fd = os.open(os.path.join(root, name), os.O_RDONLY)
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
-
-
-def measure(backend: str, quick: bool) -> Iterator[Row]:
-    million = 100_000 if quick else 1_000_000
+def measure(backend: str, million: int) -> Iterator[Row]:
+    """All rows; `million` is how many entries stand for one."""
     steps: list[Callable[[str], Any]] = [
         lambda path: against_diskcache(path, backend),
         lambda path: opening(path, backend, million),
@@ -203,7 +176,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = []
     print("| what | asked | measured | reached |\n|---|---|---|---|")
-    for row in measure(options.backend, options.quick):
+    for row in measure(options.backend, 100_000 if options.quick else 1_000_000):
         rows.append(row)
         print(f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |", flush=True)
     if options.json:

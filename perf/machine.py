@@ -66,13 +66,11 @@ def _disk(directory: str) -> str:
                     kind = rest.split()[0]
         base = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
         base = base if os.path.isdir(f"{base}/queue") else f"{base}/.."
-        with open(f"{base}/queue/rotational", encoding="ascii") as file:
-            spins = file.read().strip() == "1"
         name = os.path.basename(os.path.realpath(base))
         family = "virtio" if name.startswith("vd") else "NVMe" if name.startswith("nvme") else "SCSI or SATA"
         with open(f"{base}/queue/read_ahead_kb", encoding="ascii") as file:
             ahead = file.read().strip()
-        return f"{kind} on {family}, {'rotating' if spins else 'solid state'}, read-ahead {ahead} KiB"
+        return f"{kind} on {family}, read-ahead {ahead} KiB"
     except (OSError, IndexError):
         return kind or "unknown"
 

@@ -85,5 +85,9 @@ class Usage(NamedTuple):
 
 
 def peak_memory() -> int:
-    """Bytes of resident memory at its highest since the process began."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    """Bytes of resident memory at its highest since the program began (not its parent's: `ru_maxrss`)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -579,6 +580,26 @@ def _mapped(synced: bytes, now: bytes, fate: str, rng: random.Random) -> bytes:
 def crash_images(disk: Disk, rng: random.Random, **bounds: int) -> Iterator[Image]:
     """`Disk.cuts`: directory states after a power cut at any point of the log."""
     return disk.cuts(rng, **bounds)
+
+
+# -- chance that can be had again --------------------------------------------------------------
+
+SEED = os.environ.get("YATAGARASU_TEST_SEED", "0")  # another one gives other sequences, cuts and places
+
+
+def seeded(name: str) -> random.Random:
+    """The generator of a test; the seed is printed, so that a failure can be had again."""
+    print(f"YATAGARASU_TEST_SEED={SEED} ({name})")
+    return random.Random(f"{name} {SEED}")
+
+
+def fix_identity(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
+    """New caches and handles take their random numbers from `rng`."""
+    chosen = random.Random(rng.random())
+    monkeypatch.setattr(
+        "yatagarasu_cache.recovery._new_identity", lambda: f.Identity(chosen.randbytes(16), chosen.getrandbits(64))
+    )
+    monkeypatch.setattr("yatagarasu_cache.owners.secrets", SimpleNamespace(randbits=chosen.getrandbits))
 
 
 # -- caches on it -------------------------------------------------------------------------------

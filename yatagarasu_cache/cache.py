@@ -30,7 +30,7 @@ from .codec import (
 from .config import Settings
 from .entry import Entry, Location, ValueReader
 from .errors import ReadOnlyError, SerializationError, ValueTooLarge
-from .format import CODEC_FLAGS, MAX_HEAD_BYTES, MAX_TAG_BYTES, RECORD_BYTES, Slot, key_digest
+from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
 from .store import Item, Store
@@ -261,9 +261,12 @@ class DiskCache:
         low, high = key_digest(encode_key(key), store.seed)
         while (slot := store.lookup(low, high)) is not None:
             found = store.fetch_version(slot)
-            if found is not None and store.delete(low, high, slot.stamp):
+            if found is None:
+                continue
+            value = self._decode(found.payload, found.flags & CODEC_FLAGS)  # first: it may refuse
+            if store.delete(low, high, slot.stamp):
                 store.hits += 1
-                return self._decode(found.payload, found.flags & CODEC_FLAGS)
+                return value
         store.misses += 1
         return default
 
@@ -533,8 +536,6 @@ class DiskCache:
             self._store.check_size(length)
 
     def _check_names(self, key: bytes, tag: bytes, meta: bytes) -> None:
-        if len(tag) > MAX_TAG_BYTES:
-            raise SerializationError(f"tag has {len(tag)} bytes and at most {MAX_TAG_BYTES} fit: shorten it")
         size = RECORD_BYTES + len(key) + len(tag) + len(meta)
         if size > min(MAX_HEAD_BYTES, self._store.reclaim.live_limit // 4):
             raise ValueTooLarge(f"key, tag and meta have {size} bytes together: keep meta small")
@@ -546,9 +547,10 @@ def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> D
 
 def _encode_tag(tag: Key) -> bytes:
     try:
-        return encode_key(tag)
+        return encode_key(tag)  # at most MAX_KEY_BYTES, which is what a record has room for
     except SerializationError as error:
-        raise SerializationError(f"tag: {error}") from error
+        text = str(error).replace("the key takes", "it takes")
+        raise SerializationError(f"tag: {text}") from error
 
 
 def _encode_meta(meta: Any) -> bytes:

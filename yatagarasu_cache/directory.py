@@ -10,7 +10,8 @@ import sys
 from . import format as f
 from .backends.base import Backend
 from .config import Settings
-from .errors import ConfigurationError, FormatError, ReadOnlyError, from_os_error
+from .errors import BackendUnavailable, ConfigurationError, FormatError, ReadOnlyError, from_os_error
+from .index import fcntl
 
 # Mappings and locks are not safe on these: other hosts don't see them, or see them late.
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -31,6 +32,8 @@ def prepare(backend: Backend, settings: Settings) -> None:
     be written.
     """
     root = settings.directory
+    if fcntl is None:
+        raise BackendUnavailable("this system has no POSIX file locks (flock): use Linux, macOS or a BSD")
     try:
         if not settings.read_only:
             _make(backend, root, settings.directory_mode)

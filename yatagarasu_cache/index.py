@@ -8,6 +8,7 @@ so that a process killed in the middle leaves what was there before: the next wr
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import format as f
 from .backends.base import Backend
-from .errors import ClosedError
+from .errors import ClosedError, StorageFull
 from .format import (
     CAPACITY_MASK,
     DESCRIPTOR_BITS,
@@ -37,6 +38,8 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows has no flock; opening says so
     fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Index", "IndexDamaged", "IndexLock", "NoLock", "fcntl", "grown_capacity", "rebuilt"]
 
 MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear probing gets slow
 MIN_SLOTS = 8
@@ -564,7 +567,10 @@ class Index:
 
 def grown_capacity(part: int, live: int) -> int:
     factor = _FIRST_GROWTH + _GROWTH_SPREAD * (part * 37 % PARTITIONS) / PARTITIONS
-    return max(MIN_SLOTS, int((live + 1) * factor))
+    capacity = max(MIN_SLOTS, int((live + 1) * factor))
+    if capacity > CAPACITY_MASK:
+        raise StorageFull(errno.ENOSPC, "the index is full: spread the entries over several caches")
+    return capacity
 
 
 def rebuilt(source: Any, slots: range, lows: list[int], capacity: int) -> bytearray:

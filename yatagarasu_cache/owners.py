@@ -7,13 +7,13 @@ process-id namespaces of containers, where process ids would not.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import threading
 
 from . import format as f
 from .backends.base import Backend
+from .index import fcntl
 
 
 class Owner:

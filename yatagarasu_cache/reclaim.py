@@ -369,7 +369,7 @@ class Reclaimer:
         oldest = self._oldest_elsewhere(segment)
         newest = index.words[index.entry(segment) + f.T_NEWEST] or f.MASK64
         # If nothing older than its newest record is left elsewhere, its removals are moot.
-        records = store.records(segment) if oldest < newest else ()
+        records = list(store.records(segment)) if oldest < newest else ()
         if index.words[f.W_PROMISED]:
             self.sync_dirty()
         with store.appending:
@@ -507,7 +507,7 @@ class Reclaimer:
             if segment is None:
                 return None
             index.words[index.entry(segment) + f.T_OWNER] = store.owner.acquire()
-        return Cleaning(segment, store.records(segment))
+        return Cleaning(segment, list(store.records(segment)))
 
     def _copy_live(self, cleaning: Cleaning, budget: int) -> bool:
         """Move live records to the head of the log. True once the segment has none left."""

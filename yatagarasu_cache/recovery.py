@@ -379,10 +379,11 @@ class _Rebuild:
         store, index = self._store, self._index
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
         try:
-            footer = read_footer(store.backend, fd)
+            # After a power cut a footer may list what is not there. Without one, the end may be torn.
+            footer = None if self._verify else read_footer(store.backend, fd)
             if footer is not None:
-                self._collect(segment, footer, fd if self._verify else -1)
-            else:  # its writer was killed, or the power failed: its end may be torn
+                self._collect(segment, footer, -1)
+            else:
                 self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
         finally:
             store.backend.close_file(fd)

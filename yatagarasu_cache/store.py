@@ -685,10 +685,10 @@ class Store:
         Else (True, large file that this entry replaced, if any).
         """
         index = self.index
-        words = index.words
-        if words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
+        if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
         at = index.find(slot.low, slot.high)
+        words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
             index.stamp_above(least)  # the clock word can lose a race while the clock is set back
@@ -969,6 +969,8 @@ class Store:
         most = self.settings.max_value_size
         if most is not None and length > most:
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
+        if length > f.MAX_VALUE_BYTES:
+            raise ValueTooLarge(f"the value has {length} bytes, the format holds {f.MAX_VALUE_BYTES}: split it")
         index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
         room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
         if length > room:
@@ -1246,15 +1248,18 @@ class Store:
                         seen.add(slot.low)
                         yield record, slot
 
-    def records(self, segment: int) -> list[Record]:
-        """The records of a segment; none if it is gone or not readable as one of ours."""
-        fd = self.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
-        if fd is None:
-            return []
+    def records(self, segment: int) -> Iterator[Record]:
+        """The records of a segment, read as they are asked for; none if there is no such file."""
+        try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
+            fd = self.backend.open(self.files.path(segment), os.O_RDONLY)
+        except OSError:
+            return
         try:
-            return list(read_records(self.backend, fd, segment, self.index.identity))
+            yield from read_records(self.backend, fd, segment, self.index.identity)
         except OSError as error:
             raise from_os_error(error, "cannot read a segment") from error
+        finally:
+            self.backend.close_file(fd)
 
     def alive(self, record: Record, segment: int) -> Slot | None:
         """The slot that shows this very record, expired or not."""

@@ -160,6 +160,13 @@ class Ring:
         if cpus:
             lib.yr_set_affinity(self.handle, len(cpus), list(cpus))
 
+    def greet(self) -> None:
+        """Make the ring known to the calling thread's part of the kernel, without doing anything."""
+        nothing = ffi.new("struct yr_op *", {"op": lib.YR_OP_NOP, "fd": -1})
+        if lib.yr_queue(self.handle, 1, nothing) == 1:
+            lib.yr_wait(self.handle, 1, 1_000_000_000)
+            lib.yr_reap(self.handle, 1, ffi.new("uint64_t[1]"), ffi.new("int32_t[1]"), ffi.NULL)
+
     def lacking(self) -> list[str]:
         """Names of the operations that are needed and missing in this kernel."""
         return [name for name, op in _NEEDED.items() if lib.yr_supports(self.handle, op) != 1]

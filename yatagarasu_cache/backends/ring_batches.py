@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from .base import ReadRequest, WriteRequest
+from .base import ReadRequest
 from .buffers import Buffer, BufferPool
 from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 
@@ -24,7 +24,8 @@ _CHUNK_BYTES = 256 << 10
 _CHUNKS = 8
 ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
 _COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
-_ALIGN = 4096
+_MOST_SYNCS = 1024  # in one call
+_ALIGN = 4096  # for O_DIRECT; no file system in use asks for more
 _DRAIN_SECONDS = 30.0
 
 
@@ -38,14 +39,24 @@ class LentRing:
         self.memory = ffi.from_buffer(chunks.view)
         self.flags = lib.YR_FIXED_BUFFER if registered else 0
         self.usable = True
-        self.threads: set[int] = set()  # whose kernel workers are pinned
+        self._pinned = {threading.get_ident()}
+
+    def pin_workers(self) -> None:
+        """The kernel keeps workers for each thread, so each thread that has the ring pins its own."""
+        thread = threading.get_ident()
+        if thread not in self._pinned:
+            self._pinned.add(thread)
+            self.ring.greet()
+            self.ring.pin_workers()
 
 
 class Lender:
     """The rings for batches of one backend."""
 
-    def __init__(self, rings: Rings, first: Ring) -> None:
+    def __init__(self, rings: Rings, first: Ring, pins: bool) -> None:
+        """`pins`: the settings say where the kernel's workers may run."""
         self._rings = rings
+        self._pins = pins
         self._begin()
         self._made = 1
         self._idle.append(self._equip(first))
@@ -65,6 +76,8 @@ class Lender:
         """A ring for the calling thread alone; None if there is none for it."""
         lent = self._take()
         try:
+            if lent is not None and self._pins:
+                lent.pin_workers()
             yield lent
         finally:
             if lent is not None:
@@ -178,41 +191,26 @@ def _settle(lent: LentRing, error: int, results: Sequence[int], memory: object) 
         raise OSError(-error, os.strerror(-error))
 
 
-# -- writes and syncs ---------------------------------------------------------------------------
+# -- several syncs ------------------------------------------------------------------------------
 
 
-def write_batch(
-    lent: LentRing, requests: Sequence[WriteRequest], sync: Sequence[int]
-) -> tuple[list[int], dict[int, int]]:
-    """(an errno or 0 for each request, errno of each descriptor that could not be synced).
+def sync_batch(lent: LentRing, fds: Sequence[int]) -> dict[int, int]:
+    """Make different files durable at the same time. The errno of each one that failed.
 
-    A descriptor is synced when the writes to it have ended; a lone write is linked with its sync.
     OSError: the ring has done nothing.
     """
-    first, pieces = array("I", [0]), []
-    for _, buffers, _ in requests:
-        pieces += [ffi.from_buffer(buffer) for buffer in buffers if len(buffer)]
-        first.append(len(pieces))
-    results, synced = array("q", bytes(8 * max(1, len(requests)))), array("i", bytes(4 * max(1, len(sync))))
-    lent.usable = False
-    error = lib.yr_write_batch(
-        lent.handle,
-        len(requests),
-        ffi.from_buffer("int32_t[]", array("i", [fd for fd, _, _ in requests] or [0])),
-        ffi.from_buffer("uint64_t[]", array("Q", [offset for _, _, offset in requests] or [0])),
-        ffi.from_buffer("uint32_t[]", first),
-        ffi.from_buffer("uint64_t[]", array("Q", [int(ffi.cast("uintptr_t", p)) for p in pieces] or [0])),
-        ffi.from_buffer("uint64_t[]", array("Q", [ffi.sizeof(p) for p in pieces] or [0])),
-        ffi.from_buffer("int64_t[]", results),
-        0,
-        0,
-        len(sync),
-        ffi.from_buffer("int32_t[]", array("i", sync or [0])),
-        ffi.from_buffer("int32_t[]", synced),
-    )
-    _settle(lent, error, [*results, *synced], pieces)
-    failed = {fd: -result for fd, result in zip(sync, synced, strict=False) if result < 0}
-    return [max(0, -result) for result in results[: len(requests)]], failed
+    failed: dict[int, int] = {}
+    for start in range(0, len(fds), _MOST_SYNCS):
+        part = array("i", fds[start : start + _MOST_SYNCS])
+        results = array("i", bytes(4 * len(part)))
+        lent.usable = False
+        error = lib.yr_write_batch(
+            lent.handle, 0, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, 0,
+            len(part), ffi.from_buffer("int32_t[]", part), ffi.from_buffer("int32_t[]", results),
+        )  # fmt: skip
+        _settle(lent, error, results, None)
+        failed |= {fd: -result for fd, result in zip(part, results, strict=True) if result < 0}
+    return failed
 
 
 # -- one long read ------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from typing import Any
 
 from ..config import Settings
 from ..errors import BackendUnavailable
-from .base import Channel, ReadRequest
+from .base import Channel, ReadRequest, WriteRequest
 from .ring import RING_ERRORS, Ring, Rings, check_kernel, explain
-from .ring_batches import DirectRead, Lender, read_batch
+from .ring_batches import DirectRead, Lender, read_batch, sync_batch
 from .ring_channel import RingChannel
 from .threads import ThreadsBackend, _read_on, _result_or_error
 
@@ -29,8 +29,11 @@ __all__ = ["UringBackend"]
 _LEAST_BATCH = 4  # fewer reads than this are not worth a ring
 LARGE_BYTES = 2 << 20  # from here a cold value is read past the page cache, in chunks
 _SEEN = 1024  # long values remembered as read once
-_COLD = 64  # reads in a row that were not in memory, until most are not tried in place any more
-_COLD_TRIES = 32  # of which one in so many still is
+# Reading in place is worth trying while about one in four finds its bytes in memory. Below that
+# most are not tried any more, but one in so many still is, to notice when that changes.
+_COLD, _COLD_MOST = 48, 64
+_HIT_COUNTS = 3  # misses that one hit makes up for
+_COLD_TRIES = 16
 _CLOSE_SECONDS = 10.0
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _MAX_LENGTH = 1 << 62
@@ -54,12 +57,12 @@ class UringBackend(ThreadsBackend):
             raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: too old")
         self.large = LARGE_BYTES
         self.rings = Rings(settings.io_uring)
-        self._lender = Lender(self.rings, ring)
+        self._lender = Lender(self.rings, ring, settings.io_uring.cpu_affinity is not None)
         self._channels: set[RingChannel] = set()
         self._direct = settings.io_uring.direct
         self._seen: dict[tuple[int, int, int], None] = {}
         self._seen_lock = threading.Lock()
-        self._cold = 0
+        self._cold = self._skipped = 0
         _backends.add(self)
 
     # -- one read ---------------------------------------------------------------------------
@@ -71,27 +74,27 @@ class UringBackend(ThreadsBackend):
         return data if len(data) == length else _read_on(fd, data, length, offset)
 
     def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
-        """As the contract says; where nothing was in memory for long, mostly None without looking.
+        """As the contract says; where little was in memory of late, mostly None without looking.
 
-        Looking at what is not there costs a system call, and whatever is there after all comes
-        through the ring as well.
+        Looking costs a system call and starts each read alone, where a ring starts many at once;
+        what is in memory after all comes through the ring as well.
         """
         if self._cold > _COLD:
-            self._cold += 1
-            if self._cold % _COLD_TRIES:
+            self._skipped += 1
+            if self._skipped % _COLD_TRIES:
                 return None
         buffer = bytearray(length)
         try:
             done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError as error:
-            if error.errno in _WOULD_WAIT:
-                self._cold += 1
-                return None
-            raise
+            if error.errno not in _WOULD_WAIT:
+                raise
+            done = -1
         if done != length:
+            self._cold = min(self._cold + 1, _COLD_MOST)
             return None
         if self._cold:
-            self._cold = 0
+            self._cold = max(self._cold - _HIT_COUNTS, 0)
         return bytes(buffer)
 
     def _read_long(self, fd: int, length: int, offset: int) -> bytes:
@@ -169,6 +172,34 @@ class UringBackend(ThreadsBackend):
             self.rings.fallbacks += 1
             return _result_or_error(self.read, *request)
         return OSError(found, os.strerror(found))
+
+    def write_many(
+        self, requests: Sequence[WriteRequest], sync: Sequence[int] = ()
+    ) -> list[OSError | None]:
+        """Writes go into the page cache in place, which measures faster; several syncs run at once."""
+        files = list(dict.fromkeys(sync))
+        if len(files) < 2:
+            return super().write_many(requests, sync)
+        results = super().write_many(requests)
+        failed = {fd: self._sync_outcome(fd, code) for fd, code in self._sync_files(files).items()}
+        return [result or failed.get(request[0]) for request, result in zip(requests, results, strict=True)]
+
+    def _sync_files(self, fds: list[int]) -> dict[int, int]:
+        """The errno of each file that the ring has not made durable."""
+        try:
+            with self._lender.lend() as lent:
+                if lent is not None:
+                    return sync_batch(lent, fds)
+        except OSError as error:
+            self.rings.failed(error.errno or errno.EIO)
+        return dict.fromkeys(fds, errno.EAGAIN)
+
+    def _sync_outcome(self, fd: int, code: int) -> OSError | None:
+        """A failure of the file's is final: a sync that is repeated after it may succeed wrongly."""
+        if code in RING_ERRORS:
+            self.rings.fallbacks += 1
+            return _result_or_error(self.sync, fd)
+        return OSError(code, os.strerror(code))
 
     # -- asyncio ----------------------------------------------------------------------------
 
