@@ -113,6 +113,10 @@ class WrappedBackend(Backend):
         self.before("read", self._path(fd), length)
         return self.inner.read(fd, length, offset)
 
+    def read_once(self, fd: int, length: int, offset: int) -> bytes:
+        self.before("read", self._path(fd), length)
+        return self.inner.read_once(fd, length, offset)
+
     def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
         self.before("read", self._path(fd), length)
         return self.inner.read_nowait(fd, length, offset)

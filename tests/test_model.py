@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from yatagarasu_cache import CacheError, DiskCache, recovery
+from yatagarasu_cache import CacheError, DiskCache, reclaim, recovery
 from yatagarasu_cache.format import Identity
 
 TAGS = [None, "red", ("blue", 1)]
@@ -481,11 +481,13 @@ class Script:
         return name, arguments.get(name, lambda: () if name in no_arguments else (self.key(),))()
 
     def run(self, way: list[tuple[str, str]], directory: Path, **options: Any) -> list[Any]:
-        """What each step gave, or the type of what it raised; and then what is there, in which order it goes."""
+        """What each step gave, or the type of what it raised; then what is there, and in which order it goes."""
         with pytest.MonkeyPatch.context() as patch:
             clock = Clock(patch, start=1_700_000_000 * 10**9)
             # The same hash seed, so that also the index grows at the same moments.
             patch.setattr(recovery, "_new_identity", lambda: Identity(b"i" * 16, 12345))
+            # No checkpoints: their thread would come in between at a moment that is left to chance.
+            patch.setattr(reclaim, "_CHECKPOINT_SHARE", 1)
             turns = itertools.cycle(way)
 
             def reopen() -> DiskCache:

@@ -19,6 +19,7 @@ from .format import PARTITIONS, SLOT_BYTES
 
 if TYPE_CHECKING:
     from .backends.base import Backend
+    from .index import Index
     from .store import Store
 
 
@@ -47,12 +48,13 @@ def write(store: Store) -> None:
             for entry in index.table_entries()
             if index.words[entry] & ~f.MASK32 == f.SEALED
         ]
+        index.words[f.W_CHECKPOINT_BYTES] += most_bytes(index)
     path = os.path.join(store.root, f.CHECKPOINT_NAME)
     temporary = f"{store.temporary_path()}"
     fd = store.backend.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
     try:
         try:
-            size = _write_parts(store, fd, floor, sealed)
+            _write_parts(store, fd, floor, sealed)
             store.backend.sync(fd)
         finally:
             store.backend.close_file(fd)
@@ -67,19 +69,35 @@ def write(store: Store) -> None:
             store.backend.replace(temporary, path)
             store.backend.sync_directory(store.root)
             index.words[f.W_FLOOR] = floor
-            index.words[f.W_CHECKPOINT_BYTES] = size
     finally:
         store.backend.unlink(temporary)
+        with store.lock:
+            account(store, index)
 
 
-def _write_parts(store: Store, fd: int, floor: int, sealed: list[tuple[int, int, int]]) -> int:
+def most_bytes(index: Index) -> int:
+    """What a checkpoint of the index as it is would take, rounded up."""
+    slots = sum(len(index.partition_slots(part)) for part in range(PARTITIONS))
+    segments = len(index.table_entries())
+    return 4096 + slots * SLOT_BYTES + segments * f.CHECKPOINT_SEGMENT.size
+
+
+def account(store: Store, index: Index) -> None:
+    """Count the bytes of the checkpoint that there is. The lock is held."""
+    try:
+        size = os.stat(os.path.join(store.root, f.CHECKPOINT_NAME)).st_size
+    except FileNotFoundError:
+        size = 0
+    index.words[f.W_CHECKPOINT_BYTES] = size
+
+
+def _write_parts(store: Store, fd: int, floor: int, sealed: list[tuple[int, int, int]]) -> None:
     checksum, size = xxh3_64(), 0
     for part in _parts(store, floor, sealed):
         checksum.update(part)
         store.backend.write(fd, [part], size)
         size += len(part)
     store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
-    return size + f.CHECKPOINT_SUM.size
 
 
 def _parts(store: Store, floor: int, sealed: list[tuple[int, int, int]]) -> Iterator[bytes]:

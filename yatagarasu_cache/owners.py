@@ -74,8 +74,25 @@ class Owner:
         return False
 
     def alive_tokens(self) -> set[int]:
-        """Tokens of all living handles; the marks of dead ones are removed."""
-        alive = set()
+        """Tokens of all living handles. Of dead ones a mark is kept: the last to close tidies up after it."""
+        alive, dead = self._sorted_marks()
+        for token in dead[1:]:
+            self._backend.unlink(self._path(token))
+        return alive
+
+    def any_dead(self) -> bool:
+        """True if a handle died since marks were last swept."""
+        return bool(self._sorted_marks()[1])
+
+    def sweep(self) -> None:
+        """Remove the marks of dead handles: nothing of theirs is left."""
+        for token in self._sorted_marks()[1]:
+            self._backend.unlink(self._path(token))
+
+    def _sorted_marks(self) -> tuple[set[int], list[int]]:
+        """Tokens of handles that live, and of those that don't."""
+        alive: set[int] = set()
+        dead: list[int] = []
         for name, _ in self._backend.scandir(self.directory):
             stem = name.removesuffix(f.WRITER_SUFFIX)
             if stem == name or len(stem) != 16 or any(c not in "0123456789abcdef" for c in stem):
@@ -84,8 +101,8 @@ class Owner:
             if self.is_alive(token):
                 alive.add(token)
             else:
-                self._backend.unlink(self._path(token))
-        return alive
+                dead.append(token)
+        return alive, dead
 
     def release(self) -> None:
         if self._fd >= 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from . import checkpoint
 from . import format as f
 from .backends.base import Buffer
-from .errors import CacheIOError, StorageFull, from_os_error
+from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import Index
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
-_CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints
+_CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
+_CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
 _REMOVALS_ROOM = f.RECORD_BYTES + 16 * _EVICT_MOST
 
 
@@ -253,18 +254,29 @@ class Reclaimer:
 
     def make_space(self, need: int) -> None:
         """Reclaim until `need` more bytes fit. `StorageFull` if they can't."""
-        reaped = False
-        while self._index.used_bytes + need > self._limit:
-            if self._make_some(need):
+        reaped = covered = False
+        least_used = least_live = f.MASK64
+        stalled = 0  # steps since there was last less than ever before in this call
+        while (used := self._index.used_bytes) + need > self._limit:
+            live = self._index.live_bytes
+            stalled = 0 if used < least_used or live < least_live else stalled + 1
+            least_used, least_live = min(least_used, used), min(least_live, live)
+            gets_on = stalled <= 32 + 2 * len(self._index.table_entries())
+            if gets_on and self._make_some(need):
                 continue
             if not reaped:
                 reaped = True
                 self.reap()
-                continue
-            raise StorageFull(
-                errno.ENOSPC,
-                f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
-            )
+            elif not gets_on and not covered:
+                # Removals that have to be kept fill segment after segment: a checkpoint covers them.
+                covered, stalled = True, 0
+                self._write_checkpoint()
+                self._store.seal_writer()
+            elif gets_on or not (self._store.policy.evicts and self._evict(self.segment_bytes)):
+                raise StorageFull(
+                    errno.ENOSPC,
+                    f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
+                )
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""
@@ -375,8 +387,7 @@ class Reclaimer:
         with store.appending:
             kept = [r for r in records if r.head.kind > f.LARGE and self._still_says(r, oldest)]
             for record in kept:
-                writer = self.ensure_writer()
-                self._lower_oldest(writer.segment, record.head.stamp)
+                self.ensure_writer()
                 store.log_change(record.head.kind, record.payload, record.head.stamp)
             if kept and index.words[f.W_PROMISED]:
                 self.sync_dirty()
@@ -640,16 +651,26 @@ class Reclaimer:
 
     def _checkpoint_if_due(self) -> None:
         index, store = self._index, self._store
-        if index.words[f.W_WRITTEN] < max(_CHECKPOINT_RECORDS, index.count()):
+        # Until a checkpoint covers them, removals stay in the log: that is to be a small share of it.
+        least = min(_CHECKPOINT_RECORDS, self._limit // _CHECKPOINT_SHARE)
+        if index.words[f.W_WRITTEN] < max(least, index.count()):
             return
         if self._checkpoint is not None and self._checkpoint.is_alive():
             return
         with store.lock:
             index.words[f.W_WRITTEN] = 0
         self._checkpoint = threading.Thread(
-            target=self._write_checkpoint, name="yatagarasu-checkpoint", daemon=True
+            target=self._checkpoint_with_room, name="yatagarasu-checkpoint", daemon=True
         )
         self._checkpoint.start()
+
+    def _checkpoint_with_room(self) -> None:
+        try:
+            with self._store.appending:
+                self.make_space(checkpoint.most_bytes(self._index))
+        except (CacheIOError, ClosedError):
+            return
+        self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
         try:

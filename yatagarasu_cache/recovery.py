@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -112,11 +113,11 @@ def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
         index.sync()
     index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] = boot_id()
     if alone and not clean:
-        _tidy(store, index)
+        tidy(store, index)
     return index
 
 
-def _tidy(store: Store, index: Index) -> None:
+def tidy(store: Store, index: Index) -> None:
     """Nobody else has the cache open: remove what dead handles left half done."""
     for name, _ in store.backend.scandir(store.large.temporary):
         if f.is_temporary_name(name):
@@ -124,7 +125,6 @@ def _tidy(store: Store, index: Index) -> None:
     for segment in _segments_there(store):
         if not index.state(segment) and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
-    store.owner.alive_tokens()
     total = 0
     for (low, high, pointer), size, path in store.large.listed():
         if _refers(store, index, low, high, pointer):
@@ -132,6 +132,8 @@ def _tidy(store: Store, index: Index) -> None:
         else:
             store.backend.unlink(path)
     index.words[f.W_LARGE_BYTES] = total
+    store.owner.sweep()  # last: should we be killed here, somebody looks again
+    checkpoint.account(store, index)
 
 
 def _refers(store: Store, index: Index, low: int, high: int, pointer: int) -> bool:
@@ -379,12 +381,15 @@ class _Rebuild:
         store, index = self._store, self._index
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
         try:
-            # After a power cut a footer may list what is not there. Without one, the end may be torn.
-            footer = None if self._verify else read_footer(store.backend, fd)
-            if footer is not None:
+            footer = read_footer(store.backend, fd)
+            if footer is not None and not self._verify:
                 self._collect(segment, footer, -1)
-            else:
-                self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
+                return
+            # After a power cut a footer may list what is not there; its removals were asked for all
+            # the same, and must not come true later. Without a footer, the end may be torn.
+            changes = (record for record in footer or () if record.head.kind > f.LARGE)
+            records = scan(store.backend, fd, segment, index.identity.seed)
+            self._collect(segment, chain(changes, records), fd)
         finally:
             store.backend.close_file(fd)
 
@@ -489,10 +494,8 @@ class _Rebuild:
 
     def _finish(self) -> None:
         store, index = self._store, self._index
-        # Large files left over may be another handle's, about to be entered: `_tidy` knows.
+        # Large files left over may be another handle's, about to be entered: `tidy` knows.
         index.words[f.W_LARGE_BYTES] = self._large_used + sum(self._large.values())
-        if self._saved is not None:
-            path = os.path.join(store.root, f.CHECKPOINT_NAME)
-            index.words[f.W_CHECKPOINT_BYTES] = os.stat(path).st_size
+        checkpoint.account(store, index)
         for part in range(PARTITIONS):
             index.words[f.W_DELETED + part] = index.words[f.W_CLOCK]

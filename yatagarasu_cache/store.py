@@ -218,10 +218,14 @@ class Store:
             self._release()
 
     def _close_writing(self) -> None:
+        from .recovery import tidy
+
         self.fold_counters()
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
+                if self.owner.any_dead():
+                    tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
                 self.backend.sync_directory(self.large.directory)
@@ -1124,6 +1128,7 @@ class Store:
             len(payload), stamp, 0, stamp, value_sum(payload, 0, 0),
         )  # fmt: skip
         self._append(writer, head, payload, payload)
+        self.index.words[f.W_WRITTEN] += 1
         return stamp
 
     def clear(self) -> int:

@@ -1,0 +1,670 @@
+"""The compiled core against its reference in Python: same results, same bytes, same way out of trouble."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, Clock, WrappedBackend, noise, run_python, wrap_backends
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from yatagarasu_cache import BackendUnavailable, CacheIOError, ConfigurationError, DiskCache
+from yatagarasu_cache import format as f
+from yatagarasu_cache.codec import encode_key
+
+try:
+    module: Any = importlib.import_module("yatagarasu_cache._core")
+except ImportError:
+    if os.environ.get("YATAGARASU_IO_URING") == "require":
+        raise
+    pytest.skip("the compiled core was not built", allow_module_level=True)
+
+CORES = ("c", "python")
+START = 1_700_000_000 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever core the rest of the suite runs on, here each test says."""
+    monkeypatch.delenv("YATAGARASU_CORE", raising=False)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., DiskCache]]:
+    """Opens caches with a core, on the threads backend."""
+    caches = []
+
+    def open_cache(core: str = "c", name: str = "cache", **options: Any) -> DiskCache:
+        monkeypatch.setenv("YATAGARASU_CORE", core)
+        cache = DiskCache(tmp_path / name, backend="threads", **options)
+        assert cache.stats().core == core
+        caches.append(cache)
+        return cache
+
+    yield open_cache
+    for cache in caches:
+        cache.close()
+
+
+# -- digests and checksums -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [*range(1101), 4096, 65536, 1_000_003])
+def test_digests_and_checksums_are_those_of_the_reference(length: int) -> None:
+    data = noise(length, length)
+    for seed in (0, 1, f.MASK64, length * 0x9E3779B97F4A7C15 & f.MASK64):
+        assert module.digest(data, seed) == f.key_digest(data, seed)
+        for flags in (0, 7, 0xFF):
+            assert module.value_sum(data, seed, flags) == f.value_sum(data, seed, flags)
+
+
+# -- the same operations, the same bytes -----------------------------------------------------------
+
+KEYS = ["k", b"k", 5, ("a", 1), "é", "long" * 300, "longer" * 900, *range(40)]
+key = st.sampled_from(KEYS)
+sets = st.tuples(
+    st.just("set"), key, st.sampled_from([0, 1, 15, 16, 17, 100, 1000, 4096, 9000, 40_000]),
+    st.sampled_from([None, 1, 1000]), st.sampled_from([None, "tag"]),
+    st.sampled_from([None, {"a": 1}, "m" * 5000]),
+)  # fmt: skip
+others = st.one_of(
+    st.tuples(st.just("get"), key),
+    st.tuples(st.just("text"), key),
+    st.tuples(st.just("delete"), key),
+    st.tuples(st.just("touch"), key, st.sampled_from([None, 2])),
+    st.tuples(st.just("incr"), st.sampled_from(["n", "m"])),
+    st.tuples(st.just("pass"), st.integers(-2, 3)),
+    st.tuples(st.just("clear")),
+    st.tuples(st.just("reopen")),
+)
+
+
+def perform(operation: tuple[Any, ...], cache: DiskCache, clock: Clock, number: int) -> Any:
+    match operation:
+        case "set", key, length, expire, tag, meta:
+            return cache.set(key, noise(length, number), expire, tag, meta)
+        case "get", key:
+            return cache.get(key)
+        case "text", key:
+            return cache.set(key, f"{key} {number}")
+        case "delete", key:
+            return cache.delete(key)
+        case "touch", key, expire:
+            return cache.touch(key, expire)
+        case "incr", key:
+            return cache.incr(key)
+        case "pass", seconds:
+            clock.advance(seconds)
+        case "clear",:
+            return cache.clear()
+    return None
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """All files but the locks, whose names and content tell who held them."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in files
+        if path.suffix != ".lock" and path.name not in ("lock", "users")
+    }
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo", "none"])
+def test_same_results_and_same_bytes(tmp_path: Path, eviction: str) -> None:
+    options: dict[str, Any] = {
+        "backend": "threads", "eviction": eviction, "segment_size": 32 << 10, "size_limit": 8 << 20,
+    }  # fmt: skip
+    DiskCache(tmp_path / "empty", **options).close()
+    runs = iter(range(1 << 30))
+
+    @given(st.lists(st.one_of(sets, sets, others), min_size=1, max_size=60))
+    @example([("set", n, 100, None, None, None) for n in range(40)])
+    @example([("set", "k", 9000, None, None, None)] * 20 + [("get", "k")])
+    @example([("set", "k", 10, 1, None, None), ("pass", 2), ("get", "k"), ("set", "k", 9, None, "tag", None)])
+    def check(operations: list[tuple[Any, ...]]) -> None:
+        place = tmp_path / f"run-{next(runs)}"
+        results: dict[str, list[Any]] = {}
+        for core in CORES:
+            shutil.copytree(tmp_path / "empty", place / core)
+            results[core] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("YATAGARASU_CORE", core)
+                clock = Clock(patch, START)
+                cache = DiskCache(place / core, **options)
+                for number, operation in enumerate(operations):
+                    if operation == ("reopen",):
+                        cache.close()
+                        cache = DiskCache(place / core, **options)
+                    results[core].append(perform(operation, cache, clock, number))
+                results[core].append(cache.stats().process)
+                assert cache.check() == []
+                cache.close()
+        assert results["c"] == results["python"]
+        assert content(place / "c") == content(place / "python")
+        shutil.rmtree(place)
+
+    check()
+
+
+@pytest.mark.parametrize("reader", CORES)
+@pytest.mark.parametrize("writer", CORES)
+def test_written_with_one_and_read_with_the_other(
+    opened: Callable[..., DiskCache], writer: str, reader: str
+) -> None:
+    one, two = opened(writer, segment_size=1 << 20), opened(reader, segment_size=1 << 20)
+    for n in range(3000):
+        one.set(n % 1000, noise(n % 5000, n), tag=n % 3)
+        assert two.get(n % 1000) == noise(n % 5000, n)
+    assert one.check() == [] == two.check()
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_hits_and_misses_are_counted_once(opened: Callable[..., DiskCache], core: str) -> None:
+    cache = opened(core)
+    cache.set("k", b"v")
+    cache.set(1, "v")
+    for wanted in ("k", "none", 1, 2, b"k", ("k",), "k" * 5000):
+        cache.get(wanted)
+    cache.get_many(["k", "none"])
+    assert (cache.stats().hits, cache.stats().misses) == (3, 6)
+    assert (cache.stats().process["hits"], cache.stats().process["misses"]) == (3, 6)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
+def test_a_hit_is_a_use(
+    opened: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch, core: str, eviction: str
+) -> None:
+    clock = Clock(monkeypatch, START)
+    cache = opened(core, eviction=eviction)
+    cache.set("k", b"v")
+    store = cache._store
+    low, high = f.key_digest(encode_key("k"), store.seed)
+    first = store.lookup(low, high)
+    clock.advance(1)
+    assert cache.get("k") == b"v"
+    second = store.lookup(low, high)
+    assert first is not None and second is not None
+    assert second.access == (store.policy.touched(first.access, clock.now))
+    assert (second.access == first.access) == (eviction == "fifo")
+
+
+def test_nowait_gives_the_same(opened: Callable[..., DiskCache]) -> None:
+    cache = opened(large_value_size=1 << 20)
+    for length in (0, 1, 4096, 32768, 32769, 100_000):
+        cache.set(length, noise(length))
+        cache.set(str(length), "t" * length)
+        cache.get(length)  # opens the segment
+        core = cache._store.core
+        for wait in (core.get, core.get_nowait):
+            assert wait(str(length), START) == (b"t" * length, 1)
+            assert wait(length, START) is NotImplemented  # an int is encoded in Python
+    assert cache._store.core.get_nowait("none", START) is None
+
+
+# -- whatever is not plain takes the ordinary path -------------------------------------------------
+
+
+class Put:
+    """Puts below `DiskCache`: everything that the compiled `put` may be told."""
+
+    def __init__(self, cache: DiskCache) -> None:
+        self.store = cache._store
+        self.core: Any = cache._store.core
+
+    def __call__(self, key: Any, payload: bytes, stop_after: int = -1, **changed: Any) -> Any:
+        store = self.store
+        with store.appending, store.lock:
+            pass  # what the last one left is repaired
+        with store.appending:
+            writer = store.room(len(payload) + 5000)
+            given = {"fd": writer.fd, "lock_fd": store.lock.fd, "segment": writer.segment, **changed}
+            result = self.core._put(
+                given["fd"], given["segment"], writer.tail, given["lock_fd"], encode_key(key), b"", b"",
+                payload, 0, 0, changed.get("now", time.time_ns()), stop_after,
+            )  # fmt: skip
+            if result is not NotImplemented and "fd" not in changed:
+                entry = result if type(result) is bytes else result[0]
+                writer.enlist(writer.tail, entry)
+                head = f.Head(*f.RECORD.unpack_from(entry, f.FOOTER_ENTRY.size)[1:])
+                writer.tail += head.record_bytes
+            return result
+
+
+def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"old")
+    cache.set("big", bytes(2 << 20))
+    put, store = Put(cache), cache._store
+    words = store.index.words
+
+    def refused(key: str = "k", **changed: Any) -> tuple[Any, ...]:
+        before = bytes(store.index.map)
+        result = put(key, b"new", **changed)
+        assert type(result) is tuple
+        after = bytearray(store.index.map)
+        clock = slice(f.W_CLOCK * 8, f.W_CLOCK * 8 + 8)
+        after[clock] = before[clock]
+        assert bytes(after) == before
+        return result
+
+    assert type(put("k", b"new")) is bytes
+    assert cache.get("k") == b"new"
+    refused("big")  # the large file has to go
+    refused(lock_fd=-1)  # not locked
+    low, high = f.key_digest(encode_key("fresh"), store.seed)
+    words[f.W_DELETED + high % f.PARTITIONS] = f.MASK64 >> 1  # removed at a later time
+    refused("fresh")
+    words[f.W_DELETED + high % f.PARTITIONS] = 0
+    at = store.find(*f.key_digest(encode_key("k"), store.seed))
+    stamp = words[at + f.S_STAMP]
+    words[at + f.S_STAMP] = f.MASK64 >> 1  # something later is there
+    refused()
+    words[at + f.S_STAMP] = stamp
+    live = words[f.W_LIVE_BYTES]
+    words[f.W_LIVE_BYTES] = 0  # a count that can't be
+    refused()
+    words[f.W_LIVE_BYTES] = live
+    entry = store.index.entry(store.writer.segment)  # type: ignore[union-attr]
+    state = words[entry]
+    words[entry] = f.SEALED | store.writer.segment  # type: ignore[union-attr]
+    refused()  # others took the segment
+    words[entry] = state
+    assert type(put("k", b"newest")) is bytes
+    assert cache.get("k") == b"newest"
+
+
+def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[..., DiskCache]) -> None:
+    """Growth, a large value replaced, a segment lost: `set` succeeds all the same."""
+    cache = opened()
+    put: Any = cache._store.core._put  # type: ignore[attr-defined]
+    results = []
+
+    def noted(*arguments: Any) -> Any:
+        results.append(put(*arguments))
+        return results[-1]
+
+    cache._store.core._put = noted  # type: ignore[attr-defined]
+    cache.set("big", bytes(2 << 20))
+    cache.set("big", b"small")
+    for n in range(500):
+        cache.set(n, b"%d" % n)
+    assert [cache.get(n) for n in range(500)] == [b"%d" % n for n in range(500)]
+    assert cache.get("big") == b"small"
+    assert {type(result) for result in results} == {bytes, tuple}
+    store = cache._store
+    assert store.writer is not None
+    segment, tail = store.writer.segment, store.writer.tail
+    with store.lock:  # as if this handle were believed dead
+        store.index.words[store.index.entry(segment)] = f.SEALED | segment
+        store.index.resize_segment(segment, tail)
+    cache.set("k", b"v")
+    assert cache.get("k") == b"v"
+    store.index.resize_segment(segment, os.stat(store.files.path(segment)).st_size)
+    assert cache.check() == []
+
+
+def test_not_plain_at_all(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    put, core = Put(cache), cache._store.core
+    assert put("k" * 4001, b"") is NotImplemented
+    assert put("k", b"", segment=1 << 32) is NotImplemented
+    cache.set("k" * 4001, b"long key", tag="t" * 3000, meta="m" * 3000)
+    assert cache.get("k" * 4001) == b"long key"
+    cache.set("view", memoryview(b"abc"))
+    cache.set("array", bytearray(b"abc"))
+    assert cache.get("view") == cache.get("array") == b"abc"
+    assert core.get("lone \ud800", START) is NotImplemented
+    cache.set("lone \ud800", b"v")
+    assert cache.get("lone \ud800") == b"v"
+    cache.set("big", bytes(2 << 20))
+    assert core.get("big", START) is NotImplemented
+    assert cache.get("big") == bytes(2 << 20)
+    cache.close()
+    assert core.get("view", START) is NotImplemented
+
+
+def test_a_wrong_byte_is_no_hit(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"v" * 5000)
+    assert cache.get("k") == b"v" * 5000
+    store = cache._store
+    slot = store.lookup(*f.key_digest(encode_key("k"), store.seed))
+    assert slot is not None and store.writer is not None
+    os.pwrite(store.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
+    assert store.core.get("k", START) is NotImplemented
+    assert cache.get("k") is None
+    assert cache.stats().corrupt == 1
+
+
+def test_damaged_slots_and_descriptors(opened: Callable[..., DiskCache]) -> None:
+    """No word of the index sends the core outside of it."""
+    cache = opened()
+    cache.set("k", b"value")
+    cache.get("k")
+    store = cache._store
+    words, core = store.index.words, store.core
+    low, high = f.key_digest(encode_key("k"), store.seed)
+    at = store.find(low, high)
+    for word in (at + f.S_PLACE, at + f.S_LENGTHS, at + f.S_SUM, f.W_PARTITIONS + high % f.PARTITIONS):
+        was = words[word]
+        flipped = (was ^ 1 << bit for bit in (3, 16, 20, 24, 40, 63))
+        for value in (0, 1, f.MASK64, f.MASK64 >> 1, 5 << 24, 1 << 60, *flipped):
+            words[word] = value
+            assert core.get("k", START) in (None, NotImplemented)
+            assert core.get("other", START) in (None, NotImplemented)
+        words[word] = was
+    assert core.get("k", START) == b"value"
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+def test_failed_writes_raise_and_change_nothing(opened: Callable[..., DiskCache], size: int) -> None:
+    cache = opened()
+    cache.set("k", b"old")
+    store = cache._store
+    assert store.writer is not None
+    tail, fd = store.writer.tail, store.writer.fd
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        store.writer.fd = full
+        with pytest.raises(CacheIOError) as caught:
+            cache.set("k", bytes(size))
+        assert caught.value.errno == errno.ENOSPC
+        assert store.writer.tail == tail
+    finally:
+        store.writer.fd = fd
+        os.close(full)
+    assert cache.get("k") == b"old"
+    cache.set("k", b"new")
+    assert cache.get("k") == b"new"
+    assert cache.check() == []
+
+
+def test_an_interruption_leaves_a_segment_that_can_be_read(opened: Callable[..., DiskCache]) -> None:
+    """An exception out of nowhere, as a signal handler's: nobody writes over what may be installed."""
+    cache = opened()
+    cache.set("a", b"1")
+    cache.set("b", b"old")
+    core: Any = cache._store.core
+    put = core._put
+
+    def interrupted(*arguments: Any) -> Any:
+        put(*arguments)
+        raise KeyboardInterrupt
+
+    core._put = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        cache.set("b", b"2" * 100)
+    core._put = put
+    cache.set("c", b"3")
+    expected = {"a": b"1", "b": b"2" * 100, "c": b"3"}
+    assert cache.get_many("abc") == expected
+    cache.close()
+    os.unlink(os.path.join(cache.directory, "index"))
+    assert opened().get_many("abc") == expected
+
+
+def test_short_writes_are_resumed(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = ROOT / "csrc" / "core.c"
+    (tmp_path / "short.c").write_text(SHORT_WRITES.replace("CORE", str(source)))
+    binary = str(tmp_path / "short")
+    command = [compiler, "-std=c11", f"-I{source.parent}", str(tmp_path / "short.c"), "-o", binary]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if "xxhash.h" in built.stderr:
+        pytest.skip("no xxhash.h")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([binary, tmp_path / "file"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_bytes() == bytes(5) + b"abc" * 3 + b"defgh" * 2
+
+
+SHORT_WRITES = r"""
+#define pwritev original_pwritev
+#include <sys/uio.h>
+#undef pwritev
+#include <errno.h>
+#include <sys/types.h>
+static ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset);
+#include "CORE"
+#include <fcntl.h>
+uint64_t yc_xxh3_avx2(const void *data, uint64_t length, uint64_t seed)
+{
+    (void)data, (void)length;
+    return seed;
+}
+/* Two bytes at most, an interruption now and then; nothing at all for descriptor 99. */
+static ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
+{
+    static int calls;
+    if (fd == 99)
+        return 0;
+    if (++calls % 3 == 0) {
+        errno = EINTR;
+        return -1;
+    }
+    while (count && !vector->iov_len)
+        vector++, count--;
+    return pwrite(fd, vector->iov_base, vector->iov_len < 2 ? vector->iov_len : 2, offset);
+}
+int main(int count, char **names)
+{
+    (void)count;
+    char a[] = "abcabcabc", b[] = "defghdefgh", none[1];
+    struct iovec vector[4] = {{a, 9}, {none, 0}, {b, 10}, {none, 0}}, one = {a, 9};
+    int fd = open(names[1], O_RDWR | O_CREAT, 0600);
+    return write_all(fd, vector, 4, 5) || write_all(99, &one, 1, 0) != -EIO ||
+           write_all(-1, &one, 1, 0) != -EBADF;
+}
+"""
+
+
+# -- killed at every store -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_killed_after_every_store(tmp_path: Path, opened: Callable[..., DiskCache], fresh: bool) -> None:
+    """What a process leaves that dies in the middle of `put` is undone by the next one."""
+    first = opened(name="original")
+    for n in range(20):
+        first.set(n, b"old %d" % n)
+    first.set(99, b"removed again, so that there is room")
+    first.delete(99)
+    first.close()
+    wanted, old = (99, None) if fresh else (5, b"old 5")
+    stores = 0
+    while True:
+        shutil.copytree(tmp_path / "original", tmp_path / f"killed-{stores}")
+        cache = opened(name=f"killed-{stores}")
+        put, words = Put(cache), cache._store.index.words
+        assert type(put(wanted, b"new", stop_after=stores)) is bytes  # it believes that it is alive
+        dead = words[f.W_BUSY]
+        shown = cache.get(wanted)
+        with cache._store.lock:
+            assert not words[f.W_BUSY]
+        assert cache.get(wanted) in (old, b"new")
+        assert shown in (old, b"new", None)
+        assert cache.check() == []
+        assert [cache.get(n) for n in range(20) if n != 5] == [b"old %d" % n for n in range(20) if n != 5]
+        cache.set(wanted, b"newest")
+        assert cache.get(wanted) == b"newest"
+        finished = words[f.W_WRITTEN]
+        cache.close()
+        stores += 1
+        if stores > 14 and not dead and shown == b"new" and finished:
+            break
+    assert 25 < stores < 40
+
+
+# -- threads, forks, life --------------------------------------------------------------------------
+
+
+def test_threads_while_the_index_grows_and_the_cache_closes(opened: Callable[..., DiskCache]) -> None:
+    cache = opened(segment_size=1 << 20, max_open_files=8)
+    stop = threading.Event()
+    wrong: list[Any] = []
+
+    def read() -> None:
+        n = 0
+        while not stop.is_set():
+            n = (n * 31 + 7) % 20_000
+            try:
+                value = cache.get(n)
+            except Exception as error:
+                wrong.append(error)
+                return
+            if value is not None and value != b"%d " % n * (n % 600):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for n in range(20_000):
+        cache.set(n, b"%d " % n * (n % 600))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(cache) == 20_000
+
+
+def test_threads_write_at_once(opened: Callable[..., DiskCache]) -> None:
+    cache, other = opened(segment_size=1 << 20), opened(segment_size=1 << 20)
+
+    def write(cache: DiskCache, worker: int) -> None:
+        for n in range(1500):
+            cache.set((worker, n), b"%d-%d" % (worker, n))
+            cache.set("shared", b"%d-%d" % (worker, n))
+
+    threads = [threading.Thread(target=write, args=((cache, other)[w % 2], w)) for w in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for worker in range(4):
+        assert all(cache.get((worker, n)) == b"%d-%d" % (worker, n) for n in range(1500))
+    assert cache.get("shared") in [b"%d-1499" % worker for worker in range(4)]
+    assert cache.stats().sets == 4 * 3000
+    assert cache.check() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_counts_for_itself(tmp_path: Path) -> None:
+    run_python(
+        """
+import os, sys
+from yatagarasu_cache import DiskCache
+cache = DiskCache(sys.argv[1], backend="threads")
+cache.set("k", b"v")
+assert cache.stats().core == "c"
+cache.get("k")
+pid = os.fork()
+if not pid:
+    cache.get("k")
+    cache.set("child", b"c")
+    assert cache.stats().process["hits"] == 1, cache.stats()
+    cache.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert cache.get("child") == b"c"
+assert cache.stats().hits == 3
+""",
+        tmp_path / "cache",
+    )
+
+
+def test_a_read_only_cache_is_not_touched(tmp_path: Path, opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"v")
+    cache.close()
+    before = content(tmp_path / "cache")
+    reader = opened(read_only=True)
+    assert reader.get("k") == reader.get("k") == b"v"
+    assert reader.get("none") is None
+    reader.close()
+    assert content(tmp_path / "cache") == before
+
+
+def test_mappings_are_given_back(opened: Callable[..., DiskCache]) -> None:
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("no /proc")
+
+    def mapped() -> int:
+        with open("/proc/self/maps") as maps:
+            return sum(line.rstrip().endswith("/cache/index") for line in maps)
+
+    for _ in range(3):
+        cache = opened()
+        for n in range(2000):
+            cache.set(n, b"")
+        assert 0 < mapped() <= 2
+        cache.close()
+        assert mapped() == 0
+
+
+# -- the choice ------------------------------------------------------------------------------------
+
+
+def test_the_choice(
+    opened: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert opened("c").stats().core == "c"
+    assert opened("python").stats().core == "python"
+    monkeypatch.setenv("YATAGARASU_CORE", "rust")
+    with pytest.raises(ConfigurationError, match="YATAGARASU_CORE='rust' must be auto, c or python"):
+        DiskCache(tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "yatagarasu_cache._core", None)
+    monkeypatch.setenv("YATAGARASU_CORE", "c")
+    with pytest.raises(BackendUnavailable, match="YATAGARASU_CORE=c, but the compiled core is not there"):
+        DiskCache(tmp_path / "cache")
+    monkeypatch.setenv("YATAGARASU_CORE", "auto")
+    with DiskCache(tmp_path / "cache") as cache:
+        assert cache.stats().core == "python"
+
+
+def test_a_wrapped_backend_sees_every_read_and_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrap_backends(monkeypatch, WrappedBackend)
+    with DiskCache(tmp_path / "cache", backend="threads") as cache:
+        cache.set("k", b"v")
+        assert cache.get("k") == b"v"
+        assert cache.stats().core == "python"
+
+
+def test_numbers_are_those_of_the_format() -> None:
+    """Where core.c repeats what format.py says, it says the same."""
+    source = (ROOT / "csrc" / "core.c").read_text(encoding="utf-8")
+    names = {
+        "W_SUPERSEDED": f.W_SUPERSEDED, "W_CLOCK": f.W_CLOCK, "W_EPOCH": f.W_EPOCH,
+        "W_LIVE_BYTES": f.W_LIVE_BYTES, "W_WRITTEN": f.W_WRITTEN, "W_BUSY": f.W_BUSY,
+        "W_SETS": f.W_COUNTERS + f.COUNTERS.index("sets"), "W_PARTITIONS": f.W_PARTITIONS,
+        "W_COUNTS": f.W_COUNTS, "W_DELETED": f.W_DELETED, "T_LIVE": f.T_LIVE,
+    }  # fmt: skip
+    for name, value in names.items():
+        assert f"{name} = {value}" in source, name
+    for text in (
+        f"#define PARTITIONS {f.PARTITIONS}u",
+        f"#define CAPACITY_MASK {f.CAPACITY_MASK:#X}u".replace("0X", "0x"),
+        f"#define SLOT_WORDS {f.SLOT_WORDS}u",
+        f"#define ENTRY_WORDS {f.ENTRY_WORDS}u",
+        f"#define HEADER_WORDS {f.HEADER_BYTES // 8}u",
+        f"#define FLAG_LARGE {f.FLAG_LARGE:#x}u",
+        f"#define RECORD_BYTES {f.RECORD_BYTES}u",
+        f"#define ALIGN {f.ALIGN}u",
+    ):
+        assert text in source, text

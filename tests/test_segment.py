@@ -1,0 +1,1 @@
+"""Claimed: segment."""
