@@ -1,7 +1,7 @@
-"""The part of the build that pyproject.toml cannot say: whether the io_uring module is built.
+"""The part of the build that pyproject.toml cannot say: whether the compiled modules are built.
 
 All decisions are in csrc/build_ring.py (settings are named there); this file puts them into
-setuptools: the extension, the wheel's tag, and a record of what was done and why in
+setuptools: the extensions, the wheel's tag, and a record of what was done and why in
 `yatagarasu_cache/_build_info.py`, which `stats()` shows where the module is missing.
 """
 
@@ -42,15 +42,19 @@ build_ring = load_build_ring()
 
 
 class State:
-    """What this run of setup.py does about the ring; changes once if an `auto` build fails."""
+    """What this run of setup.py does about each module; changes where an `auto` build fails."""
 
     def __init__(self) -> None:
-        self.plan = build_ring.Plan(False, "not decided")
+        self.plans = {
+            build_ring.MODULE: build_ring.Plan(False, "not decided"),
+            build_ring.CORE_MODULE: build_ring.Plan(False, "not decided", module="core"),
+        }
 
-    def give_up(self, reason: str) -> None:
-        """Go on without the module, loudly; every command that follows sees a pure package."""
-        self.plan = build_ring.Plan(False, reason)
-        say(self.plan.describe())
+    def give_up(self, name: str, reason: str) -> None:
+        """Go on without a module, loudly; the commands that follow see a package without it."""
+        if self.plans[name].build:
+            self.plans[name] = build_ring.Plan(False, reason, module=self.plans[name].module)
+            say(self.plans[name].describe())
 
 
 def say(line: str) -> None:
@@ -62,19 +66,33 @@ state = State()
 
 
 class BuildExt(build_ext):
-    """build_ext that leaves the module out, instead of failing, where `auto` allows that."""
+    """build_ext that leaves a module out, instead of failing, where `auto` allows that."""
 
     def run(self) -> None:
         try:
             super().run()
         except Exception as error:
-            if build_ring.mode() == "require":
-                say(f"yatagarasu_cache: {build_ring.MODE_VARIABLE}=require and the build failed")
-                raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            state.give_up(f"compiling failed ({first}); the lines above say more")
-            self.extensions = []
-            self.distribution.ext_modules = []
+            self.leave_out([extension.name for extension in self.extensions], error)
+
+    def build_extension(self, ext: Any) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            self.leave_out([ext.name], error)
+
+    def build_extensions(self) -> None:
+        super().build_extensions()
+        self.extensions = self.distribution.ext_modules
+
+    def leave_out(self, names: list[str], error: Exception) -> None:
+        if build_ring.mode() == "require":
+            say(f"yatagarasu_cache: {build_ring.MODE_VARIABLE}=require and the build failed")
+            raise error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        for name in names:
+            state.give_up(name, f"compiling failed ({first}); the lines above say more")
+        left = [extension for extension in self.distribution.ext_modules if extension.name not in names]
+        self.distribution.ext_modules = left
 
 
 class BuildPy(build_py):
@@ -85,15 +103,19 @@ class BuildPy(build_py):
             self.run_command("build_ext")  # first: whether it succeeds is what is recorded
         super().run()
         root = ROOT if self.editable_mode else Path(self.build_lib)
-        if self.editable_mode and not state.plan.build:
-            for stale in ROOT.glob("yatagarasu_cache/_ring.*so"):
-                stale.unlink()
+        ring, core = state.plans.values()
+        for name, plan in (("_ring", ring), ("_core", core)):
+            if self.editable_mode and not plan.build:
+                for stale in ROOT.glob(f"yatagarasu_cache/{name}.*so"):
+                    stale.unlink()
         record = root / INFO
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(
-            '"""Written by the build: whether it made the io_uring module, and why."""\n\n'
-            f"RING_BUILT = {state.plan.build}\n"
-            f"RING_REASON = {state.plan.reason!r}\n",
+            '"""Written by the build: whether it made the compiled modules, and why."""\n\n'
+            f"RING_BUILT = {ring.build}\n"
+            f"RING_REASON = {ring.reason!r}\n"
+            f"CORE_BUILT = {core.build}\n"
+            f"CORE_REASON = {core.reason!r}\n",
             encoding="utf-8",
         )
 
@@ -105,7 +127,7 @@ class BuildPy(build_py):
 
 
 class BdistWheel(bdist_wheel):
-    """bdist_wheel whose tag tells the truth: abi3 with the module in it, py3-none-any without."""
+    """bdist_wheel whose tag tells the truth: abi3 with a module in it, py3-none-any without any."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -132,18 +154,25 @@ def arguments() -> dict[str, Any]:
         return keywords
     try:
         # While requirements are asked for, cffi may still be on its way: it is one of them.
-        state.plan = build_ring.decide(need_cffi=not requirements)
+        ring, core = build_ring.decide(need_cffi=not requirements), build_ring.decide_core()
     except build_ring.RingBuildError as error:
         raise SystemExit(f"yatagarasu_cache: {error}") from None
-    say(state.plan.describe())
-    if state.plan.build and requirements:
-        keywords["setup_requires"] = ["cffi>=1.16"]
-    elif state.plan.build:
-        extension = build_ring.ffi_builder(state.plan.link).distutils_extension(
-            tmpdir="build/ring", verbose=False
-        )
+    state.plans = {build_ring.MODULE: ring, build_ring.CORE_MODULE: core}
+    for plan in state.plans.values():
+        say(plan.describe())
+    if requirements:
+        if ring.build:
+            keywords["setup_requires"] = ["cffi>=1.16"]
+        return keywords
+    extensions = []
+    if ring.build:
+        extension = build_ring.ffi_builder(ring.link).distutils_extension(tmpdir="build/ring", verbose=False)
         extension.py_limited_api = build_ring.limited_api()
-        keywords["ext_modules"] = [extension]
+        extensions.append(extension)
+    if core.build:
+        extensions.append(build_ring.core_extension(core.link))
+    if extensions:
+        keywords["ext_modules"] = extensions
     return keywords
 
 

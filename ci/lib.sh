@@ -64,30 +64,30 @@ main_python() {
     printf '%s\n' "$line"
 }
 
-# Whether a small program that needs Python.h and liburing.h could be compiled for interpreter $1.
+# Whether a small program that needs Python.h, liburing.h and xxhash.h could be compiled for interpreter $1.
 have_ring_tools() {
     local include
     include=$("$1" -c 'import sysconfig; print(sysconfig.get_paths()["include"])') || return 1
     command -v "${CC:-cc}" >/dev/null 2>&1 || return 1
-    printf '#include <Python.h>\n#include <liburing.h>\n' |
+    printf '#include <Python.h>\n#include <liburing.h>\n#include <xxhash.h>\n' |
         "${CC:-cc}" -D_GNU_SOURCE -fsyntax-only -I"$include" ${CFLAGS:-} -x c - 2>/dev/null
 }
 
-# System packages for the ring, only where that is allowed (root with apt-get) and something is
+# System packages for the compiled modules, only where that is allowed (root with apt-get) and something is
 # missing. Never fails: without them the portable backend is what gets built and tested.
 system_packages() {
     [ "$(uname -s)" = Linux ] || return 0
     have_ring_tools "$1" && return 0
     if [ "${CI_SYSTEM_PACKAGES:-1}" = 0 ]; then
-        warn "C compiler, Python headers or liburing headers are missing and CI_SYSTEM_PACKAGES=0"
+        warn "C compiler or headers of Python, liburing or xxHash are missing and CI_SYSTEM_PACKAGES=0"
     elif [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-        warn "C compiler, Python headers or liburing headers are missing, and this user may not install"
-        warn "system packages (Debian: apt-get install gcc libc6-dev liburing-dev pkg-config python3-dev)"
+        warn "C compiler or headers of Python, liburing or xxHash are missing, and this user may not install"
+        warn "system packages (Debian: apt-get install gcc libc6-dev liburing-dev libxxhash-dev pkg-config python3-dev)"
     else
-        say "installing gcc, liburing-dev, pkg-config, python3-dev with apt-get"
+        say "installing gcc, liburing-dev, libxxhash-dev, pkg-config, python3-dev with apt-get"
         if ! { DEBIAN_FRONTEND=noninteractive apt-get -qq update &&
             DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-                gcc libc6-dev liburing-dev pkg-config python3-dev; } </dev/null >/dev/null; then
+                gcc libc6-dev liburing-dev libxxhash-dev pkg-config python3-dev; } </dev/null >/dev/null; then
             warn "apt-get failed; going on without what it would have brought"
         fi
     fi
@@ -133,13 +133,16 @@ make_venv() {
     printf '%s\n' "$stamp" >"$directory/.ci-stamp"
 }
 
-# What became of the ring in the environment whose python is $1, in one line.
+# What became of the compiled modules in the environment whose python is $1, a line each.
 ring_state() {
     "$1" - <<'PY' || true
 try:
-    from yatagarasu_cache._build_info import RING_BUILT, RING_REASON
+    from yatagarasu_cache import _build_info as info
 except ImportError:
-    RING_BUILT, RING_REASON = False, "not installed by this build"
-print("==> io_uring module:", "built" if RING_BUILT else "NOT built", "--", RING_REASON)
+    info = None
+for name, module in (("RING", "io_uring module"), ("CORE", "core module")):
+    built = getattr(info, f"{name}_BUILT", False)
+    reason = getattr(info, f"{name}_REASON", "not installed by this build")
+    print(f"==> {module}:", "built" if built else "NOT built", "--", reason)
 PY
 }

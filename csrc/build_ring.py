@@ -1,4 +1,8 @@
-"""How the io_uring module `yatagarasu_cache._ring` is built: what is needed, what was found, the ffi builder.
+"""How the compiled modules are built: what is needed, what was found, the ffi builder.
+
+`yatagarasu_cache._ring` is io_uring through cffi and needs liburing. `yatagarasu_cache._core` is
+the fast path of get and set and needs the header of xxHash. The one is built without the other if
+need be; the switch is for both.
 
 `setup.py` loads this file by its path. It imports nothing beyond the standard library and
 setuptools until the module is really to be built, so that a machine without cffi, without a
@@ -29,8 +33,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+XXHASH = "xxHash's headers are missing (Debian: apt-get install libxxhash-dev)"
 HERE = Path(__file__).resolve().parent
 MODULE = "yatagarasu_cache._ring"
+CORE_MODULE = "yatagarasu_cache._core"
+CORE_SOURCES = ("core.c", "sum_avx2.c", "coremodule.c")
 MODE_VARIABLE = "YATAGARASU_IO_URING"
 LINK_VARIABLE = "YATAGARASU_LIBURING"
 MODES = ("auto", "require", "off")
@@ -56,6 +63,25 @@ int yr_trial(struct io_uring *ring)
 }
 """
 
+# What core.c needs of xxHash: all of it in the header, and XXH3 as it is for good.
+CORE_TRIAL = r"""
+#include <Python.h>
+#include <stdint.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+#if XXH_VERSION_NUMBER < 800
+#error "xxHash is older than 0.8, which is the least that works"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "this machine is big-endian"
+#endif
+uint64_t yc_trial(const void *data, uint64_t length);
+uint64_t yc_trial(const void *data, uint64_t length)
+{
+    return XXH3_64bits_withSeed(data, length, 1) ^ XXH3_128bits_withSeed(data, length, 1).low64;
+}
+"""
+
 
 class RingBuildError(Exception):
     """The module cannot be built here; the message says what is missing and what to do."""
@@ -75,16 +101,17 @@ class Link:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done about the ring module, and why."""
+    """What will be done about a module, and why."""
 
     build: bool
     reason: str
     link: Link = field(default_factory=Link)
+    module: str = "io_uring"
 
     def describe(self) -> str:
         """One line for the build's output."""
-        done = "building the io_uring module" if self.build else "NOT building the io_uring module"
-        return f"yatagarasu_cache: {done}: {self.reason}"
+        done = "building" if self.build else "NOT building"
+        return f"yatagarasu_cache: {done} the {self.module} module: {self.reason}"
 
 
 def _choice(environ: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
@@ -108,14 +135,14 @@ def limited_api() -> bool:
     )
 
 
-def _pkg_config(*arguments: str) -> list[str] | None:
-    """What pkg-config answers about liburing, or None if it is not there or does not know it."""
+def _pkg_config(*arguments: str, package: str = "liburing") -> list[str] | None:
+    """What pkg-config answers about a package, or None if it is not there or does not know it."""
     tool = shutil.which(os.environ.get("PKG_CONFIG", "pkg-config"))
     if tool is None:
         return None
     try:
         answer = subprocess.run(
-            [tool, *arguments, "liburing"], capture_output=True, text=True, timeout=60, check=False
+            [tool, *arguments, package], capture_output=True, text=True, timeout=60, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -182,18 +209,22 @@ def _explain(problem: str) -> str:
     """The usual problems in words that name the remedy."""
     if "Python.h" in problem:
         return "the headers of this Python are missing (Debian: apt-get install python3-dev)"
+    if "xxhash.h" in problem:
+        return XXHASH
     if "liburing.h" in problem:
         return "liburing's headers are missing (Debian: apt-get install liburing-dev)"
     if "luring" in problem or "liburing" in problem:
         return "the library liburing cannot be linked (Debian: apt-get install liburing-dev)"
     # The trial's own lines compile with every liburing from 2.3 on.
     where, _, what = problem.partition(": error: ")
+    if what.startswith("#error "):
+        return what[len("#error ") :].strip('"')
     if what and "trial.c:" in where:
         return f"liburing is older than 2.3, which is the least that works ({what})"
     return what or problem
 
 
-def trial(link: Link) -> str | None:
+def trial(link: Link, program: str = TRIAL) -> str | None:
     """Compile and link a small shared object the way the module will be; None, or why it failed."""
     compiler = _compiler()
     include_dirs = [
@@ -203,7 +234,7 @@ def trial(link: Link) -> str | None:
     ]
     with tempfile.TemporaryDirectory(prefix="yatagarasu-build-") as directory:
         source, output, shared = (str(Path(directory) / f"trial.{suffix}") for suffix in ("c", "o", "so"))
-        Path(source).write_text(TRIAL)
+        Path(source).write_text(program)
         includes = [f"-I{path}" for path in dict.fromkeys(include_dirs)]
         problem = _run([*compiler.compiler_so, *includes, "-std=c11", "-c", source, "-o", output])
         if problem is not None:
@@ -222,18 +253,25 @@ def trial(link: Link) -> str | None:
         return None if problem is None else _explain(problem)
 
 
+def _unsupported(what: str, source: str) -> str | None:
+    """What stands in the way of any module, liburing and xxHash aside."""
+    if sys.platform != "linux":
+        return f"{what} Linux only (this is {platform.system() or sys.platform})"
+    if sys.implementation.name == "pypy":
+        return "PyPy is not supported by the module"
+    if not (HERE / source).is_file():
+        return "the C sources are not in this source tree"
+    command = _compiler().compiler_so[0]
+    if shutil.which(command) is None:
+        return f"no C compiler ({Path(command).name} not found; Debian: apt-get install gcc)"
+    return None
+
+
 def missing(environ: Mapping[str, str] = os.environ) -> tuple[Link | None, str]:
     """(how to link, "") if the module can be built apart from cffi, else (None, what is missing)."""
-    if sys.platform != "linux":
-        return None, f"io_uring exists on Linux only (this is {platform.system() or sys.platform})"
-    if sys.implementation.name == "pypy":
-        return None, "PyPy is not supported by the module"
-    if not (HERE / "ring.c").is_file():
-        return None, "the C sources are not in this source tree"
-    compiler = _compiler()
-    command = compiler.compiler_so[0]
-    if shutil.which(command) is None:
-        return None, f"no C compiler ({Path(command).name} not found; Debian: apt-get install gcc)"
+    unsupported = _unsupported("io_uring exists on", "ring.c")
+    if unsupported is not None:
+        return None, unsupported
     problem = "no way to link liburing was found"
     for link in candidate_links(environ):
         answer = trial(link)
@@ -254,12 +292,55 @@ def decide(environ: Mapping[str, str] = os.environ, *, need_cffi: bool = True) -
     if link is not None:
         kind = "statically" if link.kind == "static" else "dynamically"
         return Plan(True, f"liburing found, linked {kind}", link)
+    return _without(wanted, "io_uring", problem)
+
+
+def _without(wanted: str, module: str, problem: str) -> Plan:
     if wanted == "require":
         raise RingBuildError(
-            f"{MODE_VARIABLE}=require, but the io_uring module cannot be built: {problem}.\n"
+            f"{MODE_VARIABLE}=require, but the {module} module cannot be built: {problem}.\n"
             f"Install what is missing, or use {MODE_VARIABLE}=auto to go without."
         )
-    return Plan(False, problem)
+    return Plan(False, problem, module=module)
+
+
+def decide_core(environ: Mapping[str, str] = os.environ) -> Plan:
+    """The same of the core module, which needs a compiler and the header of xxHash, and no cffi."""
+    wanted = mode(environ)
+    if wanted == "off":
+        return Plan(False, f"{MODE_VARIABLE}=off", module="core")
+    problem = _unsupported("it is built on", CORE_SOURCES[0])
+    link = Link()
+    if problem is None:
+        includes = _flags(_pkg_config("--cflags", package="libxxhash") or [], "-I")
+        link = Link("header", include_dirs=includes)
+        problem = trial(link, CORE_TRIAL)
+    return _without(wanted, "core", problem) if problem else Plan(True, "xxHash found", link, "core")
+
+
+def core_extension(link: Link, environ: Mapping[str, str] = os.environ) -> Any:
+    """The core module for setuptools; its sources are named relative to the working directory."""
+    from setuptools import Extension
+
+    sources = os.path.relpath(HERE)
+    return Extension(
+        CORE_MODULE,
+        sources=[os.path.join(sources, name) for name in CORE_SOURCES],
+        depends=[os.path.join(sources, "core.h")],
+        include_dirs=[sources, *link.include_dirs],
+        define_macros=[("Py_LIMITED_API", "0x030A0000")] if limited_api() else [],
+        extra_compile_args=_compile_args(environ),
+        py_limited_api=limited_api(),
+    )
+
+
+def _compile_args(environ: Mapping[str, str]) -> list[str]:
+    arguments = list(WARNINGS)
+    if "sanitize" not in environ.get("CFLAGS", ""):
+        arguments.append("-g0")  # debugging information would be three quarters of the wheel
+    if environ.get("YATAGARASU_WERROR", "") not in ("", "0"):
+        arguments.append("-Werror")
+    return arguments
 
 
 def ffi_builder(link: Link, environ: Mapping[str, str] = os.environ, *, directory: str | None = None) -> Any:
@@ -273,11 +354,6 @@ def ffi_builder(link: Link, environ: Mapping[str, str] = os.environ, *, director
     sources = os.path.relpath(HERE) if directory is None else directory
     builder = FFI()
     builder.cdef((HERE / "ring.cdef.h").read_text(encoding="utf-8"))
-    compile_args = list(WARNINGS)
-    if "sanitize" not in environ.get("CFLAGS", ""):
-        compile_args.append("-g0")  # debugging information would be three quarters of the wheel
-    if environ.get("YATAGARASU_WERROR", "") not in ("", "0"):
-        compile_args.append("-Werror")
     builder.set_source(
         MODULE,
         # The wrappers that cffi writes leave parameters unused; ring.c itself is held to -Wextra.
@@ -289,26 +365,42 @@ def ffi_builder(link: Link, environ: Mapping[str, str] = os.environ, *, director
         libraries=list(link.libraries),
         extra_objects=list(link.extra_objects),
         extra_link_args=list(link.extra_link_args),
-        extra_compile_args=compile_args,
+        extra_compile_args=_compile_args(environ),
         py_limited_api=limited_api(),
     )
     return builder
 
 
+def build_core(link: Link, scratch: str) -> Path:
+    """Build the core module alone. Its place."""
+    from setuptools import Distribution
+
+    command: Any = Distribution({"ext_modules": [core_extension(link)]}).get_command_obj("build_ext")
+    command.build_lib = command.build_temp = scratch
+    command.ensure_finalized()
+    command.run()
+    return Path(command.get_ext_fullpath(CORE_MODULE))
+
+
 def main() -> int:
-    """Build the module alone, for development: `python csrc/build_ring.py [DIRECTORY]`."""
+    """Build the modules alone, for development: `python csrc/build_ring.py [DIRECTORY]`."""
     root = HERE.parent
     target = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else root)
     os.chdir(root)
     try:
-        plan = decide()
+        plans = decide(), decide_core()
     except RingBuildError as error:
         print(error, file=sys.stderr)
         return 1
-    print(plan.describe())
-    if plan.build:
+    for plan in plans:
+        print(plan.describe())
+        if not plan.build:
+            continue
         with tempfile.TemporaryDirectory(prefix="yatagarasu-build-") as scratch:
-            built = Path(ffi_builder(plan.link, directory=str(HERE)).compile(tmpdir=scratch))
+            if plan.module == "core":
+                built = build_core(plan.link, scratch)
+            else:
+                built = Path(ffi_builder(plan.link, directory=str(HERE)).compile(tmpdir=scratch))
             place = Path(target, "yatagarasu_cache", built.name)
             place.parent.mkdir(parents=True, exist_ok=True)
             # Replaced by a rename: a process that has the old one loaded keeps it.

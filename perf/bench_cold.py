@@ -20,7 +20,9 @@ BATCH = 500
 
 def set_size(size: int, quick: bool) -> int:
     """Bytes of values in the data set."""
-    return (128 * MIB if quick else 512 * MIB) if size <= 64 * KIB else 320 * MIB
+    if quick:
+        return 64 * MIB if size <= 64 * KIB else 160 * MIB
+    return 512 * MIB if size <= 64 * KIB else 640 * MIB
 
 
 def cases(bed: Bed, options: Options) -> Iterator[Case]:

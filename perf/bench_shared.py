@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 from perf.peers import PEERS, RAW
@@ -63,7 +64,14 @@ def mix(directory: str, side: str, what: str, workers: int, loops: int) -> list[
     ]
     for process in processes:
         process.start()
-    parts = [queue.get(timeout=300) for _ in processes]
+    parts = []
+    while len(parts) < workers:
+        try:
+            parts.append(queue.get(timeout=1))
+        except Empty:
+            if any(process.exitcode for process in processes):
+                barrier.abort()
+                raise RuntimeError(f"a process of {side} failed, see above") from None
     for process in processes:
         process.join()
     return parts

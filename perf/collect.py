@@ -81,7 +81,7 @@ class Collector:
 
     def bench(self, name: str, cases: Cases, rounds: int, **options: Any) -> Results:
         options = {"sides": self.caches, "quick": self.quick} | options
-        results = measure(cases, Options(**options), rounds)
+        results = measure(cases, Options(**options), rounds, 1.0 if self.quick else 6.0)
         for side in {side for sides in results.values() for side in sides}:
             save(str(self.artefacts / f"{name}-{side.replace(' ', '-')}.json"), results, side)
         return {

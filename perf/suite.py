@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -95,14 +96,14 @@ Cases = Callable[[Bed, Options], Iterator[Case]]
 Results = dict[str, dict[str, list[float]]]  # case -> side -> seconds an operation, a sample each
 
 
-def measure(cases: Cases, options: Options, rounds: int) -> Results:
-    """All sides of each case, interleaved."""
+def measure(cases: Cases, options: Options, rounds: int, seconds: float = math.inf) -> Results:
+    """All sides of each case, interleaved; no new round of a case after so many seconds."""
     results: Results = {}
     with scratch() as directory:
         bed = Bed(directory)
         for name, group in groupby(cases(bed, options), key=lambda case: case.name):
             runs = {case.side: _sample(case) for case in group}
-            results[name] = interleave(runs, rounds)
+            results[name] = interleave(runs, rounds, seconds)
         bed.close()
     return results
 

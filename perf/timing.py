@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import statistics
 import time
@@ -20,13 +21,21 @@ class Compared(NamedTuple):
     ratio: float
 
 
-def interleave(runs: Mapping[str, Run], rounds: int = 9) -> dict[str, list[float]]:
-    """Run all sides in turn, first a warm-up; the machine's mood then hits all alike."""
+def interleave(
+    runs: Mapping[str, Run], rounds: int = 9, seconds: float = math.inf
+) -> dict[str, list[float]]:
+    """Run all sides in turn, first a warm-up; the machine's mood then hits all alike.
+
+    No further round begins after so many seconds of rounds.
+    """
     names = list(runs)
     for name in names:
         runs[name]()
     taken: dict[str, list[float]] = {name: [] for name in names}
+    end = time.monotonic() + seconds
     for i in range(rounds):
+        if i and time.monotonic() > end:
+            break
         first = i % len(names) if names else 0  # nobody always comes behind the same neighbour
         for name in names[first:] + names[:first]:
             taken[name].append(runs[name]())

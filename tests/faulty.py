@@ -407,11 +407,17 @@ class Disk:
         with self.lock:
             self.look()
             state = _State(self)
+            before = None
             for cut, op in enumerate([*self.log, None]):
-                if cut >= first:
-                    yield from self._images_at(state, cut, op.mapped if op else dict(self.last), rng, singles, mixtures)
+                mapped = op.mapped if op else dict(self.last)
+                if cut >= first and op and before and op.kind == before.kind == "write" and op.node == before.node:
+                    # In the middle of a file that is written piece by piece: one image will do.
+                    yield Image(state.draw(_CHOICES["mixture"](rng), mapped, rng), cut, "mixture")
+                elif cut >= first:
+                    yield from self._images_at(state, cut, mapped, rng, singles, mixtures)
                 if op is not None:
                     state.apply(op)
+                before = op
 
     def image(self, rng: random.Random, cut: int | None = None, label: str = "mixture") -> Image:
         """One image, for a cut behind `cut` operations (all of them)."""

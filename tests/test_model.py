@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -435,6 +436,23 @@ WAYS: dict[str, list[tuple[str, str]]] = {
 }
 
 
+class AtOnce:
+    """In place of `threading`: a checkpoint is written when it is due, and not at some moment after."""
+
+    Lock = threading.Lock
+    current_thread = threading.current_thread
+
+    class Thread:
+        def __init__(self, *, target: Callable[[], None], name: str, daemon: bool) -> None:
+            self.start = target
+
+        def is_alive(self) -> bool:
+            return False
+
+        def join(self) -> None:
+            pass
+
+
 class Script:
     """A random sequence of operations, the same for the same seed; `run` gives all that can be seen."""
 
@@ -486,8 +504,7 @@ class Script:
             clock = Clock(patch, start=1_700_000_000 * 10**9)
             # The same hash seed, so that also the index grows at the same moments.
             patch.setattr(recovery, "_new_identity", lambda: Identity(b"i" * 16, 12345))
-            # No checkpoints: their thread would come in between at a moment that is left to chance.
-            patch.setattr(reclaim, "_CHECKPOINT_SHARE", 1)
+            patch.setattr(reclaim, "threading", AtOnce)
             turns = itertools.cycle(way)
 
             def reopen() -> DiskCache:

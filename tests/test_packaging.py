@@ -98,6 +98,30 @@ def test_auto_goes_without_and_require_fails(build_ring: Any, monkeypatch: pytes
         build_ring.decide({"YATAGARASU_IO_URING": "require"})
 
 
+def test_the_core_is_decided_by_the_same_switch(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = build_ring.decide_core({"YATAGARASU_IO_URING": "off"})
+    assert plan.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_IO_URING=off"
+    monkeypatch.setattr(build_ring, "trial", lambda link, program: "the sea is too deep")
+    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: None)
+    plan = build_ring.decide_core({})
+    assert (plan.build, plan.reason) == (False, "the sea is too deep")
+    with pytest.raises(build_ring.RingBuildError, match="require, but the core .*the sea is too deep"):
+        build_ring.decide_core({"YATAGARASU_IO_URING": "require"})
+    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: "no such system")
+    assert build_ring.decide_core({}).reason == "no such system"
+
+
+@linux
+def test_xxhash_missing_or_old(build_ring: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which(os.environ.get("CC", "cc")) is None or not build_ring.decide_core({}).build:
+        pytest.skip("the core module cannot be built here")
+    monkeypatch.setenv("CPATH", str(tmp_path))
+    (tmp_path / "xxhash.h").write_text('#error "xxhash.h: No such file or directory"\n')
+    assert "xxHash's headers are missing" in build_ring.decide_core({}).reason
+    (tmp_path / "xxhash.h").write_text("#define XXH_VERSION_NUMBER 703\n")
+    assert "older than 0.8" in build_ring.decide_core({}).reason
+
+
 def test_another_system_goes_without(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_ring.sys, "platform", "darwin")
     plan = build_ring.decide({})
@@ -214,21 +238,23 @@ def test_interface_is_declared_once() -> None:
     assert set(re.findall(r"^[a-z].*[ *](yr_\w+)\(", source, re.M)) == set(names)
 
 
-def test_ring_knows_nothing_of_python() -> None:
-    source = (ROOT / "csrc" / "ring.c").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["ring.c", "core.c", "core.h"])
+def test_sources_know_nothing_of_python(name: str) -> None:
+    source = (ROOT / "csrc" / name).read_text(encoding="utf-8")
     assert "Python.h" not in source and "PyObject" not in source
 
 
 @linux
-def test_ring_has_no_globals(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ring.c", "core.c"])
+def test_sources_have_no_globals(tmp_path: Path, name: str) -> None:
     compiler, nm = shutil.which(os.environ.get("CC", "cc")), shutil.which("nm")
     if compiler is None or nm is None:
         pytest.skip("no C compiler")
-    made = tmp_path / "ring.o"
-    command = [compiler, "-std=c11", "-c", str(ROOT / "csrc" / "ring.c"), "-o", str(made)]
+    made = tmp_path / "made.o"
+    command = [compiler, "-std=c11", "-c", str(ROOT / "csrc" / name), "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "liburing.h" in done.stderr:
-        pytest.skip("no liburing headers")
+    if "liburing.h" in done.stderr or "xxhash.h" in done.stderr:
+        pytest.skip("headers are missing")
     assert done.returncode == 0, done.stderr
     symbols = subprocess.run([nm, str(made)], capture_output=True, text=True, check=True).stdout
     # Writable data, initialised or not; only this function's own sections, not what debuggers add.
@@ -294,19 +320,28 @@ def test_wheel_with_the_module(tmp_path: Path, build_ring: Any) -> None:
     if build_ring.limited_api():
         assert re.fullmatch(rf"yatagarasu_cache-{version()}-cp310-abi3-linux_\w+\.whl", name)
         assert "yatagarasu_cache/_ring.abi3.so" in wheel.namelist()
-    assert "RING_BUILT = True" in wheel.read("yatagarasu_cache/_build_info.py").decode()
+        assert "yatagarasu_cache/_core.abi3.so" in wheel.namelist()
+    info = wheel.read("yatagarasu_cache/_build_info.py").decode()
+    assert "RING_BUILT = True" in info and "CORE_BUILT = True" in info
 
 
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_compilation_that_fails_half_way(tmp_path: Path, build_ring: Any) -> None:
-    """The trial succeeds, the real sources do not compile: auto still makes an honest pure wheel."""
-    if not build_ring.decide({}).build:
-        pytest.skip("the module cannot be built here")
+    """The trial succeeds, the real sources do not compile: auto still makes an honest wheel."""
+    if not build_ring.decide({}).build or not build_ring.decide_core({}).build:
+        pytest.skip("the modules cannot be built here")
     source = _copy_of_the_tree(tmp_path / "source")
-    with open(source / "csrc" / "ring.c", "a", encoding="utf-8") as file:
-        file.write('#error "broken on purpose"\n')
+    (source / "csrc" / "ring.c").write_text('#error "broken on purpose"\n')
+    name, wheel = _wheel(source, tmp_path / "half", YATAGARASU_IO_URING="auto")
+    assert name.endswith(".whl") and not name.endswith("-py3-none-any.whl")
+    modules = [n for n in wheel.namelist() if n.endswith(".so")]
+    assert len(modules) == 1 and "/_core." in modules[0]
+    info = wheel.read("yatagarasu_cache/_build_info.py").decode()
+    assert "RING_BUILT = False" in info and "compiling failed" in info and "CORE_BUILT = True" in info
+    shutil.rmtree(source / "build")
+    (source / "csrc" / "core.c").write_text('#error "broken on purpose"\n')
     name, wheel = _wheel(source, tmp_path / "auto", YATAGARASU_IO_URING="auto")
     assert name.endswith("-py3-none-any.whl")
     assert not [n for n in wheel.namelist() if n.endswith(".so")]

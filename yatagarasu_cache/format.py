@@ -73,6 +73,9 @@ W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 
 W_BUSY = 40  # journal: 1 while a slot changes, and how to undo that
+# Or what else is to be completed. No flipped bit makes these of 0.
+BUSY_CLEARING = int.from_bytes(b"CLEARING", "little")
+BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
 JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included

@@ -46,6 +46,7 @@ MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _GRAIN = 4096
+_MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
 
 
@@ -164,6 +165,12 @@ class Index:
             raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
         if any(not 1 <= self.words[e] >> 32 <= 3 for e in self.table_entries()):
             raise IndexDamaged("a segment is in no known state")
+        counts = self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist()
+        for field in (f.T_SIZE, f.T_LIVE):
+            column = slice(self.table_word + field, self.first_slot * SLOT_WORDS, f.ENTRY_WORDS)
+            counts += self.words[column].tolist()
+        if max(counts) > _MAX_BYTES:
+            raise IndexDamaged("it counts more bytes than any disk has")
 
     # -- the file ---------------------------------------------------------------------------
 
@@ -204,6 +211,12 @@ class Index:
     def sync(self) -> None:
         self.map.flush()
         self._backend.sync(self.fd)
+
+    def retire(self) -> None:
+        """Another index has taken this one's place: close the file. Threads may still read the mapping."""
+        if self.fd >= 0:
+            self.fd, fd = -1, self.fd
+            self._backend.close_file(fd)
 
     def close(self) -> None:
         """Forget the mapping and close the file. Threads still reading keep the mapping alive."""
@@ -350,7 +363,11 @@ class Index:
         empty = words[following] == f.EMPTY
         words[at] = f.EMPTY if empty else f.REMOVED
         words[at + f.S_ACCESS] = 0
-        words[W_COUNTS + part] -= (1 << 32) + empty
+        counts = words[W_COUNTS + part] - (1 << 32) - empty
+        if counts >= 0:
+            words[W_COUNTS + part] = counts
+        else:  # damage
+            self.recount(part)
         self._less(live, f.record_bytes(words[at + f.S_LENGTHS]))
         words[W_BUSY] = 0
 
@@ -374,13 +391,14 @@ class Index:
     def reset(self) -> None:
         """Forget every entry. The old extents are free for reuse at once."""
         words = self.words
+        words[W_BUSY] = f.BUSY_CLEARING
         for part in range(PARTITIONS):
-            words[W_BUSY] = 0
             words[W_PARTITIONS + part] = 0
             words[W_COUNTS + part] = 0
         for entry in self.table_entries():
             words[entry + f.T_LIVE] = 0
         words[f.W_LIVE_BYTES] = 0
+        words[W_BUSY] = 0
 
     def _begin(self, part: int, at: int, live_a: int, live_b: int) -> None:
         """Note how to undo what follows, then say that there is something to undo."""
@@ -392,9 +410,17 @@ class Index:
         words[W_BUSY] = 1
 
     def repair(self) -> bool:
-        """Undo what a process that died while it held the lock had begun. True if there was something."""
-        if not self.words[W_BUSY]:
+        """Undo or complete what a process that died with the lock had begun. True if there was something."""
+        busy = self.words[W_BUSY]
+        if not busy:
             return False
+        if busy == f.BUSY_CLEARING:
+            self.reset()
+            return True
+        if busy == f.BUSY_COUNTING:
+            self.words[f.W_SEGMENT_BYTES] = sum(self.words[e + f.T_SIZE] for e in self.table_entries())
+            self.words[W_BUSY] = 0
+            return True
         _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
         slot_like = at % SLOT_WORDS == 0 and at >= self.first_slot * SLOT_WORDS
@@ -515,6 +541,7 @@ class Index:
         """Enter a segment; its bytes count from now on. The lock is held."""
         entry = self.entry(segment)
         words = self.words
+        words[W_BUSY] = f.BUSY_COUNTING
         words[entry + f.T_SIZE] = size
         words[entry + f.T_LIVE] = 0
         words[entry + f.T_OWNER] = owner
@@ -524,17 +551,24 @@ class Index:
         words[entry + f.T_NEWEST] = 0  # not known
         words[entry] = state | segment
         words[f.W_SEGMENT_BYTES] += size
+        words[W_BUSY] = 0
         return entry
 
     def resize_segment(self, segment: int, size: int) -> None:
         entry = self.entry(segment)
-        self.words[f.W_SEGMENT_BYTES] += size - self.words[entry + f.T_SIZE]
+        self.words[W_BUSY] = f.BUSY_COUNTING
+        grown = size - self.words[entry + f.T_SIZE]
+        self.words[f.W_SEGMENT_BYTES] = max(0, self.words[f.W_SEGMENT_BYTES] + grown)
         self.words[entry + f.T_SIZE] = size
+        self.words[W_BUSY] = 0
 
     def drop_segment(self, segment: int) -> None:
         entry = self.entry(segment)
-        self.words[f.W_SEGMENT_BYTES] -= self.words[entry + f.T_SIZE]
+        self.words[W_BUSY] = f.BUSY_COUNTING
+        left = self.words[f.W_SEGMENT_BYTES] - self.words[entry + f.T_SIZE]
+        self.words[f.W_SEGMENT_BYTES] = max(0, left)
         self.words[entry] = 0
+        self.words[W_BUSY] = 0
 
     def next_segment_id(self) -> int | None:
         """An unused id whose table entry is free, or None if the table is full. The lock is held."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
+_ROLLS = 16  # segments begun for one entry before other means are tried
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
 _CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
@@ -86,9 +87,9 @@ class Reclaimer:
                     active = index.words[entry] & ~f.MASK32 == f.ACTIVE
                     if active:
                         index.resize_segment(segment, self._file_size(segment))
-                    index.words[entry + f.T_OWNER] = 0
                     if active:
                         index.words[entry] = f.SEALED | segment
+                    index.words[entry + f.T_OWNER] = 0
                     reaped += 1
         return reaped
 
@@ -110,8 +111,16 @@ class Reclaimer:
 
     def roll(self, size: int) -> SegmentWriter:
         """A writer with room for `size` bytes. `appending` is held. `StorageFull` if there is none."""
-        store = self._store
+        store, turns, covered = self._store, 0, False
         while (writer := store.writer) is None or writer.room < size:
+            turns += 1
+            if turns > _ROLLS:  # what is copied to make room takes that room
+                if not covered:
+                    covered, turns = True, 0
+                    self._cover_removals()
+                elif not (store.policy.evicts and self._evict(self.segment_bytes)):
+                    raise self._full()
+                continue
             capacity = self._capacity(size)
             if writer is not None and writer.borrowed:
                 self.make_space(0)
@@ -268,15 +277,24 @@ class Reclaimer:
                 reaped = True
                 self.reap()
             elif not gets_on and not covered:
-                # Removals that have to be kept fill segment after segment: a checkpoint covers them.
                 covered, stalled = True, 0
-                self._write_checkpoint()
-                self._store.seal_writer()
+                self._cover_removals()
             elif gets_on or not (self._store.policy.evicts and self._evict(self.segment_bytes)):
-                raise StorageFull(
-                    errno.ENOSPC,
-                    f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
-                )
+                raise self._full()
+
+    def _full(self) -> StorageFull:
+        return StorageFull(
+            errno.ENOSPC,
+            f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
+        )
+
+    def _cover_removals(self) -> None:
+        """Removals that have to be kept fill segment after segment: a checkpoint covers them.
+
+        `appending` is held.
+        """
+        self._write_checkpoint()
+        self._store.seal_writer()
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""
@@ -551,7 +569,8 @@ class Reclaimer:
             if index.words[entry + f.T_LIVE] and not any(
                 store.alive(record, segment) for record in store.records(segment)
             ):
-                index.words[f.W_LIVE_BYTES] -= index.words[entry + f.T_LIVE]
+                live = index.words[f.W_LIVE_BYTES] - index.words[entry + f.T_LIVE]
+                index.words[f.W_LIVE_BYTES] = max(0, live)  # below zero only by damage
                 index.words[entry + f.T_LIVE] = 0
 
     def _copy(self, batch: list[tuple[Record, Slot]], segment: int) -> list[tuple[Record, Slot]]:

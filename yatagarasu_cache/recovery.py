@@ -59,7 +59,10 @@ def open_index(store: Store, *, alone: bool) -> Index:
         return _begin(store, index, alone=alone)
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
-        return _begin(store, rebuild_index(store, index), alone=alone)
+        fresh = rebuild_index(store, index)
+        if index is not None:
+            index.close()
+        return _begin(store, fresh, alone=alone)
     assert index is not None
     return _begin(store, index, alone=alone)
 

@@ -224,7 +224,8 @@ class SegmentWriter:
         with contextlib.suppress(OSError):
             self._backend.write(self.fd, [bytes(len(f.RECORD_MAGIC))], offset)
         if self._listed is not None:
-            self._listed = [entry for entry in self._listed if entry[0] != offset]
+            begins = offset.to_bytes(8, "little")  # as FOOTER_ENTRY does
+            self._listed = [entry for entry in self._listed if not entry.startswith(begins)]
 
     def cut(self) -> None:
         """Take away what a failed write left behind the tail: a recovery would find whole records there."""

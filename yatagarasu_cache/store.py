@@ -200,9 +200,12 @@ class Store:
             raise
 
     def _use(self, index: Index) -> None:
+        previous: Index | None = getattr(self, "index", None)
         self.index = index
         self.core.attach(index)
         self.seed = index.identity.seed
+        if previous is not None:
+            previous.retire()
 
     def close(self) -> None:
         """Seal what is open; the last handle also makes the index durable. Idempotent."""
@@ -268,7 +271,7 @@ class Store:
                 self.index.repair()
             except IndexDamaged as error:
                 self.rebuild(str(error))
-            self.log_once("repair", "a process died while it changed the index: the change was undone")
+            self.log_once("repair", "a process died while it changed the index: this was put in order")
         if words[f.W_SUPERSEDED]:
             self.follow_index()
 
@@ -691,7 +694,9 @@ class Store:
         index = self.index
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
-        at = index.find(slot.low, slot.high)
+        at = self.find(slot.low, slot.high)
+        if self.index is not index:  # it was damaged, and made anew
+            return False, None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
@@ -1084,7 +1089,7 @@ class Store:
                 slots = [
                     slot
                     for digest in digests
-                    if (at := self.index.find(*digest)) and chosen(slot := self.index.slot(at))
+                    if (at := self.find(*digest)) and chosen(slot := self.index.slot(at))
                 ]
                 if not slots:
                     return 0, 0
@@ -1145,9 +1150,9 @@ class Store:
                 if self.index.words[f.W_PROMISED]:
                     self.reclaim.sync_dirty()
                 doomed = [name for slot in slots if (name := self.large_file(slot))]
-                self.index.reset()
                 for part in range(f.PARTITIONS):
                     self.index.words[f.W_DELETED + part] = stamp
+                self.index.reset()
             assert self.writer is not None
             segment = self.writer.segment
         self.discard(Gone(doomed, segment), synced=True)
@@ -1189,9 +1194,9 @@ class Store:
                 entry = self.index.entry(writer.segment)
                 if self.durable:
                     self.index.words[entry + f.T_SYNCED] = size
-                self.index.words[entry + f.T_OWNER] = 0
                 self.index.words[entry + f.T_NEWEST] = self.index.stamp()
                 self.index.words[entry] = f.SEALED | writer.segment
+                self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
     # -- durability ---------------------------------------------------------------------------
 

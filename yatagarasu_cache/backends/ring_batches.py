@@ -36,7 +36,9 @@ class LentRing:
         self.ring = ring
         self.handle = ring.handle
         self.chunks = chunks
-        self.memory = ffi.from_buffer(chunks.view)
+        # No `ffi.from_buffer` of the view: CPython crashes when it collects the two with a cycle.
+        self.view = chunks.view  # keeps the memory, also when the pool is closed
+        self.memory = ffi.cast("void *", chunks.address)
         self.flags = lib.YR_FIXED_BUFFER if registered else 0
         self.usable = True
         self._pinned = {threading.get_ident()}
