@@ -178,8 +178,10 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         return YC_MISS;
     uint64_t place = load(view->map, at + S_PLACE), lengths = load(view->map, at + S_LENGTHS);
     uint64_t expires = load(view->map, at + S_EXPIRES);
-    if (expires && expires <= now)
-        return YC_MISS;
+    if (expires && expires <= now) {
+        bool same = load(view->map, at + S_LOW) == digest.low && load(view->map, at + S_HIGH) == digest.high;
+        return same ? YC_MISS : YC_OTHER;
+    }
     uint64_t segment = place >> 32, file = load(view->files, segment % view->table_capacity);
     *found = (struct yc_found){
         .at = at,
@@ -382,7 +384,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = view->table_word + segment % view->table_capacity * ENTRY_WORDS;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        load(map, entry) != (ACTIVE | segment))
+        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
         return false;
     uint64_t at = find(view, key);
     bool fresh = !at;

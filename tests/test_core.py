@@ -277,6 +277,10 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     words[f.W_LIVE_BYTES] = 0  # a count that can't be
     refused()
     words[f.W_LIVE_BYTES] = live
+    epoch = words[f.W_EPOCH]
+    words[f.W_EPOCH] = f.MASK64 >> 1  # a checkpoint that covers later ones
+    refused()
+    words[f.W_EPOCH] = epoch
     entry = store.index.entry(store.writer.segment)  # type: ignore[union-attr]
     state = words[entry]
     words[entry] = f.SEALED | store.writer.segment  # type: ignore[union-attr]
@@ -376,13 +380,14 @@ def test_failed_writes_raise_and_change_nothing(opened: Callable[..., DiskCache]
     store = cache._store
     assert store.writer is not None
     tail, fd = store.writer.tail, store.writer.fd
+    file = store.files.path(store.writer.segment)
     full = os.open("/dev/full", os.O_RDWR)
     try:
         store.writer.fd = full
         with pytest.raises(CacheIOError) as caught:
             cache.set("k", bytes(size))
         assert caught.value.errno == errno.ENOSPC
-        assert store.writer.tail == tail
+        assert store.writer.tail == tail == os.stat(file).st_size
     finally:
         store.writer.fd = fd
         os.close(full)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import checkpoint
 from . import format as f
-from .errors import CacheIOError
+from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import IndexDamaged
 from .segment import read_segment_header
@@ -42,8 +42,13 @@ def check(store: Store, fix: bool) -> list[Problem]:
             store.rebuild(str(error))
         return [Problem("index", f.INDEX_NAME, str(error), fix)]
     problems: list[Problem] = []
-    for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint):
-        problems += step(store, fix)
+    try:
+        for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint):
+            problems += step(store, fix)
+    except OSError as error:
+        if isinstance(error, CacheIOError):
+            raise
+        raise from_os_error(error, "cannot check the cache") from error
     return problems
 
 

@@ -492,6 +492,11 @@ class Index:
         """
         descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
         first = self.first_slot
+        reached = max((d >> DESCRIPTOR_BITS) + (d & CAPACITY_MASK) for d in descriptors) * SLOT_WORDS
+        if reached > len(self.words):
+            self.recover_view()
+            if reached > len(self.words):
+                raise IndexDamaged("a partition lies beyond its end")
         for base, slots in sorted((d >> DESCRIPTOR_BITS, d & CAPACITY_MASK) for d in descriptors if d):
             if base - first >= capacity:
                 return first

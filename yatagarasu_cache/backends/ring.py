@@ -30,7 +30,10 @@ except ImportError as _error:
         "are there"
     ) from _error
 
-__all__ = ["PASSING", "RING_ERRORS", "Ring", "Rings", "address_of", "check_kernel", "explain", "ffi", "lib"]
+__all__ = [
+    "BATCH_ERRORS", "PASSING", "RING_ERRORS", "Ring", "Rings", "address_of", "check_kernel", "explain",
+    "ffi", "keep_for_ever", "lib", "pool_for",
+]  # fmt: skip
 
 _log = logging.getLogger("yatagarasu_cache")
 
@@ -45,7 +48,9 @@ RING_ERRORS = frozenset(
     {errno.EAGAIN, errno.EINTR, errno.ECANCELED, errno.ENOMEM, errno.EBUSY, errno.EPERM, errno.ENOSYS,
      errno.EOPNOTSUPP, errno.EINVAL, errno.ENOBUFS, errno.EOVERFLOW, errno.E2BIG, errno.ENXIO}
 )  # fmt: skip
-# Of these, results of one operation that are worth asking for once more.
+# What a batch may say of an operation and mean the ring that has not taken it.
+BATCH_ERRORS = RING_ERRORS | {errno.EBADF, errno.EBADFD, errno.EBADR, errno.EFAULT, errno.EOWNERDEAD}
+# Results of one operation that are worth asking for once more.
 PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
 COUNTERS = ("submitted", "completed", "enters", "resumed", "retried", "overflows")
 
@@ -136,6 +141,9 @@ class Ring:
             flags = lib.YR_SETUP_SQPOLL | (lib.YR_SETUP_SINGLE_ISSUER if one_thread else 0)
         holder = ffi.new("struct yr_ring **")
         options = {"depth": settings.queue_depth, "flags": flags, "sq_cpu": -1}
+        if settings.sqpoll:
+            # The polling thread may show a completion before it gives back the entry that began it.
+            options |= {"depth": 2 * settings.queue_depth, "max_inflight": settings.queue_depth}
         error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
         if error:
             raise OSError(-error, os.strerror(-error))
@@ -225,7 +233,8 @@ class Ring:
         self._lock = threading.Lock()
         handle, self.handle = self.handle, None
         self.registered = 0
-        lib.yr_destroy(handle, 1)
+        if handle is not None:
+            lib.yr_destroy(handle, 1)
 
 
 def pool_for(size: int, capacity: int) -> BufferPool:
@@ -241,7 +250,7 @@ class Rings:
     """All rings of one backend: makes them, counts what they do, and says when they fail."""
 
     def __init__(self, settings: RingSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.fallbacks = 0  # operations that ordinary calls did because a ring did not
         self._failures = 0
         self._pause = _SHORTEST_PAUSE
@@ -262,7 +271,7 @@ class Rings:
         if time.monotonic() < self._none_before:
             return None
         try:
-            return Ring(self._settings, one_thread=one_thread)
+            return Ring(self.settings, one_thread=one_thread)
         except OSError as error:
             self.failed(error.errno or errno.EIO)
             return None
@@ -284,7 +293,7 @@ class Rings:
         with self._lock:
             self._open[ring] = next(self._numbers)
             self._pools.update(dict.fromkeys(pools))
-        if not self._settings.use_registered_buffers:
+        if not self.settings.use_registered_buffers:
             return False
         error = ring.register(*pools)
         if error:

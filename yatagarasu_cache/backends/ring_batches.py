@@ -32,16 +32,38 @@ _DRAIN_SECONDS = 30.0
 class LentRing:
     """A ring, and the memory that goes with it: all of it for one batch, or chunks of one value."""
 
-    def __init__(self, ring: Ring, chunks: BufferPool, registered: bool) -> None:
+    def __init__(self, rings: Rings, ring: Ring, chunks: BufferPool, registered: bool) -> None:
+        self._rings = rings
         self.ring = ring
         self.handle = ring.handle
         self.chunks = chunks
-        # No `ffi.from_buffer` of the view: CPython crashes when it collects the two with a cycle.
-        self.view = chunks.view  # keeps the memory, also when the pool is closed
+        # Not from_buffer(): that locks the view, which garbage collection of a cycle cannot undo.
         self.memory = ffi.cast("void *", chunks.address)
         self.flags = lib.YR_FIXED_BUFFER if registered else 0
         self.usable = True
         self._pinned = {threading.get_ident()}
+        self._submitted = 0
+
+    def begin(self) -> None:
+        """Before a batch. Until it is settled the ring counts as lost, whatever happens."""
+        self.usable = False
+        self._submitted = self.ring.info()["submitted"]
+
+    def settle(self, error: int, results: Sequence[int], count: int, memory: object) -> None:
+        """After a batch of `count` operations into `memory`: whether the ring is still of use.
+
+        OSError: nothing was done.
+        """
+        if error or min(results, default=0) < 0:
+            info = self.ring.info()
+            if info["broken"]:
+                keep_for_ever(memory)
+            if error or info["broken"] or info["submitted"] < self._submitted + count:
+                self._rings.failed(-(error or min(results)))
+                if error:
+                    raise OSError(-error, os.strerror(-error))
+                return
+        self.usable = True
 
     def pin_workers(self) -> None:
         """The kernel keeps workers for each thread, so each thread that has the ring pins its own."""
@@ -71,7 +93,7 @@ class Lender:
 
     def _equip(self, ring: Ring) -> LentRing:
         chunks = pool_for(_CHUNK_BYTES, _CHUNKS)
-        return LentRing(ring, chunks, self._rings.opened(ring, chunks))
+        return LentRing(self._rings, ring, chunks, self._rings.opened(ring, chunks))
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[LentRing | None]:
@@ -156,7 +178,7 @@ def _read_portion(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes
     for i, memory in own.items():
         addresses[i] = address_of(memory)
     results = array("q", bytes(8 * len(requests)))
-    lent.usable = False  # until it is known that nothing is under way any more
+    lent.begin()
     error = lib.yr_read_batch(
         lent.handle,
         len(requests),
@@ -168,7 +190,7 @@ def _read_portion(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes
         0 if own else lent.flags,
         0,
     )
-    _settle(lent, error, results, own)
+    lent.settle(error, results, len(requests), own)
     view = lent.chunks.view
     try:
         if own or min(results) < 0:
@@ -180,17 +202,6 @@ def _read_portion(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes
     finally:
         if lent.usable:
             lib.yr_wipe(lent.memory, places[-1])
-
-
-def _settle(lent: LentRing, error: int, results: Sequence[int], memory: object) -> None:
-    """After a batch: raise if nothing was done; give up a ring that may still be using `memory`."""
-    failed = error or min(results, default=0) < 0
-    if failed and lent.ring.info()["broken"]:
-        keep_for_ever(memory)
-    else:
-        lent.usable = True
-    if error:
-        raise OSError(-error, os.strerror(-error))
 
 
 # -- several syncs ------------------------------------------------------------------------------
@@ -205,12 +216,12 @@ def sync_batch(lent: LentRing, fds: Sequence[int]) -> dict[int, int]:
     for start in range(0, len(fds), _MOST_SYNCS):
         part = array("i", fds[start : start + _MOST_SYNCS])
         results = array("i", bytes(4 * len(part)))
-        lent.usable = False
+        lent.begin()
         error = lib.yr_write_batch(
             lent.handle, 0, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, 0,
             len(part), ffi.from_buffer("int32_t[]", part), ffi.from_buffer("int32_t[]", results),
         )  # fmt: skip
-        _settle(lent, error, results, None)
+        lent.settle(error, results, len(part), None)
         failed |= {fd: -result for fd, result in zip(part, results, strict=True) if result < 0}
     return failed
 
@@ -236,6 +247,7 @@ class DirectRead:
         start = offset // _ALIGN * _ALIGN
         self._todo = deque(range(start, offset + length, _CHUNK_BYTES))
         self._running: dict[int, Buffer] = {}
+        self._window = min(_CHUNKS, lent.ring.depth)
         self._numbers = ffi.new("uint64_t[]", _CHUNKS)
         self._results = ffi.new("int32_t[]", _CHUNKS)
 
@@ -252,7 +264,8 @@ class DirectRead:
 
     def _queue(self) -> bool:
         """Start as many chunks as there are buffers for."""
-        starts = [self._todo.popleft() for _ in range(min(len(self._todo), _CHUNKS - len(self._running)))]
+        room = self._window - len(self._running)
+        starts = [self._todo.popleft() for _ in range(min(len(self._todo), room))]
         if not starts:
             return True
         for start in starts:
@@ -274,14 +287,14 @@ class DirectRead:
         if lib.yr_wait(self._lent.handle, count, -1) < 0:
             return False
         found = lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
+        if found < 0:
+            return False
+        results = ffi.unpack(self._results, found)
         whole = True
-        for start, result in zip(
-            ffi.unpack(self._numbers, max(found, 0)), ffi.unpack(self._results, max(found, 0)), strict=True
-        ):
-            buffer = self._running.pop(start)
-            whole = self._copy(buffer, start, result) and whole
-            self._lent.chunks.release(buffer)
-        return bool(found >= 0 and whole)
+        for start, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
+            whole = self._copy(self._running[start], start, result) and whole
+            self._lent.chunks.release(self._running.pop(start))
+        return whole
 
     def _copy(self, buffer: Buffer, start: int, result: int) -> bool:
         first = max(start, self._offset)
@@ -295,7 +308,11 @@ class DirectRead:
     def _drain(self) -> None:
         """Also after an exception: nothing may be under way when the memory is used again."""
         limit = time.monotonic() + _DRAIN_SECONDS
-        while self._running and time.monotonic() < limit:
-            lib.yr_wait(self._lent.handle, len(self._running), 50_000_000)
-            self._take(0)
-        self._lent.usable = not self._running
+        while self._lent.ring.info()["inflight"]:
+            if time.monotonic() > limit:
+                return  # the ring is given up, with its memory
+            lib.yr_wait(self._lent.handle, _CHUNKS, 50_000_000)
+            lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
+        while self._running:
+            self._lent.chunks.release(self._running.popitem()[1])
+        self._lent.usable = True

@@ -37,6 +37,7 @@ _TRIES = 16  # of one read that the kernel asks to repeat
 _FAILURES = 32  # single reads that the ring itself fails, until it is given up
 _STALLS = 10  # 1 ms, 2 ms, ... 512 ms: about a second without being able to submit
 _DRAIN_SECONDS = 30.0
+_FILES = 256  # places for registered files
 _MAX_OFFSET = 1 << 62
 _MAX_FD = 1 << 31
 _SMALL, _MEDIUM = 0, 1  # places of the pools in the table of registered buffers
@@ -46,7 +47,8 @@ class _Read:
     """One read, from being asked for until its completion was taken."""
 
     __slots__ = (
-        "address", "buffer", "done", "fd", "flags", "future", "length", "offset", "own", "table", "tries",
+        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "table",
+        "tries",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> None:
@@ -59,6 +61,7 @@ class _Read:
         self.address = 0  # 0 while it has no memory
         self.buffer: Buffer | None = None
         self.own: bytes | None = None  # instead of a buffer: memory that becomes the result itself
+        self.file = fd  # or its place among the registered files
         self.flags = self.table = 0
 
     def result(self, length: int) -> bytes:
@@ -66,6 +69,45 @@ class _Read:
             return self.buffer.view[:length].tobytes()
         assert self.own is not None
         return self.own if length == self.length else self.own[:length]
+
+
+class _FixedFiles:
+    """Descriptors registered with a ring, which saves the kernel looking them up.
+
+    A registered file stays open until its place is emptied, so `forget` must be told of every
+    descriptor before it is closed.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._handle = ring.handle
+        error = lib.yr_files_register(self._handle, _FILES)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+        self._places: dict[int, int] = {}
+        self._free = list(range(_FILES))
+        self._gone: deque[int] = deque()
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._places
+
+    def place(self, fd: int) -> int | None:
+        """Where `fd` is registered; None if the table is full or the kernel does not want it."""
+        place = self._places.get(fd)
+        if place is None and self._free and lib.yr_files_update(self._handle, self._free[-1], 1, [fd]) == 1:
+            place = self._places[fd] = self._free.pop()
+        return place
+
+    def forget(self, fd: int) -> None:
+        """From any thread: `fd` is about to be closed."""
+        self._gone.append(fd)
+
+    def sweep(self) -> None:
+        """Empty the places of closed descriptors; to be done before any is looked up."""
+        while self._gone:
+            place = self._places.pop(self._gone.popleft(), None)
+            if place is not None:
+                lib.yr_files_update(self._handle, place, 1, [-1])
+                self._free.append(place)
 
 
 class RingChannel(ThreadChannel):
@@ -86,6 +128,7 @@ class RingChannel(ThreadChannel):
         self._timer: asyncio.TimerHandle | None = None
         self._failed = 0
         self._closed = False
+        self._files: _FixedFiles | None = None
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -113,9 +156,10 @@ class RingChannel(ThreadChannel):
             if self._unsubmitted:
                 self._submit()
             if not self._reap() or not self._waiting:
-                return
-        waiting, self._waiting = self._waiting, deque()
-        self._read_otherwise(waiting)
+                break
+        if self._ring is None:
+            waiting, self._waiting = self._waiting, deque()
+            self._read_otherwise(waiting)
 
     # -- to the kernel ----------------------------------------------------------------------
 
@@ -130,7 +174,7 @@ class RingChannel(ThreadChannel):
         queued = lib.yr_queue_reads(
             self._ring.handle,
             len(reads),
-            memory("int32_t[]", array("i", [read.fd for read in reads])),
+            memory("int32_t[]", array("i", [read.file for read in reads])),
             memory("uint64_t[]", array("Q", [read.address + read.done for read in reads])),
             memory("uint32_t[]", array("I", [read.length - read.done for read in reads])),
             memory("uint64_t[]", array("Q", [read.offset + read.done for read in reads])),
@@ -143,6 +187,8 @@ class RingChannel(ThreadChannel):
             self._waiting.appendleft(self._running.pop(number))
         if queued < 0:
             self._abandon(-queued)
+        elif not self._running and self._timer is None:
+            self._stall(errno.EBUSY)
 
     def _admit(self, room: int) -> list[_Read]:
         """The next reads, each with memory; those that nobody wants any more are dropped."""
@@ -156,7 +202,30 @@ class RingChannel(ThreadChannel):
             if not read.address:
                 self._provide(read)
             reads.append(read)
+        if self._files is not None:
+            self._use_fixed(self._files, reads)
         return reads
+
+    def _use_fixed(self, files: _FixedFiles, reads: list[_Read]) -> None:
+        files.sweep()
+        for read in reads:
+            place = files.place(read.fd)
+            if place is None:
+                read.file, read.flags = read.fd, read.flags & ~lib.YR_FIXED_FILE
+            else:
+                read.file, read.flags = place, read.flags | lib.YR_FIXED_FILE
+
+    def closing_file(self, fd: int) -> None:
+        """From any thread: `fd` is about to be closed, so the ring must not hold on to its file."""
+        files = self._files
+        if files is not None and fd in files:
+            files.forget(fd)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._sweep_files)
+
+    def _sweep_files(self) -> None:
+        if self._ring is not None and self._files is not None:
+            self._files.sweep()
 
     def _provide(self, read: _Read) -> None:
         if read.length <= SMALL_BYTES:
@@ -192,12 +261,12 @@ class RingChannel(ThreadChannel):
         if self._unsubmitted <= 0:
             self._unsubmitted = self._stalls = 0
         elif self._timer is None:
-            self._stall(-min(taken, 0))
+            self._stall(-taken if taken < 0 else errno.EBUSY)
 
     def _stall(self, error: int) -> None:
         """The kernel has no room just now: try again soon, in the end without the ring."""
         if self._stalls >= _STALLS:
-            return self._abandon(error or errno.EBUSY)
+            return self._abandon(error)
         self._timer = self._loop.call_later(0.001 * 2**self._stalls, self._try_again)
         self._stalls += 1
 
@@ -218,7 +287,9 @@ class RingChannel(ThreadChannel):
             return 0
         results = ffi.unpack(self._results, found)
         for number, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
-            self._complete(self._running.pop(number), result)
+            read = self._running.pop(number, None)
+            if read is not None:  # else the ring was given up meanwhile
+                self._complete(read, result)
         return found
 
     def _complete(self, read: _Read, result: int) -> None:
@@ -307,11 +378,15 @@ class RingChannel(ThreadChannel):
         registered = self._rings.opened(ring, self._small, self._medium)
         self._buffer_flag = lib.YR_FIXED_BUFFER if registered else 0
         self._failed = self._unsubmitted = self._stalls = 0
+        self._files = None
+        if self._rings.settings.use_fixed_files:
+            with contextlib.suppress(OSError):  # the kernel's own limit on files: read without
+                self._files = _FixedFiles(ring)
         return True
 
     def _let_go(self) -> list[_Read]:
         """Free the ring. The reads that were under way; what memory they had is not theirs any more."""
-        ring, self._ring = self._ring, None
+        ring, self._ring, self._files = self._ring, None, None
         running, self._running = list(self._running.values()), {}
         assert ring is not None
         if self._timer is not None:
@@ -372,7 +447,7 @@ class RingChannel(ThreadChannel):
 
     def after_fork(self) -> None:
         """In a child: the loop and its ring are the parent's."""
-        ring, self._ring = self._ring, None
+        ring, self._ring, self._files = self._ring, None, None
         self._running, self._waiting, self._timer = {}, deque(), None
         self._scheduled = False
         if ring is not None:

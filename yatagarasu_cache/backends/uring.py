@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import errno
 import os
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import BackendUnavailable
 from .base import Channel, ReadRequest, WriteRequest
-from .ring import RING_ERRORS, Ring, Rings, check_kernel, explain
+from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch
 from .ring_channel import RingChannel
 from .threads import ThreadsBackend, _read_on, _result_or_error
@@ -64,6 +65,13 @@ class UringBackend(ThreadsBackend):
         self._seen_lock = threading.Lock()
         self._cold = self._skipped = 0
         _backends.add(self)
+
+    # -- calls in place ---------------------------------------------------------------------
+
+    def close_file(self, fd: int) -> None:
+        for channel in tuple(self._channels):
+            channel.closing_file(fd)
+        super().close_file(fd)
 
     # -- one read ---------------------------------------------------------------------------
 
@@ -147,8 +155,7 @@ class UringBackend(ThreadsBackend):
                     self.rings.fallbacks += len(plain)
                     return super().read_many(requests)
                 found = read_batch(lent, [requests[i] for i in plain])
-        except OSError as error:
-            self.rings.failed(error.errno or errno.EIO)
+        except OSError:
             self.rings.fallbacks += len(plain)
             return super().read_many(requests)
         if len(plain) == len(requests):
@@ -168,7 +175,7 @@ class UringBackend(ThreadsBackend):
         """What the ring says, unless it says something of itself: then an ordinary read tells."""
         if isinstance(found, bytes):
             return found
-        if found in RING_ERRORS:
+        if found in BATCH_ERRORS:
             self.rings.fallbacks += 1
             return _result_or_error(self.read, *request)
         return OSError(found, os.strerror(found))
@@ -186,17 +193,14 @@ class UringBackend(ThreadsBackend):
 
     def _sync_files(self, fds: list[int]) -> dict[int, int]:
         """The errno of each file that the ring has not made durable."""
-        try:
-            with self._lender.lend() as lent:
-                if lent is not None:
-                    return sync_batch(lent, fds)
-        except OSError as error:
-            self.rings.failed(error.errno or errno.EIO)
+        with contextlib.suppress(OSError), self._lender.lend() as lent:
+            if lent is not None:
+                return sync_batch(lent, fds)
         return dict.fromkeys(fds, errno.EAGAIN)
 
     def _sync_outcome(self, fd: int, code: int) -> OSError | None:
         """A failure of the file's is final: a sync that is repeated after it may succeed wrongly."""
-        if code in RING_ERRORS:
+        if code in BATCH_ERRORS:
             self.rings.fallbacks += 1
             return _result_or_error(self.sync, fd)
         return OSError(code, os.strerror(code))

@@ -1,0 +1,1 @@
+"""Being written by the helper of faulty.py and test_power.py."""
