@@ -26,7 +26,7 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
     count = set_size(SIZE, options.quick) // SIZE
     for cold in (False, True):
         for in_flight in options.in_flight:
-            loops = (200 if in_flight == 1 else 1000) if cold else max(1000, in_flight)
+            loops = 100 if cold and in_flight == 1 else 500 if options.quick else 1500
             for side in options.sides:
                 yield Case(
                     f"asyncio {'cold' if cold else 'hot'} get, 4 KiB, {in_flight} in flight", side,

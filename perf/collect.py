@@ -45,7 +45,7 @@ class Collector:
         rounds = 3 if self.quick else 9
         few = 2 if self.quick else 5
         cold_sizes = [SIZES["4KiB"], SIZES["10MiB"]] if self.quick else list(SIZES.values())
-        in_flight = (1, 16, 256, 1024) if self.quick else (1, 16, 64, 256, 1024)
+        in_flight = (1, 16, 256) if self.quick else (1, 16, 64, 256, 1024)
         workers = (1, 8) if self.quick else (1, 2, 4, 8)
         return {
             "machine": self.machine,
@@ -53,9 +53,11 @@ class Collector:
             "mixed": lambda: self.bench("mixed", bench_mixed.cases, rounds),
             "durable": lambda: self.bench("durable", bench_durable.cases, rounds),
             "steps": lambda: self.bench("steps", bench_steps.cases, rounds),
-            "cold": lambda: self.bench("cold", bench_cold.cases, few, sizes=cold_sizes),
-            "asyncio": lambda: self.bench("asyncio", bench_asyncio.cases, few, sides=self.sides, in_flight=in_flight),
-            "shared": lambda: self.bench("shared", bench_shared.cases, few, workers=workers),
+            "cold": lambda: self.bench("cold", bench_cold.cases, few, warm=False, sizes=cold_sizes),
+            "asyncio": lambda: self.bench(
+                "asyncio", bench_asyncio.cases, few, warm=False, sides=self.sides, in_flight=in_flight
+            ),
+            "shared": lambda: self.bench("shared", bench_shared.cases, few, warm=False, workers=workers),
             "tails": self.tails,
             "resources": self.resources,
             "stress": self.stress,
@@ -79,9 +81,9 @@ class Collector:
             sizes = {size: bench_cold.set_size(size, self.quick) // MIB for size in SIZES.values()}
             return machine.describe(directory) | {"cold": cold_means(), "cold_sets": sizes}
 
-    def bench(self, name: str, cases: Cases, rounds: int, **options: Any) -> Results:
+    def bench(self, name: str, cases: Cases, rounds: int, warm: bool = True, **options: Any) -> Results:
         options = {"sides": self.caches, "quick": self.quick} | options
-        results = measure(cases, Options(**options), rounds, 1.0 if self.quick else 6.0)
+        results = measure(cases, Options(**options), rounds, 0.5 if self.quick else 6.0, warm)
         for side in {side for sides in results.values() for side in sides}:
             save(str(self.artefacts / f"{name}-{side.replace(' ', '-')}.json"), results, side)
         return {
@@ -128,7 +130,8 @@ class Collector:
     def resources(self) -> Results:
         """Each kind of work in processes of its own."""
         rounds = 1 if self.quick else 5
-        sides = [*self.ours, *(side for side in ("lmdb", "diskcache") if side in self.caches)]
+        beside = ("lmdb",) if self.quick else ("lmdb", "diskcache")
+        sides = [*self.ours, *(side for side in beside if side in self.caches)]
         found: Results = {}
         tracing = work.can_trace()
         with scratch() as directory:
@@ -145,7 +148,7 @@ class Collector:
                             path = bed.filled(side, f"cold-{size}", count, value_of(size))
                             runs[side].append(work.run(side, path, kind, operations, **keywords))
                     rows = {side: _median_run(taken) for side, taken in runs.items()}
-                    for side in sides if tracing else ():
+                    for side in sides if tracing and (size < MIB or not self.quick) else ():
                         path = bed.filled(side, f"cold-{size}", count, value_of(size))
                         calls = work.system_calls(side, path, kind, min(operations, 1000), **keywords)
                         rows[side]["calls"] = calls.total() / min(operations, 1000)

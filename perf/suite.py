@@ -64,7 +64,8 @@ class Bed:
         if (side, label) not in self._open:
             path = os.path.join(self.directory, f"open-{side}-{label}")
             os.makedirs(path, exist_ok=True)
-            self._open[side, label] = PEERS[side](path, durable)
+            peer = self._open[side, label] = PEERS[side](path, durable)
+            peer.directory = path
         return self._open[side, label]
 
     def filled(self, side: str, label: str, count: int, value: bytes) -> str:
@@ -96,14 +97,16 @@ Cases = Callable[[Bed, Options], Iterator[Case]]
 Results = dict[str, dict[str, list[float]]]  # case -> side -> seconds an operation, a sample each
 
 
-def measure(cases: Cases, options: Options, rounds: int, seconds: float = math.inf) -> Results:
+def measure(
+    cases: Cases, options: Options, rounds: int, seconds: float = math.inf, warm: bool = True
+) -> Results:
     """All sides of each case, interleaved; no new round of a case after so many seconds."""
     results: Results = {}
     with scratch() as directory:
         bed = Bed(directory)
         for name, group in groupby(cases(bed, options), key=lambda case: case.name):
             runs = {case.side: _sample(case) for case in group}
-            results[name] = interleave(runs, rounds, seconds)
+            results[name] = interleave(runs, rounds, seconds, warm)
         bed.close()
     return results
 

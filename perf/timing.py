@@ -22,14 +22,14 @@ class Compared(NamedTuple):
 
 
 def interleave(
-    runs: Mapping[str, Run], rounds: int = 9, seconds: float = math.inf
+    runs: Mapping[str, Run], rounds: int = 9, seconds: float = math.inf, warm: bool = True
 ) -> dict[str, list[float]]:
     """Run all sides in turn, first a warm-up; the machine's mood then hits all alike.
 
     No further round begins after so many seconds of rounds.
     """
     names = list(runs)
-    for name in names:
+    for name in names if warm else ():
         runs[name]()
     taken: dict[str, list[float]] = {name: [] for name in names}
     end = time.monotonic() + seconds

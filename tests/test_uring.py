@@ -44,6 +44,7 @@ except (ImportError, BackendUnavailable) as error:
     pytest.skip(f"no ring here: {error}", allow_module_level=True)
 
 SIZE = 6 << 20
+TRIED = 1  # operations of a new backend, by which it finds out that the ring works
 Make = Callable[..., UringBackend]
 
 
@@ -272,7 +273,7 @@ def test_syncs_of_many_files(make: Make, tmp_path: Path) -> None:
     requests = [(fd, [b"ab", b"", b"cde"], 3) for fd in fds]
     assert backend.write_many(requests, fds + fds[:3]) == [None] * 20
     assert {(tmp_path / str(i)).read_bytes() for i in range(20)} == {b"\0\0\0abcde"}
-    assert backend.stats()["submitted"] == 20
+    assert backend.stats()["submitted"] == TRIED + 20
     only_ring(backend).inject(lib.YR_OP_FDATASYNC, 0, 1, -errno.EIO)
     results = backend.write_many(requests, fds)
     assert [error.errno for error in results if error] == [errno.EIO]
@@ -335,7 +336,7 @@ def test_long_read_of_what_is_in_memory_is_a_plain_one(make: Make, fd: int) -> N
     backend = make(direct=True)
     os.pread(fd, SIZE, 0)
     backend.read(fd, 3 << 20, 0)
-    assert backend.stats()["submitted"] == 0
+    assert backend.stats()["submitted"] == TRIED
 
 
 def test_auto_reads_past_the_page_cache_only_once(make: Make, fd: int) -> None:
@@ -972,7 +973,7 @@ def test_a_closed_channel_still_reads(make: Make, fd: int) -> None:
         return await channel.read(fd, 100, 7)
 
     assert asyncio.run(main()) == os.pread(fd, 100, 7)
-    assert backend.stats()["submitted"] == 0
+    assert backend.stats()["submitted"] == TRIED
 
 
 # -- fork and exit ----------------------------------------------------------------------------------
@@ -1097,16 +1098,16 @@ def test_figures_of_each_ring(make: Make, fd: int) -> None:
         stats = backend.stats()
         assert all(isinstance(value, int) for value in stats.values())
         assert stats["rings"] == 2
-        assert (stats["ring_0_submitted"], stats["ring_1_submitted"]) == (70, 50)
+        assert (stats["ring_0_submitted"], stats["ring_1_submitted"]) == (TRIED + 70, 50)
         assert stats["ring_1_depth"] == 100
-        assert stats["submitted"] == stats["completed"] == 120
+        assert stats["submitted"] == stats["completed"] == TRIED + 120
         assert stats["registered_bytes"] > 0
         assert stats["buffers_4096_allocations"] == stats["buffers_4096_misses"] > 0
         channel.close()
 
     asyncio.run(main())
     stats = backend.stats()
-    assert stats["submitted"] == 120 and stats["rings"] == 1
+    assert stats["submitted"] == TRIED + 120 and stats["rings"] == 1
     assert "ring_1_submitted" not in stats
 
 
@@ -1124,6 +1125,7 @@ def test_memory_is_pinned_within_the_share_of_the_process(
 def test_registered_buffers_refused(
     make: Make, fd: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(ring_module, "_said", set())
     monkeypatch.setattr(Ring, "register", lambda self, *pools: errno.ENOMEM)
     backend = make()
     assert with_injection(backend, fd, 20)[0]

@@ -351,7 +351,8 @@ def segment_name(segment: int) -> str:
 def is_temporary_name(name: str) -> bool:
     """True for `<owner's token>-<number>.tmp`."""
     owner, dash, number = name.removesuffix(TEMPORARY_SUFFIX).partition("-")
-    return name.endswith(TEMPORARY_SUFFIX) and bool(dash) and _is_hex(owner, 16) and _is_hex(number, len(number) or 1)
+    ours = name.endswith(TEMPORARY_SUFFIX) and bool(dash) and _is_hex(owner, 16)
+    return ours and _is_hex(number, len(number) or 1)
 
 
 def parse_segment_name(name: str) -> int | None:

@@ -297,7 +297,8 @@ _TAG_AND_KEY = struct.Struct("<6xHI")  # their lengths, in a record
 def footer_entry(offset: int, head: bytes, payload: bytes) -> bytes:
     """What a footer lists of a record: its metadata is not repeated there."""
     tag_length, key_length = _TAG_AND_KEY.unpack_from(head)
-    return f.FOOTER_ENTRY.pack(offset, len(payload)) + head[: f.RECORD_BYTES + key_length + tag_length] + payload
+    names_end = f.RECORD_BYTES + key_length + tag_length
+    return f.FOOTER_ENTRY.pack(offset, len(payload)) + head[:names_end] + payload
 
 
 def pack_footer(entries: list[bytes], tail: int) -> bytes:

@@ -696,7 +696,7 @@ class Store:
             return False, None
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew
-            return False, None
+            return self._shown(slot), None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
@@ -711,11 +711,16 @@ class Store:
             raise from_os_error(error, "cannot make the index larger") from error
         except IndexDamaged as error:
             self.rebuild(str(error))
-            return False, None
+            return self._shown(slot), None
         words = index.words
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
         return True, self.large_file(replaced) if replaced is not None else None
+
+    def _shown(self, slot: Slot) -> bool:
+        """True if a rebuild found the record of `slot` in the log: then it must not be appended again."""
+        at = self.find(slot.low, slot.high)
+        return bool(at) and self.index.slot(at).place == slot.place
 
     def large_file(self, slot: Slot) -> tuple[int, int, int] | None:
         """Name of a slot's large file, its bytes taken off the account. The lock is held."""
@@ -979,7 +984,7 @@ class Store:
         if most is not None and length > most:
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
         if length > f.MAX_VALUE_BYTES:
-            raise ValueTooLarge(f"the value has {length} bytes, the format holds {f.MAX_VALUE_BYTES}: split it")
+            raise ValueTooLarge(f"the value has {length} bytes and {f.MAX_VALUE_BYTES} are possible: split it")
         index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
         room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
         if length > room:

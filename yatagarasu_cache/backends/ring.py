@@ -59,6 +59,7 @@ locked = LockedMemory(4 << 20)
 os.register_at_fork(after_in_child=locked.after_fork)
 # Memory that the kernel may still write to although its ring is gone. It must never be freed.
 _lost: list[Any] = []
+_said: set[str] = set()
 
 
 def address_of(memory: Any) -> int:
@@ -69,6 +70,13 @@ def address_of(memory: Any) -> int:
 def keep_for_ever(memory: Any) -> None:
     """For memory that operations may still use which nobody can wait for any more."""
     _lost.append(memory)
+
+
+def _say_once(line: str) -> None:
+    """For what concerns the whole process."""
+    if line not in _said:
+        _said.add(line)
+        _log.warning(line)
 
 
 def _kernel() -> tuple[int, int]:
@@ -168,12 +176,18 @@ class Ring:
         if cpus:
             lib.yr_set_affinity(self.handle, len(cpus), list(cpus))
 
-    def greet(self) -> None:
-        """Make the ring known to the calling thread's part of the kernel, without doing anything."""
+    def try_out(self) -> None:
+        """Do nothing through the ring. OSError if it does not even do that: a filter may allow to
+        make rings and not to use them."""
         nothing = ffi.new("struct yr_op *", {"op": lib.YR_OP_NOP, "fd": -1})
-        if lib.yr_queue(self.handle, 1, nothing) == 1:
-            lib.yr_wait(self.handle, 1, 1_000_000_000)
-            lib.yr_reap(self.handle, 1, ffi.new("uint64_t[1]"), ffi.new("int32_t[1]"), ffi.NULL)
+        result = lib.yr_queue(self.handle, 1, nothing)
+        if result == 1:
+            result = lib.yr_wait(self.handle, 1, 1_000_000_000)
+        if result == 1:
+            result = lib.yr_reap(self.handle, 1, ffi.new("uint64_t[1]"), ffi.new("int32_t[1]"), ffi.NULL)
+        if result != 1:
+            code = -result or errno.ETIME
+            raise OSError(code, os.strerror(code))
 
     def lacking(self) -> list[str]:
         """Names of the operations that are needed and missing in this kernel."""
@@ -255,7 +269,6 @@ class Rings:
         self._failures = 0
         self._pause = _SHORTEST_PAUSE
         self._none_before = 0.0
-        self._logged: set[str] = set()
         self._numbers = itertools.count()
         self._totals = dict.fromkeys(COUNTERS, 0)  # of rings that are gone
         self._begin()
@@ -281,12 +294,8 @@ class Rings:
         self._failures += 1
         self._none_before = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        self._log_once("failed", f"io_uring fails ({explain(code)}): ordinary calls do its work meanwhile")
-
-    def _log_once(self, topic: str, line: str) -> None:
-        if topic not in self._logged:
-            self._logged.add(topic)
-            _log.warning(line)
+        if self._failures == 1:
+            _log.warning(f"io_uring fails ({explain(code)}): ordinary calls do its work meanwhile")
 
     def opened(self, ring: Ring, *pools: BufferPool) -> bool:
         """Count a ring in, and register its memory if that is wished and possible: True if it is."""
@@ -298,10 +307,9 @@ class Rings:
         error = ring.register(*pools)
         if error:
             name = errno.errorcode.get(error, str(error))
-            self._log_once(
-                "register",
+            _say_once(
                 f"io_uring buffers stay unregistered ({name}; locked memory is limited to "
-                f"{_locked_limit()}, see ulimit -l): reads cost a little more",
+                f"{_locked_limit()}, see ulimit -l): reads cost a little more"
             )
         return error is None
 

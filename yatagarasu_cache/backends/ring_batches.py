@@ -70,8 +70,9 @@ class LentRing:
         thread = threading.get_ident()
         if thread not in self._pinned:
             self._pinned.add(thread)
-            self.ring.greet()
-            self.ring.pin_workers()
+            with contextlib.suppress(OSError):
+                self.ring.try_out()  # makes the thread known to the kernel as a user of the ring
+                self.ring.pin_workers()
 
 
 class Lender:

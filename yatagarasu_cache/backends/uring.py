@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import Settings
+from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
@@ -48,14 +48,7 @@ class UringBackend(ThreadsBackend):
         """Raises `BackendUnavailable` with the reason if the kernel gives no ring of use."""
         super().__init__(settings.workers)
         check_kernel()
-        try:
-            ring = Ring(settings.io_uring, one_thread=False)
-        except OSError as error:
-            raise BackendUnavailable(explain(error.errno or errno.EIO)) from error
-        lacking = ring.lacking()
-        if lacking:
-            ring.destroy()
-            raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: too old")
+        ring = _first_ring(settings.io_uring)
         self.large = LARGE_BYTES
         self.rings = Rings(settings.io_uring)
         self._lender = Lender(self.rings, ring, settings.io_uring.cpu_affinity is not None)
@@ -233,6 +226,25 @@ class UringBackend(ThreadsBackend):
 
     def stats(self) -> dict[str, Any]:
         return super().stats() | self.rings.stats()
+
+
+def _first_ring(settings: RingSettings) -> Ring:
+    """A ring that does what is needed. `BackendUnavailable` says what is in its way."""
+    try:
+        ring = Ring(settings, one_thread=False)
+    except OSError as error:
+        raise BackendUnavailable(explain(error.errno or errno.EIO)) from error
+    try:
+        ring.try_out()
+        lacking = ring.lacking()
+    except OSError as error:
+        ring.destroy()
+        why = explain(error.errno or errno.EIO)
+        raise BackendUnavailable(f"a ring can be made but not used: {why}") from error
+    if lacking:
+        ring.destroy()
+        raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: it is too old")
+    return ring
 
 
 def _is_cold(fd: int, length: int, offset: int) -> bool:
