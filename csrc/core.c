@@ -43,6 +43,7 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define RECORD_FIXED 56u
 #define RECORD_PUT 1u
 #define ALIGN 16u
+#define BUSY_CHANGING 0x474e49474e414843u
 
 enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26,
        W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
@@ -355,7 +356,7 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     change(view, record, J_WAS_B, load(map, old_live));
     for (uint64_t i = 0; i < SLOT_WORDS; i++)
         change(view, record, J_IMAGE + i, load(map, at + i));
-    change(view, record, W_BUSY, 1);
+    change(view, record, W_BUSY, BUSY_CHANGING);
 
     for (uint64_t i = S_PLACE; i < SLOT_WORDS; i++)
         change(view, record, at + i, record->slot[i]);
@@ -384,6 +385,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = view->table_word + segment % view->table_capacity * ENTRY_WORDS;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
+        record->slot[S_STAMP] <= record->epoch ||
         record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
         return false;
     uint64_t at = find(view, key);

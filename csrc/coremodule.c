@@ -2,8 +2,9 @@
  *
  * Written against the stable interface of CPython and not through cffi: a value is read straight
  * into the `bytes` that is returned, which saves a copy and half of the cost of a call.
+ * No format with '#' and no Py_RETURN_...: what these mean depends on the headers, which may be newer
+ * than the interpreter.
  */
-#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "core.h"
@@ -34,6 +35,12 @@ typedef struct {
     struct mapping *mapping;
     unsigned long long hits, misses; /* since they were asked for */
 } Core;
+
+static PyObject *another(PyObject *object)
+{
+    Py_INCREF(object);
+    return object;
+}
 
 static struct mapping *new_mapping(void)
 {
@@ -120,7 +127,7 @@ static PyObject *core_attach(Core *self, PyObject *args)
         .first = first,
     };
     replace_mapping(self, mapping);
-    Py_RETURN_NONE;
+    return another(Py_None);
 }
 
 static PyObject *core_detach(Core *self, PyObject *unused)
@@ -130,7 +137,7 @@ static PyObject *core_detach(Core *self, PyObject *unused)
     if (!mapping)
         return NULL;
     replace_mapping(self, mapping);
-    Py_RETURN_NONE;
+    return another(Py_None);
 }
 
 /* The value of what was found, into `bytes`; true if it is there and right. */
@@ -199,22 +206,22 @@ static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool e
     if (PyErr_Occurred())
         return NULL;
     if (!encoded && !(key_length = encode_key(args[0], buffer)))
-        Py_RETURN_NOTIMPLEMENTED;
+        return another(Py_NotImplemented);
     switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, now, &found)) {
     case YC_MISS:
         self->misses++;
-        Py_RETURN_NONE;
+        return another(Py_None);
     case YC_FOUND:
         break;
     default:
-        Py_RETURN_NOTIMPLEMENTED;
+        return another(Py_NotImplemented);
     }
     PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found.length);
     if (!value)
         return NULL;
     if (!load_value(self->mapping, &found, PyBytes_AsString(value), now, wait)) {
         Py_DECREF(value);
-        Py_RETURN_NOTIMPLEMENTED;
+        return another(Py_NotImplemented);
     }
     self->hits++;
     return with_flags(value, found.flags);
@@ -260,19 +267,23 @@ static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
 static PyObject *put_result(int status, const struct yc_record *record)
 {
     const uint64_t *slot = record->slot;
-    const char *listed = record->listed;
-    Py_ssize_t listed_bytes = (Py_ssize_t)record->listed_bytes;
+    PyObject *listed = NULL;
+    if (status >= YC_APPENDED) {
+        listed = PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes);
+        if (!listed)
+            return NULL;
+    }
     switch (status) {
     case YC_INSTALLED:
-        return PyBytes_FromStringAndSize(listed, listed_bytes);
+        return listed;
     case YC_APPENDED:
-        return Py_BuildValue("y#(KKKKKKKK)K", listed, listed_bytes, slot[0], slot[1], slot[2], slot[3], slot[4],
+        return Py_BuildValue("N(KKKKKKKK)K", listed, slot[0], slot[1], slot[2], slot[3], slot[4],
                              slot[5], slot[6], slot[7], record->epoch);
     case YC_FAILED:
         errno = -record->error;
         return PyErr_SetFromErrno(PyExc_OSError);
     default:
-        Py_RETURN_NOTIMPLEMENTED;
+        return another(Py_NotImplemented);
     }
 }
 
@@ -290,7 +301,7 @@ static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
         !bytes_of(args[A_META], &entry.meta, &meta) || !bytes_of(args[A_PAYLOAD], &entry.payload, &payload))
         return NULL;
     if (key > YC_MAX_NAMES || tag > YC_MAX_NAMES || meta > YC_MAX_NAMES)
-        Py_RETURN_NOTIMPLEMENTED;
+        return another(Py_NotImplemented);
     entry.key_length = (uint32_t)key;
     entry.tag_length = (uint32_t)tag;
     entry.meta_length = (uint32_t)meta;
@@ -346,12 +357,13 @@ static PyType_Spec core_spec = {
 
 static PyObject *module_digest(PyObject *module, PyObject *args)
 {
-    const char *key;
+    PyObject *object;
+    const void *key;
     Py_ssize_t length;
     unsigned long long seed;
     uint64_t digest[2];
     (void)module;
-    if (!PyArg_ParseTuple(args, "y#K", &key, &length, &seed))
+    if (!PyArg_ParseTuple(args, "SK", &object, &seed) || !bytes_of(object, &key, &length))
         return NULL;
     yc_digest(key, (uint64_t)length, seed, digest);
     return Py_BuildValue("KK", digest[0], digest[1]);
@@ -359,12 +371,13 @@ static PyObject *module_digest(PyObject *module, PyObject *args)
 
 static PyObject *module_value_sum(PyObject *module, PyObject *args)
 {
-    const char *payload;
+    PyObject *object;
+    const void *payload;
     Py_ssize_t length;
     unsigned long long low;
     unsigned int flags;
     (void)module;
-    if (!PyArg_ParseTuple(args, "y#KI", &payload, &length, &low, &flags))
+    if (!PyArg_ParseTuple(args, "SKI", &object, &low, &flags) || !bytes_of(object, &payload, &length))
         return NULL;
     return PyLong_FromUnsignedLongLong(yc_value_sum(payload, (uint64_t)length, low, flags));
 }

@@ -42,14 +42,6 @@ def disk_bytes(directory: str) -> int:
     return sum(os.lstat(path).st_size for path in files_below(directory))
 
 
-def sync_files(directory: str) -> None:
-    for path in files_below(directory):
-        fd = os.open(path, os.O_RDONLY)
-        with suppress(OSError):
-            os.fsync(fd)
-        os.close(fd)
-
-
 def drop_caches(directory: str) -> None:
     """Make the kernel forget the files' pages; nobody may have them open or mapped.
 

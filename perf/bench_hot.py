@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from perf.bed import MIB, show_size, sync_files, value_of
+from perf.bed import MIB, show_size, value_of
 from perf.peers import RAW, Peer
 from perf.suite import Bed, Case, Options, main, timed
 
@@ -47,15 +47,8 @@ def _ready(peer: Peer, size: int, count: int) -> bytes:
     return value
 
 
-def _settle(peer: Peer, size: int) -> None:
-    """What is left to be written from before must not be written at the next sample's expense."""
-    if size >= MIB:
-        sync_files(peer.directory)
-
-
 def time_set(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
     value, put = _ready(peer, size, count), peer.set
-    _settle(peer, size)
     return timed(lambda key: put(key, value), [peer.key(i % count) for i in range(loops)])
 
 
@@ -74,7 +67,6 @@ def _batches(peer: Peer, count: int, batch: int, loops: int) -> list[list[object
 
 def time_set_many(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
     value = _ready(peer, size, count)
-    _settle(peer, size)
     return timed(peer.set_many, [[(key, value) for key in keys] for keys in _batches(peer, count, batch, loops)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import time
@@ -13,8 +14,10 @@ from perf import (
     bench_asyncio,
     bench_cold,
     bench_durable,
+    bench_eviction,
     bench_hot,
     bench_mixed,
+    bench_opening,
     bench_shared,
     bench_steps,
     limits,
@@ -44,7 +47,7 @@ class Collector:
     def parts(self) -> dict[str, Callable[[], Any]]:
         rounds = 3 if self.quick else 9
         few = 2 if self.quick else 5
-        cold_sizes = [SIZES["4KiB"], SIZES["10MiB"]] if self.quick else list(SIZES.values())
+        cold_sizes = [SIZES["4KiB"]] if self.quick else list(SIZES.values())
         in_flight = (1, 16, 256) if self.quick else (1, 16, 64, 256, 1024)
         workers = (1, 8) if self.quick else (1, 2, 4, 8)
         return {
@@ -57,6 +60,8 @@ class Collector:
             "asyncio": lambda: self.bench(
                 "asyncio", bench_asyncio.cases, few, warm=False, sides=self.sides, in_flight=in_flight
             ),
+            "opening": lambda: self.bench("opening", bench_opening.cases, few, warm=False),
+            "eviction": lambda: self.bench("eviction", bench_eviction.cases, rounds),
             "shared": lambda: self.bench("shared", bench_shared.cases, few, warm=False, workers=workers),
             "tails": self.tails,
             "resources": self.resources,
@@ -68,6 +73,7 @@ class Collector:
 
     def run(self, only: Iterable[str] = ()) -> Results:
         wanted = set(only)
+        logging.getLogger("yatagarasu_cache").setLevel(logging.ERROR)  # indexes are removed on purpose
         began = time.monotonic()
         for name, part in self.parts().items():
             if not wanted or name in wanted:
@@ -130,7 +136,7 @@ class Collector:
     def resources(self) -> Results:
         """Each kind of work in processes of its own."""
         rounds = 1 if self.quick else 5
-        beside = ("lmdb",) if self.quick else ("lmdb", "diskcache")
+        beside = () if self.quick else ("lmdb", "diskcache")
         sides = [*self.ours, *(side for side in beside if side in self.caches)]
         found: Results = {}
         tracing = work.can_trace()
@@ -173,8 +179,8 @@ class Collector:
             from perf import figures
         except ImportError as error:
             return [{"what": str(error), "asked": "", "measured": "not measured", "reached": False}]
-        million = 50_000 if self.quick else 1_000_000
-        return [row._asdict() for row in figures.measure(self.ours[0].removeprefix("ours-"), million)]
+        scale = 0.05 if self.quick else 1.0
+        return [row._asdict() for row in figures.measure(self.ours[0].removeprefix("ours-"), scale)]
 
     def limits(self) -> list[Results]:
         with scratch() as directory:

@@ -87,9 +87,8 @@ def rebuilding(path: str, backend: str, count: int, asked: float) -> Row:
     return Row(f"rebuild of {count:,} entries", f"{asked:g} s", f"{taken:.2f} s", taken < asked)
 
 
-def steady(path: str, backend: str) -> Iterator[Row]:
+def steady(path: str, backend: str, size: int) -> Iterator[Row]:
     """Ten times the size through a cache that LRU keeps full, beside one with room for all."""
-    size = 64 << 20
     total = 10 * size // len(VALUE)
     over = 0
     with (
@@ -114,15 +113,14 @@ def steady(path: str, backend: str) -> Iterator[Row]:
     )
 
 
-def longest_call(path: str, backend: str, count: int) -> Row:
+def longest_call(path: str, backend: str, count: int, calls: int) -> Row:
     """Single calls of `set` while a full cache of `count` small entries evicts."""
     with DiskCache(f"{path}/many", backend=backend, size_limit=count * 400) as cache:
         fill(cache, count, SMALL)
-        cache.settings  # noqa: B018
     size = disk_bytes(f"{path}/many")
     with DiskCache(f"{path}/many", backend=backend, size_limit=size) as cache:
         before = cache.stats()
-        taken = latencies(lambda i: cache.set(f"new-{i}", SMALL), range(100_000))
+        taken = latencies(lambda i: cache.set(f"new-{i}", SMALL), range(calls))
         after = cache.stats()
     worst = taken[-1]
     evicted = after.evictions - before.evictions
@@ -134,8 +132,7 @@ def longest_call(path: str, backend: str, count: int) -> Row:
     )
 
 
-def tails(path: str, backend: str) -> Iterator[Row]:
-    count = 60_000  # 240 MiB: beyond any read-ahead
+def tails(path: str, backend: str, count: int) -> Iterator[Row]:
     with DiskCache(f"{path}/tails", backend=backend) as cache:
         order = list(range(count))
         random.Random(1).shuffle(order)
@@ -144,7 +141,7 @@ def tails(path: str, backend: str) -> Iterator[Row]:
         cache.flush()
     drop_caches(f"{path}/tails")
     with DiskCache(f"{path}/tails", backend=backend) as cache:
-        cold = latencies(lambda i: cache.get(f"key-{i}"), order[:5000])
+        cold = latencies(lambda i: cache.get(f"key-{i}"), order[: count // 12])
     for what, asked, ordered in (
         ("set, hot", 1e-4, sets), ("get, hot", 1e-4, gets), ("get, cold", 1e-2, cold)
     ):  # fmt: skip
@@ -152,16 +149,17 @@ def tails(path: str, backend: str) -> Iterator[Row]:
         yield Row(f"P95 of {what}, 4 KiB", f"{asked * 1e3:g} ms", f"{value * 1e3:.3f} ms", value < asked)
 
 
-def measure(backend: str, million: int) -> Iterator[Row]:
-    """All rows; `million` is how many entries stand for one."""
+def measure(backend: str, scale: float) -> Iterator[Row]:
+    """All rows; less than 1 for `scale` makes the large ones so much smaller."""
+    million = int(1_000_000 * scale)
     steps: list[Callable[[str], Any]] = [
         lambda path: against_diskcache(path, backend),
         lambda path: opening(path, backend, million),
         lambda path: [rebuilding(path, backend, 10_000, 1.0)],
         lambda path: [rebuilding(path, backend, million, 30.0)],
-        lambda path: steady(path, backend),
-        lambda path: [longest_call(path, backend, million)],
-        lambda path: tails(path, backend),
+        lambda path: steady(path, backend, 64 << 20 if scale == 1 else 16 << 20),
+        lambda path: [longest_call(path, backend, million, million // 10)],
+        lambda path: tails(path, backend, 60_000 if scale == 1 else 12_000),
     ]
     for step in steps:
         with scratch() as path:
@@ -176,7 +174,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = []
     print("| what | asked | measured | reached |\n|---|---|---|---|")
-    for row in measure(options.backend, 100_000 if options.quick else 1_000_000):
+    for row in measure(options.backend, 0.1 if options.quick else 1.0):
         rows.append(row)
         print(f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |", flush=True)
     if options.json:

@@ -33,7 +33,6 @@ class Peer(abc.ABC):
     processes: ClassVar[bool] = True  # several may have it open
     files: ClassVar[str] = ""  # those of the same name can use each other's directory
 
-    directory: str
     get: Callable[[Any], bytes | None]
     set: Callable[[Any, bytes], Any]
     delete: Callable[[Any], Any]

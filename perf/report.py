@@ -204,7 +204,7 @@ class Report:
             return
         yield "## Against peers\n"
         yield "µs an operation; batches are counted by the entry.\n"
-        for part in ("hot", "cold", "mixed", "durable"):
+        for part in ("hot", "cold", "mixed", "durable", "eviction", "opening"):
             cases = self.bench(part)
             if cases:
                 yield from table(
@@ -475,7 +475,7 @@ class Report:
             "read-ahead for 4 KiB and with it above, each the faster for it. `caio` and `aiofile` read from one "
             "file, without keys, index or checksums."
         )
-        yield "- Values of 1 MiB and more: what others left to be written is written first (`sync`), untimed.\n"
+        yield ""
         minutes = self.found.get("seconds", 0) / 60
         yield f"The run took {minutes:.0f} minutes." if minutes >= 1 else ""
 

@@ -64,8 +64,7 @@ class Bed:
         if (side, label) not in self._open:
             path = os.path.join(self.directory, f"open-{side}-{label}")
             os.makedirs(path, exist_ok=True)
-            peer = self._open[side, label] = PEERS[side](path, durable)
-            peer.directory = path
+            self._open[side, label] = PEERS[side](path, durable)
         return self._open[side, label]
 
     def filled(self, side: str, label: str, count: int, value: bytes) -> str:

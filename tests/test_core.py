@@ -170,6 +170,25 @@ def test_written_with_one_and_read_with_the_other(
     assert one.check() == [] == two.check()
 
 
+def test_references_are_balanced(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"v" * 100)
+    cache.get("k")
+    core: Any = cache._store.core
+    arguments: list[Any] = ["k", "none", "\ud800", START]
+    watched = [None, NotImplemented, *arguments]
+    before = [sys.getrefcount(one) for one in watched]
+    for _ in range(1000):
+        for wanted in arguments[:3]:
+            core.get(wanted, START)
+            core.get_nowait(wanted, START)
+            cache.get(wanted)
+        core.counted()
+        cache.set("k", b"v" * 100)
+    after = [sys.getrefcount(one) for one in watched]
+    assert all(abs(a - b) < 100 for a, b in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_hits_and_misses_are_counted_once(opened: Callable[..., DiskCache], core: str) -> None:
     cache = opened(core)
@@ -671,5 +690,14 @@ def test_numbers_are_those_of_the_format() -> None:
         f"#define FLAG_LARGE {f.FLAG_LARGE:#x}u",
         f"#define RECORD_BYTES {f.RECORD_BYTES}u",
         f"#define ALIGN {f.ALIGN}u",
+        f"#define BUSY_CHANGING {f.BUSY_CHANGING:#x}u",
     ):
         assert text in source, text
+
+
+def test_built_with_newer_headers_it_runs_on_older_interpreters() -> None:
+    """Formats with '#' call other functions, and singletons lose a reference, with newer headers."""
+    source = (ROOT / "csrc" / "coremodule.c").read_text(encoding="utf-8")
+    code = source[source.index("*/") :]
+    assert "PY_SSIZE_T_CLEAN" not in code and "Py_RETURN" not in code
+    assert not [line for line in code.splitlines() if '"' in line and "#" in line and "#include" not in line]

@@ -568,7 +568,7 @@ def test_a_journal_that_makes_no_sense_is_damage(path: Path, index: Index) -> No
         words = list(good)
         words[field] = value
         before = bytes(index.map)
-        index.words[f.W_BUSY] = 1
+        index.words[f.W_BUSY] = f.BUSY_CHANGING
         for i, word in enumerate(words):
             index.words[f.W_BUSY + 1 + i] = word
         with pytest.raises(IndexDamaged):

@@ -328,8 +328,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 1))
     def cull(self, at: int) -> None:
-        before = self.cache(at).stats().process["evictions"]
-        assert self.cache(at).cull() == self.cache(at).stats().process["evictions"] - before
+        before = self.cache(at).stats().process
+        culled = self.cache(at).cull()
+        after = self.cache(at).stats().process
+        assert culled == sum(after[name] - before[name] for name in ("evictions", "expirations"))
 
     @rule(at=st.integers(0, 1))
     def flush(self, at: int) -> None:

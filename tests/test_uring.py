@@ -406,6 +406,7 @@ def test_reads_in_place_are_given_up_and_taken_up_again(make: Make, path: Path, 
         assert backend.read_nowait(fd, 4096, 2 * SIZE) is None
     tries = [backend.read_nowait(fd, 4096, 77) for _ in range(20 * uring._COLD_TRIES)]
     assert 0 < tries.count(None) < 10 * uring._COLD_TRIES
+    assert backend.cold == 0
     assert tries[-50:] == [os.pread(fd, 4096, 77)] * 50
 
 

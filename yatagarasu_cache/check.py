@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ from .segment import read_segment_header
 
 if TYPE_CHECKING:
     from .store import Store
+
+_A_MOMENT = 0.1  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,52 @@ def check(store: Store, fix: bool) -> list[Problem]:
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
+    lost = False
     for segment in store.index.segments():
-        detail = _segment_problem(store, segment)
-        if detail and store.index.state(segment) not in (0, f.DOOMED):
-            yield Problem("segment", f.segment_name(segment), detail, False)
+        if not _segment_problem(store, segment):
+            continue
+        with store.appending, store.lock:  # it may have been sealed or removed while we looked
+            detail = _segment_problem(store, segment)
+            if not detail or store.index.state(segment) in (0, f.DOOMED):
+                continue
+            fixed = fix and _mend_segment(store, segment)
+            lost = lost or fixed
+            yield Problem("segment", f.segment_name(segment), detail, fixed)
+    if lost:  # removals were lost with it, but not what they did: that is to be durable now
+        checkpoint.write(store)
+
+
+def _mend_segment(store: Store, segment: int) -> bool:
+    """Drop what is lost of a segment; what is left of it is in order then. Both locks are held."""
+    index = store.index
+    entry = index.entry(segment)
+    store.files.forget(segment)
+    if store.writer is not None and store.writer.segment == segment:
+        writer, store.writer = store.writer, None
+        writer.close(sync=False)
+    for at in list(index.live_slots()):
+        slot = index.slot(at)
+        if slot.segment == segment and _entry_problem(store, slot):
+            store.drop_corrupt(slot)
+    path = store.files.path(segment)
+    if index.words[entry + f.T_LIVE]:
+        floor = index.words[f.W_FLOOR]
+        header = f.pack_segment_header(segment, index.identity, index.words[entry + f.T_CREATED], floor)
+        fd = store.backend.open(path, os.O_RDWR)
+        try:
+            store.backend.write(fd, [header], 0)
+            size = os.fstat(fd).st_size
+        finally:
+            store.backend.close_file(fd)
+        index.resize_segment(segment, size)
+        index.words[entry + f.T_SYNCED] = 0
+        index.words[entry + f.T_OWNER] = 0
+        index.words[entry] = f.SEALED | segment
+    else:
+        with contextlib.suppress(IsADirectoryError, PermissionError):  # a directory is none of ours
+            store.backend.unlink(path)
+        index.drop_segment(segment)
+    return True
 
 
 def _segment_problem(store: Store, segment: int) -> str:
@@ -68,6 +114,8 @@ def _segment_problem(store: Store, segment: int) -> str:
     try:
         header = read_segment_header(store.backend, fd)
         size = os.fstat(fd).st_size
+    except OSError as error:
+        return error.strerror or str(error)
     finally:
         store.backend.close_file(fd)
     if header is None:
@@ -82,22 +130,42 @@ def _segment_problem(store: Store, segment: int) -> str:
 
 
 def _entries(store: Store, fix: bool) -> Iterator[Problem]:
-    """Every entry's record and value are what was written."""
-    for at in list(store.index.live_slots()):
-        slot = store.index.slot(at)
-        if slot.low <= f.REMOVED:
-            continue
-        detail = _entry_problem(store, slot)
-        if not detail:
-            continue
-        with store.appending, store.lock:  # it may have been moved or replaced while we looked
-            current = store.find(slot.low, slot.high)
-            slot = store.index.slot(current) if current else slot
-            if not current or not (detail := _entry_problem(store, slot)):
+    """Every entry's record and value are what was written, and its key leads to it."""
+    for part in range(PARTITIONS):
+        for at in store.index.partition_slots(part):
+            slot = store.index.slot(at)
+            if slot.low <= f.REMOVED:
                 continue
-            if fix:
-                store.drop_corrupt(slot)
-        yield Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
+            found = store.find(slot.low, slot.high)
+            if found == at and not _entry_problem(store, slot):
+                continue
+            with store.appending, store.lock:  # it may have been moved or replaced while we looked
+                problem = _lasting_problem(store, part, at, fix)
+            if problem:
+                yield problem
+
+
+def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | None:
+    """What is wrong with a slot, both locks being held."""
+    index = store.index
+    if at not in index.partition_slots(part):
+        return None
+    slot = index.slot(at)
+    if slot.low <= f.REMOVED:
+        return None
+    if index.find(slot.low, slot.high) != at:
+        detail = "its key leads elsewhere"
+        if fix:
+            index.words[at] = f.REMOVED
+            index.words[at + f.S_ACCESS] = 0
+            index.recount(part)
+    else:
+        detail = _entry_problem(store, slot)
+        if detail and fix:
+            store.drop_corrupt(slot)
+    if not detail:
+        return None
+    return Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
 
 
 def _entry_problem(store: Store, slot: Slot) -> str:
@@ -156,15 +224,38 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
                     index.words[word] = total
 
 
+
 def _large(store: Store, fix: bool) -> Iterator[Problem]:
     """Every large file belongs to an entry."""
     for (low, high, pointer), _, path in store.large.listed():
         if not _is_orphan(store, low, high, pointer, path):
             continue
+        fixed = fix
         if fix:
-            with store.lock:
-                store.backend.unlink(path)
-        yield Problem("large", os.path.basename(path), "no entry refers to it", fix)
+            try:
+                with store.lock:
+                    store.backend.unlink(path)
+            except (IsADirectoryError, PermissionError):
+                fixed = False
+        yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
+    counted, total = _large_bytes(store)
+    if counted != total:
+        time.sleep(_A_MOMENT)  # another thread may be removing one, or storing one
+        with store.lock:
+            counted, total = _large_bytes(store)
+            if counted != total:
+                if fix:
+                    store.index.words[f.W_LARGE_BYTES] = total
+                yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
+
+
+def _large_bytes(store: Store) -> tuple[int, int]:
+    """Bytes of large values as counted and as found; if others may just be storing some, twice the same."""
+    with store.lock:
+        counted: int = store.index.words[f.W_LARGE_BYTES]
+        if not store.users_alone() or store.backend.scandir(store.large.temporary):
+            return counted, counted
+        return counted, sum(size for _, size, _ in store.large.listed())
 
 
 def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bool:
@@ -178,7 +269,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
             except OSError:
                 return False
         # One that is just being stored is in place shortly before its entry is.
-        recent = pointer > store.index.stamp() - store.ORPHAN_AGE
+        recent = pointer > store.index.words[f.W_CLOCK] - store.ORPHAN_AGE
         return os.path.exists(path) and not (recent and not store.users_alone())
 
 
@@ -217,6 +308,6 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
             if fix:
                 try:
                     checkpoint.write(store)
-                except CacheIOError:
+                except OSError:
                     fix = False
             yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)

@@ -8,6 +8,7 @@ same entries, save that nothing at or below the newest floor is trusted (see `re
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -85,7 +86,8 @@ def most_bytes(index: Index) -> int:
 def account(store: Store, index: Index) -> None:
     """Count the bytes of the checkpoint that there is. The lock is held."""
     try:
-        size = os.stat(os.path.join(store.root, f.CHECKPOINT_NAME)).st_size
+        status = os.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
     except FileNotFoundError:
         size = 0
     index.words[f.W_CHECKPOINT_BYTES] = size

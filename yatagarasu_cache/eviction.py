@@ -4,6 +4,7 @@ the entry with the smallest word is the next victim.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -91,6 +92,8 @@ class Victims:
     (for LFU as of the selection: what came since is not considered yet, and so gets its chance).
     Beyond, one partition at a time gives up its oldest 1 %: keys are spread evenly by their digest,
     so those are among the oldest 2 % of all, and no step looks at more than one partition.
+
+    What has expired by the time of a selection goes before anything that has not.
     """
 
     def __init__(self) -> None:
@@ -112,14 +115,24 @@ class Victims:
     def _select(self, index: Index) -> None:
         count = index.count()
         if count <= EXACT_ENTRIES:
-            self._queue.extend(oldest(index, range(PARTITIONS), max(_MIN_BATCH, count // _EXACT_SHARE)))
+            self._choose(index, range(PARTITIONS), max(_MIN_BATCH, count // _EXACT_SHARE))
             return
         for _ in range(PARTITIONS):
             self._part = (self._part + 1) % PARTITIONS
             live = index.words[f.W_COUNTS + self._part] >> 32
             if live:
-                self._queue.extend(oldest(index, range(self._part, self._part + 1), 1 + live // _PART_SHARE))
+                self._choose(index, range(self._part, self._part + 1), 1 + live // _PART_SHARE)
                 return
+
+    def _choose(self, index: Index, parts: range, wanted: int) -> None:
+        now = time.time_ns()
+        late = {
+            Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1]): None
+            for part in parts
+            for at in expired(index, part, now)
+        }
+        self._queue.extend(late)
+        self._queue.extend(victim for victim in oldest(index, parts, wanted) if victim not in late)
 
 
 def oldest(index: Index, parts: range, wanted: int) -> list[Victim]:
@@ -153,8 +166,11 @@ def _threshold(columns: list[list[int]], wanted: int) -> int:
 def expired(index: Index, part: int, now: int) -> list[int]:
     """The live slots of a partition whose time is up at `now` (nanoseconds since the epoch)."""
     slots = index.partition_slots(part)
+    column = index.column(slots, f.S_EXPIRES)
+    if column.count(0) == len(column):  # as in caches that don't use expiry
+        return []
     return [
         at
-        for at, expires in zip(slots, index.column(slots, f.S_EXPIRES), strict=True)
+        for at, expires in zip(slots, column, strict=True)
         if 0 < expires <= now and index.words[at] > f.REMOVED
     ]

@@ -72,8 +72,8 @@ W_FLUSHED = 23  # stamp at which the newest flush() began
 W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 
-W_BUSY = 40  # journal: 1 while a slot changes, and how to undo that
-# Or what else is to be completed. No flipped bit makes these of 0.
+W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
+BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0
 BUSY_CLEARING = int.from_bytes(b"CLEARING", "little")
 BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
 JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot

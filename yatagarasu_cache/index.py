@@ -163,8 +163,13 @@ class Index:
         clock = self.words[W_CLOCK]
         if clock >= f.MAX_STAMP or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
             raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
-        if any(not 1 <= self.words[e] >> 32 <= 3 for e in self.table_entries()):
-            raise IndexDamaged("a segment is in no known state")
+        unused = self.words[f.W_NEXT_SEGMENT]
+        if not 0 < unused <= f.MASK32:
+            raise IndexDamaged("there is no segment number left")
+        for entry in self.table_entries():
+            segment, state = self.words[entry] & f.MASK32, self.words[entry] >> 32
+            if not 1 <= state <= 3 or self.entry(segment) != entry or segment >= unused:
+                raise IndexDamaged("a segment is in no known state, or out of place")
         counts = self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist()
         for field in (f.T_SIZE, f.T_LIVE):
             column = slice(self.table_word + field, self.first_slot * SLOT_WORDS, f.ENTRY_WORDS)
@@ -407,7 +412,7 @@ class Index:
             view, W_BUSY * 8, 0, part, at, live_a, words[live_a], live_b, words[live_b],
             view[at * 8 : at * 8 + SLOT_BYTES],
         )  # fmt: skip
-        words[W_BUSY] = 1
+        words[W_BUSY] = f.BUSY_CHANGING
 
     def repair(self) -> bool:
         """Undo or complete what a process that died with the lock had begun. True if there was something."""
@@ -424,7 +429,8 @@ class Index:
         _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
         slot_like = at % SLOT_WORDS == 0 and at >= self.first_slot * SLOT_WORDS
-        if part >= PARTITIONS or not slot_like or live_a not in in_table or live_b not in in_table:
+        known = busy == f.BUSY_CHANGING and part < PARTITIONS
+        if not known or not slot_like or live_a not in in_table or live_b not in in_table:
             raise IndexDamaged("its journal makes no sense")
         if at * 8 + SLOT_BYTES > len(self.map):
             self.remap()

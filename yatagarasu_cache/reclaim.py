@@ -318,7 +318,10 @@ class Reclaimer:
                 if not victims:
                     return 0
                 gone = store.remove_slots(victims)
-                store.count("evictions", len(victims))
+                now = time.time_ns()
+                late = sum(0 < slot.expires <= now for slot in victims)
+                store.count("expirations", late)
+                store.count("evictions", len(victims) - late)
         store.discard(gone)
         return freed
 
@@ -367,12 +370,12 @@ class Reclaimer:
 
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
-        before = self._store.evictions
+        before = self._store.evictions + self._store.expirations
         while self._store.policy.evicts and self._index.live_bytes > self.live_limit:
             if not self._evict(self._index.live_bytes - self.live_limit):
                 break
         self.drop_dead()
-        return self._store.evictions - before
+        return self._store.evictions + self._store.expirations - before
 
     # -- dead segments ------------------------------------------------------------------------
 

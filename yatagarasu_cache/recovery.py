@@ -115,8 +115,11 @@ def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
         index.words[f.W_CLEAN] = 0
         index.sync()
     index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] = boot_id()
-    if alone and not clean:
-        tidy(store, index)
+    index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
+    if alone:
+        checkpoint.account(store, index)
+        if not clean or index.words[f.W_LARGE_BYTES] > store.settings.size_limit:
+            tidy(store, index)
     return index
 
 
@@ -136,7 +139,6 @@ def tidy(store: Store, index: Index) -> None:
             store.backend.unlink(path)
     index.words[f.W_LARGE_BYTES] = total
     store.owner.sweep()  # last: should we be killed here, somebody looks again
-    checkpoint.account(store, index)
 
 
 def _refers(store: Store, index: Index, low: int, high: int, pointer: int) -> bool:

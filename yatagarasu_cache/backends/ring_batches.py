@@ -20,8 +20,8 @@ from .buffers import Buffer, BufferPool
 from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 
 _MOST_RINGS = 8  # more threads than this at once make ordinary calls
-_CHUNK_BYTES = 256 << 10
-_CHUNKS = 8
+_CHUNK_BYTES = 128 << 10
+_CHUNKS = 16
 ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
 _COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
 _MOST_SYNCS = 1024  # in one call

@@ -30,9 +30,9 @@ __all__ = ["UringBackend"]
 _LEAST_BATCH = 4  # fewer reads than this are not worth a ring
 LARGE_BYTES = 2 << 20  # from here a cold value is read past the page cache, in chunks
 _SEEN = 1024  # long values remembered as read once
-# Reading in place is worth trying while about one in four finds its bytes in memory. Below that
-# most are not tried any more, but one in so many still is, to notice when that changes.
-_COLD, _COLD_MOST = 48, 64
+# Reading in place is worth trying while about one in four finds its bytes in memory. Above
+# COLD most are not tried any more, but one in so many still is, to notice when that changes.
+COLD, _COLD_MOST = 48, 64
 _HIT_COUNTS = 3  # misses that one hit makes up for
 _COLD_TRIES = 16
 _CLOSE_SECONDS = 10.0
@@ -43,6 +43,8 @@ _backends: weakref.WeakSet[UringBackend] = weakref.WeakSet()
 
 class UringBackend(ThreadsBackend):
     name = "uring"
+    cold: int
+    """How much reads in place have missed of late, less what they have found; see `COLD`."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises `BackendUnavailable` with the reason if the kernel gives no ring of use."""
@@ -56,7 +58,7 @@ class UringBackend(ThreadsBackend):
         self._direct = settings.io_uring.direct
         self._seen: dict[tuple[int, int, int], None] = {}
         self._seen_lock = threading.Lock()
-        self._cold = self._skipped = 0
+        self.cold = self._skipped = 0
         _backends.add(self)
 
     # -- calls in place ---------------------------------------------------------------------
@@ -80,7 +82,7 @@ class UringBackend(ThreadsBackend):
         Looking costs a system call and starts each read alone, where a ring starts many at once;
         what is in memory after all comes through the ring as well.
         """
-        if self._cold > _COLD:
+        if self.cold > COLD:
             self._skipped += 1
             if self._skipped % _COLD_TRIES:
                 return None
@@ -92,10 +94,10 @@ class UringBackend(ThreadsBackend):
                 raise
             done = -1
         if done != length:
-            self._cold = min(self._cold + 1, _COLD_MOST)
+            self.cold = min(self.cold + 1, _COLD_MOST)
             return None
-        if self._cold:
-            self._cold = max(self._cold - _HIT_COUNTS, 0)
+        if self.cold:
+            self.cold = max(self.cold - _HIT_COUNTS, 0)
         return bytes(buffer)
 
     def _read_long(self, fd: int, length: int, offset: int) -> bytes:

@@ -1,0 +1,55 @@
+"""Opening a cache of 10 thousand or a million small entries and the first get; rebuilding its index.
+
+    python -m perf.bench_opening [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from perf.peers import OURS, PEERS, RAW
+from perf.suite import Bed, Case, Options, main
+
+VALUE = b"x" * 100
+QUICK_MILLION = 50_000
+
+
+def cases(bed: Bed, options: Options) -> Iterator[Case]:
+    for count in (10_000, QUICK_MILLION if options.quick else 1_000_000):
+        for what, time_function in (("open and get", time_open), ("rebuild and get", time_rebuild)):
+            for side in options.sides:
+                # A million files or transactions would take minutes to make: these open in no time.
+                slow = side in (*RAW, "files") or (count > 10_000 and side.startswith("diskcache"))
+                if not slow and (what == "open and get" or side in OURS):
+                    yield Case(
+                        f"{what}, {count:,} entries", side, 1,
+                        lambda loops, side=side, count=count, time_function=time_function: sum(
+                            time_function(bed.filled(side, f"opening-{count}", count, VALUE), side, i * 7 % count)
+                            for i in range(loops)
+                        ),
+                    )  # fmt: skip
+
+
+def time_open(directory: str, side: str, number: int) -> float:
+    start = time.perf_counter()
+    peer = PEERS[side](directory)
+    found = peer.get(peer.key(number))
+    taken = time.perf_counter() - start
+    peer.close()
+    assert found == VALUE
+    return taken
+
+
+def time_rebuild(directory: str, side: str, number: int) -> float:
+    """With nothing left but the segments."""
+    for name in ("index", "checkpoint"):
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
+    return time_open(directory, side, number)
+
+
+if __name__ == "__main__":
+    main(cases, "perf.bench_opening")
