@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from perf.bed import KIB, drop_caches, value_of
 from perf.bench_cold import set_size
@@ -28,13 +29,8 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
         for in_flight in options.in_flight:
             loops = 100 if cold and in_flight == 1 else 500 if options.quick else 1500
             for side in options.sides:
-                yield Case(
-                    f"asyncio {'cold' if cold else 'hot'} get, 4 KiB, {in_flight} in flight", side,
-                    loops,
-                    lambda loops, side=side, in_flight=in_flight, cold=cold: time_get(
-                        bed, side, count, in_flight, cold, loops
-                    ),
-                )  # fmt: skip
+                name = f"asyncio {'cold' if cold else 'hot'} get, 4 KiB, {in_flight} in flight"
+                yield Case(name, side, loops, partial(time_get, bed, side, count, in_flight, cold))
 
 
 def time_get(bed: Bed, side: str, count: int, in_flight: int, cold: bool, loops: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 
 from perf.bed import KIB, MIB, drop_caches, show_size, value_of
 from perf.peers import PEERS, RAW
@@ -33,13 +34,8 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
         for what in ("get", "get_many of 500") if size == 4 * KIB else ("get",):
             for side in options.sides:
                 if side not in RAW:
-                    yield Case(
-                        f"cold {what}, {show_size(size)}", side,
-                        loops,
-                        lambda loops, side=side, size=size, count=count, many="many" in what: time_cold(
-                            bed, side, size, count, many, loops
-                        ),
-                    )  # fmt: skip
+                    run = partial(time_cold, bed, side, size, count, "many" in what)
+                    yield Case(f"cold {what}, {show_size(size)}", side, loops, run)
 
 
 def time_cold(bed: Bed, side: str, size: int, count: int, many: bool, loops: int) -> float:

@@ -1,6 +1,6 @@
 """Writes that survive a power cut when they return: one by one, and many in one batch.
 
-    python -m perf.bench_durable [--backend threads|uring|both] [--peers lmdb,files] [--json FILE]
+python -m perf.bench_durable [--backend threads|uring|both] [--peers lmdb,files] [--json FILE]
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from perf.bed import KIB, value_of
-from perf.peers import PEERS, RAW, Ours, Peer
+from perf.peers import PEERS, RAW, Ours
 from perf.suite import Bed, Case, Options, main, timed
 
 SIZE = 4 * KIB
@@ -24,25 +25,25 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
         for side in sides:
             if side != "files" or what == "set":
                 yield Case(
-                    f"durable {what}, 4 KiB", side, loops,
-                    lambda loops, side=side, many="many" in what: time_set(
-                        bed.peer(side, "durable", durable=True), many, loops
-                    ),
-                )  # fmt: skip
+                    f"durable {what}, 4 KiB", side, loops, partial(time_set, bed, side, "many" in what)
+                )
     for side in sides:
         if issubclass(PEERS[side], Ours):
             yield Case(
-                "durable asyncio set, 4 KiB, 64 in flight", side, 256,
-                lambda loops, side=side: asyncio.run(_sets(bed.path(side, "durable"), side, loops)),
-            )  # fmt: skip
+                "durable asyncio set, 4 KiB, 64 in flight", side, 256, partial(time_asyncio, bed, side)
+            )
 
 
-def time_set(peer: Peer, many: bool, loops: int) -> float:
-    value = value_of(SIZE)
+def time_set(bed: Bed, side: str, many: bool, loops: int) -> float:
+    peer, value = bed.peer(side, "durable", durable=True), value_of(SIZE)
     pairs = [(peer.key(i % ENTRIES), value) for i in range(loops)]
     if many:
         return timed(peer.set_many, [pairs[i : i + BATCH] for i in range(0, loops, BATCH)])
     return timed(lambda pair: peer.set(*pair), pairs)
+
+
+def time_asyncio(bed: Bed, side: str, loops: int) -> float:
+    return asyncio.run(_sets(bed.path(side, "durable"), side, loops))
 
 
 async def _sets(directory: str, side: str, loops: int) -> float:

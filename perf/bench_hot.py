@@ -1,11 +1,12 @@
 """Synchronous operations on data in memory: get, set, get_many, set_many, delete.
 
-    python -m perf.bench_hot [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench_hot [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from perf.bed import MIB, show_size, value_of
 from perf.peers import RAW, Peer
@@ -20,40 +21,35 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
         count = max(4, min(3000, BYTES // size))
         loops = max(2, min(300 if options.quick else 1000, SAMPLE // size))
         batch = max(2, min(100, loops))
-        for what, time in (
-            ("set", time_set),
-            ("get", time_get),
-            (f"set_many of {batch}", time_set_many),
-            (f"get_many of {batch}", time_get_many),
-            ("delete", time_delete),
-        ):
+        table: dict[str, TimeFunction] = {
+            "set": time_set,
+            "get": time_get,
+            f"set_many of {batch}": time_set_many,
+            f"get_many of {batch}": time_get_many,
+            "delete": time_delete,
+        }
+        for what, time in table.items():
             for side in options.sides:
                 if side not in RAW:
-                    yield Case(
-                        f"hot {what}, {show_size(size)}", side,
-                        max(loops, batch) // batch * batch if "many" in what else loops,
-                        lambda loops, time=time, side=side, size=size, count=count, batch=batch: time(
-                            bed.peer(side, f"hot-{size}"), size, count, batch, loops
-                        ),
-                    )  # fmt: skip
+                    operations = max(loops, batch) // batch * batch if "many" in what else loops
+                    run = partial(on_peer, time, bed, side, size, count, batch)
+                    yield Case(f"hot {what}, {show_size(size)}", side, operations, run)
 
 
-def _ready(peer: Peer, size: int, count: int) -> bytes:
-    """The value; the first time, the peer is filled with it."""
+TimeFunction = Callable[[Peer, bytes, int, int, int], float]
+
+
+def on_peer(time: TimeFunction, bed: Bed, side: str, size: int, count: int, batch: int, loops: int) -> float:
     value = value_of(size)
-    if not hasattr(peer, "ready"):
-        peer.fill(count, value)
-        peer.ready = True  # type: ignore[attr-defined]
-    return value
+    return time(bed.peer(side, f"hot-{size}", fill=(count, value)), value, count, batch, loops)
 
 
-def time_set(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
-    value, put = _ready(peer, size, count), peer.set
+def time_set(peer: Peer, value: bytes, count: int, batch: int, loops: int) -> float:
+    put = peer.set
     return timed(lambda key: put(key, value), [peer.key(i % count) for i in range(loops)])
 
 
-def time_get(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
-    value = _ready(peer, size, count)
+def time_get(peer: Peer, value: bytes, count: int, batch: int, loops: int) -> float:
     assert peer.get(peer.key(0)) == value
     return timed(peer.get, [peer.key(i % count) for i in range(loops)])
 
@@ -65,26 +61,23 @@ def _batches(peer: Peer, count: int, batch: int, loops: int) -> list[list[object
     ]
 
 
-def time_set_many(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
-    value = _ready(peer, size, count)
-    return timed(peer.set_many, [[(key, value) for key in keys] for keys in _batches(peer, count, batch, loops)])
+def time_set_many(peer: Peer, value: bytes, count: int, batch: int, loops: int) -> float:
+    batches = [[(key, value) for key in keys] for keys in _batches(peer, count, batch, loops)]
+    return timed(peer.set_many, batches)
 
 
-def time_get_many(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
-    _ready(peer, size, count)
+def time_get_many(peer: Peer, value: bytes, count: int, batch: int, loops: int) -> float:
     return timed(peer.get_many, _batches(peer, count, batch, loops))
 
 
-def time_delete(peer: Peer, size: int, count: int, batch: int, loops: int) -> float:
-    value, taken = _ready(peer, size, count), 0.0
+def time_delete(peer: Peer, value: bytes, count: int, batch: int, loops: int) -> float:
+    taken = 0.0
     for start in range(0, loops, count):
         keys = [peer.key(i) for i in range(count, count + min(count, loops - start))]
         peer.set_many([(key, value) for key in keys])
         taken += timed(peer.delete, keys)
     return taken
 
-
-TimeFunction = Callable[[Peer, int, int, int, int], float]
 
 if __name__ == "__main__":
     main(cases, "perf.bench_hot")

@@ -1,6 +1,6 @@
 """Mixed work on 4 KiB values, 70 % get and 30 % set: in a plain loop, and in asyncio.
 
-    python -m perf.bench_mixed [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench_mixed [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from perf.bed import KIB, value_of
-from perf.peers import PEERS, RAW, Peer
+from perf.peers import PEERS, RAW
 from perf.suite import Bed, Case, Options, main
 
 SIZE = 4 * KIB
@@ -24,14 +25,10 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
     loops = 500 if options.quick else 2000
     sides = [side for side in options.sides if side not in RAW]
     for side in sides:
-        yield Case(
-            "mix 70/30, 4 KiB", side, loops, lambda loops, side=side: time_loop(_peer(bed, side), loops)
-        )
+        yield Case("mix 70/30, 4 KiB", side, loops, partial(time_loop, bed, side))
     for side in sides:
-        yield Case(
-            f"asyncio mix 70/30, 4 KiB, {IN_FLIGHT} in flight", side, loops,
-            lambda loops, side=side: time_asyncio(bed, side, IN_FLIGHT, loops),
-        )  # fmt: skip
+        name = f"asyncio mix 70/30, 4 KiB, {IN_FLIGHT} in flight"
+        yield Case(name, side, loops, partial(time_asyncio, bed, side, IN_FLIGHT))
 
 
 def plan(loops: int) -> list[tuple[bool, int]]:
@@ -40,16 +37,10 @@ def plan(loops: int) -> list[tuple[bool, int]]:
     return [(pick.random() < READS, pick.randrange(ENTRIES)) for _ in range(loops)]
 
 
-def _peer(bed: Bed, side: str) -> Peer:
-    peer = bed.peer(side, "mix")
-    if not hasattr(peer, "ready"):
-        peer.fill(ENTRIES, value_of(SIZE))
-        peer.ready = True  # type: ignore[attr-defined]
-    return peer
-
-
-def time_loop(peer: Peer, loops: int) -> float:
-    value, get, put = value_of(SIZE), peer.get, peer.set
+def time_loop(bed: Bed, side: str, loops: int) -> float:
+    value = value_of(SIZE)
+    peer = bed.peer(side, "mix", fill=(ENTRIES, value))
+    get, put = peer.get, peer.set
     work = [(is_get, peer.key(number)) for is_get, number in plan(loops)]
     start = time.perf_counter()
     for is_get, key in work:

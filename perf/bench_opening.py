@@ -1,6 +1,6 @@
 """Opening a cache of 10 thousand or a million small entries and the first get; rebuilding its index.
 
-    python -m perf.bench_opening [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench_opening [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 from perf.peers import OURS, PEERS, RAW
 from perf.suite import Bed, Case, Options, main
@@ -19,18 +20,19 @@ QUICK_MILLION = 50_000
 
 def cases(bed: Bed, options: Options) -> Iterator[Case]:
     for count in (10_000, QUICK_MILLION if options.quick else 1_000_000):
-        for what, time_function in (("open and get", time_open), ("rebuild and get", time_rebuild)):
+        for what in ("open and get", "rebuild and get"):
             for side in options.sides:
                 # A million files or transactions would take minutes to make: these open in no time.
                 slow = side in (*RAW, "files") or (count > 10_000 and side.startswith("diskcache"))
                 if not slow and (what == "open and get" or side in OURS):
-                    yield Case(
-                        f"{what}, {count:,} entries", side, 1,
-                        lambda loops, side=side, count=count, time_function=time_function: sum(
-                            time_function(bed.filled(side, f"opening-{count}", count, VALUE), side, i * 7 % count)
-                            for i in range(loops)
-                        ),
-                    )  # fmt: skip
+                    run = partial(time_all, bed, side, count, what.startswith("rebuild"))
+                    yield Case(f"{what}, {count:,} entries", side, 1, run)
+
+
+def time_all(bed: Bed, side: str, count: int, rebuild: bool, loops: int) -> float:
+    directory = bed.filled(side, f"opening-{count}", count, VALUE)
+    time_one = time_rebuild if rebuild else time_open
+    return sum(time_one(directory, side, i * 7 % count) for i in range(loops))
 
 
 def time_open(directory: str, side: str, number: int) -> float:

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -26,19 +27,16 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
     loops = 1000 if options.quick else 4000
     for what in ("process", "thread"):
         for workers in options.workers:
-            many = f"{workers} {what}{'es' if what == 'process' else 's'}".replace("1 processes", "1 process")
+            many = f"{workers} {what}{'' if workers == 1 else 'es' if what == 'process' else 's'}"
             for side in options.sides:
                 if side not in RAW and (PEERS[side].processes or what == "thread"):
-                    yield Case(
-                        f"mix 90/9/1, {many.replace('1 threads', '1 thread')}", side, loops * workers,
-                        lambda loops, side=side, what=what, workers=workers: elapsed(
-                            mix(bed.path(side, "shared"), side, what, workers, loops)
-                        ),
-                    )  # fmt: skip
+                    run = partial(time_mix, bed, side, what, workers)
+                    yield Case(f"mix 90/9/1, {many}", side, loops * workers, run)
 
 
-def elapsed(parts: list[tuple[float, float, Taken]]) -> float:
+def time_mix(bed: Bed, side: str, what: str, workers: int, loops: int) -> float:
     """From the first worker's start to the last one's end."""
+    parts = mix(bed.path(side, "shared"), side, what, workers, loops)
     return max(end for _, end, _ in parts) - min(start for start, _, _ in parts)
 
 
@@ -64,7 +62,7 @@ def mix(directory: str, side: str, what: str, workers: int, loops: int) -> list[
     ]
     for process in processes:
         process.start()
-    parts = []
+    parts: list[tuple[float, float, Taken]] = []
     while len(parts) < workers:
         try:
             parts.append(queue.get(timeout=1))

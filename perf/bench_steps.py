@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from xxhash import xxh3_64_intdigest
 
@@ -129,15 +130,15 @@ def time_nothing(loops: int) -> float:
 
 
 def cases(bed: Bed, options: Options) -> Iterator[Case]:
-    yield Case("the loop itself", "python", 2000, lambda loops: time_step(lambda i: None, loops))
+    yield Case("the loop itself", "python", 2000, partial(time_step, lambda i: None))
     cache = opened(bed.directory, "python")
     for label, steps in (("get", steps_of_get(cache)), ("set", steps_of_set(cache))):
         for what, step in steps.items():
-            yield Case(f"{label}: {what}", "python", 2000, lambda loops, step=step: time_step(step, loops))
+            yield Case(f"{label}: {what}", "python", 2000, partial(time_step, step))
     sides = {"python": wholes(cache), "as built": wholes(opened(bed.directory, "auto"))}
     for what in wholes(cache):
         for side, whole in sides.items():
-            yield Case(what, side, 2000, lambda loops, step=whole[what]: time_step(step, loops))
+            yield Case(what, side, 2000, partial(time_step, whole[what]))
 
 
 if __name__ == "__main__":

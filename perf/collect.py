@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import statistics
 import sys
@@ -88,8 +89,8 @@ class Collector:
             return machine.describe(directory) | {"cold": cold_means(), "cold_sets": sizes}
 
     def bench(self, name: str, cases: Cases, rounds: int, warm: bool = True, **options: Any) -> Results:
-        options = {"sides": self.caches, "quick": self.quick} | options
-        results = measure(cases, Options(**options), rounds, 0.5 if self.quick else 6.0, warm)
+        wanted = dataclasses.replace(Options(sides=self.caches, quick=self.quick), **options)
+        results = measure(cases, wanted, rounds, 0.5 if self.quick else 6.0, warm)
         for side in {side for sides in results.values() for side in sides}:
             save(str(self.artefacts / f"{name}-{side.replace(' ', '-')}.json"), results, side)
         return {
@@ -127,7 +128,9 @@ class Collector:
                     )  # fmt: skip
         return {
             side: {
-                action: {point: statistics.median(run[action][point] for run in runs) for point in runs[0][action]}
+                action: {
+                    point: statistics.median(run[action][point] for run in runs) for point in runs[0][action]
+                }
                 for action in ("get", "set", "delete")
             }
             for side, runs in found.items()

@@ -44,7 +44,9 @@ def limits(directory: str, quick: bool) -> Iterator[Limit]:
     for depth in DEPTHS:
         what = f"random read of 4 KiB, {depth} in flight"
         yield fio(directory, what, seconds, size, rw="randread", bs="4k", iodepth=str(depth))
-    yield fio(directory, "read of 256 KiB, 16 in flight", seconds, size, rw="randread", bs="256k", iodepth="16")
+    yield fio(
+        directory, "read of 256 KiB, 16 in flight", seconds, size, rw="randread", bs="256k", iodepth="16"
+    )
     yield fio(directory, "write of 256 KiB, 16 in flight", seconds, size, rw="write", bs="256k", iodepth="16")
     yield fio(
         directory, "write of 4 KiB, each synced", seconds, size,

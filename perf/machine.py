@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -77,10 +77,6 @@ def _disk(directory: str) -> str:
 
 def _built() -> str:
     """Which compiled parts of the package are in use."""
-    try:
-        from yatagarasu_cache import core
-
-        fast = "C" if core.lib is not None else "Python"
-    except (ImportError, AttributeError):
-        fast = "Python"
-    return f"core: {fast}; optimised Python: {'no' if sys.flags.optimize == 0 else 'yes'}"
+    there = [name for name in ("_core", "_ring") if importlib.util.find_spec(f"yatagarasu_cache.{name}")]
+    core = os.environ.get("YATAGARASU_CORE", "auto")
+    return f"{' and '.join(there) or 'no compiled module'}; YATAGARASU_CORE={core}"

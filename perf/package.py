@@ -64,7 +64,18 @@ def build(directory: str) -> dict[str, Built | str]:
 
 def _build(python: str, source: Path, out: str, mode: str) -> Built | str:
     shutil.rmtree(source / "build", ignore_errors=True)
-    command = [python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, str(source)]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        out,
+        str(source),
+    ]
     start = time.perf_counter()
     done = subprocess.run(
         command, env=os.environ | {"YATAGARASU_IO_URING": mode}, capture_output=True, text=True

@@ -106,7 +106,7 @@ class Ours(Peer):
             directory, backend=self.backend, size_limit=ROOM, durability=durability
         )
         self.get, self.set, self.delete, self.close = cache.get, cache.set, cache.delete, cache.close  # type: ignore[method-assign]
-        self.get_many, self.set_many = cache.get_many, cache.set_many  # type: ignore[method-assign]
+        self.get_many, self.set_many = cache.get_many, cache.set_many  # type: ignore[assignment,method-assign]
 
     def close(self) -> None: ...
 
@@ -145,9 +145,7 @@ class Diskcache(Peer):
 
     def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         options = {"sqlite_synchronous": 2} if durable else {}
-        self.cache = cache = importlib.import_module(self.module).Cache(
-            directory, size_limit=ROOM, **options
-        )
+        self.cache = cache = importlib.import_module(self.module).Cache(directory, size_limit=ROOM, **options)
         self.get, self.set, self.delete = cache.get, cache.set, cache.delete
 
     def get_many(self, keys: Sequence[Any]) -> Any:
@@ -231,7 +229,7 @@ class Rocksdict(Peer):
     key = staticmethod(Lmdb.key)
 
     def get_many(self, keys: Sequence[Any]) -> Any:
-        return self.db.get(keys)
+        return self.db.get(list(keys))
 
     def set_many(self, pairs: Sequence[tuple[Any, bytes]]) -> Any:
         batch = self.module.WriteBatch(raw_mode=True)

@@ -11,9 +11,7 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 50
 Points = Sequence[tuple[float, float]]
 
 
-def lines(
-    title: str, across: str, up: str, series: Mapping[str, Points], labels: Mapping[float, str]
-) -> str:
+def lines(title: str, across: str, up: str, series: Mapping[str, Points], labels: Mapping[float, str]) -> str:
     """A chart with logarithmic axes; `labels` are the marks of the horizontal one."""
     points = [point for one in series.values() for point in one if point[1] > 0]
     if not points:

@@ -210,7 +210,10 @@ class Report:
                 yield from table(
                     (part, *caches),
                     (
-                        (case, *(micros(sides[side]["seconds"] if side in sides else None) for side in caches))
+                        (
+                            case,
+                            *(micros(sides[side]["seconds"] if side in sides else None) for side in caches),
+                        )
                         for case, sides in cases.items()
                     ),
                 )
@@ -242,7 +245,9 @@ class Report:
                 for side in self.sides
             }
             marks = {float(depth): str(depth) for depth in IN_FLIGHT}
-            yield from self.plot(f"asyncio-{state}", f"asyncio, {state} get of 4 KiB", "in flight", series, marks)
+            yield from self.plot(
+                f"asyncio-{state}", f"asyncio, {state} get of 4 KiB", "in flight", series, marks
+            )
 
     def value_size(self) -> Iterator[str]:
         cases, marks = self.bench("hot"), {float(size): name for name, size in SIZES.items()}
@@ -283,7 +288,9 @@ class Report:
                 for side in caches
             }
             marks = {float(n): str(n) for n in WORKERS}
-            yield from self.plot("processes", "mix 90/9/1, all processes together", "processes", series, marks)
+            yield from self.plot(
+                "processes", "mix 90/9/1, all processes together", "processes", series, marks
+            )
         if tails:
             yield "Latencies of single calls with 8 processes (µs):\n"
             rows = [
@@ -385,7 +392,12 @@ class Report:
             yield from table(
                 ("what", "op/s", "MB/s", "P95 ms"),
                 (
-                    (r["what"], f"{r['operations']:,.0f}", f"{r['bytes'] / 1e6:,.0f}", f"{r['p95'] * 1e3:.3g}")
+                    (
+                        r["what"],
+                        f"{r['operations']:,.0f}",
+                        f"{r['bytes'] / 1e6:,.0f}",
+                        f"{r['p95'] * 1e3:.3g}",
+                    )
                     for r in rows
                 ),
             )
@@ -423,7 +435,7 @@ class Report:
                     verdict = "better" if gain > 1.1 else "worse" if gain < 0.9 else "same"
                     better[verdict].append(f"{what} of {size} ({gain:.1f} times)")
         if better["better"]:
-            yield f"Use io_uring (`backend=\"auto\"` does where it runs) for: {'; '.join(better['better'])}."
+            yield f'Use io_uring (`backend="auto"` does where it runs) for: {"; ".join(better["better"])}.'
         if better["same"]:
             yield f"It makes no difference for: {'; '.join(better['same'])}."
         if better["worse"]:
@@ -438,7 +450,7 @@ class Report:
             alone = durable["durable set, 4 KiB"][self.best]["seconds"]
             batch = durable["durable set_many of 100, 4 KiB"][self.best]["seconds"]
             yield (
-                f"With `durability=\"sync\"` a single `set` waits {alone * 1e3:.1f} ms for the disk; in batches "
+                f'With `durability="sync"` a single `set` waits {alone * 1e3:.1f} ms for the disk; in batches '
                 f"of 100 it is {micros(batch)} µs an entry. Store in batches, or from many asyncio tasks at once."
             )
         slower = [
@@ -458,7 +470,9 @@ class Report:
         machine = self.found.get("machine")
         if not machine:
             return
-        sets = ", ".join(f"{megabytes} MiB at {show_size(int(size))}" for size, megabytes in machine["cold_sets"].items())
+        sets = ", ".join(
+            f"{megabytes} MiB at {show_size(int(size))}" for size, megabytes in machine["cold_sets"].items()
+        )
         yield "## How it was measured\n"
         yield (
             f"- Cold, for all sides alike: closed, synced, caches dropped ({machine['cold']}), opened anew, then "
@@ -487,4 +501,3 @@ class Report:
         if picture:
             (self.plots / f"{name}.svg").write_text(picture, "utf-8")
             yield f"![{title}](plots/{name}.svg)\n"
-

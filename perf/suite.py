@@ -59,12 +59,14 @@ class Bed:
         os.makedirs(path, exist_ok=True)
         return path
 
-    def peer(self, side: str, label: str, durable: bool = False) -> Peer:
-        """An open peer in a directory that only it uses."""
+    def peer(self, side: str, label: str, durable: bool = False, fill: tuple[int, bytes] = (0, b"")) -> Peer:
+        """An open peer in a directory that only it uses, at first filled with (count, value)."""
         if (side, label) not in self._open:
             path = os.path.join(self.directory, f"open-{side}-{label}")
             os.makedirs(path, exist_ok=True)
             self._open[side, label] = PEERS[side](path, durable)
+            if fill[0]:
+                self._open[side, label].fill(*fill)
         return self._open[side, label]
 
     def filled(self, side: str, label: str, count: int, value: bytes) -> str:

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from perf.bed import drop_caches, value_of
@@ -36,8 +37,8 @@ QUARTERS = 4
 
 
 def run(
-    side: str, directory: str, work: str, count: int, size: int = 4096, in_flight: int = 0, cold: int = 0,
-    strace: str = "",
+    side: str, directory: str, work: str, count: int, *, strace: str = "", size: int = 4096,
+    in_flight: int = 0, cold: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`perf.work` in a new process; its result. `strace` names a file for the trace."""
     command = [sys.executable, "-m", "perf.work", side, directory, work, str(count)]
@@ -58,10 +59,10 @@ def can_trace() -> bool:
     return not subprocess.run(["strace", "-qq", "-o", os.devnull, "true"], capture_output=True).returncode
 
 
-def system_calls(*args: Any, **kwargs: Any) -> Counter[str]:
+def system_calls(side: str, directory: str, work: str, count: int, **more: int) -> Counter[str]:
     """System calls by name, of all threads, between the first operation and the last one."""
     with tempfile.NamedTemporaryFile("r", prefix="yatagarasu-strace-") as file:
-        run(*args, **kwargs, strace=file.name)
+        run(side, directory, work, count, strace=file.name, **more)
         counted: Counter[str] = Counter()
         counting = False
         for line in file:
@@ -133,7 +134,8 @@ def operations(work: str, count: int, entries: int) -> list[tuple[bool, int]]:
 
 
 def synchronous(args: argparse.Namespace, meter: Meter, todo: list[tuple[bool, int]]) -> int:
-    peer, value, clock = PEERS[args.side](args.directory, size=args.size), value_of(args.size), time.perf_counter
+    peer, value = PEERS[args.side](args.directory, size=args.size), value_of(args.size)
+    clock = time.perf_counter
     if not args.cold:
         for _, number in todo[:HOT]:
             peer.get(peer.key(number))
@@ -141,12 +143,10 @@ def synchronous(args: argparse.Namespace, meter: Meter, todo: list[tuple[bool, i
     if args.work == "get_many":
         keys = [peer.key(number) for _, number in todo]
         batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
-        calls = [lambda batch=batch: peer.get_many(batch) for batch in batches]
+        calls = [partial(peer.get_many, batch) for batch in batches]
     else:
         calls = [
-            (lambda key=peer.key(number): peer.get(key))
-            if is_get
-            else (lambda key=peer.key(number): peer.set(key, value))
+            partial(peer.get, peer.key(number)) if is_get else partial(peer.set, peer.key(number), value)
             for is_get, number in todo
         ]
     meter.begin()

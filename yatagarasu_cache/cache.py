@@ -244,7 +244,7 @@ class DiskCache:
     ) -> tuple[int, int, bytes, bytes]:
         """(value, expires, tag, meta) of a counter. The lock is held."""
         found = self._store.fetch(slot.low, slot.high) if slot is not None else None
-        names = self._store.read_names(slot) if slot is not None and found is not None else None
+        names = self._store.names_of(slot) if slot is not None and found is not None else None
         if slot is None or found is None or names is None:
             if default is None:
                 raise KeyError(key)

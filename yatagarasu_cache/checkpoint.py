@@ -78,9 +78,8 @@ def write(store: Store) -> None:
 
 def most_bytes(index: Index) -> int:
     """What a checkpoint of the index as it is would take, rounded up."""
-    slots = sum(len(index.partition_slots(part)) for part in range(PARTITIONS))
     segments = len(index.table_entries())
-    return 4096 + slots * SLOT_BYTES + segments * f.CHECKPOINT_SEGMENT.size
+    return 4096 + index.count() * SLOT_BYTES + segments * f.CHECKPOINT_SEGMENT.size
 
 
 def account(store: Store, index: Index) -> None:
@@ -112,7 +111,9 @@ def _parts(store: Store, floor: int, sealed: list[tuple[int, int, int]]) -> Iter
         with store.lock:
             slots = index.partition_slots(part)
             image = index.map[slots.start * 8 : slots.stop * 8]
-        yield f.CHECKPOINT_PART.pack(len(slots), 0) + image
+            lows = index.column(slots, 0)
+        live = [at for at, low in zip(range(0, len(image), SLOT_BYTES), lows, strict=True) if low > f.REMOVED]
+        yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join([image[at : at + SLOT_BYTES] for at in live])
 
 
 def read(backend: Backend, root: str) -> Checkpoint | None:

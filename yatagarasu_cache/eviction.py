@@ -15,7 +15,10 @@ from .index import Index
 
 EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
 _EXACT_SHARE = 8  # an exact selection takes 1/8 of all entries at once: O(1) amortised a victim
-_PART_SHARE = 100  # beyond, 1 % of one partition at a time: within the oldest 2 % of the cache
+# Beyond, 1 % of one partition at a time is within the oldest 2 % of the cache; of a small partition,
+# where chance plays a larger part, 0.5 %.
+_PART_SHARE = 100
+_SMALL_PART = 8192
 _MIN_BATCH = 64
 _SAMPLE = 8192  # words from which a threshold is estimated
 _COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
@@ -90,7 +93,7 @@ class Victims:
     Stamps only grow, so a batch of the smallest words stays the next ones to go until it is used
     up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order
     (for LFU as of the selection: what came since is not considered yet, and so gets its chance).
-    Beyond, one partition at a time gives up its oldest 1 %: keys are spread evenly by their digest,
+    Beyond, one partition at a time gives up its oldest 1 % or less: keys are spread evenly by their digest,
     so those are among the oldest 2 % of all, and no step looks at more than one partition.
 
     What has expired by the time of a selection goes before anything that has not.
@@ -121,7 +124,8 @@ class Victims:
             self._part = (self._part + 1) % PARTITIONS
             live = index.words[f.W_COUNTS + self._part] >> 32
             if live:
-                self._choose(index, range(self._part, self._part + 1), 1 + live // _PART_SHARE)
+                share = _PART_SHARE if live > _SMALL_PART else 2 * _PART_SHARE
+                self._choose(index, range(self._part, self._part + 1), 1 + live // share)
                 return
 
     def _choose(self, index: Index, parts: range, wanted: int) -> None:

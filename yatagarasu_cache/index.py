@@ -364,6 +364,7 @@ class Index:
         live = self.live_word(words[at + f.S_PLACE] >> 32)
         self._begin(part, at, live, live)
         slots = self.partition_slots(part)
+        words = self.words  # not before: the partition may end beyond what was mapped then
         following = at + SLOT_WORDS if at + SLOT_WORDS < slots.stop else slots.start
         empty = words[following] == f.EMPTY
         words[at] = f.EMPTY if empty else f.REMOVED

@@ -29,6 +29,7 @@ _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _ROLLS = 16  # segments begun for one entry before other means are tried
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
+_PATIENCE = 3 * _MIN_GARBAGE  # steps without gain: so many cleanings may go before one segment is won
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
 _CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
 _REMOVALS_ROOM = f.RECORD_BYTES + 16 * _EVICT_MOST
@@ -270,7 +271,7 @@ class Reclaimer:
             live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
             least_used, least_live = min(least_used, used), min(least_live, live)
-            gets_on = stalled <= 32 + 2 * len(self._index.table_entries())
+            gets_on = stalled <= _PATIENCE
             if gets_on and self._make_some(need):
                 continue
             if not reaped:
@@ -509,7 +510,10 @@ class Reclaimer:
             if len(self._overheads) > 4 * self._index.table_capacity:
                 self._overheads.clear()
             fd = self._store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
-            footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
+            try:
+                footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
+            except OSError:
+                return f.SEGMENT_HEADER_BYTES
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known
 
@@ -525,8 +529,12 @@ class Reclaimer:
         cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
         if cleaning is None:
             return False
-        if self._index.used_bytes > self._limit + self.segment_bytes:
-            return False
+        if 0 < self._index.used_bytes - self._limit <= self.segment_bytes:
+            # There is one segment more than there may be: no further one for the copies.
+            live = self._index.words[self._index.entry(cleaning.segment) + f.T_LIVE]
+            writer = self._store.writer
+            if writer is None or writer.copy_room < live + live // 4:
+                return False
         while not self._copy_live(cleaning, _COPY_BYTES):
             pass
         self._cleaning = None

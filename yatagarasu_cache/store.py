@@ -552,6 +552,10 @@ class Store:
         at += head.tag_length
         return Names(key, tag, data[at : at + head.meta_length], head.created)
 
+    def names_of(self, slot: Slot) -> Names | None:
+        """`read_names`, whose failures are told as those of the cache."""
+        return self._try(self.read_names, slot)
+
     # -- many at once -------------------------------------------------------------------------
 
     def get_many(self, digests: Sequence[tuple[int, int]]) -> list[Found | tuple[bytes, int] | None]:
@@ -1192,12 +1196,17 @@ class Store:
         except OSError as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
-        writer.close(sync=self.durable)
+        durable = self.durable
+        try:
+            writer.close(sync=durable)
+        except OSError as error:  # whoever waits for this sync gets an error as well
+            durable = False
+            self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
             if self.index.state(writer.segment) == f.ACTIVE:
                 self.index.resize_segment(writer.segment, size)
                 entry = self.index.entry(writer.segment)
-                if self.durable:
+                if durable:
                     self.index.words[entry + f.T_SYNCED] = size
                 self.index.words[entry + f.T_NEWEST] = self.index.stamp()
                 self.index.words[entry] = f.SEALED | writer.segment

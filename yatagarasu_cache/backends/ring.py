@@ -157,6 +157,7 @@ class Ring:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
         self.depth = settings.queue_depth
+        self.most = self.depth if settings.sqpoll else 2 * self.depth  # operations under way at once
         self.polled = settings.sqpoll
         self.registered = 0
         self._lock = threading.Lock()

@@ -248,7 +248,7 @@ class DirectRead:
         start = offset // _ALIGN * _ALIGN
         self._todo = deque(range(start, offset + length, _CHUNK_BYTES))
         self._running: dict[int, Buffer] = {}
-        self._window = min(_CHUNKS, lent.ring.depth)
+        self._window = min(_CHUNKS, lent.ring.most)
         self._numbers = ffi.new("uint64_t[]", _CHUNKS)
         self._results = ffi.new("int32_t[]", _CHUNKS)
 

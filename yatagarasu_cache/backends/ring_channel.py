@@ -255,7 +255,9 @@ class RingChannel(ThreadChannel):
         taken = lib.yr_submit(ring.handle)
         if taken >= 0:
             # A polling thread takes what is queued in its own time; only errors tell something.
-            self._unsubmitted = 0 if ring.polled else self._unsubmitted - taken
+            # Queueing submits too when the queue is full, so what is left has to be asked for.
+            whole = ring.polled or taken >= self._unsubmitted
+            self._unsubmitted = 0 if whole else ring.info()["queued"]
         elif -taken not in (errno.EAGAIN, errno.EBUSY, errno.ENOMEM):
             return self._abandon(-taken)
         if self._unsubmitted <= 0:
@@ -304,7 +306,7 @@ class RingChannel(ThreadChannel):
             self._end(read, read.result(read.done), None)
         elif -result in PASSING and read.tries < _TRIES:
             read.tries += 1
-            self._waiting.appendleft(read)
+            self._waiting.append(read)
         elif -result in RING_ERRORS:
             self._one_failed(read, -result)
         else:
@@ -369,12 +371,13 @@ class RingChannel(ThreadChannel):
             self._rings.failed(getattr(error, "errno", None) or errno.EOPNOTSUPP)
             return False
         self._ring, self._event_fd, self._owner = ring, event_fd, threading.get_ident()
-        self._limit = ring.depth
-        self._space = 2 * ring.depth
+        # As many as the completion queue holds; fewer would leave the disk idle while a long turn
+        # of the loop deals with what is complete.
+        self._limit = self._space = ring.most
         self._numbers = ffi.new("uint64_t[]", self._space)
         self._results = ffi.new("int32_t[]", self._space)
-        self._small = pool_for(SMALL_BYTES, ring.depth)
-        self._medium = pool_for(MEDIUM_BYTES, min(ring.depth, _MEDIUM_KEPT))
+        self._small = pool_for(SMALL_BYTES, ring.most)
+        self._medium = pool_for(MEDIUM_BYTES, min(ring.most, _MEDIUM_KEPT))
         registered = self._rings.opened(ring, self._small, self._medium)
         self._buffer_flag = lib.YR_FIXED_BUFFER if registered else 0
         self._failed = self._unsubmitted = self._stalls = 0
