@@ -150,7 +150,7 @@ class Collector:
                 for what, kind, in_flight, cold, operations in SCENARIOS[name]:
                     if self.quick and operations > 8:
                         operations //= 4
-                    keywords = {"size": size, "in_flight": in_flight, "cold": count if cold else 0}
+                    keywords: dict[str, Any] = {"size": size, "in_flight": in_flight, "cold": count if cold else 0}
                     runs: dict[str, list[Results]] = {side: [] for side in sides}
                     for _ in range(rounds):
                         for side in sides:

@@ -322,7 +322,7 @@ def test_full_without_eviction(make: Make, directory: Path, segment: int, length
         for _ in range(3):
             try:
                 call()
-            except StorageFull:
+            except (StorageFull, ValueTooLarge):
                 continue
             cache.delete_many([("new", m) for m in range(200)])  # a last one had room after all
             cache.set(("fill", 0), noise(length, 0))
@@ -345,11 +345,12 @@ def test_a_full_cache_can_be_emptied(make: Make, directory: Path, segment: int) 
             assert cache.volume() <= limit + 2 * segment
         assert len(cache) == 0
         cache.set("k", turn)
-        assert cache["k"] == turn
+        assert cache.pop("k") == turn
         assert cache.check() == []
-    fill_up(cache)
-    assert cache.touch(("fill", 1), 100) in (True, False) or True
+    assert fill_up(cache) > 100
     assert cache.clear() > 100
+    assert fill_up(cache) > 100
+    assert cache.delete_prefix(("fill",)) > 100
     assert cache.check() == []
 
 
@@ -474,7 +475,8 @@ def test_ten_times_the_size(make: Make, directory: Path, load: str, policy: str)
         value = noise(lengths[key], key)
         cache.set(key, value)
         written += len(value) + 112
-        assert cache.get(key) == value
+        found = cache.get(key)
+        assert found == value or found is None and policy == "lfu"  # used least of all, it may go at once
         other = random_.choice(list(lengths)) if turn % 50 == 0 else key - 1
         found = cache.get(other)
         assert found is None or found == noise(lengths[other], other)

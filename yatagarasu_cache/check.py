@@ -40,7 +40,8 @@ class Problem:
 def check(store: Store, fix: bool) -> list[Problem]:
     """Every problem found. With `fix`, what can be mended is mended; entries that are lost are dropped."""
     try:
-        store.index.validate()
+        with store.lock:  # a change half made would look like damage
+            store.index.validate()
     except IndexDamaged as error:
         if fix:
             store.rebuild(str(error))

@@ -93,8 +93,8 @@ class Victims:
     Stamps only grow, so a batch of the smallest words stays the next ones to go until it is used
     up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order
     (for LFU as of the selection: what came since is not considered yet, and so gets its chance).
-    Beyond, one partition at a time gives up its oldest 1 % or less: keys are spread evenly by their digest,
-    so those are among the oldest 2 % of all, and no step looks at more than one partition.
+    Beyond, one partition at a time gives up its oldest 1 % or less: keys are spread evenly by their
+    digest, so those are among the oldest 2 % of all, and no step looks at more than one partition.
 
     What has expired by the time of a selection goes before anything that has not.
     """

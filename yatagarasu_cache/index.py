@@ -148,9 +148,11 @@ class Index:
 
     def validate(self) -> None:
         """Raise `IndexDamaged` if the partitions can't be as the header says."""
-        end, reached = len(self.map) // SLOT_BYTES, self.first_slot
         counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
         descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
+        if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) > len(self.map):  # another process made it longer
+            self._map()
+        end, reached = len(self.map) // SLOT_BYTES, self.first_slot
         for descriptor, count in sorted(zip(descriptors, counts, strict=True)):
             first, capacity = descriptor >> DESCRIPTOR_BITS, descriptor & CAPACITY_MASK
             if not descriptor and not count:

@@ -72,13 +72,6 @@ def keep_for_ever(memory: Any) -> None:
     _lost.append(memory)
 
 
-def _say_once(line: str) -> None:
-    """For what concerns the whole process."""
-    if line not in _said:
-        _said.add(line)
-        _log.warning(line)
-
-
 def _kernel() -> tuple[int, int]:
     """Version of the running kernel; (0, 0) if its name tells nothing."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
@@ -308,11 +301,19 @@ class Rings:
         error = ring.register(*pools)
         if error:
             name = errno.errorcode.get(error, str(error))
-            _say_once(
+            self._log_once(
+                "registering",
                 f"io_uring buffers stay unregistered ({name}; locked memory is limited to "
-                f"{_locked_limit()}, see ulimit -l): reads cost a little more"
+                f"{_locked_limit()}, see ulimit -l): reads cost a little more",
             )
         return error is None
+
+    @staticmethod
+    def _log_once(topic: str, line: str) -> None:
+        """Once a process, for what concerns all of it."""
+        if topic not in _said:
+            _said.add(topic)
+            _log.warning(line)
 
     def closed(self, ring: Ring, *pools: BufferPool) -> None:
         """Keep the figures of a ring that is gone."""
