@@ -78,7 +78,11 @@ class _ShortSystem:
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         total = sum(map(len, buffers))
         cut = self._cut(total)
-        return os.pwritev(fd, buffers, offset) if cut == total else os.pwrite(fd, b"".join(buffers)[:cut], offset)
+        return (
+            os.pwritev(fd, buffers, offset)
+            if cut == total
+            else os.pwrite(fd, b"".join(buffers)[:cut], offset)
+        )
 
 
 _system = _ShortSystem()
@@ -127,7 +131,9 @@ class FaultyBackend(ThreadsBackend):
     name = "faulty"
     plain = False
 
-    def __init__(self, disk: Disk | None = None, plan: Sequence[Fault] = (), workers: int | None = None) -> None:
+    def __init__(
+        self, disk: Disk | None = None, plan: Sequence[Fault] = (), workers: int | None = None
+    ) -> None:
         super().__init__(workers)
         self.disk = disk
         self.plan = list(plan)
@@ -190,9 +196,7 @@ class FaultyBackend(ThreadsBackend):
         return data
 
     def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
-        data: bytes | None = self._run(
-            "read_nowait", self._path(fd), super().read_nowait, fd, length, offset
-        )
+        data: bytes | None = self._run("read_nowait", self._path(fd), super().read_nowait, fd, length, offset)
         return data
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
@@ -284,7 +288,9 @@ class Op:
     mapped: dict[int, bytes] = dataclasses.field(default_factory=dict)  # mapped files just before
 
     def __str__(self) -> str:
-        more = f" -> {self.target}" if self.target else f" @{self.offset}+{len(self.data)}" if self.data else ""
+        more = (
+            f" -> {self.target}" if self.target else f" @{self.offset}+{len(self.data)}" if self.data else ""
+        )
         return f"{self.kind} {self.path}{more}"
 
 
@@ -410,7 +416,13 @@ class Disk:
             before = None
             for cut, op in enumerate([*self.log, None]):
                 mapped = op.mapped if op else dict(self.last)
-                if cut >= first and op and before and op.kind == before.kind == "write" and op.node == before.node:
+                if (
+                    cut >= first
+                    and op
+                    and before
+                    and op.kind == before.kind == "write"
+                    and op.node == before.node
+                ):
                     # In the middle of a file that is written piece by piece: one image will do.
                     yield Image(state.draw(_CHOICES["mixture"](rng), mapped, rng), cut, "mixture")
                 elif cut >= first:
@@ -431,7 +443,13 @@ class Disk:
             return Image(state.draw(_CHOICES[label](rng), mapped, rng), cut, label)
 
     def _images_at(
-        self, state: _State, cut: int, mapped: dict[int, bytes], rng: random.Random, singles: int, mixtures: int
+        self,
+        state: _State,
+        cut: int,
+        mapped: dict[int, bytes],
+        rng: random.Random,
+        singles: int,
+        mixtures: int,
     ) -> Iterator[Image]:
         for label in ("all lost", "all kept"):
             yield Image(state.draw(_CHOICES[label](rng), mapped, rng), cut, label)
@@ -557,7 +575,11 @@ def _change(op: Op, content: bytearray, fate: str, rng: random.Random | None) ->
     size = rng.choice(BLOCKS)
     blocks = range(op.offset // size, -(-end // size))
     few = rng.randrange(3)  # a prefix, any subset, or the length alone
-    kept = blocks[: rng.randrange(len(blocks) + 1)] if few == 0 else [b for b in blocks if few == 1 and rng.random() < 0.5]
+    kept = (
+        blocks[: rng.randrange(len(blocks) + 1)]
+        if few == 0
+        else [b for b in blocks if few == 1 and rng.random() < 0.5]
+    )
     for block in kept:
         start, stop = max(op.offset, block * size), min(end, (block + 1) * size)
         _resize(content, max(len(content), stop))
@@ -603,7 +625,8 @@ def fix_identity(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """New caches and handles take their random numbers from `rng`."""
     chosen = random.Random(rng.random())
     monkeypatch.setattr(
-        "yatagarasu_cache.recovery._new_identity", lambda: f.Identity(chosen.randbytes(16), chosen.getrandbits(64))
+        "yatagarasu_cache.recovery._new_identity",
+        lambda: f.Identity(chosen.randbytes(16), chosen.getrandbits(64)),
     )
     monkeypatch.setattr("yatagarasu_cache.owners.secrets", SimpleNamespace(randbits=chosen.getrandbits))
 

@@ -233,7 +233,9 @@ KINDS = ["index", "checkpoint", "segments", "large", "CACHEDIR.TAG", "lock", "us
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_file(samples: tuple[Sample, Sample], kind: str, change: Callable[[Path, random.Random], str]) -> None:
+def test_one_file(
+    samples: tuple[Sample, Sample], kind: str, change: Callable[[Path, random.Random], str]
+) -> None:
     rng = seeded(f"{kind} {change.__name__}")
     for _ in range({"index": 14, "segments": 14, "large": 5, "checkpoint": 5}.get(kind, 2)):
         sample = samples[0].copy()
@@ -244,7 +246,9 @@ def test_one_file(samples: tuple[Sample, Sample], kind: str, change: Callable[[P
 
 
 @pytest.mark.parametrize("change", [truncate, remove])
-def test_without_its_index_everything_is_there(sample: Sample, change: Callable[[Path, random.Random], str]) -> None:
+def test_without_its_index_everything_is_there(
+    sample: Sample, change: Callable[[Path, random.Random], str]
+) -> None:
     change(sample.path / "index", random.Random(1))
     judge(sample, "no index", all_there=True)
 
@@ -461,10 +465,23 @@ def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample) -
 
 # -- the disk fails -----------------------------------------------------------------------------
 
-KINDS_OF_CALL = ["open", "write", "sync", "allocate", "truncate", "replace", "unlink", "sync_directory", "scandir", "read"]
+KINDS_OF_CALL = [
+    "open",
+    "write",
+    "sync",
+    "allocate",
+    "truncate",
+    "replace",
+    "unlink",
+    "sync_directory",
+    "scandir",
+    "read",
+]
 
 
-def _steps(cache: DiskCache, expected: dict[str, list[Any]], numbers: Iterator[int]) -> Iterator[Exception | None]:
+def _steps(
+    cache: DiskCache, expected: dict[str, list[Any]], numbers: Iterator[int]
+) -> Iterator[Exception | None]:
     """Changes of all kinds. What a key may have afterwards goes to `expected`: if a change fails, the old value."""
 
     def attempt(key: str, value: Any, change: Callable[[], object]) -> Exception | None:
@@ -521,14 +538,18 @@ def test_an_operation_fails(
         cache = open_faulty(monkeypatch, where, backend, durability=durability, **OPTIONS)
         backend.plan = [fault]
         try:
-            failures = [failure for failure in _steps(cache, expected, itertools.count()) if failure is not None]
+            failures = [
+                failure for failure in _steps(cache, expected, itertools.count()) if failure is not None
+            ]
             backend.plan = []
             assert fault.struck or not failures
             if error == errno.ENOSPC:
                 assert all(isinstance(failure, StorageFull) for failure in failures)
             for key in filter(None, expected):
                 value = _seen(cache, key)
-                assert value in expected[key], f"{kind} {first}: {key} is {value!r:.50}, not {expected[key]!r:.120}"
+                assert value in expected[key], (
+                    f"{kind} {first}: {key} is {value!r:.50}, not {expected[key]!r:.120}"
+                )
                 expected[key] = [value]
             # A file that could not be removed is left over, and is found.
             left = [p for p in cache.check() if p.kind not in ("large", "stray") and p.where != "large"]
@@ -558,7 +579,9 @@ def test_an_operation_fails(
 def test_short_transfers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and writes that come back short are resumed, wherever they are cut."""
     for most in (1, 3, 64, 1000):
-        backend = FaultyBackend(plan=[Fault(kind, times=ALWAYS, short=most) for kind in ("read", "read_nowait", "write")])
+        backend = FaultyBackend(
+            plan=[Fault(kind, times=ALWAYS, short=most) for kind in ("read", "read_nowait", "write")]
+        )
         expected: dict[str, list[Any]] = {}
         with open_faulty(monkeypatch, tmp_path / f"{most}", backend, **OPTIONS) as cache:
             assert not any(_steps(cache, expected, itertools.count()))
@@ -572,7 +595,9 @@ def test_short_transfers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.EMFILE])
-def test_a_read_that_fails_deletes_nothing(sample: Sample, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+def test_a_read_that_fails_deletes_nothing(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
     backend = FaultyBackend()
     with open_faulty(monkeypatch, sample.path, backend, **OPTIONS) as cache:
         for kind in ("read", "open"):
@@ -588,6 +613,10 @@ def test_a_read_that_fails_deletes_nothing(sample: Sample, monkeypatch: pytest.M
 
 
 def test_a_slow_disk_changes_nothing(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = FaultyBackend(plan=[Fault("read", times=ALWAYS, delay=0.0005), Fault("write", times=5, delay=0.01)])
+    backend = FaultyBackend(
+        plan=[Fault("read", times=ALWAYS, delay=0.0005), Fault("write", times=5, delay=0.01)]
+    )
     with open_faulty(monkeypatch, sample.path, backend, **OPTIONS) as cache:
-        assert read_all(cache, sample, "slow") == {f"k{i}": sample.values.get(f"k{i}", MISSING) for i in range(70)}
+        assert read_all(cache, sample, "slow") == {
+            f"k{i}": sample.values.get(f"k{i}", MISSING) for i in range(70)
+        }

@@ -127,9 +127,7 @@ class History:
 class Session:
     """A cache on the disk under test, whose operations are noted down."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, disk: Disk, history: History, **options: Any
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, disk: Disk, history: History, **options: Any) -> None:
         self._monkeypatch, self.disk, self.history = monkeypatch, disk, history
         self.options = {**SMALL, **options}
         self.caches: list[DiskCache] = []
@@ -397,7 +395,9 @@ def test_cut_in_a_full_cache(monkeypatch: pytest.MonkeyPatch, disks: Path, evict
             session.set(cache, f"k{rng.randrange(30)}", rng.randrange(2500, 5000))
             if i % 9 == 8:
                 session.flush(cache)
-        unlinked = [op for op in session.disk.log[begun:] if op.kind == "unlink" and op.path.startswith("segments")]
+        unlinked = [
+            op for op in session.disk.log[begun:] if op.kind == "unlink" and op.path.startswith("segments")
+        ]
         assert len(unlinked) >= 3, "no segment was dropped: the sequence is too short"
         judge = Judge(monkeypatch, disks, **options)
         for image in session.disk.cuts(rng, first=begun, singles=2, mixtures=1):

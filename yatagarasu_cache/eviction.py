@@ -15,12 +15,10 @@ from .index import Index
 
 EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
 _EXACT_SHARE = 8  # an exact selection takes 1/8 of all entries at once: O(1) amortised a victim
-# Beyond, 1 % of one partition at a time is within the oldest 2 % of the cache; of a small partition,
-# where chance plays a larger part, 0.5 %.
-_PART_SHARE = 100
-_SMALL_PART = 8192
+_SHARE = 100  # beyond, 1 % of all, estimated from a sample: within the oldest 2 % of the cache
 _MIN_BATCH = 64
-_SAMPLE = 8192  # words from which a threshold is estimated
+_SAMPLE = 8192  # words from which the threshold of an exact selection is taken, and of another one:
+_SHARE_SAMPLE = 16384
 _COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
 _COUNT_MAX = (1 << 20) - 1
 
@@ -93,15 +91,15 @@ class Victims:
     Stamps only grow, so a batch of the smallest words stays the next ones to go until it is used
     up; an entry touched since is passed over. Up to `EXACT_ENTRIES` that gives the exact order
     (for LFU as of the selection: what came since is not considered yet, and so gets its chance).
-    Beyond, one partition at a time gives up its oldest 1 % or less: keys are spread evenly by their
-    digest, so those are among the oldest 2 % of all, and no step looks at more than one partition.
+    Beyond, a sample says which word 1 % of all lie below (give or take 0.1 %), and one partition after
+    the other gives up what lies below it: so they keep in step, and a selection looks at one of them.
 
     What has expired by the time of a selection goes before anything that has not.
     """
 
     def __init__(self) -> None:
         self._queue: deque[Victim] = deque()
-        self._part = 0
+        self._part = self._limit = 0
 
     def __call__(self, index: Index) -> Iterator[int]:
         """Slots of victims, next first, as long as there are any. The lock is held while this runs."""
@@ -116,19 +114,20 @@ class Victims:
                 yield at
 
     def _select(self, index: Index) -> None:
-        count = index.count()
+        count, everything = index.count(), range(PARTITIONS)
         if count <= EXACT_ENTRIES:
-            self._choose(index, range(PARTITIONS), max(_MIN_BATCH, count // _EXACT_SHARE))
+            wanted = max(_MIN_BATCH, count // _EXACT_SHARE)
+            self._choose(index, everything, _threshold(index, everything, wanted, _SAMPLE))
             return
-        for _ in range(PARTITIONS):
+        for _ in range(2 * PARTITIONS):  # a round may have been used up but for empty ones
+            if not self._part:
+                self._limit = _threshold(index, everything, 1 + count // _SHARE, _SHARE_SAMPLE)
+            self._choose(index, range(self._part, self._part + 1), self._limit)
             self._part = (self._part + 1) % PARTITIONS
-            live = index.words[f.W_COUNTS + self._part] >> 32
-            if live:
-                share = _PART_SHARE if live > _SMALL_PART else 2 * _PART_SHARE
-                self._choose(index, range(self._part, self._part + 1), 1 + live // share)
+            if self._queue:
                 return
 
-    def _choose(self, index: Index, parts: range, wanted: int) -> None:
+    def _choose(self, index: Index, parts: range, limit: int) -> None:
         now = time.time_ns()
         late = {
             Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1]): None
@@ -136,16 +135,12 @@ class Victims:
             for at in expired(index, part, now)
         }
         self._queue.extend(late)
-        self._queue.extend(victim for victim in oldest(index, parts, wanted) if victim not in late)
+        self._queue.extend(victim for victim in up_to(index, parts, limit) if victim not in late)
 
 
-def oldest(index: Index, parts: range, wanted: int) -> list[Victim]:
-    """Live entries with the smallest access words in some partitions, smallest first.
-
-    All those, about `wanted`, whose words are up to some threshold: none that is left out is older.
-    """
+def up_to(index: Index, parts: range, limit: int) -> list[Victim]:
+    """Live entries of some partitions whose access words are not above `limit`, smallest first."""
     columns = [(slots, index.column(slots, f.S_ACCESS)) for slots in map(index.partition_slots, parts)]
-    limit = _threshold([column for _, column in columns], wanted)
     words = index.words
     found = [
         Victim(word, words[at], words[at + 1])
@@ -157,14 +152,15 @@ def oldest(index: Index, parts: range, wanted: int) -> list[Victim]:
     return found
 
 
-def _threshold(columns: list[list[int]], wanted: int) -> int:
-    """A word up to which there are about `wanted` others; from a sample where there are many.
+def _threshold(index: Index, parts: range, wanted: int, sample: int) -> int:
+    """An access word that about `wanted` entries don't exceed; from a sample where there are many.
 
     Sorting all of them would take several times as long as looking at each once.
     """
-    step = max(1, sum(map(len, columns)) // _SAMPLE)
-    sample = sorted(word for column in columns for word in column[::step] if word)
-    return sample[min(len(sample) - 1, max(0, wanted // step - 1))] if sample else 0
+    every = [index.partition_slots(part) for part in parts]
+    step = max(1, sum(map(len, every)) // sample)
+    found = sorted(word for slots in every for word in index.column(slots[::step], f.S_ACCESS) if word)
+    return found[min(len(found) - 1, max(0, wanted // step - 1))] if found else 0
 
 
 def expired(index: Index, part: int, now: int) -> list[int]:

@@ -319,7 +319,7 @@ class Index:
         """One field of each of `slots`: a strided copy, some nanoseconds a slot."""
         if not len(slots):
             return []
-        return self.words[slots.start + field : slots.stop : SLOT_WORDS].tolist()
+        return self.words[slots.start + field : slots.stop : slots.step].tolist()
 
     def live_slots(self) -> Iterator[int]:
         """Every live slot; under the lock exact, else as of some moment during the walk."""

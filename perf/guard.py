@@ -1,0 +1,388 @@
+"""Is this revision slower than the one it comes from? See GUARD.md.
+
+    python -m perf.guard BASE [--artefacts DIR]       the checkout against its merge base with BASE
+    python -m perf.guard --trees BASE_DIR NEW_DIR     two source trees
+    python -m perf.guard --self-test 10               a tree against itself, and against a slowed copy
+
+Both trees are copied and built alike. Their times are compared pair by pair, in turn, in several
+pairs of processes: the median of the ratios counts, and what looks slower is measured once more
+in new processes. Beside that, work is counted: instructions (callgrind) and system calls (strace).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from perf.suite import save
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = Path(__file__).resolve().parent / "guard_work.py"
+LIMIT = 1.15
+SAMPLE = 0.004  # seconds of one timed sample
+PAIRS = 15  # of samples, in each pair of processes
+PROCESSES = 4  # pairs of them, one after the other
+MARK = "/yatagarasu-guard/"
+Counts = dict[str, float]  # case -> instructions or system calls
+
+
+class Verdict(NamedTuple):
+    """One line of the table."""
+
+    case: str
+    what: str
+    base: float
+    new: float
+    ratio: float  # new / base: above 1, the new one takes more
+    failed: bool
+
+
+# -- trees ------------------------------------------------------------------------------------
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def copy_checkout(target: Path) -> None:
+    """What the checkout holds now, changes that are not committed included."""
+    for name in git("ls-files", "-co", "--exclude-standard", "-z").split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def copy_revision(revision: str, target: Path) -> None:
+    target.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", revision], capture_output=True, check=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(target)], input=archive, check=True)
+
+
+def build(tree: Path) -> str:
+    """Compile the tree's modules in place. What was built, for the table's head."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tree, capture_output=True, env=os.environ | {"YATAGARASU_IO_URING": "auto"},
+    )  # fmt: skip
+    modules = sorted(path.name.split(".")[0] for path in (tree / "yatagarasu_cache").glob("*.so"))
+    return ", ".join(modules) or "no compiled modules"
+
+
+def environment(tree: Path, **more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"} | more
+
+
+@contextmanager
+def data() -> Iterator[str]:
+    """A directory for caches, in memory if that is possible: the disk's moods are not compared."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as path:
+        yield path
+
+
+# -- times ------------------------------------------------------------------------------------
+
+
+class Server:
+    """A process that does what it is told, and says how long it took."""
+
+    def __init__(self, tree: Path, directory: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(WORK), "serve", directory],
+            env=environment(tree), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.cases = self._answer().split("\t")[1:]
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the work failed in {self._process.args!r}")
+        return line.rstrip("\n")
+
+    def time(self, case: str, loops: int) -> float:
+        assert self._process.stdin
+        self._process.stdin.write(f"{case}\t{loops}\n")
+        self._process.stdin.flush()
+        return float(self._answer()) / loops
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+Pairs = dict[str, list[tuple[float, float]]]  # case -> (base, new) seconds
+
+
+def pairs(base: Path, new: Path, only: Sequence[str], processes: int, seconds: float) -> Pairs:
+    """Samples of both sides in turn. `only` names cases; none means all that both can do."""
+    taken: Pairs = {}
+    end = time.monotonic() + seconds
+    for _ in range(processes):
+        if taken and time.monotonic() > end:
+            break
+        with data() as one, data() as two:
+            servers = Server(base, one), Server(new, two)
+            for case in only or servers[0].cases:
+                if case in servers[1].cases:
+                    taken.setdefault(case, []).extend(_pairs_of(case, *servers))
+            for server in servers:
+                server.close()
+    return taken
+
+
+def _pairs_of(case: str, base: Server, new: Server) -> list[tuple[float, float]]:
+    new.time(case, 2)
+    loops = max(1, int(SAMPLE / max(base.time(case, 2), base.time(case, 2), 1e-9)))
+    loops = max(1, int(SAMPLE / base.time(case, loops)))
+    found = []
+    for i in range(PAIRS + 1):
+        if i % 2:  # nobody is always first
+            after, before = new.time(case, loops), base.time(case, loops)
+        else:
+            before, after = base.time(case, loops), new.time(case, loops)
+        found.append((before, after))
+    return found[1:]
+
+
+def ratio(found: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(after / before for before, after in found)
+
+
+def compare_times(base: Path, new: Path, seconds: float, artefacts: Path | None) -> list[Verdict]:
+    """What is slower must be slower again in other processes before it counts."""
+    found = pairs(base, new, (), PROCESSES, seconds)
+    suspects = [case for case, samples in found.items() if ratio(samples) > LIMIT]
+    again = pairs(base, new, suspects, 2 * PROCESSES, seconds) if suspects else {}
+    if artefacts:
+        samples = {
+            case: {"base": [before for before, _ in one], "new": [after for _, after in one]}
+            for case, one in found.items()
+        }
+        for side in ("base", "new"):
+            save(str(artefacts / f"{side}.json"), samples, side)
+    return [
+        Verdict(
+            case, "µs",
+            statistics.median(before for before, _ in one) * 1e6,
+            statistics.median(after for _, after in one) * 1e6,
+            min(ratio(one), ratio(again.get(case, one))),
+            ratio(one) > LIMIT and ratio(again.get(case, one)) > LIMIT,
+        )
+        for case, one in found.items()
+    ]  # fmt: skip
+
+
+# -- counted work -----------------------------------------------------------------------------
+
+
+def works(*command: str) -> bool:
+    """Whether a tool is there and may do what it does."""
+    if not shutil.which(command[0]):
+        return False
+    return subprocess.run([*command, "true"], capture_output=True).returncode == 0
+
+
+def instructions(tree: Path, core: str) -> Counts:
+    """Instructions of each case, and of the import, by callgrind."""
+    with data() as directory, tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(
+            ["valgrind", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={out}/out",
+             sys.executable, str(WORK), "count", directory],
+            env=environment(tree, YATAGARASU_CORE=core), capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"counting failed: {done.stderr.strip()[-1000:]}")
+        parts = sorted(Path(out).glob("out.*"), key=lambda path: int(path.suffix[1:]))
+        dumps = [
+            float(total[1])
+            for path in parts
+            if (total := re.search(r"^totals: (\d+)", path.read_text(), re.M))
+        ]
+    # Dump 1 ends where the import begins, 2 where it is done; then come two for each case.
+    names = done.stdout.rstrip("\n").split("\t")
+    return {"import": dumps[1]} | {name: dumps[3 + 2 * i] for i, name in enumerate(names)}
+
+
+def system_calls(tree: Path, core: str) -> Counts:
+    """System calls of each case by strace, all threads."""
+    counts: Counter[str] = Counter()
+    with data() as directory, tempfile.NamedTemporaryFile("r") as trace:
+        subprocess.run(
+            ["strace", "-f", "-qq", "-o", trace.name, sys.executable, str(WORK), "trace", directory],
+            env=environment(tree, YATAGARASU_CORE=core), capture_output=True, check=True,
+        )  # fmt: skip
+        case = "end"
+        for line in trace:
+            if MARK in line:
+                case = line.split(MARK)[1].split('"')[0]
+                counts[case] += 0
+            elif re.match(r"\d+\s+\w+\(", line):
+                counts[case] += 1
+    del counts["end"]
+    return {name: float(count) for name, count in counts.items()}
+
+
+def compare_counts(what: str, base: Counts, new: Counts, least: float) -> list[Verdict]:
+    """`least`: a difference of fewer is none."""
+    return [
+        Verdict(
+            case, what, base[case], new[case], new[case] / max(1.0, base[case]),
+            new[case] > base[case] * LIMIT and new[case] - base[case] > least,
+        )
+        for case in base
+        if case in new
+    ]  # fmt: skip
+
+
+# -- the whole --------------------------------------------------------------------------------
+
+
+def compare(base: Path, new: Path, seconds: float, artefacts: Path | None) -> list[Verdict]:
+    """Everything about two trees that are built already."""
+    found = compare_times(base, new, seconds, artefacts)
+    for tool, test, count, what, least in (
+        ("valgrind", ("valgrind", "--tool=none"), instructions, "instructions", 1000.0),
+        ("strace", ("strace", "-qq", "-o", os.devnull), system_calls, "system calls", 5.0),
+    ):
+        if not works(*test):
+            print(f"{tool} is not there or may not be used: {what} are not compared")
+            continue
+        for core in ("auto", "python"):
+            label = what if core == "auto" else f"{what}, Python core"
+            found += compare_counts(label, count(base, core), count(new, core), least)
+    return found
+
+
+def show(verdicts: Sequence[Verdict]) -> None:
+    width = max(len(verdict.case) for verdict in verdicts)
+    for verdict in verdicts:
+        state = "FAILED" if verdict.failed else "ok"
+        print(
+            f"{state:6}  {verdict.case:{width}}  {verdict.base:14,.2f} -> {verdict.new:14,.2f} "
+            f"{verdict.what}  ({verdict.ratio - 1:+.1%})"
+        )
+
+
+def slowed(tree: Path, target: Path) -> None:
+    """A copy of `tree` whose `get` and `set` take some 30 % longer."""
+    shutil.copytree(tree, target, symlinks=True)
+    with open(target / "yatagarasu_cache" / "__init__.py", "a", encoding="utf-8") as file:
+        file.write(SLOWER)
+
+
+SLOWER = """
+
+def _slower(method, turns):
+    def slow(self, *args, **kwargs):
+        for _ in range(turns):
+            pass
+        return method(self, *args, **kwargs)
+    return slow
+
+
+DiskCache.get = _slower(DiskCache.get, 20)
+DiskCache.set = _slower(DiskCache.set, 80)
+"""
+
+
+def self_test(times: int, seconds: float) -> int:
+    """A against A must pass each time, A against a slowed copy must fail."""
+    with tempfile.TemporaryDirectory(prefix="yatagarasu-guard-") as directory:
+        base, same, slow = (Path(directory, name) for name in ("base", "same", "slow"))
+        copy_checkout(base)
+        print(f"built: {build(base)}")
+        shutil.copytree(base, same)
+        slowed(base, slow)
+        wrong = 0
+        for i in range(times):
+            verdicts = compare(base, same, seconds, None)
+            failed = [f"{v.case} ({v.what}) {v.ratio:.2f}" for v in verdicts if v.failed]
+            wrong += bool(failed)
+            widest = {
+                what: max((v.ratio for v in verdicts if v.what.startswith(what)), default=0.0)
+                for what in ("µs", "instructions", "system calls")
+            }
+            told = ", ".join(f"{what} {most:.3f}" for what, most in widest.items())
+            print(
+                f"A against A, {i + 1}: {'FAILED ' + '; '.join(failed) if failed else 'passed'}; highest: {told}",
+                flush=True,
+            )
+        verdicts = compare(base, slow, seconds, None)
+        show([verdict for verdict in verdicts if verdict.failed] or verdicts)
+        caught = any(verdict.failed for verdict in verdicts)
+        print(f"A against a slowed A: {'caught' if caught else 'NOT caught'}")
+    print(f"{times - wrong} of {times} runs of A against A passed")
+    return 0 if caught and not wrong else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ci/perf-guard", description="Compare speed with a base revision.")
+    parser.add_argument("base", nargs="?", default="", help="a revision; none: the commit before this one")
+    parser.add_argument("--artefacts", type=Path, help="keep pyperf results here (base.json, new.json)")
+    parser.add_argument("--trees", nargs=2, type=Path, metavar=("BASE", "NEW"), help="two source trees")
+    parser.add_argument("--self-test", type=int, metavar="TIMES", help="check the guard itself")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for timing (default 30)")
+    options = parser.parse_args(arguments)
+    if options.self_test:
+        return self_test(options.self_test, options.seconds)
+    revision = ""
+    if not options.trees:
+        if options.base and not git("rev-parse", "--verify", "--quiet", f"{options.base}^{{commit}}"):
+            print(f"perf-guard: there is no revision {options.base!r} here", file=sys.stderr)
+            return 2
+        revision = (
+            git("merge-base", "HEAD", options.base)
+            if options.base
+            else git("rev-parse", "--verify", "--quiet", "HEAD^")
+        )
+        if not revision:
+            print("perf-guard: no base revision to compare with (first commit): nothing to guard")
+            return 0
+    if options.artefacts:
+        options.artefacts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="yatagarasu-guard-") as directory:
+        base, new = Path(directory, "base"), Path(directory, "new_")  # paths of the same length
+        if options.trees:
+            for source, target in zip(options.trees, (base, new), strict=True):
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns(".git", ".venv*", "*.so", "build")
+                )
+        else:
+            copy_revision(revision, base)
+            copy_checkout(new)
+        if not (base / "yatagarasu_cache").is_dir():
+            print("perf-guard: the base revision has no package yet: nothing to guard")
+            return 0
+        print(f"base: {revision[:12] or options.trees[0].name}, {build(base)}; new: {build(new)}", flush=True)
+        verdicts = compare(base, new, options.seconds, options.artefacts)
+    show(verdicts)
+    if options.artefacts:
+        rows: list[Mapping[str, object]] = [verdict._asdict() for verdict in verdicts]
+        (options.artefacts / "guard.json").write_text(json.dumps(rows, indent=1), "utf-8")
+    failed = sum(verdict.failed for verdict in verdicts)
+    print(
+        f"perf-guard: {failed} of {len(verdicts)} figures are more than {LIMIT - 1:.0%} worse"
+        if failed
+        else "perf-guard: passed"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The work that the guard compares, run against whatever `yatagarasu_cache` PYTHONPATH names.
+
+Run as a file, with nothing else of `perf` on the path, so that both revisions do the same work:
+
+    python guard_work.py serve DIRECTORY     reads "case loops" lines, answers seconds
+    python guard_work.py count DIRECTORY     each case once; `os.getppid()` before and after it
+    python guard_work.py trace DIRECTORY     each case once; `os.access` of a telling path instead
+
+Only the public interface is used. A case that a revision can't do is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+MARK = "/yatagarasu-guard/"  # then the case, or "end"
+COUNTED = 100  # loops of a case under count and trace
+Work = Callable[[int], object]
+
+if len(sys.argv) > 1 and sys.argv[1] == "count":
+    import hashlib  # noqa: F401 - what the standard library costs is not ours
+    import logging  # noqa: F401
+    import mmap  # noqa: F401
+
+    os.getppid()
+    import yatagarasu_cache
+
+    os.getppid()
+else:
+    import yatagarasu_cache
+
+
+class Lab:
+    """One cache of each kind in `directory`, and the cases on them."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.value = bytes(range(256)) * 16
+        self.large = self.value * 16
+        self.keys = [f"key-{i}" for i in range(1000)]
+        self.batch = self.keys[:100]
+        self.pairs = [(key, self.value) for key in self.batch]
+        self.container = {"name": "x" * 40, "numbers": list(range(20)), "inner": {"flag": True, "none": None}}
+        self.cache = self.opened("threads")
+        self.loop = asyncio.new_event_loop()
+        self.awaited: dict[str, Any] = {}
+
+    def opened(self, backend: str) -> Any:
+        cache = yatagarasu_cache.DiskCache(f"{self.directory}/{backend}", backend=backend)
+        cache.set_many((key, self.value) for key in self.keys)
+        cache.set_many((f"large-{i}", self.large) for i in range(100))
+        cache.set("container", self.container)
+        return cache
+
+    def cases(self) -> dict[str, Work]:
+        cache, keys, value = self.cache, self.keys, self.value
+
+        def each(function: Callable[[str], object]) -> Work:
+            def work(loops: int) -> None:
+                for i in range(loops):
+                    function(keys[i % 1000])
+
+            return work
+
+        def again(function: Callable[[], object]) -> Work:
+            def work(loops: int) -> None:
+                for _ in range(loops):
+                    function()
+
+            return work
+
+        def put_and_delete(key: str) -> None:
+            cache.set("gone", b"x")
+            cache.delete("gone")
+
+        cases = {
+            "get 4 KiB": each(cache.get),
+            "get 64 KiB": again(lambda: cache.get("large-7")),
+            "get, missing": each(lambda key: cache.get(("no", key))),
+            "key in cache": each(lambda key: key in cache),
+            "get container": again(lambda: cache.get("container")),
+            "set 4 KiB": each(lambda key: cache.set(key, value)),
+            "set container": again(lambda: cache.set("container", self.container)),
+            "set and delete": each(put_and_delete),
+            "get_many of 100": again(lambda: cache.get_many(self.batch)),
+            "set_many of 100": again(lambda: cache.set_many(self.pairs)),
+            "asyncio get": lambda loops: self.run("threads", self.gets, loops, 1),
+            "asyncio set, 64 in flight": lambda loops: self.run("threads", self.sets, loops, 64),
+        }
+        try:
+            ring = self.opened("uring")
+        except Exception:
+            return cases
+        return cases | {
+            "get_many of 100, uring": again(lambda: ring.get_many(self.batch)),
+            "set_many of 100, uring": again(lambda: ring.set_many(self.pairs)),
+            "asyncio get, uring": lambda loops: self.run("uring", self.gets, loops, 1),
+        }
+
+    def run(self, backend: str, work: Callable[..., Any], loops: int, in_flight: int) -> None:
+        self.loop.run_until_complete(self.asynchronous(backend, work, loops, in_flight))
+
+    async def asynchronous(self, backend: str, work: Callable[..., Any], loops: int, in_flight: int) -> None:
+        if backend not in self.awaited:
+            kind = yatagarasu_cache.AsyncDiskCache
+            self.awaited[backend] = await kind(f"{self.directory}/{backend}", backend=backend).__aenter__()
+        rest = iter(range(loops))
+        await asyncio.gather(*(work(self.awaited[backend], rest) for _ in range(in_flight)))
+
+    async def gets(self, cache: Any, rest: Any) -> None:
+        for i in rest:
+            await cache.get(self.keys[i % 1000])
+
+    async def sets(self, cache: Any, rest: Any) -> None:
+        for i in rest:
+            await cache.set(self.keys[i % 1000], self.value)
+
+    def close(self) -> None:
+        for cache in self.awaited.values():
+            self.loop.run_until_complete(cache.close())
+        self.cache.close()
+        self.loop.close()
+
+
+def serve(lab: Lab) -> None:
+    cases = lab.cases()
+    print("ready", "\t".join(cases), sep="\t", flush=True)
+    gc.disable()  # collections fall where they like: that is noise
+    for line in sys.stdin:
+        name, loops = line.rstrip("\n").split("\t")
+        start = time.perf_counter()
+        cases[name](int(loops))
+        print(time.perf_counter() - start, flush=True)
+        gc.collect()
+
+
+def once(lab: Lab, mark: Callable[[str], object]) -> None:
+    gc.disable()
+    for name, work in lab.cases().items():
+        loops = COUNTED if "_many" not in name else max(1, COUNTED // 20)
+        work(loops)  # warm
+        mark(name)
+        work(loops)
+        mark("end")
+
+
+def main() -> None:
+    mode, directory = sys.argv[1:]
+    tree = os.environ["PYTHONPATH"].split(os.pathsep)[0]
+    assert yatagarasu_cache.__file__.startswith(tree), f"not the one in {tree}"
+    lab = Lab(directory)
+    if mode == "serve":
+        serve(lab)
+    elif mode == "count":
+        once(lab, lambda name: os.getppid())
+        print("\t".join(lab.cases()))
+    else:
+        once(lab, lambda name: os.access(MARK + name, 0))
+    lab.close()
+
+
+if __name__ == "__main__":
+    main()
