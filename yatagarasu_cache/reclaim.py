@@ -29,7 +29,7 @@ _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _ROLLS = 16  # segments begun for one entry before other means are tried
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
-_PATIENCE = 3 * _MIN_GARBAGE  # steps without gain: so many cleanings may go before one segment is won
+_PATIENCE = 2 * _MIN_GARBAGE  # steps without gain, besides two for each segment there is
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
 _CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
 _REMOVALS_ROOM = f.RECORD_BYTES + 16 * _EVICT_MOST
@@ -271,7 +271,7 @@ class Reclaimer:
             live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
             least_used, least_live = min(least_used, used), min(least_live, live)
-            gets_on = stalled <= _PATIENCE
+            gets_on = stalled <= _PATIENCE + 2 * len(self._index.table_entries())
             if gets_on and self._make_some(need):
                 continue
             if not reaped:

@@ -988,7 +988,7 @@ class Store:
         if most is not None and length > most:
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
         if length > f.MAX_VALUE_BYTES:
-            raise ValueTooLarge(f"the value has {length} bytes and {f.MAX_VALUE_BYTES} are possible: split it")
+            raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
         index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
         room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
         if length > room:
