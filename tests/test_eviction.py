@@ -268,13 +268,13 @@ def test_expired_go_before_anything_that_is_not(
         cache.set(("short", n), noise(1000, n), expire=10)
     assert len(cache) == 600
     clock.advance(10)
-    for n in range(290):
+    for n in range(230):
         cache.set(("new", n), noise(1000, n))
     stats = cache.stats()
-    assert (stats.evictions, stats.expirations) == (0, stats.entries and 890 - stats.entries)
+    assert (stats.evictions, stats.expirations) == (0, 830 - stats.entries)
     assert stats.expirations > 80
     assert all(("old", n) in cache for n in range(300))
-    assert all(("new", n) in cache for n in range(290))
+    assert all(("new", n) in cache for n in range(230))
     assert cache.check() == []
 
 
@@ -283,9 +283,9 @@ def test_expired_make_room_without_eviction(make: Make, monkeypatch: pytest.Monk
     cache = make(eviction="none", **SMALL)
     n = fill_up(cache, expire=10)
     clock.advance(10)
-    for m in range(n - 10):
+    for m in range(n * 8 // 10):
         cache.set(("new", m), noise(1000, m))
-    assert all(cache[("new", m)] == noise(1000, m) for m in range(n - 10))
+    assert all(cache[("new", m)] == noise(1000, m) for m in range(n * 8 // 10))
     assert cache.stats().evictions == 0
     assert cache.check() == []
 
@@ -311,22 +311,28 @@ def test_full_without_eviction(make: Make, directory: Path, segment: int, length
     cache = make(eviction="none", size_limit=limit, segment_size=segment)
     n = fill_up(cache, length)
     assert cache.volume() <= limit + segment
-    assert cache.stats().live_bytes > limit * 0.55
-    for call in (
-        lambda: cache.set(("fill", 0), b"y" * length),
-        lambda: cache.set(("new", 0), noise(length)),
-        lambda: cache.add(("new", 0), noise(length)),
-        lambda: cache.set(("fill", 0), iter([noise(20_000)])),
-        lambda: cache.set_many({("new", m): noise(length) for m in range(200)}),
-    ):
-        for _ in range(3):
-            try:
-                call()
-            except (StorageFull, ValueTooLarge):
-                continue
-            cache.delete_many([("new", m) for m in range(200)])  # a last one had room after all
-            cache.set(("fill", 0), noise(length, 0))
-    assert all(cache[("fill", m)] == noise(length, m) for m in range(n))
+    assert cache.stats().live_bytes > limit * 0.5
+    expected = {("fill", m): noise(length, m) for m in range(n)}
+    refused = 0
+    for turn in range(4):
+        for key, value in (
+            (("fill", turn), b"y" * length),
+            (("new", turn), noise(length, turn)),
+            (("fill", turn + 10), noise(20_000, turn)),
+            (("fill", turn + 20), noise(length + 5000, turn)),
+        ):
+            for given in (value, iter([value])):
+                try:
+                    cache.set(key, given)
+                    expected[key] = value
+                except (StorageFull, ValueTooLarge):
+                    refused += 1
+        with pytest.raises(StorageFull):
+            cache.set_many({("many", turn, m): noise(3000, m) for m in range(300)})
+        cache.delete_prefix(("many",))
+    assert refused > 8
+    assert {key: cache.get(key) for key in expected} == expected
+    assert len(cache) == len(expected)
     assert cache.volume() <= limit + segment
     assert disk_bytes(directory) <= limit + segment
     assert cache.stats().evictions == 0
@@ -403,9 +409,9 @@ def test_cull(make: Make) -> None:
         wide.set(n, noise(500, n))
     wide.close()
     cache = make(**SMALL, headroom=0.6)
-    before = len(cache)
+    before, evicted = len(cache), cache.stats().process["evictions"]
     culled = cache.cull()
-    assert 0 < culled == before - len(cache) == cache.stats().process["evictions"]
+    assert 0 < culled == before - len(cache) == cache.stats().process["evictions"] - evicted
     assert cache.stats().live_bytes <= (1 << 20) * 0.4
     assert cache.get(1499) == noise(500, 1499)
     assert cache.cull() == 0
@@ -585,7 +591,7 @@ def test_moved_entries_keep_everything(make: Make, monkeypatch: pytest.MonkeyPat
         assert entry.expires == pytest.approx(created + 1000 + n)
         was, now = places[("keep", n)], cache._store.lookup(*digest(cache, ("keep", n)))
         moved += was is not None and now is not None and was.place != now.place
-    assert moved > 100
+    assert moved > 50
     entry = cache.get_entry("large")
     assert entry is not None
     assert (entry.value, entry.tag, entry.meta) == (noise(50_000), "large", 1)

@@ -26,8 +26,8 @@ TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 # Constants of format.py that say nothing about files.
 NOT_ON_DISK = frozenset({"LITTLE_ENDIAN", "MASK32", "MASK64"})
-KINDS = frozenset({"PUT", "LARGE", "REMOVE", "CLEAR", "TOUCH"})
-STATES = frozenset({"ACTIVE", "SEALED", "DOOMED"})
+KINDS = frozenset({"PUT", "LARGE", "REMOVE", "CLEAR", "TOUCH", "FLOOR"})
+STATES = frozenset({"ACTIVE", "SEALED", "DOOMED", "LOG"})
 FLAGS = frozenset({"CODEC_FLAGS", "FLAG_LARGE"})
 
 Row = dict[str, str]
@@ -347,15 +347,17 @@ class Reader:
 def reader(directory: Path) -> Reader:
     """A closed cache with every kind of record, a footer, a large value and a checkpoint."""
     with DiskCache(directory, size_limit=1 << 21, backend="threads") as cache:
-        cache.set("gone", b"1")
-        cache.clear()
-        for key, value in VALUES.items():
-            cache.set(key, value, tag="group", meta={"n": 1}, expire=1000)
-        cache.set("large", LARGE_VALUE)
-        cache.set("deleted", b"2")
-        cache.delete("deleted")
+        for turn in range(2):
+            for key, value in VALUES.items():
+                cache.set(key, value, tag="group", meta={"n": 1}, expire=1000)
+            cache.set("large", LARGE_VALUE)
+            cache.set("deleted", b"2")
+            cache.delete("deleted")
+            if turn == 0:
+                checkpoint.write(cache._store)
+                cache.set("gone", b"1")
+                cache.clear()
         cache.touch("key-0", 5000)
-        checkpoint.write(cache._store)
         for i in range(12, 24):
             cache.set(f"key-{i}", bytes([i]) * 3000)
     return Reader(directory)
@@ -371,7 +373,7 @@ def test_identity_and_words(reader: Reader) -> None:
     assert reader.words("W_INDEX_BYTES") == len(reader.index)
     assert reader.words("W_LARGE_BYTES") == len(LARGE_VALUE)
     counters = dict(zip(layout.COUNTERS, (reader.words("W_COUNTERS", i) for i in range(7)), strict=True))
-    assert counters["sets"] == 27 and counters["deletes"] == 1 and counters["hits"] == 0
+    assert counters["sets"] == 41 and counters["deletes"] == 2 and counters["hits"] == 0
     live = sum(reader.words("W_COUNTS", part) >> 32 for part in range(reader.number["PARTITIONS"]))
     assert live == 25
 
@@ -409,8 +411,8 @@ def test_a_touch_is_in_the_slot(reader: Reader) -> None:
     assert moved - reader.value(reader.index, other, "SLOT", "expires") > 3990 * 10**9
 
 
-def segments(reader: Reader) -> Iterator[tuple[int, bytes]]:
-    """(id, content) of each segment of the table."""
+def segments(reader: Reader) -> Iterator[tuple[int, bytes, bool]]:
+    """(id, content, whether it is a log) of each segment of the table."""
     capacity = reader.value(reader.index, 0, "IDENTITY", "capacity")
     for i in range(capacity):
         base = reader.number["HEADER_BYTES"] + i * reader.number["ENTRY_BYTES"]
@@ -420,20 +422,22 @@ def segments(reader: Reader) -> Iterator[tuple[int, bytes]]:
         }
         if words["T_STATE"]:
             number = words["T_STATE"] & 0xFFFFFFFF
-            assert words["T_STATE"] - number == reader.state["SEALED"]
-            assert number % capacity == i
+            state = words["T_STATE"] - number
+            assert state in (reader.state["SEALED"], reader.state["LOG"])
+            assert number % capacity == i and words["T_CLOSED"] == 0
             data = reader.segment(number)
             assert words["T_SIZE"] == len(data)
-            yield number, data
+            yield number, data, state == reader.state["LOG"]
 
 
 def test_segments_from_header_to_footer(reader: Reader) -> None:
-    kinds: list[int] = []
+    kinds: dict[bool, set[int]] = {True: set(), False: set()}
     footers = 0
-    for number, data in segments(reader):
+    for number, data, log in segments(reader):
         fields = [field.name for field in STRUCTS["SEGMENT_HEADER"][1]]
         header = {name: reader.value(data, 0, "SEGMENT_HEADER", name) for name in fields}
-        assert reader.raw(data, 0, "SEGMENT_HEADER", "magic") == b"YATASEG\0"
+        assert reader.raw(data, 0, "SEGMENT_HEADER", "magic") == (b"YATALOG\0" if log else b"YATASEG\0")
+        assert (number == reader.words("W_LOG")) is log
         assert header["segment"] == number and header["seed"] == reader.seed
         assert header["checksum"] == xxh3_64_intdigest(data[:56])
         records = []
@@ -442,11 +446,12 @@ def test_segments_from_header_to_footer(reader: Reader) -> None:
             record = reader.record(data, at)
             records.append((at, record))
             at = record["next"]
-        kinds += [record["kind"] for _, record in records]
+        kinds[log] |= {record["kind"] for _, record in records}
         if at < len(data):
             footers += 1
             check_footer(reader, data, at, records)
-    assert set(kinds) == set(reader.kind.values()), "not every kind of record was written"
+    assert kinds[False] == {reader.kind["PUT"], reader.kind["LARGE"]}
+    assert kinds[True] == set(reader.kind.values()) - kinds[False], "not every kind of record was written"
     assert footers, "no segment has a footer"
 
 
@@ -473,7 +478,7 @@ def check_footer(reader: Reader, data: bytes, tail: int, records: list[tuple[int
 
 
 def test_payloads_of_changes(reader: Reader) -> None:
-    for _, data in segments(reader):
+    for _, data, log in segments(reader):
         at = reader.number["SEGMENT_HEADER_BYTES"]
         while data[at : at + 4] == b"YREC":
             record = reader.record(data, at)
@@ -483,7 +488,7 @@ def test_payloads_of_changes(reader: Reader) -> None:
             elif record["kind"] == reader.kind["TOUCH"]:
                 ((low, high, _),) = read_all(reader, record["payload"], "TOUCHED")
                 assert (low, high) == reader.digest(b"skey-0")
-            if record["kind"] >= reader.kind["REMOVE"]:
+            if log:
                 assert record["value_sum"] == xxh3_64_intdigest(record["payload"])
                 assert record["key"] == b"" and record["flags"] == 0
 

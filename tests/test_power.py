@@ -83,7 +83,7 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclasses.dataclass
 class Event:
-    """One value that a key got. start, end: operations of the disk before and after; end None: it failed."""
+    """One value that a key got. start, end: operations of the disk before and after."""
 
     value: Any
     start: int
@@ -109,6 +109,10 @@ class History:
             self.events.setdefault(key, []).append(Event(value, start, len(self.disk.log), durable))
             self.live[key] = value
 
+    def found(self, key: str, value: Any) -> None:
+        """This is what a recovery made of the key: it was on the disk."""
+        self.events[key] = [Event(value, 0, 0, True)]
+
     def flushed(self, start: int) -> None:
         self.flushes.append((start, len(self.disk.log)))
 
@@ -127,11 +131,18 @@ class History:
 class Session:
     """A cache on the disk under test, whose operations are noted down."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, disk: Disk, history: History, **options: Any) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        disk: Disk,
+        history: History,
+        first: Iterator[int] | None = None,
+        **options: Any,
+    ) -> None:
         self._monkeypatch, self.disk, self.history = monkeypatch, disk, history
         self.options = {**SMALL, **options}
         self.caches: list[DiskCache] = []
-        self._numbers = itertools.count()
+        self.numbers = first or itertools.count()
 
     def open(self, **options: Any) -> DiskCache:
         cache = open_faulty(
@@ -142,7 +153,7 @@ class Session:
 
     def value(self, key: str, size: int) -> bytes:
         """A value that no other key and no other time has."""
-        return f"{key}#{next(self._numbers)}:".encode() + noise(size)
+        return f"{key}#{next(self.numbers)}:".encode() + noise(size)
 
     def durable(self, cache: DiskCache) -> bool:
         return bool(cache.settings.durability == "sync")
@@ -500,6 +511,17 @@ OPERATIONS = st.one_of(
 )
 
 
+def take(session: Session, steps: list[tuple[bool, tuple[Any, ...]]]) -> None:
+    """Each step by one of two handles, which are opened as they are needed."""
+    handles: dict[bool, DiskCache] = {}
+    for durable, (name, *arguments) in steps:
+        if durable not in handles:
+            handles[durable] = session.open(durability="sync" if durable else "none")
+        getattr(session, name)(handles[durable], *arguments)
+        if name == "close":
+            del handles[durable]
+
+
 @settings(max_examples=60)
 @given(
     steps=st.lists(st.tuples(st.booleans(), OPERATIONS), min_size=3, max_size=40),
@@ -510,14 +532,50 @@ def test_cuts_of_random_sequences(
 ) -> None:
     rng = random.Random(number)
     with world(monkeypatch, disks, rng) as session:
-        handles: dict[bool, DiskCache] = {}
-        for durable, (name, *arguments) in steps:
-            if durable not in handles:
-                handles[durable] = session.open(durability="sync" if durable else "none")
-            getattr(session, name)(handles[durable], *arguments)
-            if name == "close":
-                del handles[durable]
+        take(session, steps)
         judge = Judge(monkeypatch, disks)
         for _ in range(6):
             image = session.disk.image(rng, rng.randrange(len(session.disk.log) + 1))
             judge(image, session.history, rng, again=True)
+
+
+@settings(max_examples=50)
+@given(
+    lives=st.lists(
+        st.lists(st.tuples(st.booleans(), OPERATIONS), min_size=2, max_size=15), min_size=2, max_size=5
+    ),
+    number=st.integers(0, 1 << 30),
+)
+def test_one_cut_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, disks: Path, lives: list[list[tuple[bool, tuple[Any, ...]]]], number: int
+) -> None:
+    """The cache lives on after each cut, on what that left: torn records and footers, numbers, stamps.
+
+    What was found after a cut is durable from then on.
+    """
+    rng = random.Random(number)
+    fix_identity(monkeypatch, rng)
+    root = Path(tempfile.mkdtemp(dir=disks)) / "0"
+    root.mkdir()
+    disk = Disk(root)
+    session = Session(monkeypatch, disk, History(disk))
+    for steps in lives:
+        boot(monkeypatch)
+        take(session, steps)
+        image = disk.image(rng, rng.randrange(len(disk.log) + 1), rng.choice(("mixture", "mixture", "all lost")))
+        session.abandon()
+        root = root.with_name(f"{int(root.name) + 1}")
+        image.build(root)
+        before, disk = session.history, Disk(root)
+        boot(monkeypatch)
+        session = Session(monkeypatch, disk, History(disk), first=session.numbers)
+        cache = session.open()
+        for key in before.events:
+            found = cache.get(key, MISSING)
+            allowed = before.allowed(key, image.cut)
+            assert found in allowed, f"{image}: {key} is {_short(found)}, allowed: {[*map(_short, allowed)]}"
+            session.history.found(key, found)
+        assert cache.check() == [], str(image)
+        session.close(cache)
+    session.abandon()
+    shutil.rmtree(root.parent)

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from faulty import seeded
 from helpers import Clock, noise, tree
 
-from yatagarasu_cache import DiskCache, FormatError, ReadOnlyError, checkpoint, reclaim, recovery
+from yatagarasu_cache import DiskCache, FormatError, ReadOnlyError, checkpoint, recovery
 from yatagarasu_cache import format as f
 
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
@@ -419,6 +420,7 @@ def test_a_dead_writers_segment_is_taken_over(directory: Path, make: Callable[..
     assert [alive.get(i) for i in range(20)] == [noise(300, i) for i in range(20)]
     assert alive.check() == []
     alive.clear()
+    alive.set("k", b"v")
     writer = alive._store.writer
     assert writer is not None  # it may go on with the one that was left
     left = {f.parse_segment_name(path.name) for path in (directory / "segments").iterdir()}
@@ -646,32 +648,37 @@ def test_the_clock_word_lost_a_race(
     assert shown(make(**SMALL)) == seen
 
 
-def test_a_checkpoint_that_took_longer_does_not_replace_a_later_one(
+def test_checkpoints_are_written_one_at_a_time(
     make: Callable[..., DiskCache], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes that write one at once the later one's stands: what it covers is in no log."""
+    """Of two handles that begin at once the second waits: what the later one covers is in no log."""
     one, two = make(**SMALL), make(**SMALL)
     one.set("a", b"1")
-    write, begun = checkpoint._write_parts, []
+    one.set("gone", b"1")
+    write, floors = checkpoint._write_file, []
+    second = threading.Thread(target=checkpoint.write, args=(two._store,))
 
-    def slow(store: Any, *arguments: Any) -> None:
-        write(store, *arguments)
-        if store is one._store and not begun:
-            begun.append(True)
+    def slow(store: Any, path: str, floor: int, sealed: Any) -> None:
+        floors.append(floor)
+        if len(floors) == 1:
+            second.start()
+            second.join(0.2)
+            assert second.is_alive() and len(floors) == 1
             two.set("b", b"2")
-            checkpoint.write(two._store)
-            with two._store.appending:
-                two._store.seal_writer()
-            two.set("c", b"3")
+            two.delete("gone")
+        write(store, path, floor, sealed)
 
-    monkeypatch.setattr(checkpoint, "_write_parts", slow)
+    monkeypatch.setattr(checkpoint, "_write_file", slow)
     checkpoint.write(one._store)
-    assert begun
+    second.join()
+    assert sorted(floors) == floors and len(floors) == 2
+    two.set("c", b"3")
     one.close()
     two.close()
     (directory / "index").unlink()
     cache = make(**SMALL)
-    assert [cache.get(key) for key in "abc"] == [b"1", b"2", b"3"]
+    assert cache._store.index.words[f.W_FLOOR] == floors[1]
+    assert [cache.get(key) for key in ("a", "b", "c", "gone")] == [b"1", b"2", b"3", None]
 
 
 def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
@@ -681,7 +688,7 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
     with make(**SMALL) as cache:
         cache.set("a", b"1")
     one = make(**SMALL)
-    write = checkpoint._write_parts
+    write = checkpoint._write_file
     others: list[DiskCache] = []
 
     def slow(*arguments: Any) -> None:
@@ -690,7 +697,7 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
         write(*arguments)
         others[-1].set("c", b"3")
 
-    monkeypatch.setattr(checkpoint, "_write_parts", slow)
+    monkeypatch.setattr(checkpoint, "_write_file", slow)
     checkpoint.write(one._store)
     for cache in (one, *others):
         cache.close()
@@ -699,31 +706,128 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
     assert [cache.get(key) for key in "abc"] == [b"1", b"2", b"3"]
 
 
-def test_a_removal_is_kept_while_a_doomed_segment_has_its_file(
-    make: Callable[..., DiskCache], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another process decided to remove a segment, and was killed before it did."""
-    monkeypatch.setattr(reclaim.Reclaimer, "_adopt", lambda *_: None)
+def logs(cache: DiskCache) -> list[int]:
+    index = cache._store.index
+    return [segment for segment in index.segments() if index.state(segment) == f.LOG]
+
+
+def test_logs_go_when_a_checkpoint_covers_them(make: Callable[..., DiskCache], directory: Path) -> None:
     cache = make(**SMALL)
-    store = cache._store
-
-    def seal() -> int:
-        with store.appending:
-            writer = store.writer
-            assert writer is not None
-            store.seal_writer()
-        return writer.segment
-
-    cache.set("k", b"old")
-    old = seal()
-    cache.delete("k")
-    removal = seal()
-    cache.set("other", b"value")
-    index = store.index
-    index.words[index.entry(old)] = f.DOOMED | old
-    assert store.reclaim._doom(removal)
-    store.reclaim._unlink(removal)
-    abandon(cache)
-    assert (directory / "segments" / f.segment_name(old)).exists()
+    for i in range(20):
+        cache.set(i, noise(100, i))
+    cache.delete(1)
+    cache.touch(2, 1000)
+    (first,) = logs(cache)
+    checkpoint.write(cache._store)
+    (second,) = logs(cache)  # that tells of the checkpoint
+    assert second != first
+    assert not (directory / "segments" / f.segment_name(first)).exists()
+    cache.delete(3)
+    expires = cache.get_entry(2).expires  # type: ignore[union-attr]
+    cache.close()
     (directory / "index").unlink()
-    assert make(**SMALL).get("k") is None
+    cache = make(**SMALL)
+    assert set(cache) == set(range(20)) - {1, 3}
+    assert cache.get_entry(2).expires == expires  # type: ignore[union-attr]
+    cache.delete(4)
+    assert len(logs(cache)) == 2
+    checkpoint.write(cache._store)
+    assert len(logs(cache)) == 1
+    assert cache.check() == []
+
+
+def test_without_the_checkpoint_that_a_log_tells_of_nothing_older_counts(
+    make: Callable[..., DiskCache], directory: Path
+) -> None:
+    """What the checkpoint covered went with its log: "gone" would come back."""
+    cache = make(**SMALL)
+    cache.set("gone", b"old")
+    cache.set("kept", b"old")
+    cache.delete("gone")
+    checkpoint.write(cache._store)
+    cache.set("new", b"new")
+    cache.close()
+    for name in ("index", "checkpoint"):
+        (directory / name).unlink()
+    cache = make(**SMALL)
+    assert {key: cache.get(key) for key in ("gone", "kept", "new")} == {"gone": None, "kept": None, "new": b"new"}
+
+
+@pytest.mark.parametrize("torn", [1, 40, 79, 80, 95, 96])
+def test_a_change_whose_author_died_is_overwritten(
+    make: Callable[..., DiskCache], directory: Path, torn: int
+) -> None:
+    """It was appended in part, or whole, but not counted: nobody was told that it was made."""
+    cache = make(**SMALL)
+    for key in "abcd":
+        cache.set(key, b"v")
+    cache.delete("a")
+    (log,) = logs(cache)
+    path = directory / "segments" / f.segment_name(log)
+    size = path.stat().st_size
+    index = cache._store.index
+    change = f.pack_change(index.identity.seed, f.pack_place(log, size), f.REMOVE, f.pack_digest(5, 6), index.stamp())
+    path.write_bytes(path.read_bytes() + change[:torn])
+    assert cache.check() == []
+    cache.delete("b")
+    assert path.stat().st_size >= size + len(change)
+    assert cache.check() == []
+    cache.close()
+    (directory / "index").unlink()
+    assert sorted(make(**SMALL)) == ["c", "d"]
+
+
+def test_a_log_that_is_missing_is_replaced(make: Callable[..., DiskCache], directory: Path) -> None:
+    cache = make(**SMALL)
+    for key in "abcd":
+        cache.set(key, b"v")
+    cache.delete("a")
+    (lost,) = logs(cache)
+    cache.close()
+    (directory / "segments" / f.segment_name(lost)).unlink()
+    cache = make(**SMALL)
+    cache.delete("b")  # logged elsewhere
+    assert lost in logs(cache) and len(logs(cache)) == 2
+    assert [problem.where for problem in cache.check(fix=True)] == [f.segment_name(lost)]
+    assert cache.check() == []
+    cache.close()
+    (directory / "index").unlink()
+    cache = make(**SMALL)
+    assert sorted(cache) == ["c", "d"]  # the checkpoint that check() wrote keeps what the log said
+
+
+def test_a_damaged_log_is_found_and_mended(make: Callable[..., DiskCache], directory: Path) -> None:
+    cache = make(**SMALL)
+    for i in range(20):
+        cache.set(i, noise(100, i))
+    for i in range(10):
+        cache.delete(i)
+    (log,) = logs(cache)
+    path = directory / "segments" / f.segment_name(log)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    problems = cache.check()
+    assert [(p.kind, p.where) for p in problems] == [("segment", f.segment_name(log))]
+    assert cache.check(fix=True)[0].fixed
+    assert cache.check() == []
+    cache.close()
+    (directory / "index").unlink()
+    assert sorted(make(**SMALL)) == list(range(10, 20))
+
+
+def test_an_index_much_too_large_is_made_anew(make: Callable[..., DiskCache], directory: Path) -> None:
+    """In place of one that another handle uses as well."""
+    cache, other = make(size_limit=4 << 20), make(size_limit=4 << 20)
+    cache.set_many(dict.fromkeys(range(6000), b""))
+    before = cache.stats().index_bytes
+    cache.delete_many(range(100, 6000))
+    assert cache._store.reclaim._shrink_index()
+    assert not cache._store.reclaim._shrink_index()
+    assert cache.stats().index_bytes < before / 5
+    assert (directory / "index").stat().st_size == cache.stats().index_bytes
+    for handle in (other, cache):
+        assert sorted(handle) == list(range(100))
+        handle.set(7, "new")
+        assert other.get(7) == cache.get(7) == "new"
+        assert handle.check() == []

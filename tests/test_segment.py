@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 def begin(path: Path, capacity: int = 1 << 20, number: int = NUMBER) -> SegmentWriter:
     fd = BACKEND.open(str(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     BACKEND.write(fd, [f.pack_segment_header(number, IDENTITY, 1, 0)], 0)
-    return SegmentWriter(BACKEND, fd, number, capacity, 0)
+    return SegmentWriter(BACKEND, fd, number, capacity)
 
 
 def packed(
@@ -233,16 +233,16 @@ def test_room_is_kept_for_the_footer(path: Path) -> None:
     while True:
         stamp += 1
         record = packed(writer, (f.PUT, b"key%d" % stamp, b"t", b"m", bytes(stamp * 37 % 900)), stamp)
-        if len(record[0]) + f.aligned(len(record[1])) > writer.room:
+        if f.room_for(len(b"key%dtm" % stamp), len(record[1])) > writer.room:
             break
         writer.append(*record)
         count += 1
     room = writer.room
     assert room >= 0
-    writer.borrow()
-    assert writer.borrowed and writer.room < 0 and 0 <= writer.copy_room <= writer.reserve_room
-    writer.repay()
-    assert not writer.borrowed and writer.room == room < writer.reserve_room
+    writer.borrowed = True  # no room for new entries, but for copies
+    assert writer.room == 0 and writer.copy_room == room
+    writer.borrowed = False
+    assert writer.room == room
     assert seal(writer) <= capacity
     assert len(records(path)) == count
 
@@ -403,7 +403,9 @@ def test_swapped_segments_are_not_accepted(tmp_path: Path) -> None:
 def test_every_bit_of_the_header_counts() -> None:
     good = f.pack_segment_header(NUMBER, IDENTITY, 123, 45)
     assert len(good) == f.SEGMENT_HEADER_BYTES
-    assert f.unpack_segment_header(good) == (f.FORMAT_VERSION, NUMBER, IDENTITY, 123, 45)
+    assert f.unpack_segment_header(good) == (f.FORMAT_VERSION, NUMBER, IDENTITY, 123, 45, False)
+    log = f.pack_segment_header(NUMBER, IDENTITY, 123, 45, log=True)
+    assert f.unpack_segment_header(log) == (f.FORMAT_VERSION, NUMBER, IDENTITY, 123, 45, True)
     for bit in range(8 * len(good)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
@@ -428,7 +430,7 @@ def test_adoption_goes_on_where_another_stopped(path: Path, first: int, from_foo
         writer.seal()
     writer.close(sync=False)
     fd = os.open(path, os.O_RDWR)
-    again = SegmentWriter(BACKEND, fd, NUMBER, 1 << 20, 0)
+    again = SegmentWriter(BACKEND, fd, NUMBER, 1 << 20)
     again.adopt(
         read_records(BACKEND, fd, NUMBER, IDENTITY) if from_footer else scan(BACKEND, fd, NUMBER, SEED)
     )

@@ -15,7 +15,7 @@ from . import format as f
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import IndexDamaged
-from .segment import read_segment_header
+from .segment import read_segment_header, scan
 
 if TYPE_CHECKING:
     from .store import Store
@@ -59,7 +59,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
-    lost = False
+    changes_lost = False
     for segment in store.index.segments():
         if not _segment_problem(store, segment):
             continue
@@ -67,14 +67,17 @@ def _segments(store: Store, fix: bool) -> Iterator[Problem]:
             detail = _segment_problem(store, segment)
             if not detail or store.index.state(segment) in (0, f.DOOMED):
                 continue
-            fixed = fix and _mend_segment(store, segment)
-            lost = lost or fixed
-            yield Problem("segment", f.segment_name(segment), detail, fixed)
-    if lost:  # removals were lost with it, but not what they did: that is to be durable now
+            if fix and store.index.state(segment) == f.LOG:
+                store.changes.retire(segment)
+                changes_lost = True
+            elif fix:
+                _mend_segment(store, segment)
+            yield Problem("segment", f.segment_name(segment), detail, fix)
+    if changes_lost:  # but not what they did: a checkpoint keeps that, and drops the log
         checkpoint.write(store)
 
 
-def _mend_segment(store: Store, segment: int) -> bool:
+def _mend_segment(store: Store, segment: int) -> None:
     """Drop what is lost of a segment; what is left of it is in order then. Both locks are held."""
     index = store.index
     entry = index.entry(segment)
@@ -98,13 +101,12 @@ def _mend_segment(store: Store, segment: int) -> bool:
             store.backend.close_file(fd)
         index.resize_segment(segment, size)
         index.words[entry + f.T_SYNCED] = 0
-        index.words[entry + f.T_OWNER] = 0
         index.words[entry] = f.SEALED | segment
+        index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
     else:
         with contextlib.suppress(IsADirectoryError, PermissionError):  # a directory is none of ours
             store.backend.unlink(path)
         index.drop_segment(segment)
-    return True
 
 
 def _segment_problem(store: Store, segment: int) -> str:
@@ -114,20 +116,32 @@ def _segment_problem(store: Store, segment: int) -> str:
         return error.strerror or str(error)
     try:
         header = read_segment_header(store.backend, fd)
+        if header is None:
+            return "its header is damaged"
+        state = store.index.state(segment)
+        if (header.identity, header.segment, header.log) != (store.index.identity, segment, state == f.LOG):
+            return "it belongs to another place or another cache"
+        expected = store.index.words[store.index.entry(segment) + f.T_SIZE]
         size = os.fstat(fd).st_size
+        if state == f.SEALED and size != expected:
+            return f"it has {size} bytes instead of {expected}"
+        if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
+            return f"its changes can be read up to {end} of {expected} bytes"
     except OSError as error:
         return error.strerror or str(error)
     finally:
         store.backend.close_file(fd)
-    if header is None:
-        return "its header is damaged"
-    if header.identity != store.index.identity or header.segment != segment:
-        return "it belongs to another place or another cache"
-    if store.index.state(segment) == f.SEALED:
-        expected = store.index.words[store.index.entry(segment) + f.T_SIZE]
-        if size != expected:
-            return f"it has {size} bytes instead of {expected}"
     return ""
+
+
+def _sound_bytes(store: Store, fd: int, segment: int) -> int:
+    """Where the first record of a log begins that is not what was written."""
+    end = f.SEGMENT_HEADER_BYTES
+    for record in scan(store.backend, fd, segment, store.index.identity.seed):
+        if record.offset != end:
+            break
+        end += record.head.record_bytes
+    return end
 
 
 def _entries(store: Store, fix: bool) -> Iterator[Problem]:
@@ -307,10 +321,11 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
     """The checkpoint, if there is one, can be read."""
     path = os.path.join(store.root, f.CHECKPOINT_NAME)
     with store.lock:
-        if os.path.exists(path) and checkpoint.read(store.backend, store.root) is None:
-            if fix:
-                try:
-                    checkpoint.write(store)
-                except OSError:
-                    fix = False
-            yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)
+        damaged = os.path.exists(path) and checkpoint.read(store.backend, store.root) is None
+    if damaged:
+        if fix:
+            try:
+                checkpoint.write(store)
+            except OSError:
+                fix = False
+        yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)

@@ -1,8 +1,8 @@
 """The checkpoint: the index as of some stamp, made durable in a file of its own.
 
 After a power cut recovery starts from it and replays only what the segments say beyond; removals
-that it covers need not be kept in the log. It is an aid: without it, the segments alone give the
-same entries, save that nothing at or below the newest floor is trusted (see `recovery`).
+that it covers are not needed in the log any more. It is an aid: without it, segments and log give
+the same entries, save that nothing at or below the newest floor is trusted (see `recovery`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 
     identity: f.Identity
     floor: int
-    sealed: dict[int, int]  # segments complete by then, and their oldest stamps
+    sealed: frozenset[int]  # segments complete by then
     parts: list[bytes]
 
 
@@ -38,48 +38,55 @@ def write(store: Store) -> None:
 
     Every change that is stamped up to the floor is either in it, or is appended again with a later
     stamp: changes whose append and index change lie on both sides of the beginning notice that
-    the epoch has changed.
+    the epoch has changed. One is written at a time. The index lock is not held.
     """
-    index = store.index
-    with store.lock:
-        floor = index.stamp()
-        index.words[f.W_EPOCH] = floor
-        sealed = [
-            (index.words[entry] & f.MASK32, index.words[entry + f.T_SIZE], index.words[entry + f.T_OLDEST])
-            for entry in index.table_entries()
-            if index.words[entry] & ~f.MASK32 == f.SEALED
-        ]
-        index.words[f.W_CHECKPOINT_BYTES] += most_bytes(index)
-    path = os.path.join(store.root, f.CHECKPOINT_NAME)
-    temporary = f"{store.temporary_path()}"
-    fd = store.backend.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
-    try:
+    with store.checkpointing:
+        index = store.index
+        with store.lock:
+            floor = index.stamp()
+            index.words[f.W_EPOCH] = floor
+            index.words[f.W_WRITTEN] = 0
+            sealed = [
+                (index.words[entry] & f.MASK32, index.words[entry + f.T_SIZE])
+                for entry in index.table_entries()
+                if index.words[entry] & ~f.MASK32 == f.SEALED
+            ]
+            store.changes.rotate(floor)
+        temporary = store.temporary_path()
         try:
-            _write_parts(store, fd, floor, sealed)
-            store.backend.sync(fd)
+            _write_file(store, temporary, floor, sealed)
+            # Now, not before: the parts name records that came after the floor, and what these
+            # replaced is not trusted any more once the checkpoint stands.
+            store.reclaim.sync_dirty()
+            with store.lock:
+                if store.index is index:  # else it is about an index that is no more
+                    store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
+                    store.backend.sync_directory(store.root)
+                    index.words[f.W_FLOOR] = floor
+                    account(store, index)
+                    store.changes.cover(floor)
         finally:
-            store.backend.close_file(fd)
-        # Now, not before: the parts name records that came after the floor, and what these
-        # replaced is not trusted any more once the checkpoint stands.
-        store.reclaim.sync_dirty()
-        with store.lock:
-            if store.index is not index:  # rebuilt meanwhile: this is about an index that is no more
-                return
-            if index.words[f.W_FLOOR] > floor:  # another process began later and was faster
-                return
-            store.backend.replace(temporary, path)
-            store.backend.sync_directory(store.root)
-            index.words[f.W_FLOOR] = floor
+            store.backend.unlink(temporary)
+        store.reclaim.drop_dead()
+
+
+def _write_file(store: Store, path: str, floor: int, sealed: list[tuple[int, int]]) -> None:
+    fd = store.backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
+    try:
+        checksum, size = xxh3_64(), 0
+        for part in _parts(store, floor, sealed):
+            checksum.update(part)
+            store.backend.write(fd, [part], size)
+            size += len(part)
+        store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
+        store.backend.sync(fd)
     finally:
-        store.backend.unlink(temporary)
-        with store.lock:
-            account(store, index)
+        store.backend.close_file(fd)
 
 
 def most_bytes(index: Index) -> int:
     """What a checkpoint of the index as it is would take, rounded up."""
-    segments = len(index.table_entries())
-    return 4096 + index.count() * SLOT_BYTES + segments * f.CHECKPOINT_SEGMENT.size
+    return 4096 + index.count() * SLOT_BYTES + index.table_capacity * f.CHECKPOINT_SEGMENT.size
 
 
 def account(store: Store, index: Index) -> None:
@@ -92,16 +99,7 @@ def account(store: Store, index: Index) -> None:
     index.words[f.W_CHECKPOINT_BYTES] = size
 
 
-def _write_parts(store: Store, fd: int, floor: int, sealed: list[tuple[int, int, int]]) -> None:
-    checksum, size = xxh3_64(), 0
-    for part in _parts(store, floor, sealed):
-        checksum.update(part)
-        store.backend.write(fd, [part], size)
-        size += len(part)
-    store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
-
-
-def _parts(store: Store, floor: int, sealed: list[tuple[int, int, int]]) -> Iterator[bytes]:
+def _parts(store: Store, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
     index = store.index
     yield f.CHECKPOINT_HEADER.pack(
         f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed)
@@ -142,10 +140,10 @@ def _parse(data: bytes) -> Checkpoint | None:
     if checksum != f.CHECKPOINT_SUM.pack(xxh3_64(body).intdigest()):
         return None
     at = f.CHECKPOINT_HEADER.size
-    sealed = {}
+    sealed = set()
     for _ in range(count):
-        segment, _, oldest = f.CHECKPOINT_SEGMENT.unpack_from(body, at)
-        sealed[segment] = oldest
+        segment, _ = f.CHECKPOINT_SEGMENT.unpack_from(body, at)
+        sealed.add(segment)
         at += f.CHECKPOINT_SEGMENT.size
     parts = []
     for _ in range(PARTITIONS):
@@ -153,4 +151,4 @@ def _parse(data: bytes) -> Checkpoint | None:
         at += f.CHECKPOINT_PART.size
         parts.append(bytes(body[at : at + slots * SLOT_BYTES]))
         at += slots * SLOT_BYTES
-    return Checkpoint(f.Identity(cache_id, seed), floor, sealed, parts)
+    return Checkpoint(f.Identity(cache_id, seed), floor, frozenset(sealed), parts)

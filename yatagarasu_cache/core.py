@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .codec import Key, encode_key
 from .errors import BackendUnavailable, ConfigurationError, from_os_error
-from .format import RECORD_BYTES, Slot, key_digest
+from .format import RECORD_BYTES, Slot, key_digest, room_for
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -121,7 +121,7 @@ class CompiledCore(PythonCore):
         if length >= store.large_bytes or type(payload) is not bytes:
             return super().put(key, payload, flags, expires, tag, meta)
         names = len(key) + len(tag) + len(meta)
-        size = RECORD_BYTES + names + length + 30
+        size = room_for(names, length)
         lock: Any = store.lock
         with store.appending:
             writer = store.writer

@@ -21,6 +21,7 @@ INDEX_NAME = "index"
 LOCK_NAME = "lock"
 USERS_NAME = "users"
 CHECKPOINT_NAME = "checkpoint"
+CHECKPOINT_LOCK_NAME = "checkpoint.lock"
 TAG_NAME = "CACHEDIR.TAG"
 SEGMENTS_NAME = "segments"
 LARGE_NAME = "large"
@@ -71,6 +72,7 @@ W_WRITTEN = 22  # records written since the newest checkpoint, about
 W_FLUSHED = 23  # stamp at which the newest flush() began
 W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
+W_LOG = 31  # id of the log of changes that is written to; 0 if the next change begins one
 
 W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
 BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0
@@ -94,13 +96,15 @@ S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
 # the segment table: one entry of 8 words for each id modulo its capacity
 ENTRY_WORDS = 8
 ENTRY_BYTES = 64
-T_STATE, T_SIZE, T_LIVE, T_OWNER, T_OLDEST, T_SYNCED, T_CREATED, T_NEWEST = 0, 1, 2, 3, 4, 5, 6, 7
+T_STATE, T_SIZE, T_LIVE, T_OWNER, T_CLOSED, T_SYNCED, T_CREATED = 0, 1, 2, 3, 4, 5, 6
 # T_STATE: id | state; 0 is a free entry. A doomed segment has nothing live, and its file is going.
-ACTIVE, SEALED, DOOMED = 1 << 32, 2 << 32, 3 << 32
+# A log holds changes of entries in other segments.
+ACTIVE, SEALED, DOOMED, LOG = 1 << 32, 2 << 32, 3 << 32, 4 << 32
 
 # -- segments ---------------------------------------------------------------------------------
 
 SEGMENT_MAGIC = b"YATASEG\0"
+LOG_MAGIC = b"YATALOG\0"
 # magic, version, id, cache id, hash seed, created (stamp), floor (stamp), checksum of all before
 SEGMENT_HEADER = struct.Struct("<8sII16sQQQQ")
 SEGMENT_HEADER_BYTES = 64
@@ -111,9 +115,10 @@ RECORD_MAGIC = b"YREC"
 # value checksum; then 8 bytes: checksum of these, key, tag and meta, seeded with the place
 RECORD = struct.Struct("<4sBBHIIQQQQQ")
 RECORD_BYTES = RECORD.size + 8
-# A put with its value; one whose value is a large file; removal of digests; removal of everything;
-# new expiry of a digest. Each acts on records with a stamp up to its own.
-PUT, LARGE, REMOVE, CLEAR, TOUCH = 1, 2, 3, 4, 5
+# In segments: a put with its value; one whose value is a large file.
+# In logs: removal of digests; removal of everything; new expiry of a digest; a checkpoint stands.
+# Each of these acts on records with a stamp up to its own.
+PUT, LARGE, REMOVE, CLEAR, TOUCH, FLOOR = 1, 2, 3, 4, 5, 6
 TOUCHED = struct.Struct("<QQQ")  # payload of a TOUCH: digest low, digest high, expires
 LARGE_POINTER = struct.Struct("<Q")  # what a LARGE record holds in place of the value
 
@@ -137,7 +142,7 @@ FOOTER_ENTRY = struct.Struct("<QI")  # offset of the record, bytes of payload ke
 CHECKPOINT_MAGIC = b"YATACKPT"
 # magic, version, partitions, cache id, hash seed, floor (stamp), segments listed
 CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQ")
-CHECKPOINT_SEGMENT = struct.Struct("<QQQ")  # id, covered bytes, oldest stamp
+CHECKPOINT_SEGMENT = struct.Struct("<QQ")  # id, bytes
 CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
 CHECKPOINT_SUM = struct.Struct("<Q")
 
@@ -242,6 +247,11 @@ def record_bytes(lengths: int) -> int:
     return (lengths & 0xFFFF) * ALIGN + aligned(payload)
 
 
+def room_for(names_length: int, payload_length: int) -> int:
+    """Bytes that a record takes in its segment at most, with its entry in the footer."""
+    return 2 * (RECORD_BYTES + names_length) + FOOTER_ENTRY.size + payload_length + 2 * ALIGN
+
+
 _TWO_WORDS = struct.Struct("<QQ")
 
 
@@ -265,6 +275,13 @@ def value_sum(payload: bytes | bytearray | memoryview, low: int, flags: int) -> 
     return xxh3_64_intdigest(payload, low ^ flags)
 
 
+def pack_change(seed: int, place: int, kind: int, payload: bytes, stamp: int) -> bytes:
+    """A whole record of a log."""
+    checksum = value_sum(payload, 0, 0)
+    head = pack_record(seed, place, kind, 0, b"", b"", b"", len(payload), stamp, 0, stamp, checksum)
+    return head + payload + bytes(-len(payload) & 15)
+
+
 def pack_record(
     seed: int, place: int, kind: int, flags: int, key: bytes, tag: bytes, meta: bytes,
     value_length: int, stamp: int, expires: int, created: int, checksum: int,
@@ -286,7 +303,7 @@ def unpack_head(data: bytes | memoryview, offset: int) -> Head | None:
     if fields[0] != RECORD_MAGIC:
         return None
     head = Head(*fields[1:])
-    return head if head.head_bytes <= MAX_HEAD_BYTES and PUT <= head.kind <= TOUCH else None
+    return head if head.head_bytes <= MAX_HEAD_BYTES and PUT <= head.kind <= FLOOR else None
 
 
 def verify_head(data: bytes | memoryview, offset: int, head: Head, seed: int, place: int) -> bool:
@@ -299,9 +316,12 @@ def verify_head(data: bytes | memoryview, offset: int, head: Head, seed: int, pl
     return xxh3_64_digest(summed, seed ^ place) == bytes(data[fixed:names])
 
 
-def pack_segment_header(segment: int, identity: Identity, created: int, floor: int) -> bytes:
+def pack_segment_header(
+    segment: int, identity: Identity, created: int, floor: int, *, log: bool = False
+) -> bytes:
+    magic = LOG_MAGIC if log else SEGMENT_MAGIC
     body = SEGMENT_HEADER.pack(
-        SEGMENT_MAGIC, FORMAT_VERSION, segment, identity.cache_id, identity.seed, created, floor, 0
+        magic, FORMAT_VERSION, segment, identity.cache_id, identity.seed, created, floor, 0
     )[:-8]
     return body + struct.pack("<Q", xxh3_64_intdigest(body))
 
@@ -312,6 +332,7 @@ class SegmentHeader(NamedTuple):
     identity: Identity
     created: int
     floor: int
+    log: bool
 
 
 def unpack_segment_header(data: bytes) -> SegmentHeader | None:
@@ -320,9 +341,9 @@ def unpack_segment_header(data: bytes) -> SegmentHeader | None:
         return None
     data = data[:SEGMENT_HEADER_BYTES]
     magic, version, segment, cache_id, seed, created, floor, checksum = SEGMENT_HEADER.unpack(data)
-    if magic != SEGMENT_MAGIC or xxh3_64_intdigest(data[:-8]) != checksum:
+    if magic not in (SEGMENT_MAGIC, LOG_MAGIC) or xxh3_64_intdigest(data[:-8]) != checksum:
         return None
-    return SegmentHeader(version, segment, Identity(cache_id, seed), created, floor)
+    return SegmentHeader(version, segment, Identity(cache_id, seed), created, floor, magic == LOG_MAGIC)
 
 
 def pack_identity(identity: Identity, capacity: int) -> bytes:

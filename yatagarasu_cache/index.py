@@ -170,7 +170,7 @@ class Index:
             raise IndexDamaged("there is no segment number left")
         for entry in self.table_entries():
             segment, state = self.words[entry] & f.MASK32, self.words[entry] >> 32
-            if not 1 <= state <= 3 or self.entry(segment) != entry or segment >= unused:
+            if not f.ACTIVE <= state << 32 <= f.LOG or self.entry(segment) != entry or segment >= unused:
                 raise IndexDamaged("a segment is in no known state, or out of place")
         counts = self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist()
         for field in (f.T_SIZE, f.T_LIVE):
@@ -481,10 +481,7 @@ class Index:
         lows = self.column(slots, 0)
         live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
         capacity = grown_capacity(part, live)
-        image = rebuilt(self.map, slots, lows, capacity)
-        first = self._extent(capacity)
-        self.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = image
-        self.install(part, first, capacity, live)
+        self.load(part, live, rebuilt(self.map, slots, lows, capacity))
 
     def install(self, part: int, first: int, capacity: int, live: int) -> None:
         """Make the extent the partition's. A reader uses either the old or the new one."""
@@ -513,10 +510,6 @@ class Index:
         self._extend((first + capacity) * SLOT_BYTES)
         return first
 
-    def new_extent(self, capacity: int) -> int:
-        """For loading a whole partition at once (recovery)."""
-        return self._extent(capacity)
-
     def _extend(self, size: int) -> None:
         """Make the file at least `size` bytes, with blocks behind them: a full volume says so now."""
         have = os.fstat(self.fd).st_size
@@ -526,6 +519,32 @@ class Index:
             self.words[f.W_INDEX_BYTES] = size
         if size > len(self.map):
             self._map()
+
+    def fitting_bytes(self) -> int:
+        """What the file would take, about, if it were made anew for the entries there are."""
+        slots = self.count() * (_FIRST_GROWTH + _GROWTH_SPREAD / 2) + PARTITIONS * MIN_SLOTS
+        return self.first_slot * SLOT_BYTES + int(slots) * SLOT_BYTES
+
+    def copied_to(self, other: Index) -> None:
+        """Fill an empty index of the same identity with what is in this one, without its gaps."""
+        own = self.words
+        for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, W_BUSY),
+                           (f.W_DELETED, f.W_DELETED + PARTITIONS),
+                           (self.table_word, self.first_slot * SLOT_WORDS)):  # fmt: skip
+            other.words[first:end] = own[first:end]
+        for part in range(PARTITIONS):
+            slots = self.partition_slots(part)
+            lows = self.column(slots, 0)
+            live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
+            if live:
+                other.load(part, live, rebuilt(self.map, slots, lows, grown_capacity(part, live)))
+
+    def load(self, part: int, live: int, image: bytearray) -> None:
+        """Make `image`, with `live` entries in it, the partition's extent."""
+        capacity = len(image) // SLOT_BYTES
+        first = self._extent(capacity)
+        self.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = image
+        self.install(part, first, capacity, live)
 
     # -- the segment table ------------------------------------------------------------------
 
@@ -547,7 +566,7 @@ class Index:
         return sorted(self.words[entry] & f.MASK32 for entry in self.table_entries())
 
     def state(self, segment: int) -> int:
-        """ACTIVE, SEALED, or 0 if there is no such segment (any more)."""
+        """ACTIVE, SEALED, DOOMED, LOG, or 0 if there is no such segment (any more)."""
         word = self.words[self.entry(segment)]
         return word & ~f.MASK32 if word & f.MASK32 == segment else 0
 
@@ -559,10 +578,9 @@ class Index:
         words[entry + f.T_SIZE] = size
         words[entry + f.T_LIVE] = 0
         words[entry + f.T_OWNER] = owner
-        words[entry + f.T_OLDEST] = created
+        words[entry + f.T_CLOSED] = 0
         words[entry + f.T_SYNCED] = 0
         words[entry + f.T_CREATED] = created
-        words[entry + f.T_NEWEST] = 0  # not known
         words[entry] = state | segment
         words[f.W_SEGMENT_BYTES] += size
         words[W_BUSY] = 0

@@ -3,6 +3,10 @@
 `size_limit` bounds the bytes on disk, an active segment counted at its full size. Eviction keeps
 the live bytes below a share of it (`headroom`), so that segments die or empty out before their
 room is needed; the work is paced by the bytes written, a little after each put.
+
+Segments are begun under the index lock, and only if they fit then, so that handles that fill the
+cache together don't exceed the limit together. What is copied to make room may be one segment
+above it.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import checkpoint
 from . import format as f
 from .backends.base import Buffer
-from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
+from .errors import CacheIOError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import Index
@@ -27,12 +32,21 @@ if TYPE_CHECKING:
 
 _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
-_ROLLS = 16  # segments begun for one entry before other means are tried
+_WHOLE = 1 << 60  # a budget for a segment of any size
+_ROLLS = 1000  # tries to begin a segment while others take the room that was made
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
 _PATIENCE = 2 * _MIN_GARBAGE  # steps without gain, besides two for each segment there is
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
 _CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
-_REMOVALS_ROOM = f.RECORD_BYTES + 16 * _EVICT_MOST
+_LOG_SHARE = 64  # a log of changes of more than 1/64 of the limit asks for a checkpoint as well
+_LEAST_LOG = 1 << 13
+_GROWTH_SHARE = 16  # an index grows by one partition of 64 at a time, to 2.6 times of what is live there,
+_LEAST_GROWTH = 1 << 13  # and by whole pages
+_LOOSE = 3  # an index of so many times the bytes that it needs is made anew
+
+
+class _NoRoom(Exception):
+    """There is one segment more than there may be: no further one for copies."""
 
 
 class Cleaning:
@@ -48,10 +62,9 @@ class Reclaimer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._limit = store.settings.size_limit
+        self._size_limit = store.settings.size_limit
         self.segment_bytes = store.segment_bytes
-        headroom = max(int(self._limit * store.settings.headroom), 3 * self.segment_bytes)
-        self.live_limit = self._limit - headroom
+        self._headroom = max(int(self._size_limit * store.settings.headroom), 3 * self.segment_bytes)
         self._quantum = min(self.segment_bytes // 8, 1 << 18)
         self._unpaced = 0
         self._pacing = threading.Lock()
@@ -65,14 +78,28 @@ class Reclaimer:
     def _index(self) -> Index:
         return self._store.index
 
+    @property
+    def _limit(self) -> int:
+        """What `used_bytes` may come to: less than `size_limit` by what may come in between.
+
+        That is a checkpoint under way, and an index that grows by a partition.
+        """
+        index = self._index
+        growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
+        limit: int = self._size_limit - growth - checkpoint.most_bytes(index)
+        return limit
+
+    @property
+    def live_limit(self) -> int:
+        """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
+        return self._limit - self._headroom
+
     # -- opening, closing ---------------------------------------------------------------------
 
-    def after_open(self) -> None:
-        """Take over from dead handles, and come within a limit that was lowered."""
-        self.reap()
+    def come_within_limit(self) -> None:
+        """Evict what is too much for a limit that was lowered."""
         if self._store.policy.evicts and self._index.used_bytes > self._limit:
             with self._store.appending:
-                self.ensure_writer()
                 self.make_space(0)
 
     def reap(self) -> int:
@@ -112,56 +139,35 @@ class Reclaimer:
 
     def roll(self, size: int) -> SegmentWriter:
         """A writer with room for `size` bytes. `appending` is held. `StorageFull` if there is none."""
-        store, turns, covered = self._store, 0, False
-        while (writer := store.writer) is None or writer.room < size:
-            turns += 1
-            if turns > _ROLLS:  # what is copied to make room takes that room
-                if not covered:
-                    covered, turns = True, 0
-                    self._cover_removals()
-                elif not (store.policy.evicts and self._evict(self.segment_bytes)):
-                    raise self._full()
-                continue
-            capacity = self._capacity(size)
+        store = self._store
+        for _ in range(_ROLLS):
+            writer = store.writer
             if writer is not None and writer.borrowed:
                 self.make_space(0)
-                writer.repay()
-            elif writer is not None and writer.reserve_room >= _REMOVALS_ROOM:
-                self.make_space(capacity)
-                self._next_writer(capacity)
-            else:  # nothing to log removals in: one segment above the limit, for these alone
-                self._next_writer(capacity)
-        return writer
-
-    def removal_room(self, size: int) -> SegmentWriter:
-        """A writer in which a removal of `size` bytes can be logged, also in a full cache."""
-        try:
-            return self.roll(size)
-        except StorageFull:
-            writer = self._store.writer
-            if writer is None or writer.reserve_room < size:
-                writer = self._next_writer(self.segment_bytes)
-            return writer
+                if store.writer is writer:
+                    writer.borrowed = False
+            elif writer is not None and writer.room >= size:
+                return writer
+            else:
+                self.make_space(self._capacity(size))
+                if store.writer is writer:  # else copies made room necessary, and there may be enough
+                    self._next_writer(self._capacity(size))
+        raise self._full()
 
     def _capacity(self, size: int) -> int:
         return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
 
-    def ensure_writer(self) -> SegmentWriter:
-        """A writer in which a removal can be logged, whatever the limit says."""
-        writer = self._store.writer
-        if writer is None or writer.reserve_room < _REMOVALS_ROOM:
-            writer = self._next_writer(self.segment_bytes)
-        return writer
-
-    def _next_writer(self, capacity: int) -> SegmentWriter:
+    def _next_writer(self, capacity: int, *, beyond: int = 0) -> SegmentWriter | None:
+        """Begin a segment of `capacity` bytes; None if that exceeds the limit by more than `beyond`."""
         store = self._store
         first = store.writer is None
         store.seal_writer()
         try:
             with store.lock:
+                if self._index.used_bytes + capacity > self._limit + beyond:
+                    return None
                 writer = (self._adopt(capacity) if first else None) or self._create(capacity)
-                if self._index.used_bytes > self._limit:
-                    writer.borrow()
+                writer.borrowed = self._index.used_bytes > self._limit
                 store.writer = writer
                 store.owner.note(writer.segment)
         except OSError as error:
@@ -188,7 +194,7 @@ class Reclaimer:
             store.backend.unlink(store.files.path(segment))
             raise
         store.names_changed()
-        return SegmentWriter(store.backend, fd, segment, capacity, floor)
+        return SegmentWriter(store.backend, fd, segment, capacity)
 
     def _adopt(self, capacity: int) -> SegmentWriter | None:
         """Go on with a segment that an earlier handle left less than half full.
@@ -213,15 +219,14 @@ class Reclaimer:
             return None
         try:
             header = read_segment_header(store.backend, fd)
-            if header is None or header.segment != segment or header.identity != index.identity:
+            if header is None or (header.segment, header.identity) != (segment, index.identity):
                 store.backend.close_file(fd)
                 return None
-            writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes, header.floor)
+            writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes)
             writer.adopt(read_records(store.backend, fd, segment, index.identity))
             # First: whoever finds us dead in between takes it from us as it is.
             entry, owner = index.entry(segment), store.owner.acquire()
             index.words[entry + f.T_SYNCED] = 0
-            index.words[entry + f.T_NEWEST] = 0
             index.words[entry + f.T_OWNER] = owner
             index.words[entry] = f.ACTIVE | segment
             index.resize_segment(segment, self.segment_bytes)
@@ -264,65 +269,89 @@ class Reclaimer:
 
     def make_space(self, need: int) -> None:
         """Reclaim until `need` more bytes fit. `StorageFull` if they can't."""
-        reaped = covered = False
+        if self._index.used_bytes + need > self._limit:
+            with self._store.appending:
+                self._reclaim(need)
+
+    def reserve_large(self, length: int) -> None:
+        """Make room for `length` bytes of a large value, and count them. `StorageFull` if there is none."""
+        store = self._store
+        for _ in range(_ROLLS):
+            self.make_space(length)
+            with store.lock:
+                if self._index.used_bytes + length <= self._limit:
+                    store.account_large(length)
+                    return
+        raise self._full()
+
+    def _reclaim(self, need: int) -> None:
+        last_means: list[Callable[[], object]] = [self.reap, self._cover_changes]
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
         while (used := self._index.used_bytes) + need > self._limit:
             live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
             least_used, least_live = min(least_used, used), min(least_live, live)
-            gets_on = stalled <= _PATIENCE + 2 * len(self._index.table_entries())
-            if gets_on and self._make_some(need):
+            if stalled <= _PATIENCE + 2 * len(self._index.table_entries()) and self._make_some(need):
                 continue
-            if not reaped:
-                reaped = True
-                self.reap()
-            elif not gets_on and not covered:
-                covered, stalled = True, 0
-                self._cover_removals()
-            elif gets_on or not (self._store.policy.evicts and self._evict(self.segment_bytes)):
+            if last_means:
+                last_means.pop(0)()
+                stalled = 0
+            elif not (self._store.policy.evicts and self._evict(self.segment_bytes)):
                 raise self._full()
 
     def _full(self) -> StorageFull:
         return StorageFull(
             errno.ENOSPC,
-            f"size_limit={self._limit} is used up: raise it, delete entries, or let eviction make room",
+            f"size_limit={self._size_limit} is used up: raise it, delete entries, or let eviction make room",
         )
 
-    def _cover_removals(self) -> None:
-        """Removals that have to be kept fill segment after segment: a checkpoint covers them.
+    def _shrink_index(self) -> bool:
+        """Make an index anew that has grown for many more entries than there are. False if it has not."""
+        index, store = self._index, self._store
+        if index.words[f.W_INDEX_BYTES] <= _LOOSE * index.fitting_bytes():
+            return False
+        try:
+            with store.lock:
+                if self._index is index:
+                    store.shrink_index()
+            return True
+        except OSError as error:
+            store.log_once("shrink", f"cannot make the index smaller: {error}")
+            return False
 
-        `appending` is held.
-        """
-        self._write_checkpoint()
-        self._store.seal_writer()
+    def _cover_changes(self) -> None:
+        """What the log of changes takes can be had back by a checkpoint."""
+        if self._store.changes.size > _LEAST_LOG // 2:
+            self._write_checkpoint()
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""
-        if self.drop_one_dead():
+        if self.drop_one_dead() or self._shrink_index():
             return True
-        evicts = self._store.policy.evicts
+        if self._is_log_long() and self._write_checkpoint(self._is_log_long):
+            return True
+        if not self._store.policy.evicts:
+            return bool(self._evict_expired()) or self._clean_emptiest()
         over = self._index.live_bytes + need - self.live_limit
-        if (evicts and over > 0 and self._evict(over)) or self._evict_expired():
+        if over > 0 and self._evict(over):
             return True
-        return self._clean_emptiest() or (evicts and bool(self._evict(self.segment_bytes)))
+        return self._clean_emptiest() or bool(self._evict(self.segment_bytes))
 
     # -- evicting -----------------------------------------------------------------------------
 
     def _evict(self, wanted: int) -> int:
         """Evict the next victims, about `wanted` bytes but a bounded number. Bytes that went."""
         store = self._store
-        with store.appending:
-            self.ensure_writer()
-            with store.lock:
-                victims, freed = self._choose(wanted)
-                if not victims:
-                    return 0
-                gone = store.remove_slots(victims)
-                now = time.time_ns()
-                late = sum(0 < slot.expires <= now for slot in victims)
-                store.count("expirations", late)
-                store.count("evictions", len(victims) - late)
+        with store.lock:
+            victims, freed = self._choose(wanted)
+            if not victims:
+                return 0
+            gone = store.remove_slots(victims)
+            now = time.time_ns()
+            late = sum(0 < slot.expires <= now for slot in victims)
+            store.count("expirations", late)
+            store.count("evictions", len(victims) - late)
         store.discard(gone)
         return freed
 
@@ -353,27 +382,23 @@ class Reclaimer:
     def expire_part(self, part: int) -> int:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
-        while True:
-            with store.appending:
-                with store.lock:
-                    if not expired(self._index, part, time.time_ns()):
-                        return total
-                self.ensure_writer()
-                with store.lock:
-                    found = expired(self._index, part, time.time_ns())
-                    slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
-                    if not slots:
-                        return total
-                    gone = store.remove_slots(slots)
-                    store.count("expirations", len(slots))
+        while expired(self._index, part, time.time_ns()):
+            with store.lock:
+                found = expired(self._index, part, time.time_ns())
+                slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
+                if not slots:  # others did
+                    break
+                gone = store.remove_slots(slots)
+                store.count("expirations", len(slots))
             total += len(slots)
             store.discard(gone)
+        return total
 
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
         before = self._store.evictions + self._store.expirations
-        while self._store.policy.evicts and self._index.live_bytes > self.live_limit:
-            if not self._evict(self._index.live_bytes - self.live_limit):
+        while self._store.policy.evicts and (over := self._index.live_bytes - self.live_limit) > 0:
+            if not self._shrink_index() and not self._evict(over):
                 break
         self.drop_dead()
         return self._store.evictions + self._store.expirations - before
@@ -398,58 +423,16 @@ class Reclaimer:
         return False
 
     def _doom(self, segment: int) -> bool:
-        """Decide that a segment goes. What it says about other segments is written anew first."""
+        """Decide that a segment goes: nothing in it is live, and what made it so is durable if it must be."""
         store, index = self._store, self._index
-        oldest = self._oldest_elsewhere(segment)
-        newest = index.words[index.entry(segment) + f.T_NEWEST] or f.MASK64
-        # If nothing older than its newest record is left elsewhere, its removals are moot.
-        records = list(store.records(segment)) if oldest < newest else ()
         if index.words[f.W_PROMISED]:
             self.sync_dirty()
-        with store.appending:
-            kept = [r for r in records if r.head.kind > f.LARGE and self._still_says(r, oldest)]
-            for record in kept:
-                self.ensure_writer()
-                store.log_change(record.head.kind, record.payload, record.head.stamp)
-            if kept and index.words[f.W_PROMISED]:
-                self.sync_dirty()
-            with store.lock:
-                entry = index.entry(segment)
-                if index.state(segment) != f.SEALED or index.words[entry + f.T_LIVE]:
-                    return False
-                index.words[entry] = f.DOOMED | segment
+        with store.lock:
+            entry = index.entry(segment)
+            if index.state(segment) != f.SEALED or index.words[entry + f.T_LIVE]:
+                return False
+            index.words[entry] = f.DOOMED | segment
         return True
-
-    def _oldest_elsewhere(self, segment: int) -> int:
-        """The lowest stamp in all other segments; those that are doomed still have their files.
-
-        To be asked before `sync_dirty`: a file that is gone by then does not come back.
-        """
-        index = self._index
-        return min(
-            (
-                index.words[entry + f.T_OLDEST]
-                for entry in index.table_entries()
-                if index.words[entry] & f.MASK32 != segment
-            ),
-            default=f.MASK64,
-        )
-
-    def _still_says(self, record: Record, oldest: int) -> bool:
-        """True if a rebuild would go wrong without this removal or touch.
-
-        It would not if a checkpoint covers it, provided that the head of the segment we write to
-        tells so, in case the checkpoint is lost; nor if no record is left that is old enough.
-        """
-        store, stamp = self._store, record.head.stamp
-        writer = store.writer
-        if writer is not None and stamp <= writer.floor:
-            return False
-        if record.head.kind == f.TOUCH:
-            low, high, expires = f.TOUCHED.unpack(record.payload)
-            slot = store.lookup(low, high)
-            return slot is not None and slot.stamp < stamp and slot.expires == expires
-        return oldest < stamp
 
     def _unlink(self, segment: int) -> None:
         store = self._store
@@ -475,7 +458,7 @@ class Reclaimer:
                 size = index.words[entry + f.T_SIZE]
                 if state == f.DOOMED or state == f.SEALED and index.words[entry + f.T_SYNCED] >= size:
                     continue
-                fd = store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
+                fd = store.file_of(segment)
                 if fd is None:
                     continue
                 store.backend.sync(fd)
@@ -509,7 +492,7 @@ class Reclaimer:
         if known is None:
             if len(self._overheads) > 4 * self._index.table_capacity:
                 self._overheads.clear()
-            fd = self._store.file_of(Slot(0, 0, segment << 32, 0, 0, 0, 0, 0))
+            fd = self._store.file_of(segment)
             try:
                 footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
             except OSError:
@@ -517,28 +500,21 @@ class Reclaimer:
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known
 
-    def _clean_some(self, budget: int) -> None:
-        """Copy about `budget` bytes of live records out of the segment being cleaned."""
-        cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
-        if cleaning is not None and self._copy_live(cleaning, budget):
+    def _clean_some(self, budget: int) -> bool:
+        """Copy about `budget` bytes of live records out of the segment being cleaned. True if it went."""
+        with self._store.appending:
+            cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
+            try:
+                if cleaning is None or not self._copy_live(cleaning, budget):
+                    return False
+            except _NoRoom:  # whoever needs room will evict
+                return False
             self._cleaning = None
-            self.drop_one_dead()
+            return self.drop_one_dead()
 
     def _clean_emptiest(self) -> bool:
         """Clean one segment to the end. False if none is worth it or there is no room to copy to."""
-        cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
-        if cleaning is None:
-            return False
-        if 0 < self._index.used_bytes - self._limit <= self.segment_bytes:
-            # There is one segment more than there may be: no further one for the copies.
-            live = self._index.words[self._index.entry(cleaning.segment) + f.T_LIVE]
-            writer = self._store.writer
-            if writer is None or writer.copy_room < live + live // 4:
-                return False
-        while not self._copy_live(cleaning, _COPY_BYTES):
-            pass
-        self._cleaning = None
-        return self.drop_one_dead()
+        return self._clean_some(_WHOLE)
 
     def _begin_cleaning(self) -> Cleaning | None:
         store, index = self._store, self._index
@@ -563,7 +539,11 @@ class Reclaimer:
                     size += record.head.record_bytes
                 budget -= 256  # looking at a record costs about what copying so much does
             budget -= size
-            cleaning.todo += [record for record, _ in self._copy(batch, segment)]
+            again = batch
+            try:
+                again = self._copy(batch, segment)
+            finally:
+                cleaning.todo += [record for record, _ in again]
         if cleaning.todo:
             return False
         self._forget_owner(segment)
@@ -589,7 +569,7 @@ class Reclaimer:
         if not batch:
             return []
         store, index = self._store, self._index
-        fd = store.file_of(batch[0][1])
+        fd = store.file_of(segment)
         if fd is None:
             return []
         raw = store.backend.read_many([(fd, r.head.record_bytes, r.offset) for r, _ in batch])
@@ -599,10 +579,9 @@ class Reclaimer:
             if self._is_sound(record, slot, self._unless_failed(data))
         ]
         with store.appending:
-            writer = self._maintenance_room(sum(record.head.record_bytes for record, _, _ in sound))
+            heads = [record.head for record, _, _ in sound]
+            writer = self._copy_room(sum(f.room_for(h.names_length, h.payload_length) for h in heads))
             epoch = index.words[f.W_EPOCH]
-            if sound:
-                self._lower_oldest(writer.segment, min(slot.stamp for _, slot, _ in sound))
             places, copies = self._moved(sound, writer)
             try:
                 writer.append_many(copies)
@@ -636,7 +615,7 @@ class Reclaimer:
             value = memoryview(data)[head.head_bytes : head.head_bytes + head.value_length]
             sound = f.value_sum(value, slot.low, slot.flags) == slot.value_sum
         if not sound:
-            with store.appending, store.lock:
+            with store.lock:
                 current = store.alive(record, slot.segment)
                 if current is not None:
                     store.drop_corrupt(current)
@@ -664,47 +643,43 @@ class Reclaimer:
             offset += head.record_bytes
         return places, copies
 
-    def _maintenance_room(self, size: int) -> SegmentWriter:
+    def _copy_room(self, size: int) -> SegmentWriter:
         """Room for copies: up to one segment above the limit, since they are about to free one."""
         writer = self._store.writer
         if writer is None or writer.copy_room < size:
-            writer = self._next_writer(self._capacity(size))
+            writer = self._next_writer(self._capacity(size), beyond=self.segment_bytes)
+            if writer is None:
+                raise _NoRoom
         return writer
-
-    def _lower_oldest(self, segment: int, stamp: int) -> None:
-        """Before an old record comes into a segment: removals that concern it must be kept."""
-        word = self._index.entry(segment) + f.T_OLDEST
-        if stamp < self._index.words[word]:
-            self._index.words[word] = stamp
 
     # -- checkpoints --------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        index, store = self._index, self._store
-        # Until a checkpoint covers them, removals stay in the log: that is to be a small share of it.
-        least = min(_CHECKPOINT_RECORDS, self._limit // _CHECKPOINT_SHARE)
-        if index.words[f.W_WRITTEN] < max(least, index.count()):
-            return
-        if self._checkpoint is not None and self._checkpoint.is_alive():
-            return
-        with store.lock:
-            index.words[f.W_WRITTEN] = 0
-        self._checkpoint = threading.Thread(
-            target=self._checkpoint_with_room, name="yatagarasu-checkpoint", daemon=True
-        )
-        self._checkpoint.start()
+        if self._is_checkpoint_due() and not (self._checkpoint is not None and self._checkpoint.is_alive()):
+            self._checkpoint = threading.Thread(
+                target=self._write_checkpoint, args=(self._is_checkpoint_due,),
+                name="yatagarasu-checkpoint", daemon=True,
+            )  # fmt: skip
+            self._checkpoint.start()
 
-    def _checkpoint_with_room(self) -> None:
-        try:
-            with self._store.appending:
-                self.make_space(checkpoint.most_bytes(self._index))
-        except (CacheIOError, ClosedError):
-            return
-        self._write_checkpoint()
+    def _is_checkpoint_due(self) -> bool:
+        index = self._index
+        least = min(_CHECKPOINT_RECORDS, self._size_limit // _CHECKPOINT_SHARE)
+        if index.words[f.W_WRITTEN] >= max(least, index.count()):
+            return True
+        return self._is_log_long()
 
-    def _write_checkpoint(self) -> None:
+    def _is_log_long(self) -> bool:
+        return self._store.changes.size > max(self._size_limit // _LOG_SHARE, _LEAST_LOG)
+
+    def _write_checkpoint(self, due: Callable[[], bool] = lambda: True) -> bool:
+        """Write a checkpoint, unless another handle just did. False, and logged, if that fails."""
         try:
-            checkpoint.write(self._store)
+            with self._store.checkpointing:
+                if due():
+                    checkpoint.write(self._store)
+            return True
         except (CacheIOError, OSError) as error:
             line = f"cannot write a checkpoint, recovery will take longer: {error}"
             self._store.log_once("checkpoint", line)
+            return False

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -55,7 +54,8 @@ def open_index(store: Store, *, alone: bool) -> Index:
         assert index is not None
         return index
     if reason == "new":
-        index = _create(store, os.path.join(store.root, f.INDEX_NAME), _new_identity(), [])
+        path = os.path.join(store.root, f.INDEX_NAME)
+        index = _create(store, path, _new_identity(), _table_capacity(store, []))
         return _begin(store, index, alone=alone)
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
@@ -203,8 +203,7 @@ def _table_capacity(store: Store, segments: list[int]) -> int:
     return capacity
 
 
-def _create(store: Store, path: str, identity: Identity, segments: list[int]) -> Index:
-    capacity = _table_capacity(store, segments)
+def _create(store: Store, path: str, identity: Identity, capacity: int) -> Index:
     try:
         return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
     except BaseException:
@@ -224,7 +223,7 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
         saved = None
     segments = sorted(s for s, h in headers.items() if h.identity == identity and h.segment == s)
     path = store.temporary_path()
-    index = _create(store, path, identity, segments)
+    index = _create(store, path, identity, _table_capacity(store, segments))
     try:
         ours = {segment: headers[segment] for segment in segments}
         _Rebuild(store, index, saved, ours, verify=not _is_of_this_boot(old)).run()
@@ -247,6 +246,21 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
         old.supersede()
     with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
         store.backend.sync_directory(store.root)
+    return index
+
+
+def shrink_index(store: Store, old: Index) -> Index:
+    """A copy of the index without its gaps, in its place. The lock is held."""
+    path = store.temporary_path()
+    index = _create(store, path, old.identity, old.table_capacity)
+    try:
+        old.copied_to(index)
+        store.backend.replace(path, os.path.join(store.root, f.INDEX_NAME))
+    except BaseException:
+        index.close()
+        store.backend.unlink(path)
+        raise
+    old.supersede()
     return index
 
 
@@ -330,9 +344,8 @@ class _Rebuild:
         verify: bool,
     ) -> None:  # fmt: skip
         self._store, self._index, self._headers, self._verify = store, index, headers, verify
-        newest = max((header.floor for header in headers.values()), default=0)
-        self._saved = saved if saved is not None and saved.floor >= newest else None
-        self._floor = self._saved.floor if self._saved else newest
+        self._saved = saved
+        self._floor = 0
         self._slots = [bytearray() for _ in range(PARTITIONS)]
         self._removed: dict[tuple[int, int], int] = {}
         self._cleared = 0
@@ -343,11 +356,19 @@ class _Rebuild:
 
     def run(self) -> None:
         self._enter_segments()
-        if self._saved is not None:
+        newest = max((header.floor for header in self._headers.values()), default=0)
+        for segment, header in self._headers.items():
+            if header.log:
+                newest = max(newest, self._read_log(segment))
+        if self._saved is not None and self._saved.floor >= newest:
+            self._floor, sealed = self._saved.floor, self._saved.sealed
             self._collect_saved(self._saved)
+        else:
+            self._floor, sealed = newest, frozenset()
+        self._index.words[f.W_FLOOR] = self._floor
         vouched = [len(slots) // SLOT_BYTES for slots in self._slots]
-        for segment in self._headers:
-            if self._saved is None or segment not in self._saved.sealed:  # those are complete in it
+        for segment, header in self._headers.items():
+            if not header.log and segment not in sealed:  # those are complete in the checkpoint
                 self._replay(segment)
         for part in range(PARTITIONS):
             self._write(part, self._settle(part, vouched[part]))
@@ -367,12 +388,9 @@ class _Rebuild:
                 )
             owner = owners.get(segment, 0)
             capacity = max(size, store.segment_bytes) if owner else size
-            index.add_segment(segment, f.ACTIVE if owner else f.SEALED, capacity, owner, header.created)
-            if self._saved is not None and segment in self._saved.sealed:
-                oldest = index.entry(segment) + f.T_OLDEST
-                index.words[oldest] = min(index.words[oldest], self._saved.sealed[segment])
-            index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], header.created)
-        index.words[f.W_FLOOR] = self._floor
+            state = f.LOG if header.log else f.ACTIVE if owner else f.SEALED
+            index.add_segment(segment, state, capacity, owner, header.created)
+            self._tick(header.created)
 
     def _collect_saved(self, saved: Checkpoint) -> None:
         for slots, image in zip(self._slots, saved.parts, strict=True):
@@ -380,7 +398,25 @@ class _Rebuild:
             for i, low in enumerate(lows):
                 if low > f.REMOVED:
                     slots += image[i * SLOT_BYTES : (i + 1) * SLOT_BYTES]
-        self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], saved.floor)
+        self._tick(saved.floor)
+
+    def _tick(self, stamp: int) -> None:
+        self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
+
+    def _read_log(self, segment: int) -> int:
+        """Take down the changes in a log. The highest floor that it tells of."""
+        store, floor = self._store, 0
+        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+        try:
+            for record in scan(store.backend, fd, segment, self._index.identity.seed):
+                self._tick(record.head.stamp)
+                if record.head.kind == f.FLOOR:
+                    floor = max(floor, record.head.stamp)
+                else:
+                    self._note_change(record)
+        finally:
+            store.backend.close_file(fd)
+        return floor
 
     def _replay(self, segment: int) -> None:
         store, index = self._store, self._index
@@ -389,29 +425,21 @@ class _Rebuild:
             footer = read_footer(store.backend, fd)
             if footer is not None and not self._verify:
                 self._collect(segment, footer, -1)
-                return
-            # After a power cut a footer may list what is not there; its removals were asked for all
-            # the same, and must not come true later. Without a footer, the end may be torn.
-            changes = (record for record in footer or () if record.head.kind > f.LARGE)
-            records = scan(store.backend, fd, segment, index.identity.seed)
-            self._collect(segment, chain(changes, records), fd)
+            else:  # after a power cut a footer may list what is not there; without one, the end may be torn
+                self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
         finally:
             store.backend.close_file(fd)
 
     def _collect(self, segment: int, records: Iterable[Record], fd: int) -> None:
         """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count."""
         store, index = self._store, self._index
-        clock = oldest = index.words[index.entry(segment) + f.T_OLDEST]
+        clock = 0
         seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack
         for record in records:
             head = record.head
             stamp = head.stamp
-            if stamp > clock:
-                clock = stamp
-            elif stamp < oldest:
-                oldest = stamp
+            clock = max(clock, stamp)
             if head.kind > f.LARGE:
-                self._note_change(record)
                 continue
             low, high = f.key_digest(record.key, seed)
             if fd >= 0 and not self._is_whole(fd, record, low, high):
@@ -420,9 +448,7 @@ class _Rebuild:
             slots[high & PARTITION_MASK] += pack(
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
             )
-        index.words[index.entry(segment) + f.T_OLDEST] = oldest
-        index.words[index.entry(segment) + f.T_NEWEST] = clock
-        index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], clock)
+        self._tick(clock)
 
     def _is_whole(self, fd: int, record: Record, low: int, high: int) -> bool:
         """False for a value that did not reach the disk: what it replaced must not be lost for it."""
@@ -485,13 +511,9 @@ class _Rebuild:
             return
         index = self._index
         image = b"".join(SLOT.pack(*slot) for slot in slots)
-        capacity = grown_capacity(part, len(slots))
-        first = index.new_extent(capacity)
         positions = range(0, len(slots) * SLOT_WORDS, SLOT_WORDS)
-        index.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = rebuilt(
-            image, positions, [slot.low for slot in slots], capacity
-        )
-        index.install(part, first, capacity, len(slots))
+        lows = [slot.low for slot in slots]
+        index.load(part, len(slots), rebuilt(image, positions, lows, grown_capacity(part, len(slots))))
         for slot in slots:
             size = f.record_bytes(slot.lengths)
             index.words[index.live_word(slot.place >> 32)] += size
@@ -502,5 +524,9 @@ class _Rebuild:
         # Large files left over may be another handle's, about to be entered: `tidy` knows.
         index.words[f.W_LARGE_BYTES] = self._large_used + sum(self._large.values())
         checkpoint.account(store, index)
+        clock = index.words[f.W_CLOCK]
         for part in range(PARTITIONS):
-            index.words[f.W_DELETED + part] = index.words[f.W_CLOCK]
+            index.words[f.W_DELETED + part] = clock
+        for segment, header in self._headers.items():
+            if header.log:  # the next checkpoint covers it
+                index.words[index.entry(segment) + f.T_CLOSED] = clock

@@ -38,7 +38,7 @@ class Record(NamedTuple):
     head: Head
     key: bytes
     tag: bytes
-    payload: bytes  # digests of a REMOVE, pointer of a LARGE record; empty for others
+    payload: bytes  # pointer of a LARGE record, digests of a REMOVE and so on; empty for a PUT
 
     def digest(self, seed: int) -> tuple[int, int]:
         return f.key_digest(self.key, seed)
@@ -150,11 +150,9 @@ class SegmentWriter:
     """The end of one active segment. Its owner serialises calls (`Store.appending`)."""
 
     def __init__(
-        self, backend: Backend, fd: int, segment: int, capacity: int, floor: int,
-        tail: int = f.SEGMENT_HEADER_BYTES,
-    ) -> None:  # fmt: skip
+        self, backend: Backend, fd: int, segment: int, capacity: int, tail: int = f.SEGMENT_HEADER_BYTES
+    ) -> None:
         self._backend = backend
-        self.floor = floor
         self.fd = fd
         self.segment = segment
         self.capacity = capacity
@@ -163,33 +161,19 @@ class SegmentWriter:
         self.syncing = threading.Lock()
         self._listed: list[bytes] | None = []
         self._footer_bytes = f.FOOTER_TRAILER_BYTES
-        # Removals find room also in a full segment: they are what makes room.
-        self._reserve = self._least_reserve = min(4096, capacity // 16)
+        # True while the segment is more than `size_limit` allows: it was begun for copies that make
+        # room, and there is none in it for new entries.
+        self.borrowed = False
 
     @property
     def room(self) -> int:
-        """Bytes that still fit, the footer aside."""
-        return self.capacity - self.tail - self._footer_bytes - self._reserve
-
-    @property
-    def reserve_room(self) -> int:
-        return self.room + self._reserve
+        """Bytes of new entries that still fit, the footer aside."""
+        return 0 if self.borrowed else self.copy_room
 
     @property
     def copy_room(self) -> int:
-        """Bytes that fit of what is copied to make room, also while the segment is borrowed."""
-        return self.reserve_room - self._least_reserve
-
-    @property
-    def borrowed(self) -> bool:
-        """True while the segment is more than `size_limit` allows: it has no room for new entries."""
-        return self._reserve > self._least_reserve
-
-    def borrow(self) -> None:
-        self._reserve = self.capacity
-
-    def repay(self) -> None:
-        self._reserve = self._least_reserve
+        """Bytes that fit of what is copied to make room."""
+        return self.capacity - self.tail - self._footer_bytes
 
     @property
     def next_place(self) -> int:

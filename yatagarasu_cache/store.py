@@ -5,12 +5,12 @@ keep it right are few:
 
 * a record is appended first, then the index is changed under the lock: a failure in between
   leaves the old value;
-* records carry stamps, and the index always shows the record with the highest one, so the log
-  alone tells what the index should say;
+* records carry stamps, and the index always shows the record with the highest one, so segments
+  and the log of changes alone tell what the index should say;
 * whatever is read is verified against the slot that led there; a mismatch is looked at again
   under the lock, and only then dropped and counted.
 
-Lock order: `appending` (threads of this handle), then `lock` (everybody).
+Lock order: `appending` (threads of this handle), `checkpointing`, `lock` (both everybody's).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from . import format as f
 from .backends.base import Backend, Buffer
+from .changes import ChangeLog, Mark
 from .config import Settings
 from .core import choose as choose_core
 from .directory import prepare
@@ -39,7 +40,6 @@ from .errors import (
     ClosedError,
     FormatError,
     ReadOnlyError,
-    StorageFull,
     ValueTooLarge,
     from_os_error,
 )
@@ -98,10 +98,10 @@ class Names(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """Large files whose entries a record in `segment` removed or replaced."""
+    """Large files whose entries were removed or replaced by what stands before `mark`."""
 
     names: list[tuple[int, int, int]]
-    segment: int
+    mark: Mark
 
 
 class Update(NamedTuple):
@@ -120,9 +120,7 @@ class _Reservation:
     def grow(self, length: int) -> None:
         store = self._store
         store.check_size(self._bytes + length)
-        store.reclaim.make_space(length)
-        with store.lock:
-            store.account_large(length)
+        store.reclaim.reserve_large(length)
         self._bytes += length
 
     def release(self) -> None:
@@ -179,17 +177,21 @@ class Store:
         self.files = SegmentFiles(
             self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
         )
+        self.changes = ChangeLog(self)
         self.reclaim = Reclaimer(self)
+        self.lock: IndexLock | NoLock = NoLock()
+        self.checkpointing: IndexLock | NoLock = NoLock()
         try:
             if self.read_only:
-                self.lock: IndexLock | NoLock = NoLock()
                 self._use(open_index(self, alone=False))
                 return
             self.lock = lock = IndexLock(self.backend, os.path.join(root, f.LOCK_NAME), mode)
+            self.checkpointing = IndexLock(self.backend, os.path.join(root, f.CHECKPOINT_LOCK_NAME), mode)
             with lock:
                 self._use(open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
-                self.reclaim.after_open()
+                self.reclaim.reap()
+            self.reclaim.come_within_limit()
         except OSError as error:
             self._release()
             if isinstance(error, CacheIOError):
@@ -239,8 +241,10 @@ class Store:
 
     def _release(self) -> None:
         self.core.detach()
-        for name, release in (("files", "close"), ("owner", "release"), ("users", "leave"), ("lock", "close"),
-                              ("index", "close")):  # fmt: skip
+        for name, release in (
+            ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
+            ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
+        ):  # fmt: skip
             held = getattr(self, name, None)
             if held is not None:
                 getattr(held, release)()
@@ -253,8 +257,9 @@ class Store:
             os.close(writer.fd)
         self.appending = threading.RLock()
         self.files.after_fork()
-        if not self.read_only:
-            self.lock.after_fork()
+        self.lock.after_fork()
+        self.checkpointing.after_fork()
+        self.changes.after_fork()
         self.owner.after_fork()
         self.users.after_fork()
         self.reclaim.after_fork()
@@ -303,6 +308,12 @@ class Store:
             if self.index is damaged:  # nobody else did, or has: then taking the lock followed it
                 self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
                 self._use(rebuild_index(self, damaged))
+
+    def shrink_index(self) -> None:
+        """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
+        from .recovery import shrink_index
+
+        self._use(shrink_index(self, self.index))
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
@@ -426,7 +437,7 @@ class Store:
         if self.read_only:
             self.corrupt += 1
             return None
-        with self.appending, self.lock:
+        with self.lock:
             slot = self.lookup(low, high)
             if slot is None:
                 return None
@@ -521,7 +532,7 @@ class Store:
                 words[at + f.S_ACCESS] = self._touched(words[at + f.S_ACCESS], self.index.stamp())
 
     def drop_corrupt(self, slot: Slot) -> None:
-        """Remove an entry whose bytes are not what was written. Both locks are held.
+        """Remove an entry whose bytes are not what was written. The lock is held.
 
         It is logged like any removal: a rebuild would bring back what the entry had replaced.
         """
@@ -529,7 +540,6 @@ class Store:
         if not at or self.index.words[at + f.S_STAMP] != slot.stamp:
             return
         try:
-            self.reclaim.ensure_writer()
             gone = self.remove_slots([slot])
         except CacheIOError as error:  # it stays, and is a miss whenever it is asked for
             self.log_once("undropped", f"an entry failed its checksum and cannot be dropped: {error}")
@@ -599,7 +609,7 @@ class Store:
     ) -> None:
         plain, rest = [], []
         for i, slot in cold:
-            place = None if slot.is_large else self.file_of(slot)
+            place = None if slot.is_large else self.file_of(slot.segment)
             if place is None:
                 rest.append((i, slot))
             else:
@@ -616,10 +626,10 @@ class Store:
         for i, slot in rest:
             results[i] = self.get_carefully(slot.low, slot.high)
 
-    def file_of(self, slot: Slot) -> int | None:
-        """A descriptor of the slot's segment; None if there is no such file (any more)."""
+    def file_of(self, segment: int) -> int | None:
+        """A descriptor of a segment, for reading; None if there is no such file (any more)."""
         try:
-            return self.files.get(slot.segment)
+            return self.files.get(segment)
         except OSError:
             return None
 
@@ -636,7 +646,7 @@ class Store:
         if length >= self.large_bytes:
             self.put_stream(low, high, key, pieces(payload), flags, expires, tag, meta, length)
             return
-        size = f.RECORD_BYTES + len(key) + len(tag) + len(meta) + length + 30
+        size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum = value_sum(payload, low, flags)
         for _ in range(_ATTEMPTS):
             with self.appending:
@@ -670,7 +680,7 @@ class Store:
             raise
         if done:
             if replaced is not None:
-                self.discard(Gone([replaced], slot.place >> 32), synced=self.durable)
+                self.discard(Gone([replaced], Mark(slot.place >> 32, 0)), synced=self.durable)
             self.sets += 1
             self.reclaim.pace(size)
         return done
@@ -771,7 +781,7 @@ class Store:
             if self.index.words[f.W_PROMISED] and not synced:
                 if large:
                     self.sync_large()
-                fd = self.file_of(Slot(0, 0, gone.segment << 32, 0, 0, 0, 0, 0))
+                fd = self.file_of(gone.mark.segment)
                 if fd is not None:
                     self.backend.sync(fd)
                 self._sync_names()
@@ -824,7 +834,7 @@ class Store:
         # Of several with the same key the last one counts: an earlier one is not tried again.
         last = {(item.low, item.high): item for item in batch}
         again: list[Item] = []
-        replaced = Gone([], writer.segment)
+        replaced = Gone([], Mark(writer.segment, 0))
         pending = slots[::-1]
         try:
             with self.lock:
@@ -933,7 +943,7 @@ class Store:
 
         False if there is an entry already (`only_absent`), or a later one came first.
         """
-        need = f.RECORD_BYTES + len(key) + len(tag) + len(meta) + 64
+        need = f.room_for(len(key) + len(tag) + len(meta), 2 * f.LARGE_POINTER.size)
         while True:
             with self.appending:
                 writer = self.room(need)
@@ -957,7 +967,7 @@ class Store:
             if not only_absent:
                 done, replaced = self._show_pointer(writer, end, slot, epoch)
             if replaced is not None:
-                self.discard(Gone([replaced], writer.segment), synced=self.durable, large=True)
+                self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable, large=True)
             if done:
                 return True
             self.let_go_if_lost(writer)
@@ -1018,7 +1028,7 @@ class Store:
             added = slot is None
             return Item(low, high, key, payload, flags, expires, tag, meta) if added else None
 
-        self.change(low, high, f.RECORD_BYTES + len(key) + len(tag) + len(meta) + length + 30, decide)
+        self.change(low, high, f.room_for(len(key) + len(tag) + len(meta), length), decide)
         return added
 
     def change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
@@ -1043,25 +1053,34 @@ class Store:
                 if not done:  # the clock was set back, or the index rebuilt
                     return self.change(low, high, size, decide)
         if replaced is not None:
-            self.discard(Gone([replaced], writer.segment), synced=self.durable)
+            self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable)
         self.sets += 1
         self.reclaim.pace(size)
 
     def touch(self, low: int, high: int, expires: int) -> bool:
         """Give a live entry a new time of expiry. Atomic; False if there is none."""
-        with self.appending:
-            writer = self.room(256)
-            with self.lock:
-                slot = self.lookup(low, high)
-                if slot is None:
-                    return False
-                self.log_change(f.TOUCH, f.TOUCHED.pack(low, high, expires), self._stamp_beyond([slot]))
-                at = self.index.find(low, high)
-                self.index.words[at + f.S_EXPIRES] = expires
-                self.touch_slot(low, high)
-        if self.durable:
-            self._make_durable(writer, writer.tail)
+        self.ensure_writable("touch an entry")
+        with self.lock:
+            slot = self.lookup(low, high)
+            if slot is None:
+                return False
+            payload = f.TOUCHED.pack(low, high, expires)
+            mark = self.changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
+            at = self.index.find(low, high)
+            self.index.words[at + f.S_EXPIRES] = expires
+            self.touch_slot(low, high)
+        self._log_made(mark)
         return True
+
+    def _log_made(self, mark: Mark) -> None:
+        """What follows a change that was logged and made: it is made durable, and paid for."""
+        if self.durable:
+            try:
+                self.promise()
+                self.changes.sync(mark)
+            except OSError as error:
+                raise from_os_error(error, "cannot make a change durable") from error
+        self.reclaim.pace(f.RECORD_BYTES)
 
     # -- removing -----------------------------------------------------------------------------
 
@@ -1092,31 +1111,28 @@ class Store:
     def _remove_batch(
         self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
     ) -> tuple[int, int]:
-        with self.appending:
-            writer = self.removal_room(f.RECORD_BYTES + 16 * len(digests))
-            with self.lock:
-                slots = [
-                    slot
-                    for digest in digests
-                    if (at := self.find(*digest)) and chosen(slot := self.index.slot(at))
-                ]
-                if not slots:
-                    return 0, 0
-                gone = self.remove_slots(slots)
-                now = time.time_ns()
-                alive = sum(not slot.expires or slot.expires > now for slot in slots)
-                self.count(counter, alive if counter == "deletes" else len(slots))
-            if self.durable:
-                self._make_durable(writer, writer.tail)
+        self.ensure_writable("remove an entry")
+        with self.lock:
+            slots = [
+                slot
+                for digest in digests
+                if (at := self.find(*digest)) and chosen(slot := self.index.slot(at))
+            ]
+            if not slots:
+                return 0, 0
+            gone = self.remove_slots(slots)
+            now = time.time_ns()
+            alive = sum(not slot.expires or slot.expires > now for slot in slots)
+            self.count(counter, alive if counter == "deletes" else len(slots))
+        self._log_made(gone.mark)
         self.discard(gone, synced=self.durable)
         return alive, len(slots)
 
     def remove_slots(self, slots: Sequence[Slot]) -> Gone:
-        """Log the removal, then do it. Both locks are held. The large files that can go now."""
+        """Log the removal, then do it. The lock is held. The large files that can go now."""
         digests = b"".join(f.pack_digest(slot.low, slot.high) for slot in slots)
-        stamp = self.log_change(f.REMOVE, digests, self._stamp_beyond(slots))
-        assert self.writer is not None
-        gone = Gone([], self.writer.segment)
+        stamp = self._stamp_beyond(slots)
+        gone = Gone([], self.changes.append(f.REMOVE, digests, stamp))
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
             self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
@@ -1131,40 +1147,23 @@ class Store:
         stamps = [slot.stamp for slot in slots if slot.stamp < f.MAX_STAMP]
         return self.index.stamp_above(max(stamps, default=0))
 
-    def log_change(self, kind: int, payload: bytes, stamp: int | None = None) -> int:
-        """Append a record that is about other records. `appending` is held. Its stamp."""
-        writer = self.writer
-        if writer is None or f.RECORD_BYTES + f.aligned(len(payload)) > writer.reserve_room:
-            raise StorageFull(errno.ENOSPC, "no room to log a removal: raise size_limit")
-        stamp = stamp or self.index.stamp()
-        head = f.pack_record(
-            self.index.identity.seed, writer.next_place, kind, 0, b"", b"", b"",
-            len(payload), stamp, 0, stamp, value_sum(payload, 0, 0),
-        )  # fmt: skip
-        self._append(writer, head, payload, payload)
-        self.index.words[f.W_WRITTEN] += 1
-        return stamp
-
     def clear(self) -> int:
         """Remove everything. Atomic. Values being stored at this moment may survive."""
         self.ensure_writable("clear the cache")
-        with self.appending:
-            self.removal_room(256)
-            with self.lock:
-                entries = self.index.count()
-                slots = [self.index.slot(at) for at in self.index.live_slots()]
-                stamp = self.log_change(f.CLEAR, b"", self._stamp_beyond(slots))
-                if self.durable:
-                    self.promise()
-                if self.index.words[f.W_PROMISED]:
-                    self.reclaim.sync_dirty()
-                doomed = [name for slot in slots if (name := self.large_file(slot))]
-                for part in range(f.PARTITIONS):
-                    self.index.words[f.W_DELETED + part] = stamp
-                self.index.reset()
-            assert self.writer is not None
-            segment = self.writer.segment
-        self.discard(Gone(doomed, segment), synced=True)
+        with self.lock:
+            entries = self.index.count()
+            slots = [self.index.slot(at) for at in self.index.live_slots()]
+            stamp = self._stamp_beyond(slots)
+            mark = self.changes.append(f.CLEAR, b"", stamp)
+            if self.durable:
+                self.promise()
+            if self.index.words[f.W_PROMISED]:
+                self.reclaim.sync_dirty()
+            gone = Gone([name for slot in slots if (name := self.large_file(slot))], mark)
+            for part in range(f.PARTITIONS):
+                self.index.words[f.W_DELETED + part] = stamp
+            self.index.reset()
+        self.discard(gone, synced=True)
         self.reclaim.drop_dead()
         return entries
 
@@ -1177,14 +1176,6 @@ class Store:
             return writer
         self.ensure_writable("store an entry")
         return self.reclaim.roll(size)
-
-    def removal_room(self, size: int) -> SegmentWriter:
-        """The writer, with room to log a removal of `size` bytes. `appending` is held."""
-        writer = self.writer
-        if writer is not None and size <= writer.reserve_room:
-            return writer
-        self.ensure_writable("remove an entry")
-        return self.reclaim.removal_room(size)
 
     def seal_writer(self) -> None:
         """Close the active segment for good. `appending` is held."""
@@ -1208,7 +1199,6 @@ class Store:
                 entry = self.index.entry(writer.segment)
                 if durable:
                     self.index.words[entry + f.T_SYNCED] = size
-                self.index.words[entry + f.T_NEWEST] = self.index.stamp()
                 self.index.words[entry] = f.SEALED | writer.segment
                 self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
@@ -1332,9 +1322,8 @@ def _segment_bytes(size_limit: int) -> int:
 
 
 def _item_bytes(item: Item) -> int:
-    """Bytes that the item's record takes at most."""
-    names = len(item.key) + len(item.tag) + len(item.meta)
-    return f.RECORD_BYTES + names + len(item.payload) + 30
+    """Bytes that the item takes in a segment at most."""
+    return f.room_for(len(item.key) + len(item.tag) + len(item.meta), len(item.payload))
 
 
 def _first_bytes(parts: Iterator[Buffer], wanted: int) -> tuple[list[Buffer], bool]:

@@ -1,0 +1,184 @@
+"""The log of changes: removals, clears and touches, in stamp order, shared by all handles.
+
+The index alone tells what is there; this tells a recovery what the segments don't: that a record
+found in one of them was removed since, or has another time of expiry. It is written under the
+index lock, so that one file serves all. A checkpoint begins a new file, and once it is durable
+the files before it are not needed any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import format as f
+from .errors import StorageFull, from_os_error
+
+if TYPE_CHECKING:
+    from .index import Index
+    from .store import Store
+
+
+class Mark(NamedTuple):
+    """A place in the log: what stands before it is to be made durable."""
+
+    segment: int
+    end: int
+
+
+class ChangeLog:
+    """One handle's access to the log. "The lock" is the index lock."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._segment, self._fd = 0, -1
+        self._syncing = threading.Lock()
+        self._synced = Mark(0, 0)
+
+    @property
+    def _index(self) -> Index:
+        return self._store.index
+
+    @property
+    def segment(self) -> int:
+        """The log that is written to; 0 if there is none. The lock is held."""
+        segment: int = self._index.words[f.W_LOG]
+        return segment if self._index.state(segment) == f.LOG else 0
+
+    @property
+    def size(self) -> int:
+        """How long the log has become since the newest checkpoint began."""
+        segment = self.segment
+        return self._index.words[self._index.entry(segment) + f.T_SIZE] if segment else 0
+
+    # -- writing (the lock is held) -----------------------------------------------------------
+
+    def append(self, kind: int, payload: bytes, stamp: int) -> Mark:
+        """Log a change, before it is made. If that fails, nothing has happened."""
+        index = self._index
+        try:
+            segment = self._open()
+            end = index.words[index.entry(segment) + f.T_SIZE]
+            record = f.pack_change(
+                index.identity.seed, f.pack_place(segment, end), kind, payload, stamp
+            )
+            try:
+                self._store.backend.write(self._fd, [record], end)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._store.backend.truncate(self._fd, end)
+                raise
+        except OSError as error:
+            raise from_os_error(error, "cannot log a change") from error
+        index.resize_segment(segment, end + len(record))
+        index.words[f.W_WRITTEN] += 1
+        return Mark(segment, end + len(record))
+
+    def _open(self) -> int:
+        """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
+        segment = self.segment
+        if segment and segment == self._segment:
+            return segment
+        store = self._store
+        if segment:
+            try:
+                self._use(segment, store.backend.open(store.files.path(segment), os.O_RDWR))
+                return segment
+            except FileNotFoundError:
+                store.log_once("log", "the log of changes is missing: a new one is begun")
+                self.retire(segment)
+        return self._begin()
+
+    def _begin(self) -> int:
+        store, index = self._store, self._index
+        segment = index.next_segment_id()
+        if segment is None:
+            raise StorageFull(errno.ENOSPC, "the segment table is full: raise segment_size")
+        path = store.files.path(segment)
+        fd = store.backend.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
+        created = index.stamp()
+        try:
+            header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
+            store.backend.write(fd, [header], 0)
+            index.add_segment(segment, f.LOG, len(header), 0, created)
+        except BaseException:
+            store.backend.close_file(fd)
+            store.backend.unlink(path)
+            raise
+        index.words[f.W_LOG] = segment
+        self._use(segment, fd)
+        return segment
+
+    def _use(self, segment: int, fd: int) -> None:
+        self.close()
+        self._segment, self._fd = segment, fd
+
+    # -- durability ---------------------------------------------------------------------------
+
+    def sync(self, mark: Mark) -> None:
+        """Make everything before `mark` durable. Callers that wait together share one sync."""
+        store = self._store
+        with self._syncing:
+            known = self._synced
+            if known.segment == mark.segment and known.end >= mark.end:
+                return
+            with store.lock:
+                index = store.index
+                same = index.state(mark.segment) == f.LOG
+                reached = index.words[index.entry(mark.segment) + f.T_SIZE] if same else mark.end
+            try:
+                fd = store.backend.open(store.files.path(mark.segment), os.O_RDONLY)
+            except FileNotFoundError:
+                return  # a checkpoint covers it, and is durable
+            try:
+                store.backend.sync(fd)
+            finally:
+                store.backend.close_file(fd)
+            if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
+                store.backend.sync_directory(store.segments_path)
+            self._synced = Mark(mark.segment, reached)
+
+    # -- checkpoints (the lock is held) ---------------------------------------------------------
+
+    def rotate(self, floor: int) -> None:
+        """A checkpoint begins that covers changes up to `floor`: the next one goes to a new file."""
+        segment = self.segment
+        if segment:
+            self._index.words[self._index.entry(segment) + f.T_CLOSED] = floor
+        self._index.words[f.W_LOG] = 0
+
+    def retire(self, segment: int) -> None:
+        """A log is damaged: nothing more is written to it, and the next checkpoint covers it."""
+        if segment == self.segment:
+            self.rotate(self._index.stamp())
+
+    def cover(self, floor: int) -> None:
+        """The checkpoint of `floor` is durable: what it covers goes.
+
+        The log says so first. Should the checkpoint be lost, nothing up to `floor` can be trusted.
+        """
+        index = self._index
+        covered = [
+            entry
+            for entry in index.table_entries()
+            if index.words[entry] & ~f.MASK32 == f.LOG and 0 < index.words[entry + f.T_CLOSED] <= floor
+        ]
+        if covered:
+            self.append(f.FLOOR, b"", floor)
+        for entry in covered:
+            index.words[entry] = f.DOOMED | index.words[entry] & f.MASK32
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            self._segment = 0
+            self._store.backend.close_file(fd)
+
+    def after_fork(self) -> None:
+        """The descriptor may be shared: every write names its place. Locks and syncs may not."""
+        self._syncing = threading.Lock()
