@@ -40,7 +40,12 @@ class Known:
 
     def __init__(self, value: Any, expires: int, tag: Any, meta: Any, turn: int) -> None:
         self.value, self.expires, self.tag, self.meta = value, expires, tag, meta
-        self.written = self.used = turn
+        self.written = turn
+        self.use(turn)
+
+    def use(self, turn: int) -> None:
+        """`used`: the eviction order may take it for used as long ago as this, `latest`: or as late."""
+        self.used = self.latest = turn
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -118,7 +123,7 @@ class CacheMachine(RuleBasedStateMachine):
         return known if known is not None and (not known.expires or known.expires > self.clock.now) else None
 
     def use(self, known: Known) -> None:
-        known.used = next(self.turn)
+        known.use(next(self.turn))
 
     def asked(self, found: bool) -> None:
         self.hits += found
@@ -136,8 +141,8 @@ class CacheMachine(RuleBasedStateMachine):
         gone = live.keys() - kept
         if gone:
             newest_gone = max(live[key].used for key in gone)
-            oldest_kept = min((live[key].used for key in kept), default=newest_gone + 1)
-            assert newest_gone < oldest_kept, "something that was used later was evicted earlier"
+            oldest_kept = min((live[key].latest for key in kept), default=newest_gone + 1)
+            assert newest_gone <= oldest_kept, "something that was used later was evicted earlier"
             assert cache.volume() > self.limit // 2, "evicted although there was room"
         for key in gone:
             del self.model[key]
@@ -249,7 +254,7 @@ class CacheMachine(RuleBasedStateMachine):
         # Large ones are read last: among entries asked for at once the order is not promised.
         turn = next(self.turn)
         for known in expected.values():
-            known.used = turn
+            known.use(turn)
 
     @rule(at=st.integers(0, 1), key=keys, load=st.booleans())
     def get_entry(self, at: int, key: Any, load: bool) -> None:
@@ -368,7 +373,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(backend=st.sampled_from(BACKENDS))
     def rebuild(self, backend: str) -> None:
-        """The index is lost, and with it when entries were used, and the counters."""
+        """The index is lost, with the counters, and when entries were used as far as no checkpoint tells."""
         self.close_all()
         os.unlink(os.path.join(self.directory, "cache", "index"))
         expired = self.model.keys() - self.live().keys()

@@ -426,7 +426,7 @@ class Index:
             self.reset()
             return True
         if busy == f.BUSY_COUNTING:
-            self.words[f.W_SEGMENT_BYTES] = sum(self.words[e + f.T_SIZE] for e in self.table_entries())
+            self.sum_up()
             self.words[W_BUSY] = 0
             return True
         _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
@@ -440,9 +440,16 @@ class Index:
         self.map[at * 8 : at * 8 + SLOT_BYTES] = slot
         self.words[live_b], self.words[live_a] = was_b, was_a
         self.recount(part)
-        self.words[f.W_LIVE_BYTES] = sum(self.words[e + f.T_LIVE] for e in self.table_entries())
+        self.sum_up()
         self.words[W_BUSY] = 0
         return True
+
+    def sum_up(self) -> None:
+        """The totals of what the segment table says."""
+        entries = self.table_entries()
+        self.words[f.W_SEGMENT_BYTES] = sum(self.words[entry + f.T_SIZE] for entry in entries)
+        self.words[f.W_LIVE_BYTES] = sum(self.words[entry + f.T_LIVE] for entry in entries)
+        self.words[f.W_INDEX_BYTES] = os.fstat(self.fd).st_size
 
     def recount(self, part: int) -> None:
         lows = self.column(self.partition_slots(part), 0)

@@ -24,7 +24,7 @@ from .backends.base import Buffer
 from .errors import CacheIOError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
-from .index import Index
+from .index import Index, IndexDamaged
 from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class Reclaimer:
         raise self._full()
 
     def _reclaim(self, need: int) -> None:
-        last_means: list[Callable[[], object]] = [self.reap, self._cover_changes]
+        last_means: list[Callable[[], object]] = [self.reap, self._cover_changes, self._recount]
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
         while (used := self._index.used_bytes) + need > self._limit:
@@ -324,6 +324,27 @@ class Reclaimer:
         """What the log of changes takes can be had back by a checkpoint."""
         if self._store.changes.size > _LEAST_LOG // 2:
             self._write_checkpoint()
+
+    def _recount(self) -> None:
+        """Count anew what can be: a damaged count makes a cache look full."""
+        store = self._store
+        with store.lock:
+            index = self._index
+            try:
+                index.validate()
+            except IndexDamaged as error:
+                store.rebuild(str(error))
+                return
+            for part in range(PARTITIONS):
+                index.recount(part)
+            for entry in index.table_entries():
+                if index.words[entry] & ~f.MASK32 == f.SEALED:
+                    index.words[entry + f.T_SIZE] = self._file_size(index.words[entry] & f.MASK32)
+            index.sum_up()
+            checkpoint.account(store, index)
+            found = sum(size for _, size, _ in store.large.listed())
+            if index.words[f.W_LARGE_BYTES] > found + self._size_limit:  # not what others have reserved
+                index.words[f.W_LARGE_BYTES] = found
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""
@@ -657,9 +678,8 @@ class Reclaimer:
     def _checkpoint_if_due(self) -> None:
         if self._is_checkpoint_due() and not (self._checkpoint is not None and self._checkpoint.is_alive()):
             self._checkpoint = threading.Thread(
-                target=self._write_checkpoint, args=(self._is_checkpoint_due,),
-                name="yatagarasu-checkpoint", daemon=True,
-            )  # fmt: skip
+                target=self._write_due_checkpoint, name="yatagarasu-checkpoint", daemon=True
+            )
             self._checkpoint.start()
 
     def _is_checkpoint_due(self) -> bool:
@@ -671,6 +691,9 @@ class Reclaimer:
 
     def _is_log_long(self) -> bool:
         return self._store.changes.size > max(self._size_limit // _LOG_SHARE, _LEAST_LOG)
+
+    def _write_due_checkpoint(self) -> None:
+        self._write_checkpoint(self._is_checkpoint_due)
 
     def _write_checkpoint(self, due: Callable[[], bool] = lambda: True) -> bool:
         """Write a checkpoint, unless another handle just did. False, and logged, if that fails."""
