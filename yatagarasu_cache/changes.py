@@ -19,7 +19,7 @@ from .errors import StorageFull, from_os_error
 
 if TYPE_CHECKING:
     from .index import Index
-    from .store import Store
+    from .store import Handle
 
 
 class Mark(NamedTuple):
@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 class ChangeLog:
     """One handle's access to the log. "The lock" is the index lock."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
         self._syncing = threading.Lock()

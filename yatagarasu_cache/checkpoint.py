@@ -21,7 +21,7 @@ from .format import PARTITIONS, SLOT_BYTES
 if TYPE_CHECKING:
     from .backends.base import Backend
     from .index import Index
-    from .store import Store
+    from .store import Handle
 
 
 class Checkpoint(NamedTuple):
@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
     parts: list[bytes]
 
 
-def write(store: Store) -> None:
+def write(store: Handle) -> None:
     """Write a checkpoint, part by part, while others go on. Atomic: the old one stands until then.
 
     Every change that is stamped up to the floor is either in it, or is appended again with a later
@@ -70,7 +70,7 @@ def write(store: Store) -> None:
         store.reclaim.drop_dead()
 
 
-def _write_file(store: Store, path: str, floor: int, sealed: list[tuple[int, int]]) -> None:
+def _write_file(store: Handle, path: str, floor: int, sealed: list[tuple[int, int]]) -> None:
     fd = store.backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
     try:
         checksum, size = xxh3_64(), 0
@@ -89,7 +89,7 @@ def most_bytes(index: Index) -> int:
     return 4096 + index.count() * SLOT_BYTES + index.table_capacity * f.CHECKPOINT_SEGMENT.size
 
 
-def account(store: Store, index: Index) -> None:
+def account(store: Handle, index: Index) -> None:
     """Count the bytes of the checkpoint that there is. The lock is held."""
     try:
         status = os.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
@@ -99,7 +99,7 @@ def account(store: Store, index: Index) -> None:
     index.words[f.W_CHECKPOINT_BYTES] = size
 
 
-def _parts(store: Store, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
+def _parts(store: Handle, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
     index = store.index
     yield f.CHECKPOINT_HEADER.pack(
         f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed)

@@ -285,6 +285,8 @@ class Reclaimer:
         raise self._full()
 
     def _reclaim(self, need: int) -> None:
+        if self._index.live_bytes + self._size_limit - self._limit > 2 * self._size_limit:
+            self._recount()  # first: what is evicted for a damaged count is lost for nothing
         last_means: list[Callable[[], object]] = [self.reap, self._cover_changes, self._recount]
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call

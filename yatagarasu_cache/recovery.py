@@ -24,7 +24,7 @@ from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .segment import Record, read_footer, read_segment_header, scan
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .store import Handle
 
 _MIN_TABLE = 256
 _MAX_TABLE = 1 << 16
@@ -32,7 +32,7 @@ _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong t
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
 
 
-def open_index(store: Store, *, alone: bool) -> Index:
+def open_index(store: Handle, *, alone: bool) -> Index:
     """The index of the cache, fit for use. The lock is held (unless the cache is read-only)."""
     reason = ""
     index = None
@@ -67,7 +67,7 @@ def open_index(store: Store, *, alone: bool) -> Index:
     return _begin(store, index, alone=alone)
 
 
-def map_index(store: Store) -> Index:
+def map_index(store: Handle) -> Index:
     """The index file as it is. `IndexDamaged` if it can't be used, `FormatError` if it must not be."""
     flags = os.O_RDONLY if store.read_only else os.O_RDWR
     fd = store.backend.open(os.path.join(store.root, f.INDEX_NAME), flags)
@@ -89,7 +89,7 @@ def _check_version(root: str, version: int) -> None:
         )
 
 
-def _distrust(store: Store, index: Index, alone: bool) -> str:
+def _distrust(store: Handle, index: Index, alone: bool) -> str:
     """Why the index must be rebuilt; empty if it need not be."""
     words = index.words
     boot = boot_id()
@@ -108,7 +108,7 @@ def _distrust(store: Store, index: Index, alone: bool) -> str:
     return ""
 
 
-def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
+def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
     """Mark the index as in use under this boot, durably before anything else changes."""
     clean = index.words[f.W_CLEAN]
     if clean:
@@ -123,7 +123,7 @@ def _begin(store: Store, index: Index, *, alone: bool = False) -> Index:
     return index
 
 
-def tidy(store: Store, index: Index) -> None:
+def tidy(store: Handle, index: Index) -> None:
     """Nobody else has the cache open: remove what dead handles left half done."""
     for name, _ in store.backend.scandir(store.large.temporary):
         if f.is_temporary_name(name):
@@ -141,7 +141,7 @@ def tidy(store: Store, index: Index) -> None:
     store.owner.sweep()  # last: should we be killed here, somebody looks again
 
 
-def _refers(store: Store, index: Index, low: int, high: int, pointer: int) -> bool:
+def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:
     at = index.find(low, high)
     if not at:
         return False
@@ -152,7 +152,7 @@ def _refers(store: Store, index: Index, low: int, high: int, pointer: int) -> bo
         return True  # not known: check() looks closer
 
 
-def _header(store: Store, segment: int) -> f.SegmentHeader | None:
+def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     try:
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
     except OSError:
@@ -166,7 +166,7 @@ def _header(store: Store, segment: int) -> f.SegmentHeader | None:
     return header
 
 
-def _is_leftover(store: Store, segment: int, identity: Identity) -> bool:
+def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     """True if an unlisted segment is of this very cache, or its header was never written."""
     try:
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
@@ -184,7 +184,7 @@ def _is_leftover(store: Store, segment: int, identity: Identity) -> bool:
     return header.identity == identity and header.segment == segment
 
 
-def _segments_there(store: Store) -> list[int]:
+def _segments_there(store: Handle) -> list[int]:
     """Numbers of all files that are named like segments, in their order."""
     names = [name for name, _ in store.backend.scandir(store.segments_path)]
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
@@ -194,7 +194,7 @@ def _new_identity() -> Identity:
     return Identity(secrets.token_bytes(16), secrets.randbits(64))
 
 
-def _table_capacity(store: Store, segments: list[int]) -> int:
+def _table_capacity(store: Handle, segments: list[int]) -> int:
     wanted = max(4 * (store.settings.size_limit // store.segment_bytes), 2 * len(segments), _MIN_TABLE)
     capacity = min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
     # Segments that a table of another size held, or whose removal did not last, may share an entry.
@@ -203,7 +203,7 @@ def _table_capacity(store: Store, segments: list[int]) -> int:
     return capacity
 
 
-def _create(store: Store, path: str, identity: Identity, capacity: int) -> Index:
+def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Index:
     try:
         return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
     except BaseException:
@@ -214,7 +214,7 @@ def _create(store: Store, path: str, identity: Identity, capacity: int) -> Index
 # -- rebuilding -------------------------------------------------------------------------------
 
 
-def rebuild_index(store: Store, old: Index | None) -> Index:
+def rebuild_index(store: Handle, old: Index | None) -> Index:
     """A new index in place of the old one, which others may still map. The lock is held."""
     headers = _headers(store)
     saved = checkpoint.read(store.backend, store.root)
@@ -249,7 +249,7 @@ def rebuild_index(store: Store, old: Index | None) -> Index:
     return index
 
 
-def shrink_index(store: Store, old: Index) -> Index:
+def shrink_index(store: Handle, old: Index) -> Index:
     """A copy of the index without its gaps, in its place. The lock is held."""
     path = store.temporary_path()
     index = _create(store, path, old.identity, old.table_capacity)
@@ -270,7 +270,7 @@ def _is_of_this_boot(old: Index | None) -> bool:
     return old is not None and boot != bytes(16) and old.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] == boot
 
 
-def _unused_segment(store: Store, saved: Checkpoint | None, old: Index | None) -> int:
+def _unused_segment(store: Handle, saved: Checkpoint | None, old: Index | None) -> int:
     """A number that nothing refers to: no file, no checkpoint, no descriptor that others have open."""
     known = _segments_there(store)
     if saved is not None:
@@ -289,7 +289,7 @@ def _sane_clock(old: Index) -> int:
     return clock if clock < time.time_ns() + 10**18 else 0
 
 
-def _supersede(store: Store, path: str) -> None:
+def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
         fd = store.backend.open(path, os.O_RDWR)
@@ -304,7 +304,7 @@ def _supersede(store: Store, path: str) -> None:
         store.backend.close_file(fd)
 
 
-def _headers(store: Store) -> dict[int, f.SegmentHeader]:
+def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
     """Sound headers of all segment files, by the number in the file's name."""
     headers = {}
     for name, _ in store.backend.scandir(store.segments_path):
@@ -340,7 +340,7 @@ class _Rebuild:
     """
 
     def __init__(
-        self, store: Store, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader],
+        self, store: Handle, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader],
         verify: bool,
     ) -> None:  # fmt: skip
         self._store, self._index, self._headers, self._verify = store, index, headers, verify

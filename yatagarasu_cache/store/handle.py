@@ -1,0 +1,511 @@
+"""An open handle on a cache directory: its parts, its locks, the index, and what they tell.
+
+Opening and closing, following an index that others replaced, finding slots, walking, counting,
+durability. What stands above (removing, reading, writing) is a layer each.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from itertools import count
+from typing import TYPE_CHECKING, cast
+
+from .. import format as f
+from .. import recovery
+from ..backends.base import Backend
+from ..changes import ChangeLog
+from ..config import Settings
+from ..core import choose as choose_core
+from ..directory import prepare
+from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, from_os_error
+from ..eviction import POLICIES
+from ..format import Slot
+from ..index import Index, IndexDamaged, IndexLock, NoLock
+from ..large import LargeFiles
+from ..owners import Owner, Users
+from ..reclaim import Reclaimer
+from ..segment import Record, SegmentFiles, SegmentWriter, read_records
+
+if TYPE_CHECKING:
+    from . import Store
+
+_log = logging.getLogger("yatagarasu_cache")
+
+MIN_SEGMENT_BYTES = 8 << 10
+MAX_SEGMENT_BYTES = 64 << 20
+_SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
+# From here a value gets a file of its own; see docs/operations.md.
+LARGE_VALUE_BYTES = 1 << 20
+ATTEMPTS = 100
+# What reading a file that is gone, or is no file of ours any more, can give.
+VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
+
+
+class Handle:
+    """One open handle on a cache directory."""
+
+    ORPHAN_AGE = 60 * 10**9  # nanoseconds for which a large file may wait for its entry
+
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.root = settings.directory
+        self.read_only = settings.read_only
+        self.durable = settings.durability == "sync"
+        self.policy = POLICIES[settings.eviction]
+        self.segment_bytes = settings.segment_size or _segment_bytes(settings.size_limit)
+        self.large_bytes = min(settings.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
+        self.closed = False
+        self.hits = self.misses = self.corrupt = 0
+        self.sets = self.deletes = self.evictions = self.expirations = 0
+        self._folded = [0, 0]
+        self._temporary = count(1)
+        self._logged: set[str] = set()
+        # A value this long may be refused; shorter ones always fit and are not asked about.
+        self.unchecked_bytes = min(self.large_bytes, settings.max_value_size or self.large_bytes)
+        self.appending = threading.RLock()
+        self.writer: SegmentWriter | None = None
+        self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
+        # Looked up once: these are on the path of every hit.
+        self._read_once = backend.read_once
+        self._touched = self.policy.touched
+        self._touches = self.policy.touches and not settings.read_only
+        self.core = choose_core(self._whole)
+        prepare(backend, settings)
+        self._open()
+        _handles.add(self)
+
+    @property
+    def _whole(self) -> Store:
+        """This handle with the layers above it, for the parts that use these."""
+        return cast("Store", self)
+
+    # -- opening and closing -----------------------------------------------------------------
+
+    def _open(self) -> None:
+        root, mode = self.root, self.settings.file_mode
+        self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
+        self.large = LargeFiles(self.backend, root, mode)
+        self.owner = Owner(self.backend, root, mode)
+        self.users = Users(self.backend, root, mode)
+        self.files = SegmentFiles(
+            self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
+        )
+        self.changes = ChangeLog(self)
+        self.reclaim = Reclaimer(self._whole)
+        self.lock: IndexLock | NoLock = NoLock()
+        self.checkpointing: IndexLock | NoLock = NoLock()
+        try:
+            if self.read_only:
+                self._use(recovery.open_index(self, alone=False))
+                return
+            self.lock = lock = IndexLock(self.backend, os.path.join(root, f.LOCK_NAME), mode)
+            self.checkpointing = IndexLock(self.backend, os.path.join(root, f.CHECKPOINT_LOCK_NAME), mode)
+            with lock:
+                self._use(recovery.open_index(self, alone=self.users.enter()))
+                lock.on_enter = self._on_lock
+                self.reclaim.reap()
+            self.reclaim.come_within_limit()
+        except OSError as error:
+            self._release()
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, f"cannot open the cache in {root!r}") from error
+        except BaseException:
+            self._release()
+            raise
+
+    def _use(self, index: Index) -> None:
+        previous: Index | None = getattr(self, "index", None)
+        self.index = index
+        self.core.attach(index)
+        self.seed = index.identity.seed
+        if previous is not None:
+            previous.retire()
+
+    def close(self) -> None:
+        """Seal what is open; the last handle also makes the index durable. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        _handles.discard(self)
+        try:
+            self.reclaim.close()
+            if not self.read_only:
+                self._close_writing()
+        finally:
+            self._release()
+
+    def _close_writing(self) -> None:
+        self.fold_counters()
+        with self.appending, self.lock:
+            self.seal_writer()
+            if self.users.is_alone():
+                if self.owner.any_dead():
+                    recovery.tidy(self, self.index)
+                self.reclaim.sync_dirty()
+                # Removals too: after a clean end nobody looks for files that belong to nothing.
+                self.backend.sync_directory(self.large.directory)
+                self.backend.sync_directory(self.large.temporary)
+                self.index.sync()
+                self.index.words[f.W_CLEAN] = 1
+                self.index.sync()
+
+    def _release(self) -> None:
+        self.core.detach()
+        for name, release in (
+            ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
+            ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
+        ):  # fmt: skip
+            held = getattr(self, name, None)
+            if held is not None:
+                getattr(held, release)()
+
+    def after_fork(self) -> None:
+        """In a child: keep what may be shared (the mapping), renew what may not."""
+        self.backend.after_fork()
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            os.close(writer.fd)
+        self.appending = threading.RLock()
+        self.files.after_fork()
+        self.lock.after_fork()
+        self.checkpointing.after_fork()
+        self.changes.after_fork()
+        self.owner.after_fork()
+        self.users.after_fork()
+        self.reclaim.after_fork()
+        self.core.counted()
+        self.hits = self.misses = self.corrupt = 0
+        self.sets = self.deletes = self.evictions = self.expirations = 0
+        self._folded = [0, 0]
+
+    def _on_lock(self) -> None:
+        """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
+        words = self.index.words
+        if words[f.W_BUSY]:
+            try:
+                self.index.repair()
+            except IndexDamaged as error:
+                self.rebuild(str(error))
+            self.log_once("repair", "a process died while it changed the index: this was put in order")
+        if words[f.W_SUPERSEDED]:
+            self.follow_index()
+
+    def follow_index(self) -> None:
+        """Another process has put a rebuilt index in place: use that. The lock is held."""
+        index: Index | None = None
+        try:
+            index = recovery.map_index(self)
+            sound = not index.superseded
+        except (IndexDamaged, FileNotFoundError) as error:
+            if self.read_only:
+                raise FormatError(
+                    f"the index in {self.root!r} is damaged ({error}): open the cache once without read_only"
+                ) from error
+            sound = False
+        if index is None or not sound and not self.read_only:
+            index = recovery.rebuild_index(self, index)
+        self._use(index)
+
+    def rebuild(self, reason: str) -> None:
+        """Replace a damaged index by one made from the checkpoint and the segments."""
+        self.ensure_writable("rebuild its index")
+        damaged = self.index
+        with self.lock:
+            if self.index is damaged:  # nobody else did, or has: then taking the lock followed it
+                self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
+                self._use(recovery.rebuild_index(self, damaged))
+
+    def shrink_index(self) -> None:
+        """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
+        self._use(recovery.shrink_index(self, self.index))
+
+    def users_alone(self) -> bool:
+        """True if no other handle is open. The lock is held."""
+        return not self.read_only and self.users.is_alone()
+
+    def _segment_exists(self, segment: int) -> bool:
+        return bool(self.index.state(segment)) if hasattr(self, "index") else True
+
+    def names_changed(self) -> None:
+        """A segment was begun: its name is to be made durable before its records are promised to be."""
+        self._names += 1
+
+    def log_once(self, topic: str, line: str) -> None:
+        if topic not in self._logged:
+            self._logged.add(topic)
+            _log.warning("%s: %s", self.root, line)
+
+    def ensure_open(self) -> None:
+        if self.closed:
+            raise closed_error(self.root)
+
+    def ensure_writable(self, doing: str) -> None:
+        if self.read_only:
+            raise ReadOnlyError(f"cannot {doing}: the cache in {self.root!r} was opened with read_only=True")
+        if self.closed:
+            raise closed_error(self.root)
+
+    # -- finding -----------------------------------------------------------------------------
+
+    def find(self, low: int, high: int) -> int:
+        """The slot of a live entry, expired ones included; 0 if there is none."""
+        for _ in range(ATTEMPTS):
+            try:
+                return self.index.find(low, high)
+            except IndexDamaged as error:
+                self._mend(error)
+            except (ValueError, AttributeError):
+                if self.closed:
+                    raise closed_error(self.root) from None
+                raise
+        return 0
+
+    def _mend(self, error: IndexDamaged) -> None:
+        if self.read_only:
+            if not self.index.superseded:
+                raise FormatError(
+                    f"the index in {self.root!r} is damaged ({error}): open the cache once without read_only"
+                )
+            self.follow_index()
+        else:
+            self.rebuild(str(error))
+
+    def lookup(self, low: int, high: int) -> Slot | None:
+        """A live, unexpired entry's slot. Counts nothing and touches nothing."""
+        for _ in range(ATTEMPTS):
+            at = self.find(low, high)
+            if not at:
+                return None
+            try:
+                slot = self.index.slot(at)
+            except struct.error:  # the index was replaced by a smaller one meanwhile
+                continue
+            if slot.low == low and slot.high == high:
+                return None if slot.expires and slot.expires <= time.time_ns() else slot
+        return None
+
+    def pointer(self, slot: Slot) -> int:
+        """The number in a large file's name, from the record in the segment."""
+        fd = self.files.get(slot.segment)
+        data = self.backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
+        if len(data) < f.LARGE_POINTER.size:
+            raise FileNotFoundError(errno.ENOENT, "the record is gone", self.files.path(slot.segment))
+        pointer: int = f.LARGE_POINTER.unpack(data)[0]
+        return pointer
+
+    def file_of(self, segment: int) -> int | None:
+        """A descriptor of a segment, for reading; None if there is no such file (any more)."""
+        try:
+            return self.files.get(segment)
+        except OSError:
+            return None
+
+    def touch_slot(self, low: int, high: int) -> None:
+        """Note a hit for the eviction order."""
+        if self._touches:
+            at = self.find(low, high)
+            words = self.index.words
+            if at and at < len(words):
+                words[at + f.S_ACCESS] = self._touched(words[at + f.S_ACCESS], self.index.stamp())
+
+    def accessed(self, slot: Slot) -> float | None:
+        """Seconds since the epoch of the last hit, where the policy keeps that."""
+        return slot.access / 1e9 if self.policy.name == "lru" else None
+
+    # -- walks -------------------------------------------------------------------------------
+
+    def walk(self) -> Iterator[tuple[Record, Slot]]:
+        """Every live entry with its record's names: segment by segment, from their footers.
+
+        Entries written while it runs don't appear, so that it comes to an end; none appears twice.
+        """
+        self.ensure_open()
+        started = max(time.time_ns(), self.index.words[f.W_CLOCK])
+        seen: set[int] = set()
+        done: set[int] = set()
+        while True:
+            self.ensure_open()
+            todo = [s for s in self.index.segments() if s not in done]
+            if not todo:
+                return
+            # What is moved goes to active segments: these last, and it is not missed.
+            todo.sort(key=lambda segment: self.index.state(segment) == f.ACTIVE)
+            for segment in todo:
+                done.add(segment)
+                for record in self.records(segment):
+                    slot = self.alive(record, segment)
+                    if slot is not None and slot.low not in seen and slot.stamp <= started:
+                        seen.add(slot.low)
+                        yield record, slot
+
+    def records(self, segment: int) -> Iterator[Record]:
+        """The records of a segment, read as they are asked for; none if there is no such file."""
+        try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
+            fd = self.backend.open(self.files.path(segment), os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            yield from read_records(self.backend, fd, segment, self.index.identity)
+        except OSError as error:
+            raise from_os_error(error, "cannot read a segment") from error
+        finally:
+            self.backend.close_file(fd)
+
+    def alive(self, record: Record, segment: int) -> Slot | None:
+        """The slot that shows this very record, expired or not."""
+        if record.head.kind > f.LARGE:
+            return None
+        at = self.find(*record.digest(self.index.identity.seed))
+        if not at:
+            return None
+        slot = self.index.slot(at)
+        return slot if slot.place == f.pack_place(segment, record.offset) else None
+
+    def count_entries(self) -> int:
+        return self.index.count()
+
+    def expire_all(self) -> int:
+        return sum(self.reclaim.expire_part(part) for part in range(f.PARTITIONS))
+
+    # -- the active segment ------------------------------------------------------------------
+
+    def room(self, size: int) -> SegmentWriter:
+        """The writer, with room for `size` bytes more. `appending` is held."""
+        writer = self.writer
+        if writer is not None and size <= writer.room:
+            return writer
+        self.ensure_writable("store an entry")
+        return self.reclaim.roll(size)
+
+    def seal_writer(self) -> None:
+        """Close the active segment for good. `appending` is held."""
+        writer, self.writer = self.writer, None
+        if writer is None:
+            return
+        try:
+            size = writer.seal()
+        except OSError as error:  # without its footer it will be read through instead
+            size = os.fstat(writer.fd).st_size
+            self.log_once("footer", f"cannot write a footer: {error}")
+        durable = self.durable
+        try:
+            writer.close(sync=durable)
+        except OSError as error:  # whoever waits for this sync gets an error as well
+            durable = False
+            self.log_once("seal", f"cannot make a segment durable: {error}")
+        with self.lock:
+            if self.index.state(writer.segment) == f.ACTIVE:
+                self.index.resize_segment(writer.segment, size)
+                entry = self.index.entry(writer.segment)
+                if durable:
+                    self.index.words[entry + f.T_SYNCED] = size
+                self.index.words[entry] = f.SEALED | writer.segment
+                self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
+
+    def let_go_if_lost(self, writer: SegmentWriter) -> None:
+        """Stop appending to a segment that others took from us, believing this handle dead."""
+        with self.appending:
+            if self.writer is writer and self.index.state(writer.segment) != f.ACTIVE:
+                self.writer = None
+                writer.close(sync=False)
+
+    def temporary_path(self) -> str:
+        return self.large.temporary_path(self.owner.acquire(), next(self._temporary))
+
+    def account_large(self, length: int) -> None:
+        """Count bytes of large files. The lock is held."""
+        words = self.index.words
+        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + length)
+
+    # -- durability --------------------------------------------------------------------------
+
+    def promise(self) -> None:
+        """From now on nothing durable may be lost for something that is not."""
+        self.index.words[f.W_PROMISED] = 1
+
+    def flush(self) -> None:
+        """Make everything durable that was completed before, by whichever process."""
+        self.ensure_writable("flush")
+        try:
+            self.promise()
+            self.reclaim.sync_dirty()
+        except OSError as error:
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, "cannot flush the cache") from error
+
+    def _sync_names(self) -> None:
+        names = self._names
+        if self._names_synced < names:
+            self.backend.sync_directory(self.segments_path)
+            self._names_synced = max(self._names_synced, names)
+
+    def sync_large(self) -> None:
+        """Make large values durable that came since this was last done: their names tell when they came."""
+        started, since = self.index.stamp(), self.index.words[f.W_FLUSHED] - _FLUSH_MARGIN
+        came = False
+        for (_, _, pointer), _, path in self.large.listed():
+            if pointer >= since:
+                came = True
+                try:
+                    fd = self.backend.open(path, os.O_RDONLY)
+                except OSError as error:
+                    if error.errno in VANISHED:  # removed meanwhile
+                        continue
+                    raise
+                try:
+                    self.backend.sync(fd)
+                finally:
+                    self.backend.close_file(fd)
+        if came:
+            self.backend.sync_directory(self.large.directory)
+        self.index.words[f.W_FLUSHED] = started
+
+    # -- counting ----------------------------------------------------------------------------
+
+    def count(self, counter: str, number: int) -> None:
+        """Count for this handle and for the whole cache. The lock is held."""
+        setattr(self, counter, getattr(self, counter) + number)
+        self.index.words[f.W_COUNTERS + f.COUNTERS.index(counter)] += number
+
+    def fold_counters(self) -> None:
+        """Add this handle's hits and misses, which are counted without a lock, to the shared ones."""
+        hits, misses = self.core.counted()
+        self.hits += hits
+        self.misses += misses
+        if self.read_only:
+            return
+        with self.lock:
+            for i, now in enumerate((self.hits, self.misses)):
+                self.index.words[f.W_COUNTERS + i] += now - self._folded[i]
+                self._folded[i] = now
+
+
+def closed_error(root: str) -> ClosedError:
+    return ClosedError(f"the cache in {root!r} is closed: open it anew")
+
+
+def _segment_bytes(size_limit: int) -> int:
+    """The power of two that makes at least `_SEGMENTS_IN_LIMIT` segments of the limit, within bounds."""
+    fitting = 1 << max(0, (size_limit // _SEGMENTS_IN_LIMIT).bit_length() - 1)
+    return min(max(fitting, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
+
+
+def _renew_after_fork() -> None:
+    for store in list(_handles):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_after_fork)

@@ -1,0 +1,251 @@
+"""Reading: whatever is read is verified against the slot that led there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from .. import format as f
+from ..entry import Location
+from ..errors import CacheIOError, from_os_error
+from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
+from ..index import IndexDamaged
+from ..large import CHUNK_BYTES
+from .handle import VANISHED, closed_error
+from .removal import Removal
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple):
+    """A verified value."""
+
+    payload: bytes
+    flags: int
+
+
+class Names(NamedTuple):
+    """What a record says beside its value."""
+
+    key: bytes
+    tag: bytes
+    meta: bytes
+    created: int
+
+
+class Reading(Removal):
+    """A handle that reads."""
+
+    # -- one entry ---------------------------------------------------------------------------
+
+    def get(self, low: int, high: int) -> Found | tuple[bytes, int] | None:
+        """(payload, flags) of a live entry, verified; None is a miss. Counted."""
+        try:
+            index = self.index
+            at = index.find(low, high)
+            if not at:
+                self.misses += 1
+                return None
+            _, _, place, lengths, checksum, _, expires, access = SLOT.unpack_from(index.map, at * 8)
+            if expires and expires <= time.time_ns():
+                self.misses += 1
+                return None
+            flags = lengths >> 16 & 0xFF
+            fd = self.files.open_files.get(place >> 32)
+            if fd is not None and not flags & FLAG_LARGE:
+                head = (lengths & 0xFFFF) << 4
+                data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
+                if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
+                    self.hits += 1
+                    if self._touches:
+                        index.words[at + 7] = self._touched(access, index.stamp())
+                    return data, flags
+        except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
+            if self.closed:
+                raise closed_error(self.root) from None
+        return self.get_carefully(low, high)
+
+    def get_carefully(self, low: int, high: int) -> Found | None:
+        """For what is not plain: large values, unopened segments, races and damage."""
+        found = self.fetch(low, high)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return found
+
+    def fetch(self, low: int, high: int) -> Found | None:
+        """Like `get`, uncounted: retries, and on a lasting mismatch drops the entry."""
+        return self.verified(low, high, self._load)
+
+    def verified(self, low: int, high: int, load: Callable[[Slot], T | None]) -> T | None:
+        """`load(slot)` of an entry, tried again if the entry was moved or replaced meanwhile.
+
+        A mismatch that lasts under the lock drops the entry: it is counted and logged, and it is
+        a miss. An I/O error is raised, and drops nothing.
+        """
+        for _ in range(3):
+            slot = self.lookup(low, high)
+            if slot is None:
+                return None
+            loaded = self._try(load, slot)
+            if loaded is not None:
+                self.touch_slot(low, high)
+                return loaded
+        if self.read_only:
+            self.corrupt += 1
+            return None
+        with self.lock:
+            slot = self.lookup(low, high)
+            if slot is None:
+                return None
+            self.files.forget(slot.segment)
+            loaded = self._try(load, slot)
+            if loaded is None:
+                self.drop_corrupt(slot)
+            return loaded
+
+    def _try(self, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
+        try:
+            return load(slot)
+        except OSError as error:
+            if error.errno in VANISHED:
+                self.files.forget(slot.segment)
+                return None
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, "cannot read an entry", "the entry was kept") from error
+        except OverflowError:  # an offset or length that no file has
+            return None
+
+    def _load(self, slot: Slot) -> Found | None:
+        if slot.value_length > self.settings.size_limit and slot.value_length > self.index.used_bytes:
+            return None  # damage: nothing that long is here
+        if slot.is_large:
+            pointer = self.pointer(slot)
+            data = self.large.read(slot.low, slot.high, pointer, slot.value_length)
+        else:
+            fd = self.files.get(slot.segment)
+            data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+        if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
+            return None
+        return Found(data, slot.flags)
+
+    def fetch_version(self, slot: Slot) -> Found | None:
+        """The value of just this version of an entry; None if it was replaced or removed."""
+        for _ in range(3):
+            current = self.lookup(slot.low, slot.high)  # it may have been moved
+            if current is None or current.stamp != slot.stamp:
+                return None
+            found = self._try(self._load, current)
+            if found is not None:
+                return found
+        self.fetch(slot.low, slot.high)  # drops it if the damage lasts
+        return None
+
+    def locate(self, slot: Slot) -> Location | None:
+        """A descriptor of its own for a value, and where the value lies; None if it fails its checksum."""
+        if slot.is_large:
+            fd, offset = self.large.open(slot.low, slot.high, self.pointer(slot)), 0
+        else:
+            fd, offset = os.dup(self.files.get(slot.segment)), slot.offset + slot.head_bytes
+        location = Location(fd, offset, slot.value_length, slot.flags)
+        try:
+            checksum = xxh3_64(seed=slot.low ^ slot.flags)
+            done = 0
+            while done < slot.value_length:
+                data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
+                if not data:
+                    break
+                checksum.update(data)
+                done += len(data)
+            sound = done == slot.value_length and checksum.intdigest() == slot.value_sum
+        except BaseException:
+            location.close()
+            raise
+        if sound:
+            return location
+        location.close()
+        return None
+
+    def read_names(self, slot: Slot) -> Names | None:
+        """Key, tag, metadata and time of creation from the record itself; None if it is damaged."""
+        fd = self.files.get(slot.segment)
+        data = self.backend.read(fd, slot.head_bytes, slot.offset)
+        head = f.unpack_head(data, 0)
+        if head is None or not f.verify_head(data, 0, head, self.index.identity.seed, slot.place):
+            return None
+        at = f.RECORD_BYTES
+        key = data[at : at + head.key_length]
+        at += head.key_length
+        tag = data[at : at + head.tag_length]
+        at += head.tag_length
+        return Names(key, tag, data[at : at + head.meta_length], head.created)
+
+    def names_of(self, slot: Slot) -> Names | None:
+        """`read_names`, whose failures are told as those of the cache."""
+        return self._try(self.read_names, slot)
+
+    # -- many at once ------------------------------------------------------------------------
+
+    def get_many(self, digests: Sequence[tuple[int, int]]) -> list[Found | tuple[bytes, int] | None]:
+        """`get` of each digest. What is not in the page cache is read in one batch."""
+        results: list[Found | tuple[bytes, int] | None] = [None] * len(digests)
+        cold: list[tuple[int, Slot]] = []
+        for i, (low, high) in enumerate(digests):
+            slot = self.lookup(low, high)
+            if slot is None:
+                self.misses += 1
+                continue
+            results[i] = self.get_nowait(slot)
+            if results[i] is None:
+                cold.append((i, slot))
+        self._get_cold(cold, results)
+        return results
+
+    def get_nowait(self, slot: Slot) -> Found | None:
+        """The value if it is in memory and verifies. Counted only then."""
+        fd = self.files.open_files.get(slot.segment)
+        if fd is None or slot.is_large:
+            return None
+        try:
+            data = self.backend.read_nowait(fd, slot.value_length, slot.offset + slot.head_bytes)
+        except (OSError, OverflowError):
+            return None
+        if data is None:
+            return None
+        return self.check(slot, data)
+
+    def check(self, slot: Slot, data: bytes) -> Found | None:
+        """`data` as a counted hit if it is what the slot promises."""
+        if value_sum(data, slot.low, slot.flags) != slot.value_sum:
+            return None
+        self.hits += 1
+        self.touch_slot(slot.low, slot.high)
+        return Found(data, slot.flags)
+
+    def _get_cold(
+        self, cold: list[tuple[int, Slot]], results: list[Found | tuple[bytes, int] | None]
+    ) -> None:
+        plain, rest = [], []
+        for i, slot in cold:
+            place = None if slot.is_large else self.file_of(slot.segment)
+            if place is None:
+                rest.append((i, slot))
+            else:
+                plain.append((i, slot, place))
+        plain.sort(key=lambda item: item[1].place)
+        read = self.backend.read_many(
+            [(fd, slot.value_length, slot.offset + slot.head_bytes) for _, slot, fd in plain]
+        )
+        for (i, slot, _), data in zip(plain, read, strict=True):
+            found = None if isinstance(data, OSError) else self.check(slot, data)
+            if found is None:
+                rest.append((i, slot))
+            results[i] = found
+        for i, slot in rest:
+            results[i] = self.get_carefully(slot.low, slot.high)

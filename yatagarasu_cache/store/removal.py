@@ -1,0 +1,188 @@
+"""Removing entries and changing their expiry: logged first, then done, under the lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from .. import format as f
+from ..changes import Mark
+from ..errors import CacheIOError, from_os_error
+from ..format import PARTITION_MASK, Slot
+from .handle import Handle
+
+_REMOVAL_BATCH = 128  # digests in one removal record
+
+
+class Gone(NamedTuple):
+    """Large files whose entries were removed or replaced by what stands before `mark`."""
+
+    names: list[tuple[int, int, int]]
+    mark: Mark
+
+
+class Removal(Handle):
+    """A handle that removes."""
+
+    # -- removing ----------------------------------------------------------------------------
+
+    def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
+        """Remove an entry (only the version with `stamp`, if given). False if there was none live."""
+        if not self.find(low, high):
+            return False
+
+        def chosen(slot: Slot) -> bool:
+            return stamp is None or slot.stamp == stamp
+
+        alive, removed = self.remove([(low, high)], chosen, "deletes")
+        return bool(alive and removed)
+
+    def remove(
+        self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
+    ) -> tuple[int, int]:
+        """Remove those of `digests` whose slots are `chosen`. (of these unexpired, removed).
+
+        Each batch is atomic, and in the log before it is in the index: nothing comes back.
+        """
+        alive = removed = 0
+        for start in range(0, len(digests), _REMOVAL_BATCH):
+            a, r = self._remove_batch(digests[start : start + _REMOVAL_BATCH], chosen, counter)
+            alive, removed = alive + a, removed + r
+        return alive, removed
+
+    def _remove_batch(
+        self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
+    ) -> tuple[int, int]:
+        self.ensure_writable("remove an entry")
+        with self.lock:
+            slots = [
+                slot
+                for digest in digests
+                if (at := self.find(*digest)) and chosen(slot := self.index.slot(at))
+            ]
+            if not slots:
+                return 0, 0
+            gone = self.remove_slots(slots)
+            now = time.time_ns()
+            alive = sum(not slot.expires or slot.expires > now for slot in slots)
+            self.count(counter, alive if counter == "deletes" else len(slots))
+        self._log_made(gone.mark)
+        self.discard(gone, synced=self.durable)
+        return alive, len(slots)
+
+    def remove_slots(self, slots: Sequence[Slot]) -> Gone:
+        """Log the removal, then do it. The lock is held. The large files that can go now."""
+        digests = b"".join(f.pack_digest(slot.low, slot.high) for slot in slots)
+        stamp = self._stamp_beyond(slots)
+        gone = Gone([], self.changes.append(f.REMOVE, digests, stamp))
+        for slot in slots:
+            # First: should we be killed here, nothing older comes in where this was logged as gone.
+            self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
+            name = self.large_file(slot)
+            if name is not None:
+                gone.names.append(name)
+            self.index.remove(self.index.find(slot.low, slot.high))
+        return gone
+
+    def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
+        """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
+        stamps = [slot.stamp for slot in slots if slot.stamp < f.MAX_STAMP]
+        return self.index.stamp_above(max(stamps, default=0))
+
+    def clear(self) -> int:
+        """Remove everything. Atomic. Values being stored at this moment may survive."""
+        self.ensure_writable("clear the cache")
+        with self.lock:
+            entries = self.index.count()
+            slots = [self.index.slot(at) for at in self.index.live_slots()]
+            stamp = self._stamp_beyond(slots)
+            mark = self.changes.append(f.CLEAR, b"", stamp)
+            if self.durable:
+                self.promise()
+            if self.index.words[f.W_PROMISED]:
+                self.reclaim.sync_dirty()
+            gone = Gone([name for slot in slots if (name := self.large_file(slot))], mark)
+            for part in range(f.PARTITIONS):
+                self.index.words[f.W_DELETED + part] = stamp
+            self.index.reset()
+        self.discard(gone, synced=True)
+        self.reclaim.drop_dead()
+        return entries
+
+    def drop_corrupt(self, slot: Slot) -> None:
+        """Remove an entry whose bytes are not what was written. The lock is held.
+
+        It is logged like any removal: a rebuild would bring back what the entry had replaced.
+        """
+        at = self.index.find(slot.low, slot.high)
+        if not at or self.index.words[at + f.S_STAMP] != slot.stamp:
+            return
+        try:
+            gone = self.remove_slots([slot])
+        except CacheIOError as error:  # it stays, and is a miss whenever it is asked for
+            self.log_once("undropped", f"an entry failed its checksum and cannot be dropped: {error}")
+            return
+        self.discard(gone)
+        self.count("corrupt", 1)
+        self.log_once("corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)")
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def touch(self, low: int, high: int, expires: int) -> bool:
+        """Give a live entry a new time of expiry. Atomic; False if there is none."""
+        self.ensure_writable("touch an entry")
+        with self.lock:
+            slot = self.lookup(low, high)
+            if slot is None:
+                return False
+            payload = f.TOUCHED.pack(low, high, expires)
+            mark = self.changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
+            at = self.index.find(low, high)
+            self.index.words[at + f.S_EXPIRES] = expires
+            self.touch_slot(low, high)
+        self._log_made(mark)
+        return True
+
+    def _log_made(self, mark: Mark) -> None:
+        """What follows a change that was logged and made: it is made durable, and paid for."""
+        if self.durable:
+            try:
+                self.promise()
+                self.changes.sync(mark)
+            except OSError as error:
+                raise from_os_error(error, "cannot make a change durable") from error
+        self.reclaim.pace(f.RECORD_BYTES)
+
+    # -- large files that are not needed any more --------------------------------------------
+
+    def large_file(self, slot: Slot) -> tuple[int, int, int] | None:
+        """Name of a slot's large file, its bytes taken off the account. The lock is held."""
+        if not slot.is_large:
+            return None
+        self.account_large(-slot.value_length)
+        try:
+            return slot.low, slot.high, self.pointer(slot)
+        except OSError:
+            return None  # the record is unreadable: check() finds the orphan
+
+    def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
+        """Remove large files whose entries were removed, or replaced (by `large` values).
+
+        Where durability was promised, what did so is made durable first (`synced`: it is): with
+        the file gone and the record lost, something older still would take their place.
+        """
+        if not gone.names:
+            return
+        try:
+            if self.index.words[f.W_PROMISED] and not synced:
+                if large:
+                    self.sync_large()
+                fd = self.file_of(gone.mark.segment)
+                if fd is not None:
+                    self.backend.sync(fd)
+                self._sync_names()
+            for name in gone.names:
+                self.large.remove(*name)
+        except OSError as error:  # what was asked for is done; check() finds what is left
+            self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")

@@ -1,0 +1,445 @@
+"""Writing: a record is appended first, then the index is changed under the lock."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from .. import format as f
+from ..backends.base import Buffer
+from ..changes import Mark
+from ..errors import CacheIOError, ValueTooLarge, from_os_error
+from ..format import FLAG_LARGE, MASK32, PARTITION_MASK, Slot, value_sum
+from ..index import IndexDamaged
+from ..large import pieces
+from ..segment import SegmentWriter
+from .handle import ATTEMPTS
+from .reading import Reading
+from .removal import Gone
+
+_BATCH_BYTES = 1 << 20  # of records written by one call in put_many
+_W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")
+
+
+class Item(NamedTuple):
+    """One entry to put. `expires` is in nanoseconds since the epoch, 0 for never."""
+
+    low: int
+    high: int
+    key: bytes
+    payload: Buffer
+    flags: int
+    expires: int = 0
+    tag: bytes = b""
+    meta: bytes = b""
+
+
+class _Reservation:
+    """Bytes of a large file under way: room is made and counted before they are written."""
+
+    def __init__(self, store: Writing) -> None:
+        self._store, self._bytes = store, 0
+
+    def grow(self, length: int) -> None:
+        store = self._store
+        store.check_size(self._bytes + length)
+        store.reclaim.reserve_large(length)
+        self._bytes += length
+
+    def release(self) -> None:
+        with self._store.lock:
+            self._store.account_large(-self._bytes)
+        self._bytes = 0
+
+
+class Writing(Reading):
+    """A handle that writes."""
+
+    # -- one entry ---------------------------------------------------------------------------
+
+    def put(
+        self, low: int, high: int, key: bytes, payload: Buffer, flags: int,
+        expires: int = 0, tag: bytes = b"", meta: bytes = b"",
+    ) -> None:  # fmt: skip
+        """Store an entry, in place of any older one. When it returns, every process sees it;
+        with durability="sync" it survives a power cut. If it raises, the old entry is still there.
+        """
+        length = len(payload)
+        if length >= self.large_bytes:
+            self.put_stream(low, high, key, pieces(payload), flags, expires, tag, meta, length)
+            return
+        size = f.room_for(len(key) + len(tag) + len(meta), length)
+        checksum = value_sum(payload, low, flags)
+        for _ in range(ATTEMPTS):
+            with self.appending:
+                writer = self.room(size)
+                index = self.index
+                epoch = index.words[f.W_EPOCH]
+                stamp = index.stamp()
+                place = writer.next_place
+                head = f.pack_record(
+                    index.identity.seed, place, f.PUT, flags, key, tag, meta,
+                    length, stamp, expires, stamp, checksum,
+                )  # fmt: skip
+                self._append(writer, head, payload)
+                end = writer.tail
+            if self.durable:
+                self._make_durable(writer, end, [place])
+            lengths = length << 24 | flags << 16 | len(head) >> 4
+            slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
+            if self.show(slot, epoch, size):
+                return
+            self.let_go_if_lost(writer)
+        raise CacheIOError(errno.EAGAIN, "could not store an entry: too many concurrent changes; try again")
+
+    def show(self, slot: Slot, epoch: int, size: int) -> bool:
+        """The second half of `put`: let the index show a record. False if it has to be appended again."""
+        try:
+            with self.lock:
+                done, replaced = self._install(slot, epoch)
+        except OSError:
+            self._void([slot.place])
+            raise
+        if done:
+            if replaced is not None:
+                self.discard(Gone([replaced], Mark(slot.place >> 32, 0)), synced=self.durable)
+            self.sets += 1
+            self.reclaim.pace(size)
+        return done
+
+    def _append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
+        try:
+            writer.append(head, payload, listed)
+        except OSError as error:
+            raise from_os_error(error, "cannot write an entry") from error
+
+    def _install(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+        """Let the index show the record of `slot`. The lock is held.
+
+        (False, None): append it again, because the segment is no longer ours, a checkpoint began
+        that does not cover it, or something else got the same or a later stamp first.
+        Else (True, large file that this entry replaced, if any).
+        """
+        index = self.index
+        if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
+            return False, None
+        at = self.find(slot.low, slot.high)
+        if self.index is not index:  # it was damaged, and made anew
+            return self._shown(slot), None
+        words = index.words  # not before: it may have been mapped anew
+        first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
+        if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
+            index.stamp_above(least)  # the clock word can lose a race while the clock is set back
+            return False, None
+        replaced = None
+        if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
+            replaced = index.slot(at)
+        try:
+            index.put(slot, at)
+        except OSError as error:
+            raise from_os_error(error, "cannot make the index larger") from error
+        except IndexDamaged as error:
+            self.rebuild(str(error))
+            return self._shown(slot), None
+        words = index.words
+        words[f.W_WRITTEN] += 1
+        words[_W_SETS] += 1
+        return True, self.large_file(replaced) if replaced is not None else None
+
+    def _shown(self, slot: Slot) -> bool:
+        """True if a rebuild found the record of `slot` in the log: then it must not be appended again."""
+        at = self.find(slot.low, slot.high)
+        return bool(at) and self.index.slot(at).place == slot.place
+
+    def _make_durable(self, writer: SegmentWriter, end: int, places: Sequence[int] = ()) -> None:
+        """Sync what was appended up to `end`. If that fails, the records at `places` are taken back."""
+        try:
+            self.promise()
+            writer.sync(end)
+            self._sync_names()
+        except OSError as error:
+            self._void(places)
+            raise from_os_error(error, "cannot make an entry durable") from error
+
+    def _void(self, places: Sequence[int]) -> None:
+        """Take back records that the index never showed: a rebuild must not find them."""
+        with self.appending:
+            for place in places:
+                if self.writer is not None and self.writer.segment == place >> 32:
+                    self.writer.void((place & MASK32) * f.ALIGN)
+
+    # -- many at once ------------------------------------------------------------------------
+
+    def put_many(self, items: Sequence[Item]) -> None:
+        """`put` of each, in order, with few system calls: one write, one sync and one locking a batch.
+
+        Not atomic as a whole: if it raises, the items before some point are stored.
+        """
+        batch: list[Item] = []
+        size = 0
+        budget = min(_BATCH_BYTES, self.segment_bytes // 2)
+        for item in items:
+            if len(item.payload) >= self.large_bytes:
+                self._put_batch(batch)
+                batch, size = [], 0
+                self.put(*item)
+                continue
+            need = _item_bytes(item)
+            if batch and size + need > budget:
+                self._put_batch(batch)
+                batch, size = [], 0
+            batch.append(item)
+            size += need
+        self._put_batch(batch)
+
+    def _put_batch(self, batch: list[Item]) -> None:
+        if not batch:
+            return
+        size = sum(map(_item_bytes, batch))
+        with self.appending:
+            writer = self.room(size)
+            epoch = self.index.words[f.W_EPOCH]
+            records, slots = self._draft(batch, writer)
+            try:
+                writer.append_many(records)
+            except OSError as error:
+                raise from_os_error(error, "cannot write entries") from error
+            end = writer.tail
+        if self.durable:
+            self._make_durable(writer, end, [slot.place for slot in slots])
+        # Of several with the same key the last one counts: an earlier one is not tried again.
+        last = {(item.low, item.high): item for item in batch}
+        again: list[Item] = []
+        replaced = Gone([], Mark(writer.segment, 0))
+        pending = slots[::-1]
+        try:
+            with self.lock:
+                for item in batch:
+                    done, old = self._install(pending[-1], epoch)
+                    pending.pop()
+                    if not done and last[item.low, item.high] is item:
+                        again.append(item)
+                    if old is not None:
+                        replaced.names.append(old)
+        except OSError:
+            self._void([slot.place for slot in pending])
+            raise
+        finally:
+            self.discard(replaced, synced=self.durable)
+        self.sets += len(batch) - len(again)
+        self.reclaim.pace(size)
+        if again:
+            self.let_go_if_lost(writer)
+        for item in again:
+            self.put(*item)
+
+    def _draft(
+        self, batch: list[Item], writer: SegmentWriter
+    ) -> tuple[list[tuple[bytes, Buffer, bytes]], list[Slot]]:
+        """Records for consecutive places from the writer's tail on, and the slots that name them."""
+        records: list[tuple[bytes, Buffer, bytes]] = []
+        slots: list[Slot] = []
+        offset = writer.tail
+        seed, first = self.index.identity.seed, self.policy.first
+        for low, high, key, payload, flags, expires, tag, meta in batch:
+            stamp = self.index.stamp()
+            place = f.pack_place(writer.segment, offset)
+            checksum = value_sum(payload, low, flags)
+            head = f.pack_record(
+                seed, place, f.PUT, flags, key, tag, meta, len(payload), stamp, expires, stamp, checksum
+            )
+            lengths = f.pack_lengths(len(payload), flags, len(head))
+            records.append((head, payload, b""))
+            slots.append(Slot(low, high, place, lengths, checksum, stamp, expires, first(stamp)))
+            offset += len(head) + f.aligned(len(payload))
+        return records, slots
+
+    # -- large values ------------------------------------------------------------------------
+
+    def put_stream(
+        self, low: int, high: int, key: bytes, parts: Iterable[Buffer], flags: int,
+        expires: int = 0, tag: bytes = b"", meta: bytes = b"", length: int | None = None,
+        only_absent: bool = False,
+    ) -> bool:  # fmt: skip
+        """`put` of a value that comes in parts, in constant memory. False if `only_absent` forbade it.
+
+        A stream that turns out short is stored like any small value.
+        """
+        self.ensure_writable("store an entry")
+        if length is not None:
+            self.check_size(length)
+        iterator = iter(parts)
+        start, whole = _first_bytes(iterator, self.large_bytes)
+        if whole:
+            payload = b"".join(start)
+            self.check_size(len(payload))
+            if only_absent:
+                return self.add(low, high, key, payload, flags, expires, tag, meta)
+            self.put(low, high, key, payload, flags, expires, tag, meta)
+            return True
+        flags |= FLAG_LARGE
+        reserved = _Reservation(self)
+        temporary = self.temporary_path()
+        published: tuple[int, int, int] | None = None
+        installed = False
+        try:
+            size, checksum = self._write_large(temporary, chain(start, iterator), low ^ flags, reserved)
+            published = (low, high, self.index.stamp())
+            self.large.publish(temporary, *published, sync=self.durable)
+            pointer = f.LARGE_POINTER.pack(published[2])
+            installed = self._put_pointer(
+                low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
+            )
+        except OSError as error:
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, "cannot write a large value") from error
+        finally:
+            if not installed:
+                reserved.release()
+                self.backend.unlink(temporary)
+                if published is not None:
+                    self.large.remove(*published)
+        if installed:
+            self.sets += 1
+            self.reclaim.pace(0)
+        return installed
+
+    def _write_large(
+        self, temporary: str, parts: Iterable[Buffer], seed: int, reserved: _Reservation
+    ) -> tuple[int, int]:
+        chunks = chain.from_iterable(pieces(part) for part in parts)
+        return self.large.write(temporary, chunks, seed, sync=self.durable, account=reserved.grow)
+
+    def _put_pointer(
+        self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
+        size: int, checksum: int, pointer: bytes, only_absent: bool,
+    ) -> bool:  # fmt: skip
+        """Append the record of a large file that is in place, and let the index show it.
+
+        False if there is an entry already (`only_absent`), or a later one came first.
+        """
+        need = f.room_for(len(key) + len(tag) + len(meta), 2 * f.LARGE_POINTER.size)
+        while True:
+            with self.appending:
+                writer = self.room(need)
+                index = self.index
+                epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
+                head = f.pack_record(
+                    index.identity.seed, place, f.LARGE, flags, key, tag, meta,
+                    size, stamp, expires, stamp, checksum,
+                )  # fmt: skip
+                lengths = f.pack_lengths(size, flags, len(head))
+                slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
+                if only_absent:
+                    with self.lock:
+                        if self.lookup(low, high) is not None:
+                            return False
+                        self._append(writer, head, pointer, pointer)
+                        done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+                else:
+                    self._append(writer, head, pointer, pointer)
+                    end = writer.tail
+            if not only_absent:
+                done, replaced = self._show_pointer(writer, end, slot, epoch)
+            if replaced is not None:
+                self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable, large=True)
+            if done:
+                return True
+            self.let_go_if_lost(writer)
+
+    def _show_pointer(
+        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
+    ) -> tuple[bool, tuple[int, int, int] | None]:
+        if self.durable:
+            self._make_durable(writer, end, [slot.place])
+        try:
+            with self.lock:
+                return self._install(slot, epoch)
+        except OSError:
+            self._void([slot.place])
+            raise
+
+    def check_size(self, length: int) -> None:
+        """Refuse what can never fit, before anything changes."""
+        most = self.settings.max_value_size
+        if most is not None and length > most:
+            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
+        if length > f.MAX_VALUE_BYTES:
+            raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
+        index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
+        room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
+        if length > room:
+            raise ValueTooLarge(
+                f"the value has {length} bytes and a cache with size_limit={self.settings.size_limit} "
+                f"has room for {max(0, room)}: raise size_limit"
+            )
+
+    # -- changes that depend on what is there ------------------------------------------------
+
+    def add(
+        self, low: int, high: int, key: bytes, payload: Buffer, flags: int,
+        expires: int = 0, tag: bytes = b"", meta: bytes = b"",
+    ) -> bool:  # fmt: skip
+        """`put` if there is no live entry. Atomic among all processes."""
+        if self.lookup(low, high) is not None:
+            return False
+        length = len(payload)
+        if length >= self.large_bytes:
+            return self.put_stream(
+                low, high, key, pieces(payload), flags, expires, tag, meta, length, only_absent=True
+            )
+        added = False
+
+        def decide(slot: Slot | None) -> Item | None:
+            nonlocal added
+            added = slot is None
+            return Item(low, high, key, payload, flags, expires, tag, meta) if added else None
+
+        self.change(low, high, f.room_for(len(key) + len(tag) + len(meta), length), decide)
+        return added
+
+    def change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
+        """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything.
+
+        The append happens under the lock too, so that a change that loses leaves no record which
+        a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
+        """
+        with self.appending:
+            writer = self.room(size)
+            with self.lock:
+                item = decide(self.lookup(low, high))
+                if item is None:
+                    return
+                if self.index.state(writer.segment) != f.ACTIVE:
+                    self.let_go_if_lost(writer)
+                    return self.change(low, high, size, decide)
+                epoch = self.index.words[f.W_EPOCH]
+                records, (slot,) = self._draft([item], writer)
+                self._append(writer, *records[0])
+                done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+                if not done:  # the clock was set back, or the index rebuilt
+                    return self.change(low, high, size, decide)
+        if replaced is not None:
+            self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable)
+        self.sets += 1
+        self.reclaim.pace(size)
+
+
+def _item_bytes(item: Item) -> int:
+    """Bytes that the item takes in a segment at most."""
+    return f.room_for(len(item.key) + len(item.tag) + len(item.meta), len(item.payload))
+
+
+def _first_bytes(parts: Iterator[Buffer], wanted: int) -> tuple[list[Buffer], bool]:
+    """Parts up to `wanted` bytes, and whether that was all there are."""
+    taken: list[Buffer] = []
+    size = 0
+    for part in parts:
+        taken.append(part)
+        size += len(part)
+        if size >= wanted:
+            return taken, False
+    return taken, True
