@@ -707,8 +707,7 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
 
 
 def logs(cache: DiskCache) -> list[int]:
-    index = cache._store.index
-    return [segment for segment in index.segments() if index.state(segment) == f.LOG]
+    return cache._store.index.logs()
 
 
 def test_logs_go_when_a_checkpoint_covers_them(make: Callable[..., DiskCache], directory: Path) -> None:

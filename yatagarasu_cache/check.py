@@ -60,7 +60,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
     changes_lost = False
-    for segment in store.index.segments():
+    for segment in store.index.segments() + store.index.logs():
         if not _segment_problem(store, segment):
             continue
         with store.appending, store.lock:  # it may have been sealed or removed while we looked

@@ -569,8 +569,14 @@ class Index:
         return [self.table_word + i * f.ENTRY_WORDS for i, state in enumerate(states) if state]
 
     def segments(self) -> list[int]:
-        """Ids of all segments, oldest first."""
-        return sorted(self.words[entry] & f.MASK32 for entry in self.table_entries())
+        """Ids of all segments that hold entries, oldest first."""
+        words = [self.words[entry] for entry in self.table_entries()]
+        return sorted(word & f.MASK32 for word in words if word & ~f.MASK32 != f.LOG)
+
+    def logs(self) -> list[int]:
+        """Ids of all logs of changes, oldest first."""
+        words = [self.words[entry] for entry in self.table_entries()]
+        return sorted(word & f.MASK32 for word in words if word & ~f.MASK32 == f.LOG)
 
     def state(self, segment: int) -> int:
         """ACTIVE, SEALED, DOOMED, LOG, or 0 if there is no such segment (any more)."""

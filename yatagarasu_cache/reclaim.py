@@ -94,6 +94,13 @@ class Reclaimer:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
         return self._limit - self._headroom
 
+    @property
+    def largest_value(self) -> int:
+        """Bytes that a value may have: what there would be room for without all others."""
+        words = self._index.words
+        index_bytes: int = words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
+        return self.live_limit - 2 * self.segment_bytes - index_bytes
+
     # -- opening, closing ---------------------------------------------------------------------
 
     def come_within_limit(self) -> None:

@@ -405,10 +405,13 @@ class _Rebuild:
 
     def _read_log(self, segment: int) -> int:
         """Take down the changes in a log. The highest floor that it tells of."""
-        store, floor = self._store, 0
+        store, index, floor = self._store, self._index, 0
+        whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
         fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
         try:
-            for record in scan(store.backend, fd, segment, self._index.identity.seed):
+            for record in scan(store.backend, fd, segment, index.identity.seed):
+                if record.offset == whole:
+                    whole += record.head.record_bytes
                 self._tick(record.head.stamp)
                 if record.head.kind == f.FLOOR:
                     floor = max(floor, record.head.stamp)
@@ -416,6 +419,7 @@ class _Rebuild:
                     self._note_change(record)
         finally:
             store.backend.close_file(fd)
+        index.resize_segment(segment, whole)
         return floor
 
     def _replay(self, segment: int) -> None:

@@ -59,7 +59,7 @@ def collect(store: Store, reason: str) -> CacheStats:
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
         size_limit=store.settings.size_limit,
-        segments=len(index.table_entries()),
+        segments=len(index.segments()),
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,
         backend_reason=reason,

@@ -369,8 +369,7 @@ class Writing(Reading):
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
         if length > f.MAX_VALUE_BYTES:
             raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
-        index_bytes = self.index.words[f.W_INDEX_BYTES] + self.index.words[f.W_CHECKPOINT_BYTES]
-        room = self.reclaim.live_limit - 2 * self.segment_bytes - index_bytes
+        room = self.reclaim.largest_value
         if length > room:
             raise ValueTooLarge(
                 f"the value has {length} bytes and a cache with size_limit={self.settings.size_limit} "
