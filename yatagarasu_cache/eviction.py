@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import format as f
-from .format import PARTITIONS
+from .format import MASK64, PARTITIONS
 from .index import Index
 
 EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
@@ -160,6 +160,8 @@ def _threshold(index: Index, parts: range, wanted: int, sample: int) -> int:
     every = [index.partition_slots(part) for part in parts]
     step = max(1, sum(map(len, every)) // sample)
     found = sorted(word for slots in every for word in index.column(slots[::step], f.S_ACCESS) if word)
+    if not found and step > 1:  # so few are left that the sample has missed them all
+        return MASK64
     return found[min(len(found) - 1, max(0, wanted // step - 1))] if found else 0
 
 

@@ -27,7 +27,8 @@ from .format import Head, Identity
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 4  # a footer is at most a quarter of the records' bytes
 _CHECK_EVERY = 1024  # records between looks at that share
-_RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began
+_RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
+_RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -47,8 +48,8 @@ class Record(NamedTuple):
 class SegmentFiles:
     """Read descriptors of segments, opened at first use and shared by all threads.
 
-    A descriptor is never closed under a reader: it is retired first, and closed some seconds
-    later. Whoever should still read a recycled one by then is caught by verification.
+    A descriptor is not closed under a reader: it is retired first, and closed some seconds, or
+    many others, later. Whoever should still read a recycled one by then is caught by verification.
     """
 
     def __init__(self, backend: Backend, directory: str, limit: int, alive: Callable[[int], bool]) -> None:
@@ -126,7 +127,7 @@ class SegmentFiles:
 
     def _close_retired(self, age: float) -> None:
         before = time.monotonic() - age
-        while self._retired and self._retired[0][0] <= before:
+        while self._retired and (self._retired[0][0] <= before or len(self._retired) > _RETIRED_MOST):
             with contextlib.suppress(OSError):  # opened for reading: nothing is lost
                 self._backend.close_file(self._retired.popleft()[1])
 
