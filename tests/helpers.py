@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -225,3 +226,10 @@ def wrap_backends(
 
     monkeypatch.setattr("yatagarasu_cache.cache.choose", chosen)
     return made
+
+
+def named(value: object) -> str:
+    """A test id that is the same in every process: no addresses, no order of a set."""
+    if isinstance(value, (set, frozenset)):
+        return f"{type(value).__name__} of {len(value)}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

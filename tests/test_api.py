@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Clock, disk_bytes, noise, run_python, tree
+from helpers import Clock, disk_bytes, named, noise, run_python, tree
 
 from yatagarasu_cache import (
     CacheError,
@@ -67,7 +67,7 @@ KEYS: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=named)
 def test_value_comes_back_as_it_went_in(cache: DiskCache, value: Any) -> None:
     assert cache.set("k", value) is True
     assert same(cache.get("k", "default"), value)
@@ -80,7 +80,7 @@ def test_value_comes_back_as_it_went_in(cache: DiskCache, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"a_b_c")[::2]], ids=repr
+    "value", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"a_b_c")[::2]], ids=named
 )
 def test_bytes_like_comes_back_as_bytes(cache: DiskCache, value: Any) -> None:
     cache.set("k", value)
@@ -555,7 +555,7 @@ def test_open_file_outlives_its_entry(cache: DiskCache, length: int) -> None:
     assert cache.get("k") is None
 
 
-@pytest.mark.parametrize("value", [1, 1.5, None, True, [b"x"]], ids=repr)
+@pytest.mark.parametrize("value", [1, 1.5, None, True, [b"x"]], ids=named)
 def test_open_refuses_what_is_not_bytes(cache: DiskCache, value: Any) -> None:
     cache["k"] = value
     for method in (cache.open, cache.location):

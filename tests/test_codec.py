@@ -18,6 +18,7 @@ from typing import Any
 
 import ormsgpack
 import pytest
+from helpers import named
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -851,7 +852,7 @@ class Returning:
 PICKLES = [PickleSerializer(), PickleSerializer(SECRET), PickleSerializer(SECRET * 10, protocol=0)]
 
 
-@pytest.mark.parametrize("serializer", PICKLES, ids=repr)
+@pytest.mark.parametrize("serializer", PICKLES, ids=named)
 def test_pickled_values_come_back(serializer: PickleSerializer) -> None:
     values_ = ValueCodec(serializer)
     for value in (Thing("a", [1]), Color.RED, Point(1, 2), collections.OrderedDict(a=1), [1, (2,)]):
@@ -911,7 +912,7 @@ def test_the_names_of_serializers() -> None:
         MsgpackSerializer,
         Str("x"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_what_is_no_serializer(serializer: Any) -> None:
     with pytest.raises(
@@ -944,7 +945,7 @@ def test_the_longest_name() -> None:
         ),
         (Reversing(), r"stored with serializer 'reversing'.*<your serializer named 'reversing'>"),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_values_of_another_serializer_are_refused_with_directions(writer: Any, remedy: str) -> None:
     payload, flags = ValueCodec(writer).encode([1])
@@ -1075,7 +1076,7 @@ def test_secrets_of_any_length_differ() -> None:
     assert len(data) == 6
 
 
-@pytest.mark.parametrize("serializer", PICKLES, ids=repr)
+@pytest.mark.parametrize("serializer", PICKLES, ids=named)
 def test_pickle_serializers_travel_to_other_processes(serializer: PickleSerializer) -> None:
     there = pickle.loads(pickle.dumps(serializer))
     assert there.name == serializer.name

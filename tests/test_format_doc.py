@@ -447,7 +447,7 @@ def test_segments_from_header_to_footer(reader: Reader) -> None:
             records.append((at, record))
             at = record["next"]
         kinds[log] |= {record["kind"] for _, record in records}
-        if at < len(data):
+        if at < len(data) and not log:
             footers += 1
             check_footer(reader, data, at, records)
     assert kinds[False] == {reader.kind["PUT"], reader.kind["LARGE"]}
@@ -549,7 +549,7 @@ def test_owners_and_temporary_files(directory: Path) -> None:
         (name,) = os.listdir(directory / "writers")
         assert re.fullmatch(r"[0-9a-f]{16}\.lock", name)
         data = (directory / "writers" / name).read_bytes()
-        (segment,) = os.listdir(directory / "segments")
+        segment, _log = sorted(os.listdir(directory / "segments"))
         assert segment == f"{int.from_bytes(data, 'little'):08x}.seg" and len(data) == 8
         temporary = os.path.relpath(cache._store.temporary_path(), directory)
         assert re.fullmatch(rf"tmp/{name[:16]}-[0-9a-f]+\.tmp", temporary)
@@ -564,5 +564,5 @@ def test_a_footer_is_at_most_a_quarter(directory: Path) -> None:
     with DiskCache(directory, backend="threads") as cache:
         for i in range(10):
             cache.set(i, b"x")
-    (name,) = os.listdir(directory / "segments")
-    assert b"YATAFOOT" not in (directory / "segments" / name).read_bytes()
+    for path in (directory / "segments").iterdir():
+        assert b"YATAFOOT" not in path.read_bytes()

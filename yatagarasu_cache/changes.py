@@ -4,6 +4,9 @@ The index alone tells what is there; this tells a recovery what the segments don
 found in one of them was removed since, or has another time of expiry. It is written under the
 index lock, so that one file serves all. A checkpoint begins a new file, and once it is durable
 the files before it are not needed any more.
+
+Its file is made longer before that is needed, with blocks behind it: what is removed on a volume
+that is full can be logged, and makes room there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from .store import Handle
 
 
+_STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
+_LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
+
+
 class Mark(NamedTuple):
     """A place in the log: what stands before it is to be made durable."""
 
@@ -35,6 +42,8 @@ class ChangeLog:
     def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
+        step = store.settings.size_limit // _STEP_SHARE & -_LEAST_STEP
+        self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
         self._syncing = threading.Lock()
         self._synced = Mark(0, 0)
 
@@ -52,7 +61,7 @@ class ChangeLog:
     def size(self) -> int:
         """How long the log has become since the newest checkpoint began."""
         segment = self.segment
-        return self._index.words[self._index.entry(segment) + f.T_SIZE] if segment else 0
+        return self._index.words[self._index.entry(segment) + f.T_TAIL] if segment else 0
 
     # -- writing (the lock is held) -----------------------------------------------------------
 
@@ -61,21 +70,43 @@ class ChangeLog:
         index = self._index
         try:
             segment = self._open()
-            end = index.words[index.entry(segment) + f.T_SIZE]
+            entry = index.entry(segment)
+            start = index.words[entry + f.T_TAIL]
             record = f.pack_change(
-                index.identity.seed, f.pack_place(segment, end), kind, payload, stamp
+                index.identity.seed, f.pack_place(segment, start), kind, payload, stamp
             )
+            end = start + len(record)
+            self._allocate(segment, end)
             try:
-                self._store.backend.write(self._fd, [record], end)
-            except OSError:
+                self._store.backend.write(self._fd, [record], start)
+            except OSError:  # a recovery would find what was written of it
                 with contextlib.suppress(OSError):
-                    self._store.backend.truncate(self._fd, end)
+                    self._store.backend.truncate(self._fd, start)
+                    index.resize_segment(segment, start)
                 raise
         except OSError as error:
             raise from_os_error(error, "cannot log a change") from error
-        index.resize_segment(segment, end + len(record))
+        if end > index.words[entry + f.T_SIZE]:
+            index.resize_segment(segment, end)
+        index.words[entry + f.T_TAIL] = end
         index.words[f.W_WRITTEN] += 1
-        return Mark(segment, end + len(record))
+        return Mark(segment, end)
+
+    def _allocate(self, segment: int, end: int) -> None:
+        """Keep the file longer than `end`. On a full volume what it has is used up first."""
+        size = self._index.words[self._index.entry(segment) + f.T_SIZE]
+        if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
+            try:
+                self._store.backend.allocate(self._fd, size, self._step)
+            except OSError:
+                return
+            self._index.resize_segment(segment, size + self._step)
+
+    def prepare(self) -> None:
+        """Have a log, with room in it, before anything is stored that may have to be removed."""
+        if not self.segment:
+            with contextlib.suppress(OSError):  # the volume is full: whoever removes something says so
+                self._allocate(self._begin(), 0)
 
     def _open(self) -> int:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
@@ -103,7 +134,7 @@ class ChangeLog:
         try:
             header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
             store.backend.write(fd, [header], 0)
-            index.add_segment(segment, f.LOG, len(header), 0, created)
+            index.words[index.add_segment(segment, f.LOG, len(header), 0, created) + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.close_file(fd)
             store.backend.unlink(path)
@@ -128,7 +159,7 @@ class ChangeLog:
             with store.lock:
                 index = store.index
                 same = index.state(mark.segment) == f.LOG
-                reached = index.words[index.entry(mark.segment) + f.T_SIZE] if same else mark.end
+                reached = index.words[index.entry(mark.segment) + f.T_TAIL] if same else mark.end
             try:
                 fd = store.backend.open(store.files.path(mark.segment), os.O_RDONLY)
             except FileNotFoundError:

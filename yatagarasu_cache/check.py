@@ -121,7 +121,8 @@ def _segment_problem(store: Store, segment: int) -> str:
         state = store.index.state(segment)
         if (header.identity, header.segment, header.log) != (store.index.identity, segment, state == f.LOG):
             return "it belongs to another place or another cache"
-        expected = store.index.words[store.index.entry(segment) + f.T_SIZE]
+        entry = store.index.entry(segment)
+        expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
         size = os.fstat(fd).st_size
         if state == f.SEALED and size != expected:
             return f"it has {size} bytes instead of {expected}"

@@ -96,7 +96,7 @@ S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
 # the segment table: one entry of 8 words for each id modulo its capacity
 ENTRY_WORDS = 8
 ENTRY_BYTES = 64
-T_STATE, T_SIZE, T_LIVE, T_OWNER, T_CLOSED, T_SYNCED, T_CREATED = 0, 1, 2, 3, 4, 5, 6
+T_STATE, T_SIZE, T_LIVE, T_OWNER, T_CLOSED, T_SYNCED, T_CREATED, T_TAIL = 0, 1, 2, 3, 4, 5, 6, 7
 # T_STATE: id | state; 0 is a free entry. A doomed segment has nothing live, and its file is going.
 # A log holds changes of entries in other segments.
 ACTIVE, SEALED, DOOMED, LOG = 1 << 32, 2 << 32, 3 << 32, 4 << 32

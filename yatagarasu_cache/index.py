@@ -594,6 +594,7 @@ class Index:
         words[entry + f.T_CLOSED] = 0
         words[entry + f.T_SYNCED] = 0
         words[entry + f.T_CREATED] = created
+        words[entry + f.T_TAIL] = 0
         words[entry] = state | segment
         words[f.W_SEGMENT_BYTES] += size
         words[W_BUSY] = 0

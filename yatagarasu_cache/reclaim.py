@@ -177,6 +177,7 @@ class Reclaimer:
                 writer.borrowed = self._index.used_bytes > self._limit
                 store.writer = writer
                 store.owner.note(writer.segment)
+                store.changes.prepare()
         except OSError as error:
             if isinstance(error, CacheIOError):
                 raise

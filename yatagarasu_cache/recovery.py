@@ -419,7 +419,7 @@ class _Rebuild:
                     self._note_change(record)
         finally:
             store.backend.close_file(fd)
-        index.resize_segment(segment, whole)
+        index.words[index.entry(segment) + f.T_TAIL] = whole
         return floor
 
     def _replay(self, segment: int) -> None:
