@@ -46,7 +46,7 @@ from .errors import (
 from .eviction import POLICIES
 from .format import FLAG_LARGE, MASK32, PARTITION_MASK, SLOT, Slot, value_sum
 from .index import Index, IndexDamaged, IndexLock, NoLock
-from .large import CHUNK_BYTES, LargeFiles, pieces
+from .large import CHUNK_BYTES, LargeFiles
 from .owners import Owner, Users
 from .segment import Record, SegmentFiles, SegmentWriter, read_records
 
@@ -173,7 +173,7 @@ class Store:
 
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
-        self.large = LargeFiles(self.backend, root, mode)
+        self.large = LargeFiles(self.backend, root, mode, self.core)
         self.owner = Owner(self.backend, root, mode)
         self.users = Users(self.backend, root, mode)
         self.files = SegmentFiles(
@@ -453,11 +453,11 @@ class Store:
         if slot.value_length > self.settings.size_limit and slot.value_length > self.index.used_bytes:
             return None  # damage: nothing that long is here
         if slot.is_large:
-            pointer = self.pointer(slot)
-            data = self.large.read(slot.low, slot.high, pointer, slot.value_length)
-        else:
-            fd = self.files.get(slot.segment)
-            data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+            pointer, seed = self.pointer(slot), slot.low ^ slot.flags
+            found = self.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
+            return Found(found[0], slot.flags) if found and found[1] == slot.value_sum else None
+        fd = self.files.get(slot.segment)
+        data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
         if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
             return None
         return Found(data, slot.flags)
@@ -634,7 +634,7 @@ class Store:
         """
         length = len(payload)
         if length >= self.large_bytes:
-            self.put_stream(low, high, key, pieces(payload), flags, expires, tag, meta, length)
+            self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
             return
         size = f.RECORD_BYTES + len(key) + len(tag) + len(meta) + length + 30
         checksum = value_sum(payload, low, flags)
@@ -897,7 +897,9 @@ class Store:
         published: tuple[int, int, int] | None = None
         installed = False
         try:
-            size, checksum = self._write_large(temporary, chain(start, iterator), low ^ flags, reserved)
+            size, checksum = self.large.write(
+                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow
+            )
             published = (low, high, self.index.stamp())
             self.large.publish(temporary, *published, sync=self.durable)
             pointer = f.LARGE_POINTER.pack(published[2])
@@ -918,12 +920,6 @@ class Store:
             self.sets += 1
             self.reclaim.pace(0)
         return installed
-
-    def _write_large(
-        self, temporary: str, parts: Iterable[Buffer], seed: int, reserved: _Reservation
-    ) -> tuple[int, int]:
-        chunks = chain.from_iterable(pieces(part) for part in parts)
-        return self.large.write(temporary, chunks, seed, sync=self.durable, account=reserved.grow)
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
@@ -1009,7 +1005,7 @@ class Store:
         length = len(payload)
         if length >= self.large_bytes:
             return self.put_stream(
-                low, high, key, pieces(payload), flags, expires, tag, meta, length, only_absent=True
+                low, high, key, iter((payload,)), flags, expires, tag, meta, length, only_absent=True
             )
         added = False
 
