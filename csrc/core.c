@@ -7,6 +7,9 @@
 #include "core.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
@@ -39,17 +42,21 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define REMOVED 1u
 #define FLAG_LARGE 0x10u
 #define ACTIVE ((uint64_t)1 << 32)
+#define LOG ((uint64_t)4 << 32)
+#define LOG_AHEAD 2048u /* bytes that a log of changes has behind the last one, or it is made longer */
 #define RECORD_BYTES 64u
 #define RECORD_FIXED 56u
 #define RECORD_PUT 1u
+#define RECORD_REMOVE 3u
+#define DIGEST_BYTES 16u
 #define ALIGN 16u
 #define BUSY_CHANGING 0x474e49474e414843u
 
-enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26,
-       W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
+enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26, W_DELETES,
+       W_LOG = 31, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
 enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_LIVE_A, J_WAS_A, J_LIVE_B, J_WAS_B, J_IMAGE };
 enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
-enum { T_LIVE = 2 };
+enum { T_SIZE = 1, T_LIVE = 2, T_TAIL = 7 };
 
 /* As in eviction.py. */
 #define COUNT_SHIFT 44
@@ -57,6 +64,13 @@ enum { T_LIVE = 2 };
 
 #define UNSURE UINT64_MAX /* the index is not as a plain case has it: the ordinary path sorts it out */
 #define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
+#define TRIES 50          /* for the lock file, before waiting asleep */
+#define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
+#define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
+#define GATHER 8192 /* bytes of a record that are copied into one piece before they are written */
+#define AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
+#define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
+#define PIECE ((uint64_t)256 << 10)    /* of a file, as much as stays in the processor's cache */
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0, "heads fit");
 
@@ -98,6 +112,17 @@ static uint64_t value_sum(const void *payload, uint64_t length, uint64_t low, ui
         return yc_xxh3_avx2(payload, length, low ^ flags);
 #endif
     return XXH3_64bits_withSeed(payload, length, low ^ flags);
+}
+
+static void update(XXH3_state_t *state, const void *data, uint64_t length)
+{
+#ifdef YC_AVX2
+    if (__builtin_cpu_supports("avx2")) {
+        yc_xxh3_avx2_update(state, data, length);
+        return;
+    }
+#endif
+    XXH3_64bits_update(state, data, length);
 }
 
 static bool usable(const struct yc_view *view)
@@ -191,10 +216,12 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
         .length = lengths >> 24,
         .flags = lengths >> 16 & 0xFF,
+        .segment = (uint32_t)segment,
         .fd = (int)((file & MASK32) - 1),
     };
-    bool open = file >> 32 == segment && file & MASK32;
-    return open && !(found->flags & FLAG_LARGE) && found->length <= YC_MAX_VALUE ? YC_FOUND : YC_OTHER;
+    if (found->flags & FLAG_LARGE || found->length > YC_MAX_VALUE)
+        return YC_OTHER;
+    return file >> 32 == segment && file & MASK32 ? YC_FOUND : YC_UNOPENED;
 }
 
 bool yc_read(const struct yc_found *found, void *value)
@@ -219,6 +246,15 @@ int yc_read_nowait(const struct yc_found *found, void *value)
 #endif
 }
 
+void yc_prefetch(const struct yc_found *found)
+{
+#ifdef POSIX_FADV_WILLNEED
+    posix_fadvise(found->fd, (off_t)found->offset, (off_t)found->length, POSIX_FADV_WILLNEED);
+#else
+    (void)found;
+#endif
+}
+
 bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
 {
     if (value_sum(value, found->length, found->low, found->flags) != found->value_sum)
@@ -232,11 +268,38 @@ bool yc_verify(const struct yc_view *view, const struct yc_found *found, const v
 
 /* -- put ---------------------------------------------------------------------------------- */
 
+static void pause_a_little(void)
+{
+    for (int i = 0; i < PAUSES; i++) {
+#if defined __x86_64__
+        __builtin_ia32_pause();
+#elif defined __aarch64__
+        __asm__ volatile("yield");
+#endif
+    }
+}
+
+/* Lock the file that all processes lock. Others hold it for microseconds, and who sleeps gets his
+ * turn milliseconds later where the processors are busy: so first it is tried for a while. */
+static bool lock(int fd)
+{
+    for (int i = 0; i < TRIES; i++) {
+        if (!flock(fd, LOCK_EX | LOCK_NB))
+            return true;
+        if (errno != EWOULDBLOCK)
+            break;
+        pause_a_little();
+    }
+    /* A signal may end the waiting: its handler runs in Python, which then waits on. */
+    return !flock(fd, LOCK_EX);
+}
+
 /* Write all of the vectors, which it uses up. 0 or a negative errno. */
 static int write_all(int fd, struct iovec *vector, int count, uint64_t offset)
 {
     while (count) {
-        ssize_t done = pwritev(fd, vector, count, (off_t)offset);
+        ssize_t done = count == 1 ? pwrite(fd, vector->iov_base, vector->iov_len, (off_t)offset)
+                                  : pwritev(fd, vector, count, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
         if (done < 0)
@@ -262,12 +325,14 @@ static void put_bytes(char **to, const void *from, size_t length)
     *to += length;
 }
 
-/* Header, key, tag and meta as format.pack_record() makes them. Their bytes, padding included. */
-static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry)
+/* Header, key, tag and meta as format.pack_record() makes them, and the entry of the footer. The
+ * head's bytes, padding included. */
+static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry,
+                          uint8_t record_kind)
 {
     uint64_t names_length = (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
-    uint8_t kind[2] = {RECORD_PUT, (uint8_t)entry->flags};
+    uint8_t kind[2] = {record_kind, (uint8_t)entry->flags};
     uint16_t tag_length = (uint16_t)entry->tag_length;
     uint64_t offset = (record->slot[S_PLACE] & MASK32) * ALIGN;
     uint32_t kept = 0; /* of the payload, in the footer */
@@ -339,6 +404,22 @@ static void change(const struct yc_view *view, struct yc_record *record, uint64_
     }
 }
 
+/* Index._begin() */
+static void begin(const struct yc_view *view, struct yc_record *record, uint64_t part, uint64_t at,
+                  uint64_t live_a, uint64_t live_b)
+{
+    const void *map = view->map;
+    change(view, record, J_PARTITION, part);
+    change(view, record, J_SLOT, at);
+    change(view, record, J_LIVE_A, live_a);
+    change(view, record, J_WAS_A, load(map, live_a));
+    change(view, record, J_LIVE_B, live_b);
+    change(view, record, J_WAS_B, load(map, live_b));
+    for (uint64_t i = 0; i < SLOT_WORDS; i++)
+        change(view, record, J_IMAGE + i, load(map, at + i));
+    change(view, record, W_BUSY, BUSY_CHANGING);
+}
+
 /* Index.put(): the slot shows the record. In the same order, with the same undo journal. */
 static void put_slot(const struct yc_view *view, struct yc_record *record, uint64_t at, bool fresh)
 {
@@ -348,16 +429,7 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     uint64_t new_live = live_word(view, record->slot[S_PLACE]);
     uint64_t old_live = fresh ? new_live : live_word(view, load(map, at + S_PLACE));
 
-    change(view, record, J_PARTITION, part);
-    change(view, record, J_SLOT, at);
-    change(view, record, J_LIVE_A, new_live);
-    change(view, record, J_WAS_A, load(map, new_live));
-    change(view, record, J_LIVE_B, old_live);
-    change(view, record, J_WAS_B, load(map, old_live));
-    for (uint64_t i = 0; i < SLOT_WORDS; i++)
-        change(view, record, J_IMAGE + i, load(map, at + i));
-    change(view, record, W_BUSY, BUSY_CHANGING);
-
+    begin(view, record, part, at, new_live, old_live);
     for (uint64_t i = S_PLACE; i < SLOT_WORDS; i++)
         change(view, record, at + i, record->slot[i]);
     if (fresh) {
@@ -385,7 +457,6 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = view->table_word + segment % view->table_capacity * ENTRY_WORDS;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        record->slot[S_STAMP] <= record->epoch ||
         record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
         return false;
     uint64_t at = find(view, key);
@@ -409,10 +480,35 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     return true;
 }
 
+/* Write a record at the end of the segment. 0 or a negative errno. */
+static int append(const struct yc_end *end, char *head, uint64_t head_bytes, const struct yc_entry *entry)
+{
+    static const char padding[ALIGN];
+    char whole[GATHER];
+    uint64_t bytes = head_bytes + aligned(entry->length);
+    struct iovec vector[3] = {{head, head_bytes},
+                              {(void *)(uintptr_t)entry->payload, entry->length},
+                              {(void *)(uintptr_t)padding, aligned(entry->length) - entry->length}};
+    int count = 3;
+    if (bytes <= GATHER) { /* cheaper than to have the kernel gather it */
+        char *to = whole;
+        for (int i = 0; i < 3; i++)
+            put_bytes(&to, vector[i].iov_base, vector[i].iov_len);
+        vector[0] = (struct iovec){whole, bytes};
+        count = 1;
+    }
+#ifdef __linux__
+    /* Space ahead of the writes makes them a tenth cheaper. Segments have whole pieces of it; what
+     * is not used goes when the segment is sealed. Where it can't be had, so be it. */
+    if (end->offset / AHEAD != (end->offset + bytes) / AHEAD)
+        fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)((end->offset + bytes) / AHEAD * AHEAD), AHEAD);
+#endif
+    return write_all(end->fd, vector, count, end->offset);
+}
+
 int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
            struct yc_record *record)
 {
-    static const char padding[ALIGN];
     if (!usable(view) || (uint64_t)entry->key_length + entry->tag_length + entry->meta_length > YC_MAX_NAMES ||
         entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE ||
         end->segment > MASK32 || end->offset % ALIGN || end->offset / ALIGN > MASK32)
@@ -428,22 +524,227 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(view->first, 0, stamp);
-    record->head_bytes = pack_head(view, record, entry);
+    record->head_bytes = pack_head(view, record, entry, RECORD_PUT);
     record->listed_bytes = YC_LISTED_BYTES + RECORD_BYTES + entry->key_length + entry->tag_length;
     slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
 
-    struct iovec vector[3] = {{record->listed + YC_LISTED_BYTES, record->head_bytes},
-                              {(void *)(uintptr_t)entry->payload, entry->length},
-                              {(void *)(uintptr_t)padding, aligned(entry->length) - entry->length}};
-    record->error = write_all(end->fd, vector, 3, end->offset);
+    record->error = append(end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
-    /* A signal may end the waiting: its handler runs in Python, which then waits on. */
-    if (flock(end->lock_fd, LOCK_EX))
+    if (!lock(end->lock_fd))
         return YC_APPENDED;
     bool installed = install(view, record);
     flock(end->lock_fd, LOCK_UN);
     return installed ? YC_INSTALLED : YC_APPENDED;
+}
+
+/* -- remove ------------------------------------------------------------------------------- */
+
+/* Index.remove(), and what Store.remove_slots() does before it and counts after it. */
+static void remove_slot(const struct yc_view *view, struct yc_record *record, const struct partition *part,
+                        uint64_t at, bool alive)
+{
+    const void *map = view->map;
+    uint64_t number = record->slot[S_HIGH] % PARTITIONS, live = live_word(view, load(map, at + S_PLACE));
+    uint64_t size = record_bytes(load(map, at + S_LENGTHS));
+    uint64_t next = at + SLOT_WORDS < part->end ? at + SLOT_WORDS : part->base;
+    bool empty = load(map, next) == EMPTY;
+
+    change(view, record, W_DELETED + number, record->slot[S_STAMP]);
+    begin(view, record, number, at, live, live);
+    change(view, record, at + S_LOW, empty ? EMPTY : REMOVED);
+    change(view, record, at + S_ACCESS, 0);
+    change(view, record, W_COUNTS + number, load(map, W_COUNTS + number) - ((uint64_t)1 << 32) - empty);
+    change(view, record, live, load(map, live) - size);
+    change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) - size);
+    change(view, record, W_BUSY, 0);
+    if (alive)
+        change(view, record, W_DELETES, load(map, W_DELETES) + 1);
+}
+
+/* ChangeLog.append() of one digest where the log has the room; false if nothing was logged. */
+static bool log_removal(const struct yc_view *view, struct digest key, uint64_t stamp, const struct yc_end *log,
+                        struct yc_record *record)
+{
+    const void *map = view->map;
+    uint64_t *slot = record->slot, entry = view->table_word + log->segment % view->table_capacity * ENTRY_WORDS;
+    uint64_t tail = load(map, entry + T_TAIL), digest[2] = {key.low, key.high};
+    struct yc_entry removal = {.length = DIGEST_BYTES};
+    struct iovec vector = {record->listed + YC_LISTED_BYTES, RECORD_BYTES + DIGEST_BYTES};
+    if (load(map, W_LOG) != log->segment || load(map, entry) != (LOG | log->segment) || tail % ALIGN ||
+        tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD > load(map, entry + T_SIZE))
+        return false;
+    slot[S_LOW] = key.low;
+    slot[S_HIGH] = key.high;
+    slot[S_PLACE] = log->segment << 32 | tail / ALIGN;
+    slot[S_SUM] = value_sum(digest, DIGEST_BYTES, 0, 0);
+    slot[S_STAMP] = stamp;
+    pack_head(view, record, &removal, RECORD_REMOVE);
+    memcpy(record->listed + YC_LISTED_BYTES + RECORD_BYTES, digest, DIGEST_BYTES);
+    if (write_all(log->fd, &vector, 1, tail)) /* the ordinary path says why */
+        return false;
+    change(view, record, entry + T_TAIL, tail + RECORD_BYTES + DIGEST_BYTES);
+    change(view, record, W_WRITTEN, load(map, W_WRITTEN) + 1);
+    return true;
+}
+
+/* yc_remove() with the lock held, of the slot at `at`. */
+static int remove_locked(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
+                         uint64_t now, struct yc_record *record)
+{
+    const void *map = view->map;
+    struct partition part;
+    if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part))
+        return YC_OTHER;
+    uint64_t lengths = load(map, at + S_LENGTHS), size = record_bytes(lengths);
+    uint64_t counts = load(map, W_COUNTS + key.high % PARTITIONS), expires = load(map, at + S_EXPIRES);
+    if (lengths >> 16 & FLAG_LARGE || !(counts & MASK32) || !(counts >> 32) ||
+        load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size)
+        return YC_OTHER;
+    uint64_t stamp = new_stamp(view, now);
+    if (stamp <= load(map, at + S_STAMP) || stamp <= load(map, W_EPOCH) ||
+        !log_removal(view, key, stamp, log, record))
+        return YC_OTHER;
+    bool alive = !expires || expires > now;
+    remove_slot(view, record, &part, at, alive);
+    return alive ? YC_FOUND : YC_EXPIRED;
+}
+
+int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
+              uint64_t now, struct yc_record *record)
+{
+    if (!usable(view))
+        return YC_OTHER;
+    struct digest digest = digest_of(key, key_length, view->seed);
+    uint64_t at = find(view, digest);
+    if (!at)
+        return YC_MISS;
+    if (at == UNSURE || log->segment > MASK32 || !lock(log->lock_fd))
+        return YC_OTHER;
+    at = find(view, digest);
+    int status = at == UNSURE ? YC_OTHER : at ? remove_locked(view, digest, at, log, now, record) : YC_MISS;
+    flock(log->lock_fd, LOCK_UN);
+    return status;
+}
+
+/* -- whole files -------------------------------------------------------------------------- */
+
+struct part {
+    int fd;
+    char *bytes;
+    uint64_t from, to, seed, sum; /* of the file */
+    _Atomic uint64_t reached;     /* what came so far ends here */
+    int64_t result;               /* where it ended, or a negative errno */
+};
+
+/* Run `work` in a thread of its own, without signals: those are the interpreter's. */
+static bool start(pthread_t *thread, void *(*work)(void *), struct part *part)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = !pthread_create(thread, NULL, work, part);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return started;
+}
+
+/* Reads; each piece goes into the checksum too while the cache holds it, if there is a state. */
+static void read_part(struct part *part, XXH3_state_t *state)
+{
+    uint64_t at = part->from;
+    while (at < part->to) {
+        uint64_t length = part->to - at < PIECE ? part->to - at : PIECE;
+        ssize_t done = pread(part->fd, part->bytes + at, length, (off_t)at);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            part->result = -errno;
+        if (done <= 0)
+            break;
+        if (state)
+            update(state, part->bytes + at, (uint64_t)done);
+        at += (uint64_t)done;
+        atomic_store_explicit(&part->reached, at, memory_order_release);
+    }
+    if (part->result >= 0)
+        part->result = (int64_t)at;
+}
+
+static void *read_in_thread(void *part)
+{
+    read_part(part, NULL);
+    return NULL;
+}
+
+/* Take into the checksum what another thread reads, as it comes. */
+static void follow(struct part *part, XXH3_state_t *state, pthread_t thread)
+{
+    uint64_t at = part->from;
+    int idle = 0;
+    while (at < part->to && idle < IDLE) {
+        uint64_t reached = atomic_load_explicit(&part->reached, memory_order_acquire);
+        if (reached > at) {
+            update(state, part->bytes + at, reached - at);
+            at = reached;
+            idle = 0;
+        } else {
+            pause_a_little();
+            idle++;
+        }
+    }
+    pthread_join(thread, NULL);
+    if (part->reached > at)
+        update(state, part->bytes + at, part->reached - at);
+}
+
+int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
+{
+    struct part first = {.fd = fd, .bytes = bytes, .to = length};
+    struct part second = {.fd = fd, .bytes = bytes, .to = length};
+    XXH3_state_t state;
+    pthread_t thread;
+    XXH3_INITSTATE(&state);
+    XXH3_64bits_reset_withSeed(&state, seed);
+    /* Less than half for this thread, which makes the checksum of all. */
+    second.from = second.reached = length >= ONE_THREAD ? length * 2 / 5 & ~(uint64_t)4095 : length;
+    if (second.from < length && start(&thread, read_in_thread, &second))
+        first.to = second.from;
+    read_part(&first, &state);
+    if (first.to < length) {
+        follow(&second, &state, thread);
+        if (first.result == (int64_t)first.to)
+            first.result = second.result;
+    }
+    *sum = XXH3_64bits_digest(&state);
+    return first.result;
+}
+
+static void *sum_in_thread(void *argument)
+{
+    struct part *part = argument;
+    part->sum = value_sum(part->bytes, part->to, part->seed, 0);
+    return NULL;
+}
+
+int yc_write_file(int fd, const void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
+{
+    struct part part = {.bytes = (char *)(uintptr_t)bytes, .to = length, .seed = seed};
+    struct iovec vector = {part.bytes, length};
+    pthread_t thread;
+    bool started = length >= ONE_THREAD && start(&thread, sum_in_thread, &part);
+#ifdef __linux__
+    /* Space in one piece beforehand costs much less than page by page; where that fails, so be it. */
+    if (fallocate(fd, 0, 0, (off_t)length) && errno == ENOSPC)
+        part.result = -ENOSPC;
+#endif
+    if (!part.result && length)
+        part.result = write_all(fd, &vector, 1, 0);
+    if (started)
+        pthread_join(thread, NULL);
+    else
+        sum_in_thread(&part);
+    *sum = part.sum;
+    return (int)part.result;
 }
 
 /* -- for tests ---------------------------------------------------------------------------- */

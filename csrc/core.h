@@ -1,4 +1,4 @@
-/* The core: get and put of plain entries over a mapped index and open segments.
+/* The core: get, put and remove of plain entries over a mapped index and open segments.
  *
  * It does what index.py, store.py and format.py do, over the same files, for the cases that are
  * plain, and leaves all others to them. Rules that hold for every function:
@@ -8,9 +8,11 @@
  *   gives a status that sends the caller down the ordinary path, and has changed nothing but what
  *   the status says.
  * - Nothing is global, nothing is allocated, nothing calls back; errno is not part of the results.
+ *   Only reading and writing whole files uses a thread, which has ended when the call returns.
  * - No address is taken from the mapped file on trust: it is shared, and may be damaged.
  * - Looking up takes no lock and may run in many threads at once. Callers of yc_put() hold the
- *   thread locks of the store (`appending`, and that of the index); the lock file is locked here.
+ *   thread locks of the store (`appending`, and that of the index), those of yc_remove() the
+ *   latter; the lock file is locked here.
  *
  * This file and core.c know nothing of Python; coremodule.c makes them a module.
  */
@@ -43,16 +45,17 @@ struct yc_view {
     int first;     /* the same for an entry's first access word */
 };
 
-enum { YC_OTHER = -1, YC_MISS, YC_FOUND };
+enum { YC_OTHER = -1, YC_MISS, YC_FOUND, YC_UNOPENED };
 
 /* A live entry: where its value is, and what it has to be. */
 struct yc_found {
     uint64_t at, low, value_sum, offset, length;
-    uint32_t flags;
+    uint32_t flags, segment;
     int fd;
 };
 
-/* Look a key up at the time `now` (nanoseconds since the epoch): YC_FOUND, YC_MISS or YC_OTHER. */
+/* Look a key up at the time `now` (nanoseconds since the epoch): YC_FOUND, YC_MISS, YC_OTHER, or
+ * YC_UNOPENED if it would have been found, were its segment open. */
 int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
             struct yc_found *found);
 /* Read all `found->length` bytes of the value; false if they did not come at once. */
@@ -60,6 +63,8 @@ bool yc_read(const struct yc_found *found, void *value);
 /* The same if it is in the page cache: it never waits for a disk. 1 or 0; a negative errno where
  * that can't be had at all. */
 int yc_read_nowait(const struct yc_found *found, void *value);
+/* Let the disk begin to read it, without waiting. */
+void yc_prefetch(const struct yc_found *found);
 /* True if that is the value of the key; its use is noted then. */
 bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now);
 
@@ -69,7 +74,7 @@ struct yc_entry {
     uint64_t length, expires;
 };
 
-/* The end of the segment that is written to, and the lock file. */
+/* The end of the segment, or the log, that is written to, and the lock file. */
 struct yc_end {
     int fd, lock_fd;
     uint64_t segment, offset;
@@ -85,13 +90,25 @@ struct yc_record {
     char listed[YC_LISTED_BYTES + YC_HEAD_BYTES]; /* the footer's entry; the whole head is in it */
 };
 
-enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1 };
+enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1, YC_EXPIRED = 2 };
 
 /* Append a record and show it in the index. YC_INSTALLED; YC_APPENDED if the index is left to the
  * ordinary path; YC_FAILED if it could not be written, and the segment ends where it did; or
  * YC_OTHER if nothing was done. `record->stop_after` is read, the rest of it is set. */
 int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
            struct yc_record *record);
+
+/* Log a removal of the key and take it out of the index. YC_FOUND if it was there, YC_EXPIRED if
+ * it was, but had expired; YC_MISS if not, and nothing was done; YC_OTHER as above. `log->offset` is
+ * not used: the index tells where the log ends. */
+int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
+              uint64_t now, struct yc_record *record);
+
+/* All of a file, from its start, into `bytes`, and its checksum. Bytes read, fewer where the file
+ * ends earlier (there is no checksum then); a negative errno. */
+int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum);
+/* Write `bytes` to a new file. 0 or a negative errno. */
+int yc_write_file(int fd, const void *bytes, uint64_t length, uint64_t seed, uint64_t *sum);
 
 /* For tests: the digest of a key (low, high), and format.value_sum(). */
 void yc_digest(const void *key, uint64_t length, uint64_t seed, uint64_t *digest);
@@ -100,6 +117,7 @@ uint64_t yc_value_sum(const void *payload, uint64_t length, uint64_t low, uint32
 #if defined __x86_64__ && defined __GNUC__ && !defined __clang__
 #define YC_AVX2
 uint64_t yc_xxh3_avx2(const void *data, uint64_t length, uint64_t seed);
+void yc_xxh3_avx2_update(void *state, const void *data, uint64_t length); /* of an XXH3_state_t */
 #endif
 
 #endif

@@ -14,12 +14,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
 #define SHORT_KEY 1024 /* encoded; longer ones are encoded in Python */
 #define HEADER_BYTES 4096 /* of an index: nothing shorter is one */
+#define AHEAD 256         /* reads of a batch that the disk is told of beforehand */
+#define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for a value is asked for in these */
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
 struct mapping {
@@ -242,6 +244,125 @@ static PyObject *core_get_nowait(Core *self, PyObject *const *args, Py_ssize_t c
     return get(self, args, count, false, false);
 }
 
+/* A value of a batch that is not in memory. */
+struct waiting {
+    struct yc_found found;
+    Py_ssize_t at; /* in the batch */
+    PyObject *value;
+    char *bytes; /* its */
+    bool right;
+};
+
+static void read_waiting(const struct yc_view *view, struct waiting *waiting, Py_ssize_t count, uint64_t now)
+{
+    for (Py_ssize_t i = 0, told = 0; i < count; i++) {
+        for (; count > 1 && told < count && told < i + AHEAD; told++)
+            yc_prefetch(&waiting[told].found);
+        waiting[i].right = yc_read(&waiting[i].found, waiting[i].bytes) &&
+                           yc_verify(view, &waiting[i].found, waiting[i].bytes, now);
+    }
+}
+
+/* One key of a batch: its result, or NULL with `waiting` filled, or NULL with an error. */
+static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct waiting *waiting)
+{
+    struct mapping *mapping = self->mapping;
+    struct yc_found *found = &waiting->found;
+    char encoded[SHORT_KEY];
+    Py_ssize_t length = encode_key(key, encoded);
+    if (!length)
+        return another(Py_NotImplemented);
+    switch (yc_find(&mapping->view, encoded, (uint64_t)length, now, found)) {
+    case YC_MISS:
+        self->misses++;
+        return another(Py_None);
+    case YC_UNOPENED:
+        return PyLong_FromUnsignedLong(found->segment);
+    case YC_FOUND:
+        break;
+    default:
+        return another(Py_NotImplemented);
+    }
+    if (!(waiting->value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found->length)))
+        return NULL;
+    waiting->bytes = PyBytes_AsString(waiting->value);
+    if (found->length <= SHORT_VALUE && !mapping->no_nowait) {
+        int done = yc_read_nowait(found, waiting->bytes);
+        mapping->no_nowait = done < 0;
+        if (done > 0 && yc_verify(&mapping->view, found, waiting->bytes, now)) {
+            self->hits++;
+            return with_flags(waiting->value, found->flags);
+        }
+    }
+    return NULL;
+}
+
+/* The results of those that waited, in their places. False with an error. */
+static bool take_waiting(Core *self, PyObject *results, struct waiting *waiting, Py_ssize_t count)
+{
+    bool failed = false;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *value = waiting[i].value;
+        if (waiting[i].right) {
+            self->hits++;
+            value = with_flags(value, waiting[i].found.flags);
+        } else {
+            Py_DECREF(value);
+            value = another(Py_NotImplemented);
+        }
+        failed |= !value || PyList_SetItem(results, waiting[i].at, value);
+    }
+    return !failed;
+}
+
+static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "expected a list of keys, now and wait");
+        return NULL;
+    }
+    uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
+    bool wait = args[2] == Py_True;
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t keys = PyList_Size(args[0]), waits = 0;
+    PyObject *results = PyList_New(keys);
+    struct waiting *waiting = PyMem_Malloc((size_t)(keys + 1) * sizeof *waiting);
+    struct mapping *mapping = self->mapping; /* the one that is waited in */
+    bool failed = !results || !waiting;
+    mapping->users++;
+    for (Py_ssize_t i = 0; i < keys && !failed; i++) {
+        PyObject *result = get_at_once(self, PyList_GetItem(args[0], i), now, &waiting[waits]);
+        if (!result && PyErr_Occurred()) {
+            failed = true;
+        } else if (!result && wait && self->mapping == mapping) {
+            waiting[waits++].at = i;
+        } else {
+            if (!result) {
+                Py_DECREF(waiting[waits].value);
+                result = another(Py_NotImplemented);
+            }
+            failed = PyList_SetItem(results, i, result);
+        }
+    }
+    if (waits && !failed) {
+        Py_BEGIN_ALLOW_THREADS
+        read_waiting(&mapping->view, waiting, waits, now);
+        Py_END_ALLOW_THREADS
+        failed = !take_waiting(self, results, waiting, waits);
+    } else {
+        while (waits)
+            Py_DECREF(waiting[--waits].value);
+    }
+    release(mapping);
+    PyMem_Free(waiting);
+    if (failed) {
+        Py_XDECREF(results);
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    }
+    return results;
+}
+
 static PyObject *core_counted(Core *self, PyObject *unused)
 {
     (void)unused;
@@ -250,10 +371,6 @@ static PyObject *core_counted(Core *self, PyObject *unused)
         self->hits = self->misses = 0;
     return result;
 }
-
-/* The arguments of put(), in this order. */
-enum { A_FD, A_SEGMENT, A_OFFSET, A_LOCK_FD, A_KEY, A_TAG, A_META, A_PAYLOAD, A_FLAGS, A_EXPIRES, A_NOW,
-       A_STOP_AFTER, A_COUNT };
 
 static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
 {
@@ -264,33 +381,62 @@ static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
     return true;
 }
 
-static PyObject *put_result(int status, const struct yc_record *record)
+/* The first arguments of everything that writes. */
+enum { A_FD, A_SEGMENT, A_OFFSET, A_LOCK_FD, A_KEY };
+
+static struct yc_end end_of(PyObject *const *args)
 {
+    return (struct yc_end){
+        .fd = (int)PyLong_AsLong(args[A_FD]),
+        .lock_fd = (int)PyLong_AsLong(args[A_LOCK_FD]),
+        .segment = PyLong_AsUnsignedLongLong(args[A_SEGMENT]),
+        .offset = PyLong_AsUnsignedLongLong(args[A_OFFSET]),
+    };
+}
+
+static PyObject *os_error(const struct yc_record *record)
+{
+    errno = -record->error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *listed_bytes(const struct yc_record *record)
+{
+    return PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes);
+}
+
+static PyObject *put(Core *self, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
+                     struct yc_record *record)
+{
+    if (PyErr_Occurred())
+        return NULL;
+    struct mapping *mapping = self->mapping;
+    int status;
+    mapping->users++;
+    Py_BEGIN_ALLOW_THREADS
+    status = yc_put(&mapping->view, entry, end, now, record);
+    Py_END_ALLOW_THREADS
+    release(mapping);
     const uint64_t *slot = record->slot;
-    PyObject *listed = NULL;
-    if (status >= YC_APPENDED) {
-        listed = PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes);
-        if (!listed)
-            return NULL;
-    }
     switch (status) {
     case YC_INSTALLED:
-        return listed;
+        return listed_bytes(record);
     case YC_APPENDED:
-        return Py_BuildValue("N(KKKKKKKK)K", listed, slot[0], slot[1], slot[2], slot[3], slot[4],
-                             slot[5], slot[6], slot[7], record->epoch);
+        return Py_BuildValue("N(KKKKKKKK)K", listed_bytes(record), slot[0], slot[1], slot[2], slot[3],
+                             slot[4], slot[5], slot[6], slot[7], record->epoch);
     case YC_FAILED:
-        errno = -record->error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error(record);
     default:
         return another(Py_NotImplemented);
     }
 }
 
+/* The other arguments of put(). */
+enum { A_TAG = A_KEY + 1, A_META, A_PAYLOAD, A_FLAGS, A_EXPIRES, A_NOW, A_STOP_AFTER, A_COUNT };
+
 static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     struct yc_entry entry;
-    struct yc_end end;
     struct yc_record record;
     Py_ssize_t key, tag, meta, payload;
     if (count != A_COUNT && count != A_STOP_AFTER) {
@@ -308,23 +454,75 @@ static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
     entry.length = (uint64_t)payload;
     entry.flags = (uint32_t)PyLong_AsUnsignedLong(args[A_FLAGS]);
     entry.expires = PyLong_AsUnsignedLongLong(args[A_EXPIRES]);
-    end.fd = (int)PyLong_AsLong(args[A_FD]);
-    end.lock_fd = (int)PyLong_AsLong(args[A_LOCK_FD]);
-    end.segment = PyLong_AsUnsignedLongLong(args[A_SEGMENT]);
-    end.offset = PyLong_AsUnsignedLongLong(args[A_OFFSET]);
+    struct yc_end end = end_of(args);
     uint64_t now = PyLong_AsUnsignedLongLong(args[A_NOW]);
     record.stop_after = count == A_COUNT ? PyLong_AsLongLong(args[A_STOP_AFTER]) : -1;
+    return put(self, &entry, &end, now, &record);
+}
+
+/* The other arguments of set(). */
+enum { B_VALUE = A_KEY + 1, B_NOW, B_COUNT };
+
+static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_entry entry = {.flags = 0};
+    struct yc_record record;
+    Py_ssize_t value;
+    char encoded[SHORT_KEY];
+    if (count != B_COUNT) {
+        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
+        return NULL;
+    }
+    if (!bytes_of(args[B_VALUE], &entry.payload, &value))
+        return NULL;
+    if (!(entry.key_length = (uint32_t)encode_key(args[A_KEY], encoded)))
+        return another(Py_NotImplemented);
+    entry.key = encoded;
+    entry.length = (uint64_t)value;
+    struct yc_end end = end_of(args);
+    record.stop_after = -1;
+    return put(self, &entry, &end, PyLong_AsUnsignedLongLong(args[B_NOW]), &record);
+}
+
+enum { R_FD, R_SEGMENT, R_LOCK_FD, R_KEY, R_NOW, R_STOP_AFTER, R_COUNT };
+
+static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_record record;
+    const void *key;
+    Py_ssize_t key_length;
+    if (count != R_COUNT && count != R_STOP_AFTER) {
+        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
+        return NULL;
+    }
+    if (!bytes_of(args[R_KEY], &key, &key_length))
+        return NULL;
+    struct yc_end log = {
+        .fd = (int)PyLong_AsLong(args[R_FD]),
+        .lock_fd = (int)PyLong_AsLong(args[R_LOCK_FD]),
+        .segment = PyLong_AsUnsignedLongLong(args[R_SEGMENT]),
+    };
+    uint64_t now = PyLong_AsUnsignedLongLong(args[R_NOW]);
+    record.stop_after = count == R_COUNT ? PyLong_AsLongLong(args[R_STOP_AFTER]) : -1;
     if (PyErr_Occurred())
         return NULL;
-
     struct mapping *mapping = self->mapping;
     int status;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    status = yc_put(&mapping->view, &entry, &end, now, &record);
+    status = yc_remove(&mapping->view, key, (uint64_t)key_length, &log, now, &record);
     Py_END_ALLOW_THREADS
     release(mapping);
-    return put_result(status, &record);
+    switch (status) {
+    case YC_MISS:
+        return another(Py_None);
+    case YC_FOUND:
+        return another(Py_True);
+    case YC_EXPIRED:
+        return another(Py_False);
+    default:
+        return another(Py_NotImplemented);
+    }
 }
 
 static PyMethodDef core_methods[] = {
@@ -340,9 +538,18 @@ static PyMethodDef core_methods[] = {
     {"counted", (PyCFunction)core_counted, METH_NOARGS, "Hits and misses since this was last asked."},
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
+    {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
+     "get_many(keys, now, wait)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
+     "has to be opened first. What is not in memory is read in one batch, or is NotImplemented."},
     {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
      "put(fd, segment, offset, lock_fd, key, tag, meta, payload, flags, expires, now, stop_after=-1)\n--\n\n"
      "Its entry in the footer; (entry, slot, epoch) if the index was left as it was; NotImplemented."},
+    {"set", (PyCFunction)(void (*)(void))core_set, METH_FASTCALL,
+     "set(fd, segment, offset, lock_fd, key, value, now)\n--\n\n"
+     "put() of a key that is not encoded, and a bytes value."},
+    {"remove", (PyCFunction)(void (*)(void))core_remove, METH_FASTCALL,
+     "remove(fd, segment, lock_fd, key, now, stop_after=-1)\n--\n\n"
+     "Whether the entry had not expired; None if there was none; NotImplemented."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot core_slots[] = {
@@ -382,7 +589,72 @@ static PyObject *module_value_sum(PyObject *module, PyObject *args)
     return PyLong_FromUnsignedLongLong(yc_value_sum(payload, (uint64_t)length, low, flags));
 }
 
+/* Memory for a long value in large pages, where they are had for the asking: getting it page by page
+ * takes longer than filling it. */
+static void ask_for_huge_pages(char *bytes, size_t length)
+{
+#ifdef MADV_HUGEPAGE
+    uintptr_t from = ((uintptr_t)bytes + HUGE_PAGES - 1) & ~(HUGE_PAGES - 1);
+    uintptr_t to = ((uintptr_t)bytes + length) & ~(HUGE_PAGES - 1);
+    if (from < to)
+        madvise(bytes + (from - (uintptr_t)bytes), to - from, MADV_HUGEPAGE);
+#else
+    (void)bytes, (void)length;
+#endif
+}
+
+static PyObject *module_read_file(PyObject *module, PyObject *args)
+{
+    int fd;
+    Py_ssize_t length;
+    unsigned long long seed;
+    uint64_t sum;
+    int64_t done;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "inK", &fd, &length, &seed))
+        return NULL;
+    PyObject *value = PyBytes_FromStringAndSize(NULL, length);
+    if (!value)
+        return NULL;
+    char *bytes = PyBytes_AsString(value);
+    ask_for_huge_pages(bytes, (size_t)length);
+    Py_BEGIN_ALLOW_THREADS
+    done = yc_read_file(fd, bytes, (uint64_t)length, seed, &sum);
+    Py_END_ALLOW_THREADS
+    if (done == length)
+        return Py_BuildValue("NK", value, (unsigned long long)sum);
+    Py_DECREF(value);
+    if (done >= 0)
+        return another(Py_None);
+    errno = (int)-done;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *module_write_file(PyObject *module, PyObject *args)
+{
+    int fd, error;
+    PyObject *object;
+    const void *bytes;
+    Py_ssize_t length;
+    unsigned long long seed;
+    uint64_t sum;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iSK", &fd, &object, &seed) || !bytes_of(object, &bytes, &length))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    error = yc_write_file(fd, bytes, (uint64_t)length, seed, &sum);
+    Py_END_ALLOW_THREADS
+    if (!error)
+        return PyLong_FromUnsignedLongLong(sum);
+    errno = -error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
 static PyMethodDef module_methods[] = {
+    {"read_file", module_read_file, METH_VARARGS,
+     "read_file(fd, length, seed)\n--\n\n(content, its checksum); None if the file is shorter."},
+    {"write_file", module_write_file, METH_VARARGS,
+     "write_file(fd, payload, seed)\n--\n\nWrite a new file; the checksum of its content."},
     {"digest", module_digest, METH_VARARGS, "digest(key, seed)\n--\n\nFor tests: format.key_digest()."},
     {"value_sum", module_value_sum, METH_VARARGS,
      "value_sum(payload, low, flags)\n--\n\nFor tests: format.value_sum()."},

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from helpers import ROOT, Clock, WrappedBackend, noise, run_python, wrap_backends
@@ -312,21 +312,24 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
 def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[..., DiskCache]) -> None:
     """Growth, a large value replaced, a segment lost: `set` succeeds all the same."""
     cache = opened()
-    put: Any = cache._store.core._put  # type: ignore[attr-defined]
+    core: Any = cache._store.core
     results = []
 
-    def noted(*arguments: Any) -> Any:
-        results.append(put(*arguments))
-        return results[-1]
+    def noted(method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            results.append(method(*arguments))
+            return results[-1]
 
-    cache._store.core._put = noted  # type: ignore[attr-defined]
+        return call
+
+    core._put, core._set = noted(core._put), noted(core._set)
     cache.set("big", bytes(2 << 20))
     cache.set("big", b"small")
     for n in range(500):
         cache.set(n, b"%d" % n)
     assert [cache.get(n) for n in range(500)] == [b"%d" % n for n in range(500)]
     assert cache.get("big") == b"small"
-    assert {type(result) for result in results} == {bytes, tuple}
+    assert {type(result) for result in results} == {bytes, tuple, type(NotImplemented)}
     store = cache._store
     assert store.writer is not None
     segment, tail = store.writer.segment, store.writer.tail
@@ -416,22 +419,26 @@ def test_failed_writes_raise_and_change_nothing(opened: Callable[..., DiskCache]
     assert cache.check() == []
 
 
-def test_an_interruption_leaves_a_segment_that_can_be_read(opened: Callable[..., DiskCache]) -> None:
+@pytest.mark.parametrize("meta", [None, 1])
+def test_an_interruption_leaves_a_segment_that_can_be_read(
+    opened: Callable[..., DiskCache], meta: Any
+) -> None:
     """An exception out of nowhere, as a signal handler's: nobody writes over what may be installed."""
     cache = opened()
     cache.set("a", b"1")
     cache.set("b", b"old")
     core: Any = cache._store.core
-    put = core._put
+    name = "_set" if meta is None else "_put"
+    put = getattr(core, name)
 
     def interrupted(*arguments: Any) -> Any:
         put(*arguments)
         raise KeyboardInterrupt
 
-    core._put = interrupted
+    setattr(core, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cache.set("b", b"2" * 100)
-    core._put = put
+        cache.set("b", b"2" * 100, meta=meta)
+    setattr(core, name, put)
     cache.set("c", b"3")
     expected = {"a": b"1", "b": b"2" * 100, "c": b"3"}
     assert cache.get_many("abc") == expected
@@ -458,21 +465,29 @@ def test_short_writes_are_resumed(tmp_path: Path) -> None:
 
 
 SHORT_WRITES = r"""
-#define pwritev original_pwritev
-#include <sys/uio.h>
-#undef pwritev
+#define _GNU_SOURCE
 #include <errno.h>
 #include <sys/types.h>
-static ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset);
+#include <sys/uio.h>
+#include <unistd.h>
+static ssize_t some_at_once(int fd, const struct iovec *vector, int count, off_t offset);
+static ssize_t some(int fd, const void *bytes, size_t length, off_t offset);
+#define pwritev some_at_once
+#define pwrite some
 #include "CORE"
-#include <fcntl.h>
+#undef pwritev
+#undef pwrite
+void yc_xxh3_avx2_update(void *state, const void *data, uint64_t length)
+{
+    (void)state, (void)data, (void)length;
+}
 uint64_t yc_xxh3_avx2(const void *data, uint64_t length, uint64_t seed)
 {
     (void)data, (void)length;
     return seed;
 }
 /* Two bytes at most, an interruption now and then; nothing at all for descriptor 99. */
-static ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offset)
+static ssize_t some_at_once(int fd, const struct iovec *vector, int count, off_t offset)
 {
     static int calls;
     if (fd == 99)
@@ -485,6 +500,11 @@ static ssize_t pwritev(int fd, const struct iovec *vector, int count, off_t offs
         vector++, count--;
     return pwrite(fd, vector->iov_base, vector->iov_len < 2 ? vector->iov_len : 2, offset);
 }
+static ssize_t some(int fd, const void *bytes, size_t length, off_t offset)
+{
+    struct iovec vector = {(void *)(uintptr_t)bytes, length};
+    return some_at_once(fd, &vector, 1, offset);
+}
 int main(int count, char **names)
 {
     (void)count;
@@ -495,6 +515,146 @@ int main(int count, char **names)
            write_all(-1, &one, 1, 0) != -EBADF;
 }
 """
+
+
+# -- many at once, and large values ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_get_many_is_get_of_each(opened: Callable[..., DiskCache], cold: bool) -> None:
+    """Hits, misses, other keys and values, also when the segments were not open, or not in memory."""
+    cache = opened(segment_size=64 << 10)
+    values: dict[Any, Any] = {f"k{n}": noise(n * 37 % 5000, n) for n in range(300)}
+    values |= {b"bytes": b"b", "text": "t", 7: b"int", "long": bytes(15 << 10), "dict": {"a": (1, 2)}}
+    cache.set_many(values)
+    cache.set("expired", b"v", expire=0.001)
+    cache.close()
+    cache = opened(segment_size=64 << 10)
+    if cold:
+        for path in (Path(cache.directory) / "segments").iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            os.fdatasync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+    time.sleep(0.002)
+    keys = [*values, "missing", "expired", "k5", "k" * 2000]
+    before = cache.stats()
+    assert cache.get_many(keys) == values
+    after = cache.stats()
+    assert (after.hits - before.hits, after.misses - before.misses) == (len(values) + 1, 3)
+    found = cache._store.core.get_many(keys)
+    assert found[keys.index(7)] is NotImplemented  # an int is encoded in Python
+    assert found[keys.index("text")] == (b"t", 1)
+    with pytest.raises(TypeError):
+        cache._store.core._core.get_many(("k1",), START, True)  # type: ignore[attr-defined]
+
+
+def test_get_many_of_damage(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set_many((f"k{n}", b"v" * 5000) for n in range(10))
+    store = cache._store
+    slot = store.lookup(*f.key_digest(encode_key("k3"), store.seed))
+    assert slot is not None and store.writer is not None
+    os.pwrite(store.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
+    assert sorted(cache.get_many([f"k{n}" for n in range(10)])) == [f"k{n}" for n in range(10) if n != 3]
+    assert cache.stats().corrupt == 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 240, 4096, 1 << 20, (2 << 20) - 1, 2 << 20, 5_000_001])
+def test_whole_files(tmp_path: Path, length: int) -> None:
+    value, seed = noise(length, length), 0x1234_5678_9ABC_DEF0
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        checksum = module.write_file(fd, value, seed)
+        assert checksum == f.value_sum(value, seed, 0)
+        assert os.pread(fd, length + 1, 0) == value
+        for _ in range(5):
+            assert module.read_file(fd, length, seed) == (value, checksum)
+        assert module.read_file(fd, length + 1, seed) is None
+        os.truncate(fd, length // 2)
+        assert length == 0 or module.read_file(fd, length, seed) is None
+    finally:
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        module.read_file(-1, length + 1, seed)
+    with pytest.raises(OSError, match="No space left"):
+        full = os.open("/dev/full", os.O_RDWR)
+        try:
+            module.write_file(full, value + b"x", seed)
+        finally:
+            os.close(full)
+
+
+# -- removing --------------------------------------------------------------------------------------
+
+
+def test_what_stands_in_the_way_of_a_removal(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"old")
+    cache.set("big", bytes(2 << 20))
+    core: Any = cache._store.core
+    store = cache._store
+    words = store.index.words
+
+    fd, log = store.changes.opened
+    entry = store.index.entry(log)
+
+    def remove(key: str = "k", **changed: Any) -> Any:
+        given = {"fd": fd, "segment": log, "lock_fd": store.lock.fd, **changed}
+        return core._core.remove(*given.values(), encode_key(key), START * 2)
+
+    assert remove("none") is None
+    assert remove("big") is NotImplemented  # its file has to go
+    assert remove(lock_fd=-1) is NotImplemented
+    assert remove(segment=1 << 32) is NotImplemented
+    at = store.find(*f.key_digest(encode_key("k"), store.seed))
+    for word, value in (
+        (f.W_BUSY, 1), (f.W_SUPERSEDED, 1), (f.W_EPOCH, f.MASK64 >> 1), (f.W_LIVE_BYTES, 0),
+        (entry, f.SEALED | log), (f.W_LOG, log + 1), (entry + f.T_TAIL, words[entry + f.T_SIZE] - 80),
+        (at + f.S_STAMP, f.MASK64 >> 1),
+    ):  # fmt: skip
+        was, words[word] = words[word], value
+        assert remove() is NotImplemented, word
+        words[word] = was
+    assert remove(fd=-1) is NotImplemented  # the ordinary path says why
+    assert cache.get("k") == b"old"
+    assert cache.delete("k") and not cache.delete("k")
+    assert cache.get("k") is None
+    assert cache.delete("big")
+    assert cache.check() == []
+    cache.close()
+    os.unlink(os.path.join(cache.directory, "index"))
+    assert opened().get_many(["k", "big"]) == {}
+
+
+def test_a_removal_killed_after_every_store(tmp_path: Path, opened: Callable[..., DiskCache]) -> None:
+    """The entry is there or it is not, and the next process puts the index in order."""
+    first = opened(name="original")
+    for n in range(20):
+        first.set(n, b"old %d" % n)
+    first.close()
+    stores = 0
+    while True:
+        shutil.copytree(tmp_path / "original", tmp_path / f"killed-{stores}")
+        cache = opened(name=f"killed-{stores}")
+        cache.set(100, b"so that there is a log to write to")
+        store, core = cache._store, cast(Any, cache._store.core)
+        words = store.index.words
+        done = core._core.remove(*store.changes.opened, store.lock.fd, encode_key(5), time.time_ns(), stores)
+        assert done is True
+        dead = words[f.W_BUSY]
+        with store.appending, store.lock:
+            pass  # as the next process would
+        found = cache.get(5)
+        assert found in (None, b"old 5")
+        assert cache.check() == []
+        assert {n for n in range(20) if cache.get(n) == b"old %d" % n} >= set(range(20)) - {5}
+        done = found is None and not dead and words[f.W_COUNTERS + f.COUNTERS.index("deletes")] == 1
+        cache.close()
+        if done:
+            break
+        stores += 1
+    assert stores > 20
 
 
 # -- killed at every store -------------------------------------------------------------------------

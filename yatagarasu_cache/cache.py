@@ -28,6 +28,7 @@ from .codec import (
     encode_prefix,
 )
 from .config import Settings
+from .core import PythonCore
 from .entry import Entry, Location, ValueReader
 from .errors import ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
@@ -88,7 +89,9 @@ class DiskCache:
         except BaseException:
             choice.backend.close()
             raise
-        self._get, self._put = self._store.core.get, self._store.core.put
+        core = self._store.core
+        self._get, self._put = core.get, core.put
+        self._set = core.set if settings.default_expire is None else PythonCore(self._store).set
 
     @classmethod
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> DiskCache:
@@ -169,6 +172,11 @@ class DiskCache:
         Raises `ValueTooLarge` if it can never fit; `StorageFull` if there is no room now. If it
         raises, the old entry is still there.
         """
+        if (
+            type(value) is bytes and expire is None and tag is None and meta is None
+            and self._set(key, value)
+        ):  # fmt: skip
+            return True
         data = encode_key(key)
         expires = self._expires(expire)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
@@ -239,9 +247,7 @@ class DiskCache:
         slot = self._store.lookup(low, high)
         return 1024 + len(data) + (slot.head_bytes + min(slot.value_length, 1 << 16) if slot else 0)
 
-    def _current_int(
-        self, key: Key, slot: Slot | None, default: int | None
-    ) -> tuple[int, int, bytes, bytes]:
+    def _current_int(self, key: Key, slot: Slot | None, default: int | None) -> tuple[int, int, bytes, bytes]:
         """(value, expires, tag, meta) of a counter. The lock is held."""
         found = self._store.fetch(slot.low, slot.high) if slot is not None else None
         names = self._store.names_of(slot) if slot is not None and found is not None else None
@@ -274,7 +280,7 @@ class DiskCache:
         """Remove `key`. True if it had a live entry."""
         store = self._store
         store.ensure_writable("delete an entry")
-        return store.delete(*key_digest(encode_key(key), store.seed))
+        return store.core.delete(encode_key(key))
 
     def __getitem__(self, key: Key) -> Any:
         value = self.get(key, _MISSING)
@@ -301,11 +307,16 @@ class DiskCache:
         wanted = list(keys)
         store = self._store
         store.ensure_open()
-        seed = store.seed
-        found = store.get_many([key_digest(encode_key(key), seed) for key in wanted])
+        found = store.core.get_many(wanted)
+        rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
+        if rest:
+            seed = store.seed
+            others = store.get_many([key_digest(encode_key(wanted[i]), seed) for i in rest])
+            for i, hit in zip(rest, others, strict=True):
+                found[i] = hit
         decode = self._decode
         return {
-            key: decode(hit[0], hit[1] & CODEC_FLAGS)
+            key: hit if type(hit) is bytes else decode(hit[0], hit[1] & CODEC_FLAGS)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }
@@ -382,9 +393,9 @@ class DiskCache:
         store.ensure_writable("remove entries")
         stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
         # An entry replaced since the walk may no longer be one of those meant: it stays.
-        return store.remove(
-            list(stamps), lambda slot: stamps[slot.low, slot.high] == slot.stamp, "deletes"
-        )[0]
+        return store.remove(list(stamps), lambda slot: stamps[slot.low, slot.high] == slot.stamp, "deletes")[
+            0
+        ]
 
     def expire(self) -> int:
         """Remove entries that have expired. How many. Each batch of 128 is atomic."""

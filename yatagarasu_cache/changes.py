@@ -63,6 +63,11 @@ class ChangeLog:
         segment = self.segment
         return self._index.words[self._index.entry(segment) + f.T_TAIL] if segment else 0
 
+    @property
+    def opened(self) -> tuple[int, int]:
+        """(descriptor, id) of the log that this handle wrote to last, for compiled code."""
+        return self._fd, self._segment
+
     # -- writing (the lock is held) -----------------------------------------------------------
 
     def append(self, kind: int, payload: bytes, stamp: int) -> Mark:
@@ -104,9 +109,9 @@ class ChangeLog:
 
     def prepare(self) -> None:
         """Have a log, with room in it, before anything is stored that may have to be removed."""
-        if not self.segment:
-            with contextlib.suppress(OSError):  # the volume is full: whoever removes something says so
-                self._allocate(self._begin(), 0)
+        with contextlib.suppress(OSError):  # the volume is full: whoever removes something says so
+            segment = self._open()
+            self._allocate(segment, self.size)
 
     def _open(self) -> int:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""

@@ -1,4 +1,4 @@
-"""The compiled core of `get` and `set`, where it was built; else the same in Python.
+"""The compiled core of `get`, `set` and `delete`, where it was built; else the same in Python.
 
 The Python code (`store.py`, `index.py`, `format.py`) is the specification: the compiled module
 does what it does over the same files, for entries that are plain, and answers `NotImplemented`
@@ -12,9 +12,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from xxhash import xxh3_64_intdigest
+
 from .codec import Key, encode_key
 from .errors import BackendUnavailable, ConfigurationError, from_os_error
-from .format import RECORD_BYTES, Slot, key_digest, room_for
+from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from .store import Found, Store
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 1  # of the module that this code calls
+ABI_VERSION = 2  # of the module that this code calls
+_MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
+_REMOVAL_BYTES = RECORD_BYTES + 16
+_LISTED = FOOTER_ENTRY.size - 15
 
 
 class PythonCore:
@@ -59,15 +64,37 @@ class PythonCore:
         """`get` of whatever is not plain."""
         return self._store.get(*key_digest(encode_key(key), self._store.seed))
 
+    def get_many(self, keys: list[Key]) -> list[Any]:
+        """What `get` gives for each of `keys`. What is not in memory is read in one batch."""
+        return [NotImplemented] * len(keys)
+
+    def set(self, key: Key, value: bytes) -> bool:
+        """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
+        return False
+
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
     ) -> None:
         """`Store.put` of an encoded key."""
         self._store.put(*key_digest(key, self._store.seed), key, payload, flags, expires, tag, meta)
 
+    def delete(self, key: bytes) -> bool:
+        """`Store.delete` of an encoded key."""
+        return self._store.delete(*key_digest(key, self._store.seed))
+
+    def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
+        """All bytes of a large value and their checksum; None if the file is shorter."""
+        data = self._store.backend.read(fd, length, 0)
+        return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
+
+    def write_file(self, fd: int, payload: Buffer, seed: int) -> int:
+        """Write a large value to its new file; its checksum."""
+        self._store.backend.write(fd, [payload], 0)
+        return xxh3_64_intdigest(payload, seed)
+
 
 class CompiledCore(PythonCore):
-    """`get` and `put` by the compiled module."""
+    """The same by the compiled module."""
 
     name = "c"
 
@@ -75,12 +102,15 @@ class CompiledCore(PythonCore):
         super().__init__(store)
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
-        self.counted, self._put = core.counted, core.put  # type: ignore[method-assign]
+        self.counted, self._put, self._set = core.counted, core.put, core.set  # type: ignore[method-assign]
+        self._module = module
+        self._longest = min(store.unchecked_bytes, store.large_bytes)
         touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
         self._touch = touches.get(store.policy.name, module.TOUCH_NONE)
         self._index: Index | None = None
         if store.read_only or store.durable:  # a sync costs so much that the rest does not count
-            self.put = super().put  # type: ignore[method-assign]
+            for name in ("set", "put", "delete"):
+                setattr(self, name, getattr(super(), name))
 
     def attach(self, index: Index) -> None:
         self._forget_index()
@@ -112,6 +142,60 @@ class CompiledCore(PythonCore):
         if found is NotImplemented:
             return self._store.get(*key_digest(data, self._store.seed))
         return (found, 0) if type(found) is bytes else found
+
+    def get_many(self, keys: list[Key]) -> list[Any]:
+        now = time.time_ns()
+        found: list[Any] = self._core.get_many(keys, now, True)
+        unopened = {hit for hit in found if type(hit) is int}
+        if unopened:
+            store = self._store
+            for segment in unopened:
+                store.file_of(segment)
+            again = [i for i, hit in enumerate(found) if type(hit) is int]
+            for i, hit in zip(again, self._core.get_many([keys[i] for i in again], now, True), strict=True):
+                found[i] = NotImplemented if type(hit) is int else hit
+        return found
+
+    def set(self, key: Key, value: bytes) -> bool:
+        store, length = self._store, len(value)
+        if length >= self._longest:
+            return False
+        size = room_for(_MOST_NAMES, length) & ~15
+        lock: Any = store.lock
+        with store.appending:
+            writer = store.writer
+            if writer is None or size > writer.room:
+                return False
+            start = writer.tail
+            writer.tail = start + size  # first: wherever this is interrupted, nobody will write here again
+            try:
+                with lock.threads:
+                    done: Any = self._set(
+                        writer.fd, writer.segment, start, lock.fd, key, value, time.time_ns()
+                    )
+            except OSError as error:
+                writer.tail = start
+                writer.cut()
+                raise from_os_error(error, "cannot write an entry") from error
+            except BaseException:
+                writer.unlist()
+                raise
+            if done is NotImplemented:
+                writer.tail = start
+                return False
+            entry = done if type(done) is bytes else done[0]
+            # All but the key, which the entry holds, is known before.
+            size = (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
+            writer.tail = start + size
+            writer.enlist(start, entry)
+        if type(done) is bytes:
+            store.sets += 1
+            store.reclaim.pace(size)
+            return True
+        if self._show(done, size):
+            return True
+        store.let_go_if_lost(writer)
+        return False
 
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
@@ -153,6 +237,29 @@ class CompiledCore(PythonCore):
         elif done is NotImplemented or not self._show(done, size):
             store.let_go_if_lost(writer)
             super().put(key, payload, flags, expires, tag, meta)
+
+    def delete(self, key: bytes) -> bool:
+        store = self._store
+        lock: Any = store.lock
+        with lock.threads:
+            done: Any = self._core.remove(*store.changes.opened, lock.fd, key, time.time_ns())
+        if done is NotImplemented:
+            return super().delete(key)
+        if done is None:
+            return False
+        store.deletes += done
+        store.reclaim.pace(_REMOVAL_BYTES)
+        return bool(done)
+
+    def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
+        found: tuple[bytes, int] | None = self._module.read_file(fd, length, seed)
+        return found
+
+    def write_file(self, fd: int, payload: Buffer, seed: int) -> int:
+        if type(payload) is not bytes:
+            return super().write_file(fd, payload, seed)
+        checksum: int = self._module.write_file(fd, payload, seed)
+        return checksum
 
     def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
         _, slot, epoch = appended

@@ -45,6 +45,7 @@ MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear prob
 MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
+_TRIES = 30  # for the lock file, before waiting asleep
 _GRAIN = 4096
 _MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
@@ -72,7 +73,7 @@ class IndexLock:
         self.threads.acquire()
         if not self._depth:
             try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX)
+                self._lock_file()
             except BaseException as error:
                 self.threads.release()
                 if self.fd < 0:
@@ -88,6 +89,16 @@ class IndexLock:
         else:
             self._depth += 1
         return self
+
+    def _lock_file(self) -> None:
+        # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
+        # processors are busy: so first it is tried for a while.
+        for _ in range(_TRIES):
+            try:
+                return fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64
 
 from . import format as f
 from .backends.base import Backend, Buffer
+
+if TYPE_CHECKING:
+    from .core import PythonCore
 
 CHUNK_BYTES = 1 << 20
 
@@ -16,8 +21,8 @@ CHUNK_BYTES = 1 << 20
 class LargeFiles:
     """The directory of large values, and the temporary one beside it."""
 
-    def __init__(self, backend: Backend, root: str, mode: int) -> None:
-        self._backend, self._mode = backend, mode
+    def __init__(self, backend: Backend, root: str, mode: int, core: PythonCore) -> None:
+        self._backend, self._mode, self._core = backend, mode, core
         self.directory = os.path.join(root, f.LARGE_NAME)
         self.temporary = os.path.join(root, f.TEMPORARY_NAME)
 
@@ -31,6 +36,8 @@ class LargeFiles:
         self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None]
     ) -> tuple[int, int]:
         """Write `parts` to a new file. (bytes, checksum seeded with `seed`); the file goes on failure.
+
+        A value that is one part is written at once, others piece by piece.
 
         `account` is told of each part's bytes before they are written, and may raise.
         """
@@ -50,13 +57,17 @@ class LargeFiles:
     def _write_parts(
         self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None]
     ) -> tuple[int, int]:
+        parts = iter(parts)
+        start = list(islice(parts, 2))
+        if len(start) == 1:
+            account(len(start[0]))
+            return len(start[0]), self._core.write_file(fd, start[0], seed)
         checksum, size = xxh3_64(seed=seed), 0
-        for part in parts:
-            if len(part):
-                account(len(part))
-                self._backend.write(fd, [part], size)
-                checksum.update(part)
-                size += len(part)
+        for part in chain.from_iterable(map(pieces, chain(start, parts))):
+            account(len(part))
+            self._backend.write(fd, [part], size)
+            checksum.update(part)
+            size += len(part)
         return size, checksum.intdigest()
 
     def publish(self, temporary: str, low: int, high: int, pointer: int, *, sync: bool) -> None:
@@ -68,11 +79,11 @@ class LargeFiles:
     def open(self, low: int, high: int, pointer: int) -> int:
         return self._backend.open(self.path(low, high, pointer), os.O_RDONLY)
 
-    def read(self, low: int, high: int, pointer: int, length: int) -> bytes:
-        """The whole file if it is `length` long; otherwise something that no checksum will fit."""
+    def read(self, low: int, high: int, pointer: int, length: int, *, seed: int) -> tuple[bytes, int] | None:
+        """The whole file and its checksum; None if it is shorter than `length`."""
         fd = self.open(low, high, pointer)
         try:
-            return self._backend.read(fd, length, 0)
+            return self._core.read_file(fd, length, seed)
         finally:
             self._backend.close_file(fd)
 

@@ -94,7 +94,7 @@ class Handle:
     def _open(self) -> None:
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
-        self.large = LargeFiles(self.backend, root, mode)
+        self.large = LargeFiles(self.backend, root, mode, self.core)
         self.owner = Owner(self.backend, root, mode)
         self.users = Users(self.backend, root, mode)
         self.files = SegmentFiles(

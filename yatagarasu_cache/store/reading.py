@@ -126,11 +126,11 @@ class Reading(Removal):
         if slot.value_length > self.settings.size_limit and slot.value_length > self.index.used_bytes:
             return None  # damage: nothing that long is here
         if slot.is_large:
-            pointer = self.pointer(slot)
-            data = self.large.read(slot.low, slot.high, pointer, slot.value_length)
-        else:
-            fd = self.files.get(slot.segment)
-            data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+            pointer, seed = self.pointer(slot), slot.low ^ slot.flags
+            found = self.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
+            return Found(found[0], slot.flags) if found and found[1] == slot.value_sum else None
+        fd = self.files.get(slot.segment)
+        data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
         if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
             return None
         return Found(data, slot.flags)

@@ -13,7 +13,6 @@ from ..changes import Mark
 from ..errors import CacheIOError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, MASK32, PARTITION_MASK, Slot, value_sum
 from ..index import IndexDamaged
-from ..large import pieces
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS
 from .reading import Reading
@@ -68,7 +67,7 @@ class Writing(Reading):
         """
         length = len(payload)
         if length >= self.large_bytes:
-            self.put_stream(low, high, key, pieces(payload), flags, expires, tag, meta, length)
+            self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
             return
         size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum = value_sum(payload, low, flags)
@@ -285,7 +284,9 @@ class Writing(Reading):
         published: tuple[int, int, int] | None = None
         installed = False
         try:
-            size, checksum = self._write_large(temporary, chain(start, iterator), low ^ flags, reserved)
+            size, checksum = self.large.write(
+                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow
+            )
             published = (low, high, self.index.stamp())
             self.large.publish(temporary, *published, sync=self.durable)
             pointer = f.LARGE_POINTER.pack(published[2])
@@ -306,12 +307,6 @@ class Writing(Reading):
             self.sets += 1
             self.reclaim.pace(0)
         return installed
-
-    def _write_large(
-        self, temporary: str, parts: Iterable[Buffer], seed: int, reserved: _Reservation
-    ) -> tuple[int, int]:
-        chunks = chain.from_iterable(pieces(part) for part in parts)
-        return self.large.write(temporary, chunks, seed, sync=self.durable, account=reserved.grow)
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
@@ -388,7 +383,7 @@ class Writing(Reading):
         length = len(payload)
         if length >= self.large_bytes:
             return self.put_stream(
-                low, high, key, pieces(payload), flags, expires, tag, meta, length, only_absent=True
+                low, high, key, iter((payload,)), flags, expires, tag, meta, length, only_absent=True
             )
         added = False
 
