@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ import pytest
 from faulty import seeded
 from helpers import disk_bytes, noise
 
-from yatagarasu_cache import DiskCache
+from yatagarasu_cache import ClosedError, DiskCache
 from yatagarasu_cache import format as f
 
 WORKERS = 4
@@ -411,6 +412,31 @@ def test_fork_in_mid_use(opener: Callable[..., DiskCache]) -> None:
     cache.close()
     with opener() as cache:
         sound(cache)
+
+
+def test_a_handle_that_cannot_be_renewed_does_not_harm_others(tmp_path: Path, backend: str, core: str) -> None:
+    """Its directory is gone: in the child it is closed, and the others have locks of their own."""
+    lost, caches = (
+        [DiskCache(tmp_path / f"{name}-{n}", backend=backend, **SMALL) for n in range(3)]
+        for name in ("lost", "kept")
+    )
+    for cache in lost:
+        cache.set("k", 0)
+        shutil.rmtree(cache.directory)
+
+    def work(number: int) -> list[int]:
+        for cache in lost:
+            with pytest.raises(ClosedError):
+                cache.set("k", 1)
+        with caches[0]._store.lock:  # nobody has the same one
+            time.sleep(0.05)
+        return [cache.incr("n") for cache in caches for _ in range(50)]
+
+    crew(work)
+    assert [cache.get("n") for cache in caches] == [50 * WORKERS] * 3
+    for cache in caches:
+        sound(cache)
+        cache.close()
 
 
 def test_fork_of_a_fork(opener: Callable[..., DiskCache]) -> None:

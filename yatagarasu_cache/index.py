@@ -108,7 +108,8 @@ class IndexLock:
 
     def after_fork(self) -> None:
         """A child needs an open file of its own: it shares the parent's lock otherwise."""
-        os.close(self.fd)
+        inherited, self.fd = self.fd, -1
+        os.close(inherited)
         self.threads, self._depth = threading.RLock(), 0
         self.fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
 

@@ -83,6 +83,8 @@ class LargeFiles:
         """The whole file and its checksum; None if it is shorter than `length`."""
         fd = self.open(low, high, pointer)
         try:
+            if os.fstat(fd).st_size < length:  # first: memory for a damaged length may not be there
+                return None
             return self._core.read_file(fd, length, seed)
         finally:
             self._backend.close_file(fd)

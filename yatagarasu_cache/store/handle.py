@@ -504,7 +504,11 @@ def _segment_bytes(size_limit: int) -> int:
 
 def _renew_after_fork() -> None:
     for store in list(_handles):
-        store.after_fork()
+        try:
+            store.after_fork()
+        except Exception as error:  # it shares its lock with the parent: it must not be used, others may
+            store.closed = True
+            store.log_once("fork", f"cannot be used after a fork: {error}")
 
 
 if hasattr(os, "register_at_fork"):
