@@ -10,6 +10,7 @@ import asyncio
 import errno
 import faulthandler
 import gc
+import io
 import logging
 import os
 import random
@@ -302,11 +303,19 @@ def test_a_failed_write_and_a_failed_sync(make: Make, tmp_path: Path) -> None:
 # -- long reads -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def long_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes reads of the test file's size count as long."""
+    monkeypatch.setattr(uring, "DIRECT_BYTES", 3 << 20)
+    monkeypatch.setattr(uring, "_reads_far_ahead", lambda device: False)
+
+
 @pytest.mark.parametrize("direct", [True, False, "auto"])
 @pytest.mark.parametrize(
     ("length", "offset"),
-    [(uring.LARGE_BYTES, 0), (uring.LARGE_BYTES + 1, 1), (5 << 20, 4096), (5_000_001, 511), (SIZE, 0)],
+    [(3 << 20, 0), ((3 << 20) + 1, 1), (5 << 20, 4096), (5_000_001, 511), (SIZE, 0)],
 )
+@pytest.mark.usefixtures("long_reads")
 def test_long_read(make: Make, fd: int, direct: Any, length: int, offset: int) -> None:
     backend = make(direct=direct)
     for _ in range(3):
@@ -315,6 +324,7 @@ def test_long_read(make: Make, fd: int, direct: Any, length: int, offset: int) -
     assert_balanced(backend)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_at_the_end(make: Make, fd: int) -> None:
     backend = make(direct=True)
     cool(fd)
@@ -332,6 +342,7 @@ def is_direct_here(backend: UringBackend, fd: int) -> bool:
     return bool(backend.stats()["submitted"] > before)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_of_what_is_in_memory_is_a_plain_one(make: Make, fd: int) -> None:
     backend = make(direct=True)
     os.pread(fd, SIZE, 0)
@@ -339,6 +350,7 @@ def test_long_read_of_what_is_in_memory_is_a_plain_one(make: Make, fd: int) -> N
     assert backend.stats()["submitted"] == TRIED
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_auto_reads_past_the_page_cache_only_once(make: Make, fd: int) -> None:
     backend = make()
     if not is_direct_here(backend, fd):
@@ -353,6 +365,7 @@ def test_auto_reads_past_the_page_cache_only_once(make: Make, fd: int) -> None:
 
 
 @pytest.mark.parametrize("result", [512, 4096, 5000, -errno.EIO, -errno.EAGAIN, -errno.ENOMEM])
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_that_does_not_go_smoothly(make: Make, fd: int, result: int) -> None:
     backend = make(direct=True)
     only_ring(backend).inject(lib.YR_OP_READ, 3, 2, result)
@@ -362,6 +375,7 @@ def test_long_read_that_does_not_go_smoothly(make: Make, fd: int, result: int) -
     assert_balanced(backend)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_without_o_direct(make: Make, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> int:
         raise OSError(errno.EINVAL, "no O_DIRECT")
@@ -374,6 +388,7 @@ def test_long_read_without_o_direct(make: Make, fd: int, monkeypatch: pytest.Mon
     assert data == os.pread(fd, SIZE, 0)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_that_is_interrupted(make: Make, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in the middle waits for what is under way, and the ring is as good as new."""
     backend = make(direct=True)
@@ -395,19 +410,60 @@ def test_long_read_that_is_interrupted(make: Make, fd: int, monkeypatch: pytest.
     assert backend.read(fd, SIZE, 0) == os.pread(fd, SIZE, 0)
 
 
+@pytest.mark.parametrize("text", ["128", "1023", "1024", "8192", "", "none"])
+def test_read_ahead(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def fake(path: str) -> Any:
+        assert path == "/sys/class/bdi/8:1/read_ahead_kb"
+        if text == "none":
+            raise FileNotFoundError(path)
+        return io.StringIO(text + "\n")
+
+    uring._reads_far_ahead.cache_clear()
+    monkeypatch.setattr("builtins.open", fake)
+    far = uring._reads_far_ahead(os.makedev(8, 1))
+    monkeypatch.undo()
+    uring._reads_far_ahead.cache_clear()
+    assert far == (text in ("1024", "8192"))
+
+
+def test_auto_leaves_reading_to_a_system_that_reads_far_ahead(
+    make: Make, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uring, "DIRECT_BYTES", 3 << 20)
+    monkeypatch.setattr(uring, "_reads_far_ahead", lambda device: True)
+    backend = make()
+    cool(fd)
+    assert backend.read(fd, 3 << 20, 0) == os.pread(fd, 3 << 20, 0)
+    assert backend.stats()["submitted"] == TRIED
+
+
 # -- reads in place ---------------------------------------------------------------------------
 
 
-def test_reads_in_place_are_given_up_and_taken_up_again(make: Make, path: Path, fd: int) -> None:
+def test_loops_give_up_reading_in_place_and_take_it_up_again(make: Make, fd: int) -> None:
     backend = make()
+
+    async def main() -> None:
+        channel = backend.channel(asyncio.get_running_loop())
+        await asyncio.gather(*[channel.read(*request) for request in some(fd, 200)])
+
     os.pread(fd, SIZE, 0)
     assert backend.read_nowait(fd, 4096, 77) == os.pread(fd, 4096, 77)
-    for _ in range(uring._COLD_MOST * uring._COLD_TRIES):  # beyond the end nothing is ever in memory
-        assert backend.read_nowait(fd, 4096, 2 * SIZE) is None
+    asyncio.run(main())
+    assert backend.cold == ring_channel.COLD_MOST > uring.COLD
     tries = [backend.read_nowait(fd, 4096, 77) for _ in range(20 * uring._COLD_TRIES)]
-    assert 0 < tries.count(None) < 10 * uring._COLD_TRIES
+    assert 4 * uring._COLD_TRIES < tries.count(None) < 10 * uring._COLD_TRIES
     assert backend.cold == 0
     assert tries[-50:] == [os.pread(fd, 4096, 77)] * 50
+
+
+def test_batches_go_on_looking_in_place(make: Make, fd: int) -> None:
+    """Each look that misses sets the disk to work."""
+    backend = make()
+    for _ in range(1000):  # beyond the end nothing is ever in memory
+        assert backend.read_nowait(fd, 4096, 2 * SIZE) is None
+    os.pread(fd, SIZE, 0)
+    assert backend.read_nowait(fd, 4096, 77) == os.pread(fd, 4096, 77)
 
 
 def test_read_nowait_of_a_closed_descriptor(make: Make) -> None:
@@ -1057,6 +1113,7 @@ def test_interpreter_exit_with_reads_under_way(path: Path, how: str) -> None:
 # -- leaks and figures --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_no_leaks(make: Make, path: Path, fd: int) -> None:
     def everything() -> None:
         backend = make(use_fixed_files=True)

@@ -27,8 +27,11 @@ from .threads import ThreadChannel
 if TYPE_CHECKING:
     from .uring import UringBackend
 
+# `UringBackend.cold`: reads of loops that were not found in memory, with this bound.
+COLD_MOST = 64
 SMALL_BYTES = 4 << 10
 MEDIUM_BYTES = 64 << 10
+LONG_BYTES = 1 << 20  # what is longer would keep the loop busy: a worker thread reads it
 _MEDIUM_KEPT = 16  # medium reads beyond this many at once get memory of their own
 # So many new reads are handed over before the turn of the loop ends: the disk need not wait for
 # the rest of a long turn. Fewer would cost more system calls and gain nothing.
@@ -133,8 +136,11 @@ class RingChannel(ThreadChannel):
     # -- asking -----------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
-        if not (0 < length < self._uring.large and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
-            return self.run(self._uring.read, fd, length, offset)
+        uring = self._uring
+        if not (0 < length <= LONG_BYTES and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
+            return self.run(uring.read, fd, length, offset)
+        if uring.cold < COLD_MOST:
+            uring.cold += 1
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.append(_Read(future, fd, length, offset))
         if not self._scheduled:
