@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -789,6 +790,42 @@ def test_garbage_collection_during_io(make: Make, fd: int, length: int) -> None:
 
     asyncio.run(main())
     assert_balanced(backend)
+
+
+def test_collecting_a_channel_with_reads_under_way(make: Make, fd: int) -> None:
+    """Its memory stays until the reads have ended, although nobody knows the channel any more."""
+    loop, channel, reads = start_reads(make(), fd, 50)
+    there = weakref.ref(channel)
+    loop.close()
+    del loop, channel, reads
+    gc.collect()
+    found = there()
+    assert found is not None
+    found.close()
+    del found
+    gc.collect()
+    assert there() is None
+
+
+def test_collecting_a_backend_that_nobody_closed(path: Path, fd: int) -> None:
+    def drop() -> None:
+        backend = UringBackend(make_settings("/unused", backend="uring"))
+        backend.read_many(some(fd, 20))
+        loop = asyncio.new_event_loop()
+        channel = backend.channel(loop)
+
+        async def main() -> None:
+            await asyncio.gather(*[channel.read(*request) for request in some(fd, 20)])
+
+        loop.run_until_complete(main())
+        loop.close()
+
+    gc.collect()
+    before = descriptors(), ring_module.locked.used
+    for _ in range(3):
+        drop()
+    gc.collect()
+    assert (descriptors(), ring_module.locked.used) == before
 
 
 def test_results_are_nobody_elses_and_buffers_are_wiped(make: Make, fd: int) -> None:

@@ -43,6 +43,8 @@ _DRAIN_SECONDS = 30.0
 _FILES = 256  # places for registered files
 _MAX_OFFSET = 1 << 62
 _MAX_FD = 1 << 31
+# Channels with reads under way: were one collected, its memory would go while the kernel fills it.
+_busy: set[RingChannel] = set()
 _SMALL, _MEDIUM = 0, 1  # places of the pools in the table of registered buffers
 
 
@@ -176,6 +178,7 @@ class RingChannel(ThreadChannel):
         numbers = array("Q", range(self._next, self._next + len(reads)))
         self._next += len(reads)
         self._running.update(zip(numbers, reads, strict=True))
+        _busy.add(self)
         memory = ffi.from_buffer
         queued = lib.yr_queue_reads(
             self._ring.handle,
@@ -298,6 +301,8 @@ class RingChannel(ThreadChannel):
             read = self._running.pop(number, None)
             if read is not None:  # else the ring was given up meanwhile
                 self._complete(read, result)
+        if not self._running:
+            _busy.discard(self)
         return found
 
     def _complete(self, read: _Read, result: int) -> None:
@@ -397,6 +402,7 @@ class RingChannel(ThreadChannel):
         """Free the ring. The reads that were under way; what memory they had is not theirs any more."""
         ring, self._ring, self._files = self._ring, None, None
         running, self._running = list(self._running.values()), {}
+        _busy.discard(self)
         assert ring is not None
         if self._timer is not None:
             self._timer.cancel()
@@ -454,10 +460,18 @@ class RingChannel(ThreadChannel):
                 return  # if it has not run yet, it will: nobody else may touch that ring
         self.close()
 
+    def close_at_exit(self) -> None:
+        """The interpreter ends: nobody waits any more, and a loop that still runs keeps its memory."""
+        if self.is_mine():
+            self.close()
+        elif self._ring is not None and not self._loop.is_running():
+            self._let_go()
+
     def after_fork(self) -> None:
         """In a child: the loop and its ring are the parent's."""
         ring, self._ring, self._files = self._ring, None, None
         self._running, self._waiting, self._timer = {}, deque(), None
+        _busy.discard(self)
         self._scheduled = False
         if ring is not None:
             ring.after_fork()

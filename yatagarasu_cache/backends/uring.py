@@ -276,8 +276,8 @@ def _close_at_exit() -> None:
     """Nothing may be under way into memory that the interpreter is about to free."""
     for backend in list(_backends):
         for channel in list(backend._channels):
-            if channel.is_mine():
-                channel.close()
+            channel.close_at_exit()
+        backend._lender.close(seconds=0)
 
 
 atexit.register(_close_at_exit)
