@@ -108,13 +108,14 @@ static pid_t thread_id(void)
     return (pid_t)syscall(SYS_gettid);
 }
 
-/* A ring in the wrong process or thread must be refused before anything is queued. */
+/* A ring in the wrong process or thread must be refused before anything is queued. One system
+ * call: no thread of a child has the number of a thread that lives in its parent. */
 static int check_owner(const struct yr_ring *ring)
 {
     if (ring == NULL)
         return -EINVAL;
     if (ring->setup_flags & IORING_SETUP_SINGLE_ISSUER)
-        return thread_id() == ring->tid && getpid() == ring->pid ? 0 : -EPERM;
+        return thread_id() == ring->tid ? 0 : -EPERM;
     return getpid() == ring->pid ? 0 : -EPERM;
 }
 

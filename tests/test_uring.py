@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import BackendUnavailable
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, aio
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -441,30 +441,32 @@ def test_auto_leaves_reading_to_a_system_that_reads_far_ahead(
 # -- reads in place ---------------------------------------------------------------------------
 
 
-def test_loops_give_up_reading_in_place_and_take_it_up_again(make: Make, fd: int) -> None:
-    backend = make()
+def test_loops_give_up_looking_in_memory_and_take_it_up_again(tmp_path: Path) -> None:
+    directory = str(tmp_path / "cache")
+    values = {f"key-{i}": os.urandom(4096) for i in range(4000)}
+    wanted = random.sample(list(values), 300)  # in an order for which nothing is read ahead
 
     async def main() -> None:
-        channel = backend.channel(asyncio.get_running_loop())
-        await asyncio.gather(*[channel.read(*request) for request in some(fd, 200)])
+        async with AsyncDiskCache(directory, backend="uring") as cache:
+            await cache.set_many(values)
+            await cache.flush()
+            assert await cache.get("key-0") == values["key-0"]
+            assert cache._cold == 0
+            for name in os.listdir(f"{directory}/segments"):
+                file = os.open(f"{directory}/segments/{name}", os.O_RDONLY)
+                cool(file)
+                os.close(file)
+            found = await asyncio.gather(*[cache.get(key) for key in wanted])
+            assert found == [values[key] for key in wanted]
+            assert aio.COLD < cache._cold <= aio.COLD_MOST
+            before = cache._sync().stats().backend_stats["submitted"]
+            for _ in range(20 * aio.COLD_TRIES):  # all of it is in memory now
+                assert await cache.get(wanted[0]) == values[wanted[0]]
+            assert cache._cold == 0
+            after = cache._sync().stats().backend_stats["submitted"]
+            assert after - before < 8 * aio.COLD_TRIES
 
-    os.pread(fd, SIZE, 0)
-    assert backend.read_nowait(fd, 4096, 77) == os.pread(fd, 4096, 77)
     asyncio.run(main())
-    assert backend.cold == ring_channel.COLD_MOST > uring.COLD
-    tries = [backend.read_nowait(fd, 4096, 77) for _ in range(20 * uring._COLD_TRIES)]
-    assert 4 * uring._COLD_TRIES < tries.count(None) < 10 * uring._COLD_TRIES
-    assert backend.cold == 0
-    assert tries[-50:] == [os.pread(fd, 4096, 77)] * 50
-
-
-def test_batches_go_on_looking_in_place(make: Make, fd: int) -> None:
-    """Each look that misses sets the disk to work."""
-    backend = make()
-    for _ in range(1000):  # beyond the end nothing is ever in memory
-        assert backend.read_nowait(fd, 4096, 2 * SIZE) is None
-    os.pread(fd, SIZE, 0)
-    assert backend.read_nowait(fd, 4096, 77) == os.pread(fd, 4096, 77)
 
 
 def test_read_nowait_of_a_closed_descriptor(make: Make) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .store import Found, Store
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 1  # of the module that this code calls
+ABI_VERSION = 2  # of the module that this code calls
 
 
 class PythonCore:
@@ -55,6 +55,17 @@ class PythonCore:
         """The same without waiting for a disk: NotImplemented instead."""
         return NotImplemented
 
+    def place(self, key: Key, now: int) -> Any:
+        """Where the value of `key` is, to be read by others: (descriptor, length, offset, ...).
+
+        None for a miss, which is counted; NotImplemented as for `get`.
+        """
+        return NotImplemented
+
+    def accept(self, place: tuple[int, ...], data: bytes, now: int) -> Any:
+        """What `get` returns, if `data` was read from `place` and is right; else NotImplemented."""
+        return NotImplemented
+
     def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
         """`get` of whatever is not plain."""
         return self._store.get(*key_digest(encode_key(key), self._store.seed))
@@ -75,6 +86,7 @@ class CompiledCore(PythonCore):
         super().__init__(store)
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
+        self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.counted, self._put = core.counted, core.put  # type: ignore[method-assign]
         touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
         self._touch = touches.get(store.policy.name, module.TOUCH_NONE)

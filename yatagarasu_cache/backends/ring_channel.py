@@ -27,8 +27,6 @@ from .threads import ThreadChannel
 if TYPE_CHECKING:
     from .uring import UringBackend
 
-# `UringBackend.cold`: reads of loops that were not found in memory, with this bound.
-COLD_MOST = 64
 SMALL_BYTES = 4 << 10
 MEDIUM_BYTES = 64 << 10
 LONG_BYTES = 1 << 20  # what is longer would keep the loop busy: a worker thread reads it
@@ -141,8 +139,6 @@ class RingChannel(ThreadChannel):
         uring = self._uring
         if not (0 < length <= LONG_BYTES and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
             return self.run(uring.read, fd, length, offset)
-        if uring.cold < COLD_MOST:
-            uring.cold += 1
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.append(_Read(future, fd, length, offset))
         if not self._scheduled:
@@ -299,7 +295,11 @@ class RingChannel(ThreadChannel):
         results = ffi.unpack(self._results, found)
         for number, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
             read = self._running.pop(number, None)
-            if read is not None:  # else the ring was given up meanwhile
+            if read is None:  # the ring was given up meanwhile
+                continue
+            if result == read.length:  # nearly always
+                self._end(read, read.result(result), None)
+            else:
                 self._complete(read, result)
         if not self._running:
             _busy.discard(self)

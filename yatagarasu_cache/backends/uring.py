@@ -34,21 +34,14 @@ _LEAST_BATCH = 4  # fewer reads than this are not worth a ring
 DIRECT_BYTES = 8 << 20
 _FAR_AHEAD_KIB = 1024
 _SEEN = 1024  # long values remembered as read once
-# Before it asks its channel, a loop does well to look in place while about one read in four finds
-# its bytes in memory. Above COLD most are not tried, but one in so many is, to notice a change.
-COLD = 48
-_HIT_COUNTS = 3  # misses that one hit makes up for
-_COLD_TRIES = 16
 _CLOSE_SECONDS = 10.0
-_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _MAX_LENGTH = 1 << 62
 _backends: weakref.WeakSet[UringBackend] = weakref.WeakSet()
 
 
 class UringBackend(ThreadsBackend):
     name = "uring"
-    cold: int
-    """Reads of event loops of late, less those that were found in place; see `COLD`."""
+    prefers_together = True
 
     def __init__(self, settings: Settings) -> None:
         """Raises `BackendUnavailable` with the reason if the kernel gives no ring of use."""
@@ -61,7 +54,6 @@ class UringBackend(ThreadsBackend):
         self._direct = settings.io_uring.direct
         self._seen: dict[tuple[int, int, int], None] = {}
         self._seen_lock = threading.Lock()
-        self.cold = self._skipped = 0
         _backends.add(self)
 
     # -- calls in place ---------------------------------------------------------------------
@@ -78,30 +70,6 @@ class UringBackend(ThreadsBackend):
             return self._read_long(fd, length, offset)
         data = os.pread(fd, length, offset)
         return data if len(data) == length else _read_on(fd, data, length, offset)
-
-    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
-        """As the contract says; while event loops read what is not in memory, mostly None unlooked.
-
-        To look costs a system call and starts each read alone, where their rings start many at
-        once; what is in memory after all comes through the ring as well. For a batch to come it
-        pays to look: each look sets the disk to work.
-        """
-        if self.cold > COLD:
-            self._skipped += 1
-            if self._skipped % _COLD_TRIES:
-                return None
-        buffer = bytearray(length)
-        try:
-            done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno in _WOULD_WAIT:
-                return None
-            raise
-        if done != length:
-            return None
-        if self.cold:
-            self.cold = max(self.cold - _HIT_COUNTS, 0)
-        return bytes(buffer)
 
     def _read_long(self, fd: int, length: int, offset: int) -> bytes:
         status = os.fstat(fd)
