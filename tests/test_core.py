@@ -265,6 +265,30 @@ def test_reading_in_two_steps_gives_the_same(opened: Callable[..., DiskCache]) -
     assert core.accept(place, data, START) is NotImplemented is core.place("k", START)
 
 
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("cold", [False, True])
+def test_many_at_once_are_each_as_alone(opened: Callable[..., DiskCache], core: str, cold: bool) -> None:
+    cache = opened(core, large_value_size=1 << 20)
+    stored: dict[Any, Any] = {str(i): noise(i * 37, i) for i in range(200)}
+    stored |= {1: "one", ("a", 2): b"tuple", "t": "text", b"b": {"x": [1]}, "big": noise(2 << 20), "": b""}
+    cache.set_many(stored)
+    cache.set("old", b"gone", expire=1e-9)
+    wanted = [*stored, "none", 17, "old", "1"]
+    cache.get("1")  # opens the segment
+    if cold:
+        cache.flush()
+        for path in Path(cache.directory).rglob("*"):
+            if path.is_file():
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+    before = cache.stats()
+    assert cache.get_many(wanted) == stored
+    after = cache.stats()
+    assert (after.hits - before.hits, after.misses - before.misses) == (len(stored) + 1, 3)
+    assert cache.get_many([]) == {}
+
+
 def test_reading_in_two_steps_is_a_use(opened: Callable[..., DiskCache]) -> None:
     cache = opened()
     cache.set("k", b"v" * 100)

@@ -209,7 +209,7 @@ def test_batch_error_of_the_ring(make: Make, fd: int) -> None:
 def test_batch_when_the_kernel_takes_nothing_more(
     make: Make, fd: int, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend, requests = make(), some(fd, 500)
+    backend, requests = make(queue_depth=64), some(fd, 500)
     only_ring(backend).inject(lib.YR_OP_SUBMIT, 2, 1000, -code)
     assert backend.read_many(requests) == truth(requests)
     stats = backend.stats()

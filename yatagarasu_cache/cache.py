@@ -302,10 +302,15 @@ class DiskCache:
         store = self._store
         store.ensure_open()
         seed = store.seed
-        found = store.get_many([key_digest(encode_key(key), seed) for key in wanted])
+        found = store.core.get_many(wanted, time.time_ns())
+        rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
+        if rest:
+            others = store.get_many([key_digest(encode_key(wanted[i]), seed) for i in rest])
+            for i, hit in zip(rest, others, strict=True):
+                found[i] = hit
         decode = self._decode
         return {
-            key: decode(hit[0], hit[1] & CODEC_FLAGS)
+            key: hit if type(hit) is bytes else decode(hit[0], hit[1] & CODEC_FLAGS)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }

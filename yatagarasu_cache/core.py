@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .codec import Key, encode_key
@@ -65,6 +66,10 @@ class PythonCore:
     def accept(self, place: tuple[int, ...], data: bytes, now: int) -> Any:
         """What `get` returns, if `data` was read from `place` and is right; else NotImplemented."""
         return NotImplemented
+
+    def get_many(self, keys: Sequence[Key], now: int) -> list[Any]:
+        """`get` of each key; what is not in memory is read in one batch."""
+        return [NotImplemented] * len(keys)
 
     def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
         """`get` of whatever is not plain."""
@@ -124,6 +129,20 @@ class CompiledCore(PythonCore):
         if found is NotImplemented:
             return self._store.get(*key_digest(data, self._store.seed))
         return (found, 0) if type(found) is bytes else found
+
+    def get_many(self, keys: Sequence[Key], now: int) -> list[Any]:
+        results = [self.get_nowait(key, now) for key in keys]  # each that is not there begins to be read
+        cold: list[tuple[int, tuple[int, ...]]] = []
+        for i, found in enumerate(results):
+            if found is NotImplemented:
+                results[i] = place = self.place(keys[i], now)
+                if type(place) is tuple:
+                    cold.append((i, place))
+        if cold:
+            read = self._store.backend.read_many([(place[0], place[1], place[2]) for _, place in cold])
+            for (i, place), data in zip(cold, read, strict=True):
+                results[i] = NotImplemented if isinstance(data, OSError) else self.accept(place, data, now)
+        return results
 
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""

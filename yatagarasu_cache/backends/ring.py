@@ -150,10 +150,11 @@ class Ring:
         if settings.sqpoll:
             flags = lib.YR_SETUP_SQPOLL | (lib.YR_SETUP_SINGLE_ISSUER if one_thread else 0)
         holder = ffi.new("struct yr_ring **")
-        options = {"depth": settings.queue_depth, "flags": flags, "sq_cpu": -1}
-        if settings.sqpoll:
-            # The polling thread may show a completion before it gives back the entry that began it.
-            options |= {"depth": 2 * settings.queue_depth, "max_inflight": settings.queue_depth}
+        # Twice the depth are under way at once: the disk need not wait while completions are dealt
+        # with. The polling thread may show a completion before it gives back the entry that began it.
+        self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
+        entries = 2 * settings.queue_depth
+        options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
         error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
         if error:
             raise OSError(-error, os.strerror(-error))
@@ -162,7 +163,6 @@ class Ring:
         self._free = _once(self, lib.yr_destroy, self.handle, 0)
         self._unpin = _once(self, locked.give_back, 0)
         self.depth = settings.queue_depth
-        self.most = self.depth if settings.sqpoll else 2 * self.depth  # operations under way at once
         self.polled = settings.sqpoll
         self._lock = threading.Lock()
         self._info = ffi.new("struct yr_info *")
