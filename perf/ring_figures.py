@@ -1,6 +1,6 @@
 """The figures that the ring promises against the threads backend, each measured beside what is asked.
 
-    python -m perf.ring_figures [--quick] [--only TEXT] [--list] [--json FILE]
+    python -m perf.ring_figures [--quick] [--only NAMES] [--json FILE]
 
 Both sides are interleaved in one process, on data that is larger than any read-ahead and dropped
 from memory before each sample; what counts is the median of the pairs' ratios. Run as root, or
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from perf.bed import KIB, MIB, drop_caches, scratch, value_of
+from perf.bed import KIB, MIB, drop_caches, files_below, scratch, value_of
 from perf.peers import PEERS
 from perf.suite import timed
 from perf.timing import Usage, interleave, per_call, ratio
@@ -73,7 +73,9 @@ class Beds:
 # -- kinds of work ----------------------------------------------------------------------------
 
 
-async def in_loop(side: str, directory: str, todo: Sequence[tuple[bool, int]], in_flight: int, hot: bool) -> Usage:
+async def in_loop(
+    side: str, directory: str, todo: Sequence[tuple[bool, int]], in_flight: int, hot: bool
+) -> Usage:
     """(is it a get, entry) of each operation, by so many tasks that take the next one when they are done."""
     kind, value = PEERS[side], value_of(SMALL)
     async with kind.asynchronous(directory) as cache:
@@ -93,7 +95,13 @@ async def in_loop(side: str, directory: str, todo: Sequence[tuple[bool, int]], i
 
 
 def asynchronous(
-    used: list[Usage], side: str, directory: str, count: int, loops: int, reads: float = 1.0, hot: bool = False
+    used: list[Usage],
+    side: str,
+    directory: str,
+    count: int,
+    loops: int,
+    reads: float = 1.0,
+    hot: bool = False,
 ) -> float:
     numbers = [i % HOT for i in range(loops)] if hot else random.sample(range(count), min(loops, count))
     todo = [(random.random() < reads, number) for number in numbers]
@@ -116,15 +124,14 @@ def synchronous(side: str, directory: str, numbers: list[int], size: int, batch:
         peer.close()
 
 
-def fio(directory: str, loops: int, direct: bool) -> float:
-    """Seconds a read of `fio` from the same files at the same depth."""
-    segments = os.path.join(directory, "segments")
-    names = [os.path.join(segments, name) for name in sorted(os.listdir(segments))]
+def fio(directory: str, loops: int, direct: bool, size: int = SMALL, depth: int = IN_FLIGHT) -> float:
+    """Seconds a read of `fio`, at random places of the same files."""
+    names = [path for path in files_below(directory) if os.path.getsize(path) >= 8 * MIB]
     drop_caches(directory)
     command = [
-        "fio", "--name=cold", "--ioengine=io_uring", "--rw=randread", "--bs=4k", "--readonly",
-        f"--iodepth={IN_FLIGHT}", f"--direct={int(direct)}", f"--filename={':'.join(names)}",
-        f"--io_size={loops * SMALL}", "--file_service_type=random", "--output-format=json",
+        "fio", "--name=cold", "--ioengine=io_uring", "--rw=randread", f"--bs={size}", "--readonly",
+        f"--iodepth={depth}", f"--direct={int(direct)}", f"--filename={':'.join(names)}",
+        f"--io_size={loops * size}", "--file_service_type=random", "--output-format=json",
     ]  # fmt: skip
     job = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["jobs"][0]
     return float(1 / job["read"]["iops"])
@@ -150,7 +157,9 @@ async def durable(side: str, directory: str, loops: int, in_flight: int) -> floa
 
 def rates(taken: dict[str, list[float]]) -> str:
     """Operations a second of each side."""
-    shown = (f"{name.removeprefix('ours-')} {1 / statistics.median(values):,.0f}" for name, values in taken.items())
+    shown = (
+        f"{name.removeprefix('ours-')} {1 / statistics.median(values):,.0f}" for name, values in taken.items()
+    )
     return f"({', '.join(shown)} a second)"
 
 
@@ -166,7 +175,10 @@ def cold_gets(beds: Beds) -> Iterator[Row]:
         side: partial(asynchronous, [], side, directory, count, loops) for side in SIDES
     }
     if shutil.which("fio"):
-        runs |= {"fio": partial(fio, directory, loops, False), "fio O_DIRECT": partial(fio, directory, loops, True)}
+        runs |= {
+            "fio": partial(fio, directory, loops, False),
+            "fio O_DIRECT": partial(fio, directory, loops, True),
+        }
     taken = interleave(runs, ROUNDS, warm=False)
     yield against_threads("cold 4 KiB get, asyncio, 256 in flight", 3, taken)
     for name in [name for name in taken if name.startswith("fio")]:
@@ -177,8 +189,11 @@ def cold_gets(beds: Beds) -> Iterator[Row]:
 
 def cold_batches(beds: Beds) -> Iterator[Row]:
     directory, count = beds.small()
+
     def run(side: str) -> float:
-        return synchronous(side, directory, random.sample(range(count), int(10_000 * beds.scale)), SMALL, BATCH)
+        return synchronous(
+            side, directory, random.sample(range(count), int(10_000 * beds.scale)), SMALL, BATCH
+        )
 
     taken = interleave({side: partial(run, side) for side in SIDES}, ROUNDS, warm=False)
     yield against_threads(f"cold get_many of {BATCH} × 4 KiB", 2.5, taken)
@@ -190,8 +205,10 @@ def cold_large(beds: Beds) -> Iterator[Row]:
     def run(side: str) -> float:
         return synchronous(side, directory, random.sample(range(count), min(20, count)), LARGE, 1)
 
-    taken = interleave({side: partial(run, side) for side in SIDES}, ROUNDS, warm=False)
-    yield against_threads("cold 10 MiB get", 1.2, taken)
+    runs: dict[str, Callable[[], float]] = {side: partial(run, side) for side in SIDES}
+    if shutil.which("fio"):
+        runs["fio O_DIRECT"] = lambda: fio(directory, 800, True, 256 * KIB, 8) * (LARGE / (256 * KIB))
+    yield against_threads("cold 10 MiB get", 1.2, interleave(runs, ROUNDS, warm=False))
 
 
 def hot_gets(beds: Beds) -> Iterator[Row]:
@@ -237,12 +254,16 @@ def calls(beds: Beds) -> Iterator[Row]:
     each = {side: sum(calls.values()) / loops for side, calls in counted.items()}
     most = ", ".join(f"{name} {number / loops:.3f}" for name, number in counted[RING].most_common(3))
     measured = f"{each[RING]:.2f} ({most}), threads {each[THREADS]:.2f}"
-    yield Row("system calls an operation, cold asyncio, 256 in flight", "below 0.3", measured, each[RING] < 0.3)
+    yield Row(
+        "system calls an operation, cold asyncio, 256 in flight", "below 0.3", measured, each[RING] < 0.3
+    )
 
 
 def durable_sets(beds: Beds) -> Iterator[Row]:
     runs: dict[str, Callable[[], float]] = {
-        side: lambda side=side: asyncio.run(durable(side, os.path.join(beds.path, f"durable-{side}"), 1280, 64))  # type: ignore[misc]
+        side: lambda side=side: asyncio.run(
+            durable(side, os.path.join(beds.path, f"durable-{side}"), 1280, 64)
+        )  # type: ignore[misc]
         for side in SIDES
     }
     runs["one at a time"] = lambda: asyncio.run(durable(RING, os.path.join(beds.path, "durable-one"), 64, 1))
@@ -293,7 +314,9 @@ STEPS: dict[str, Callable[[Beds], Iterator[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="an eighth of the data")
-    parser.add_argument("--only", default=",".join(STEPS), help="names, separated by commas: " + ", ".join(STEPS))
+    parser.add_argument(
+        "--only", default=",".join(STEPS), help="names, separated by commas: " + ", ".join(STEPS)
+    )
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -303,7 +326,10 @@ def main() -> int:
         for name in options.only.split(","):
             for row in STEPS[name](beds):
                 rows.append(row._asdict())
-                print(f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'NO'} |", flush=True)
+                print(
+                    f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'NO'} |",
+                    flush=True,
+                )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=1)

@@ -161,13 +161,6 @@ class _Loop:
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return self.track(self.channel.run(function, *args))
 
-    async def read(self, fd: int, length: int, offset: int) -> bytes | None:
-        """None if it fails: errors are told apart when it is tried again, carefully."""
-        try:
-            return await self.channel.read(fd, length, offset)
-        except OSError:
-            return None
-
     def track(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
         self.running.add(future)
         future.add_done_callback(self.running.discard)
@@ -175,7 +168,7 @@ class _Loop:
 
     def put(self, item: Item) -> asyncio.Future[None]:
         """Store `item` together with all others that are asked for in this turn of the loop."""
-        future: asyncio.Future[None] = self.track(self.loop.create_future())
+        future: asyncio.Future[None] = self.loop.create_future()
         self._puts.append((item, future))
         if not self._putting:
             self._putting = True
@@ -407,8 +400,11 @@ class AsyncDiskCache:
         if not state.turns.enter():
             await state.turns.wait()
         try:
-            data = await state.read(fd, length, offset)
-            if data is not None:
+            try:
+                data = await state.channel.read(fd, length, offset)
+            except OSError:
+                pass  # told apart below
+            else:
                 found = store.core.accept(place, data, time.time_ns())
                 if found is not NotImplemented:
                     return found
@@ -422,9 +418,13 @@ class AsyncDiskCache:
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
             if fd is not None and not slot.is_large:
-                data = await state.read(fd, slot.value_length, slot.offset + slot.head_bytes)
-                if data is not None and (found := store.check(slot, data)) is not None:
-                    return found
+                try:
+                    data = await state.channel.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+                except OSError:
+                    pass  # told apart below
+                else:
+                    if (found := store.check(slot, data)) is not None:
+                        return found
             return await state.run(store.get_carefully, slot.low, slot.high)
 
     async def set(

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .buffers import Buffer
+from .buffers import Buffer, BufferPool
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 from .threads import ThreadChannel
 
@@ -50,8 +50,8 @@ class _Read:
     """One read, from being asked for until its completion was taken."""
 
     __slots__ = (
-        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "table",
-        "tries",
+        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "pool",
+        "table", "tries",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> None:
@@ -63,6 +63,7 @@ class _Read:
         self.tries = 0
         self.address = 0  # 0 while it has no memory
         self.buffer: Buffer | None = None
+        self.pool: BufferPool | None = None  # of the buffer
         self.own: bytes | None = None  # instead of a buffer: memory that becomes the result itself
         self.file = fd  # or its place among the registered files
         self.flags = self.table = 0
@@ -243,15 +244,14 @@ class RingChannel(ThreadChannel):
             read.own = bytes(read.length)
             read.address = address_of(read.own)
             return
-        read.buffer = buffer = pool.acquire()
+        read.pool, read.buffer = pool, (buffer := pool.acquire())
         read.address = buffer.address
         read.flags = self._buffer_flag if buffer.pooled else 0
 
     def _take_back(self, read: _Read) -> None:
         """The read's memory is nobody's any more."""
-        if read.buffer is not None:
-            pool = self._small if len(read.buffer) == SMALL_BYTES else self._medium
-            pool.release(read.buffer, read.length)
+        if read.pool is not None and read.buffer is not None:
+            read.pool.release(read.buffer, read.length)
             read.buffer, read.address = None, 0
 
     def _submit(self) -> None:
@@ -461,10 +461,10 @@ class RingChannel(ThreadChannel):
         self.close()
 
     def close_at_exit(self) -> None:
-        """The interpreter ends: nobody waits any more, and a loop that still runs keeps its memory."""
+        """The interpreter ends: nobody waits any more. A thread that still lives keeps its ring."""
         if self.is_mine():
             self.close()
-        elif self._ring is not None and not self._loop.is_running():
+        elif self._ring is not None and self._owner not in {thread.ident for thread in threading.enumerate()}:
             self._let_go()
 
     def after_fork(self) -> None:
