@@ -212,6 +212,7 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
     *found = (struct yc_found){
         .at = at,
         .low = digest.low,
+        .high = digest.high,
         .value_sum = load(view->map, at + S_SUM),
         .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
         .length = lengths >> 24,
@@ -255,14 +256,34 @@ void yc_prefetch(const struct yc_found *found)
 #endif
 }
 
+static bool is_right(const struct yc_found *found, const void *value)
+{
+    return value_sum(value, found->length, found->low, found->flags) == found->value_sum;
+}
+
+static void note_use(const struct yc_view *view, uint64_t at, uint64_t now)
+{
+    if (view->touch != YC_TOUCH_NONE) {
+        uint64_t access = load(view->map, at + S_ACCESS);
+        store(view->map, at + S_ACCESS, touched(view->touch, access, new_stamp(view, now)));
+    }
+}
+
 bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
 {
-    if (value_sum(value, found->length, found->low, found->flags) != found->value_sum)
+    if (!is_right(found, value))
         return false;
-    if (view->touch != YC_TOUCH_NONE) {
-        uint64_t access = load(view->map, found->at + S_ACCESS);
-        store(view->map, found->at + S_ACCESS, touched(view->touch, access, new_stamp(view, now)));
-    }
+    note_use(view, found->at, now);
+    return true;
+}
+
+bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
+{
+    if (!usable(view) || !is_right(found, value))
+        return false;
+    uint64_t at = find(view, (struct digest){found->low, found->high});
+    if (at && at != UNSURE)
+        note_use(view, at, now);
     return true;
 }
 

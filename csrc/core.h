@@ -49,7 +49,7 @@ enum { YC_OTHER = -1, YC_MISS, YC_FOUND, YC_UNOPENED };
 
 /* A live entry: where its value is, and what it has to be. */
 struct yc_found {
-    uint64_t at, low, value_sum, offset, length;
+    uint64_t at, low, high, value_sum, offset, length;
     uint32_t flags, segment;
     int fd;
 };
@@ -67,6 +67,9 @@ int yc_read_nowait(const struct yc_found *found, void *value);
 void yc_prefetch(const struct yc_found *found);
 /* True if that is the value of the key; its use is noted then. */
 bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now);
+/* The same long after it was found: the index may have changed, or been mapped anew. */
+bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value,
+                    uint64_t now);
 
 struct yc_entry {
     const void *key, *tag, *meta, *payload;

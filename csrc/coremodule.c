@@ -193,31 +193,44 @@ static PyObject *with_flags(PyObject *value, uint32_t flags)
     return flags ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
 }
 
-static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, bool wait)
+/* Look up args: (key, now). NULL if it is found; else what to return, or an error (*found is not set). */
+static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded,
+                         struct yc_found *found, uint64_t *now)
 {
     char buffer[SHORT_KEY], *key = buffer;
     Py_ssize_t key_length;
-    struct yc_found found;
+    found->fd = -1;
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "expected key and now");
         return NULL;
     }
-    uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
+    *now = PyLong_AsUnsignedLongLong(args[1]);
     if (encoded && PyBytes_AsStringAndSize(args[0], &key, &key_length))
         return NULL;
     if (PyErr_Occurred())
         return NULL;
     if (!encoded && !(key_length = encode_key(args[0], buffer)))
         return another(Py_NotImplemented);
-    switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, now, &found)) {
+    switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, *now, found)) {
     case YC_MISS:
         self->misses++;
+        found->fd = -1;
         return another(Py_None);
     case YC_FOUND:
-        break;
+        return NULL;
     default:
+        found->fd = -1;
         return another(Py_NotImplemented);
     }
+}
+
+static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, bool wait)
+{
+    struct yc_found found;
+    uint64_t now;
+    PyObject *other = look_up(self, args, count, encoded, &found, &now);
+    if (found.fd < 0)
+        return other;
     PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found.length);
     if (!value)
         return NULL;
@@ -361,6 +374,43 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
         return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     }
     return results;
+}
+
+static PyObject *core_place(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_found found;
+    uint64_t now;
+    PyObject *other = look_up(self, args, count, false, &found, &now);
+    if (found.fd < 0)
+        return other;
+    return Py_BuildValue("iKKKKKI", found.fd, found.length, found.offset, found.low, found.high,
+                         found.value_sum, (unsigned int)found.flags);
+}
+
+static PyObject *core_accept(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_found found;
+    unsigned long long length, offset, low, high, sum;
+    unsigned int flags;
+    char *data;
+    Py_ssize_t size;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected place, data and now");
+        return NULL;
+    }
+    uint64_t now = PyLong_AsUnsignedLongLong(args[2]);
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &data, &size) ||
+        !PyArg_ParseTuple(args[0], "iKKKKKI", &found.fd, &length, &offset, &low, &high, &sum, &flags))
+        return NULL;
+    found.length = length;
+    found.low = low;
+    found.high = high;
+    found.value_sum = sum;
+    found.flags = flags;
+    if ((uint64_t)size != found.length || !yc_verify_late(&self->mapping->view, &found, data, now))
+        return another(Py_NotImplemented);
+    self->hits++;
+    return with_flags(another(args[1]), found.flags);
 }
 
 static PyObject *core_counted(Core *self, PyObject *unused)
@@ -541,6 +591,11 @@ static PyMethodDef core_methods[] = {
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
      "get_many(keys, now, wait)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
      "has to be opened first. What is not in memory is read in one batch, or is NotImplemented."},
+    {"place", (PyCFunction)(void (*)(void))core_place, METH_FASTCALL,
+     "place(key, now)\n--\n\nWhere the value of a key is, to be read by others: (descriptor, length, offset, ...).\n"
+     "None for a miss; NotImplemented as for get()."},
+    {"accept", (PyCFunction)(void (*)(void))core_accept, METH_FASTCALL,
+     "accept(place, data, now)\n--\n\nWhat get() returns, if `data` was read from there and is right; else NotImplemented."},
     {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
      "put(fd, segment, offset, lock_fd, key, tag, meta, payload, flags, expires, now, stop_after=-1)\n--\n\n"
      "Its entry in the footer; (entry, slot, epoch) if the index was left as it was; NotImplemented."},

@@ -20,6 +20,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 #define MAX_DEPTH 32768u
 #define MAX_INFLIGHT (1u << 20)
 #define MAX_BUFFERS 16384u
@@ -104,13 +108,14 @@ static pid_t thread_id(void)
     return (pid_t)syscall(SYS_gettid);
 }
 
-/* A ring in the wrong process or thread must be refused before anything is queued. */
+/* A ring in the wrong process or thread must be refused before anything is queued. One system
+ * call: no thread of a child has the number of a thread that lives in its parent. */
 static int check_owner(const struct yr_ring *ring)
 {
     if (ring == NULL)
         return -EINVAL;
     if (ring->setup_flags & IORING_SETUP_SINGLE_ISSUER)
-        return thread_id() == ring->tid && getpid() == ring->pid ? 0 : -EPERM;
+        return thread_id() == ring->tid ? 0 : -EPERM;
     return getpid() == ring->pid ? 0 : -EPERM;
 }
 
@@ -454,6 +459,16 @@ int yr_create(struct yr_ring **result, const struct yr_options *options)
     return 0;
 }
 
+/* The kernel may still be reading vectors and paths: they stay, which is no leak to be reported. */
+static void keep_for_ever(struct slot *slots)
+{
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_ignore_object(slots);
+#else
+    (void)slots;
+#endif
+}
+
 int yr_destroy(struct yr_ring *ring, int force)
 {
     bool lost;
@@ -467,7 +482,9 @@ int yr_destroy(struct yr_ring *ring, int force)
     io_uring_queue_exit(&ring->ring);
     if (ring->event_fd >= 0)
         close(ring->event_fd);
-    if (!lost) { /* else the kernel may still be reading vectors and paths: they stay */
+    if (lost) {
+        keep_for_ever(ring->slots);
+    } else {
         for (uint32_t i = 0; i < ring->max_inflight; i++)
             if (ring->slots[i].busy)
                 slot_release(ring, &ring->slots[i]);

@@ -73,7 +73,8 @@ def noise(length: int, seed: int = 0) -> bytes:
 
 def run_python(code: str, *arguments: object, timeout: float = 100, **options: Any) -> str:
     """Standard output of `code` in a process of its own; it must succeed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests")]  # a build under test is first
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, env=environment, **options,

@@ -183,6 +183,9 @@ def test_references_are_balanced(opened: Callable[..., DiskCache]) -> None:
             core.get(wanted, START)
             core.get_nowait(wanted, START)
             cache.get(wanted)
+        place = core.place("k", START)
+        core.accept(place, b"v" * 100, START)
+        core.accept(place, b"w" * 100, START)
         core.counted()
         cache.set("k", b"v" * 100)
     after = [sys.getrefcount(one) for one in watched]
@@ -231,6 +234,76 @@ def test_nowait_gives_the_same(opened: Callable[..., DiskCache]) -> None:
             assert wait(str(length), START) == (b"t" * length, 1)
             assert wait(length, START) is NotImplemented  # an int is encoded in Python
     assert cache._store.core.get_nowait("none", START) is None
+
+
+def test_reading_in_two_steps_gives_the_same(opened: Callable[..., DiskCache]) -> None:
+    cache = opened(large_value_size=1 << 20)
+    core = cache._store.core
+    for value in (b"", noise(4096), "t" * 100_000):
+        cache.set("k", value)
+        whole = cache.get("k")
+        assert core.place("k", START)[:2] > (0, -1)
+        found = core.get("k", START)
+        fd, length, offset = (place := core.place("k", START))[:3]
+        data = os.pread(fd, length, offset)
+        cache.stats()
+        assert core.accept(place, data, START) == found and core.counted() == (1, 0)
+        assert whole == value
+        for wrong in (data + b"x", data[:-1] + b"\0\0", b"\0" * length if length else b"x"):
+            assert core.accept(place, wrong, START) is NotImplemented
+        cache.set("k", "something else")  # what was read is the value that was there when it was asked for
+        assert core.accept(place, data, START) == found
+    cache.set("big", noise(2 << 20))
+    for key in ("big", 1, "\ud800", "k" * 5000):
+        assert core.place(key, START) is NotImplemented
+    cache.stats()
+    assert core.place("none", START) is None and core.counted() == (0, 1)
+    for arguments in ((), (place,), (place, data), (place, "text", START), ((1, 2), data, START), (place, data, -1)):
+        with pytest.raises((TypeError, OverflowError)):
+            core.accept(*arguments)
+    cache.close()
+    assert core.accept(place, data, START) is NotImplemented is core.place("k", START)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("cold", [False, True])
+def test_many_at_once_are_each_as_alone(opened: Callable[..., DiskCache], core: str, cold: bool) -> None:
+    cache = opened(core, large_value_size=1 << 20)
+    stored: dict[Any, Any] = {str(i): noise(i * 37, i) for i in range(200)}
+    stored |= {1: "one", ("a", 2): b"tuple", "t": "text", b"b": {"x": [1]}, "big": noise(2 << 20), "": b""}
+    cache.set_many(stored)
+    cache.set("old", b"gone", expire=1e-9)
+    wanted = [*stored, "none", 17, "old", "1"]
+    cache.get("1")  # opens the segment
+    if cold:
+        cache.flush()
+        for path in Path(cache.directory).rglob("*"):
+            if path.is_file():
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+    before = cache.stats()
+    assert cache.get_many(wanted) == stored
+    after = cache.stats()
+    assert (after.hits - before.hits, after.misses - before.misses) == (len(stored) + 1, 3)
+    assert cache.get_many([]) == {}
+
+
+def test_reading_in_two_steps_is_a_use(opened: Callable[..., DiskCache]) -> None:
+    cache = opened()
+    cache.set("k", b"v" * 100)
+    cache.get("k")
+    store = cache._store
+    place = store.core.place("k", START)
+    cache.set("other", b"v")
+    slots = [store.lookup(*f.key_digest(encode_key(key), store.seed)) for key in ("k", "other")]
+    assert slots[0] is not None and slots[1] is not None and slots[0].access < slots[1].access
+    assert store.core.accept(place, b"v" * 100, START) == b"v" * 100
+    used = store.lookup(*f.key_digest(encode_key("k"), store.seed))
+    assert used is not None and used.access > slots[1].access
+    cache.delete("k")
+    assert store.core.accept(place, b"v" * 100, START) == b"v" * 100
+    assert store.lookup(*f.key_digest(encode_key("k"), store.seed)) is None
 
 
 # -- whatever is not plain takes the ordinary path -------------------------------------------------
@@ -542,7 +615,7 @@ def test_get_many_is_get_of_each(opened: Callable[..., DiskCache], cold: bool) -
     assert cache.get_many(keys) == values
     after = cache.stats()
     assert (after.hits - before.hits, after.misses - before.misses) == (len(values) + 1, 3)
-    found = cache._store.core.get_many(keys)
+    found = cache._store.core.get_many(keys, time.time_ns())
     assert found[keys.index(7)] is NotImplemented  # an int is encoded in Python
     assert found[keys.index("text")] == (b"t", 1)
     with pytest.raises(TypeError):

@@ -245,12 +245,14 @@ from yatagarasu_cache.backends import choose
 import yatagarasu_cache.backends.uring
 free = os.dup(0)
 os.close(free)
-resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
 choice = choose(make_settings(directory))
 try:
     choose(make_settings(directory, backend="uring"))
 except BackendUnavailable as error:
     answer(backend=choice.backend.name, reason=choice.reason, error=str(error))
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 """
     answer = run(directory, code)
     assert answer["backend"] == "threads"

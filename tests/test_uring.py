@@ -10,6 +10,7 @@ import asyncio
 import errno
 import faulthandler
 import gc
+import io
 import logging
 import os
 import random
@@ -19,13 +20,14 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from yatagarasu_cache import BackendUnavailable
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, aio
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -207,7 +209,7 @@ def test_batch_error_of_the_ring(make: Make, fd: int) -> None:
 def test_batch_when_the_kernel_takes_nothing_more(
     make: Make, fd: int, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend, requests = make(), some(fd, 500)
+    backend, requests = make(queue_depth=64), some(fd, 500)
     only_ring(backend).inject(lib.YR_OP_SUBMIT, 2, 1000, -code)
     assert backend.read_many(requests) == truth(requests)
     stats = backend.stats()
@@ -302,11 +304,19 @@ def test_a_failed_write_and_a_failed_sync(make: Make, tmp_path: Path) -> None:
 # -- long reads -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def long_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes reads of the test file's size count as long."""
+    monkeypatch.setattr(uring, "DIRECT_BYTES", 3 << 20)
+    monkeypatch.setattr(uring, "_reads_far_ahead", lambda device: False)
+
+
 @pytest.mark.parametrize("direct", [True, False, "auto"])
 @pytest.mark.parametrize(
     ("length", "offset"),
-    [(uring.LARGE_BYTES, 0), (uring.LARGE_BYTES + 1, 1), (5 << 20, 4096), (5_000_001, 511), (SIZE, 0)],
+    [(3 << 20, 0), ((3 << 20) + 1, 1), (5 << 20, 4096), (5_000_001, 511), (SIZE, 0)],
 )
+@pytest.mark.usefixtures("long_reads")
 def test_long_read(make: Make, fd: int, direct: Any, length: int, offset: int) -> None:
     backend = make(direct=direct)
     for _ in range(3):
@@ -315,6 +325,7 @@ def test_long_read(make: Make, fd: int, direct: Any, length: int, offset: int) -
     assert_balanced(backend)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_at_the_end(make: Make, fd: int) -> None:
     backend = make(direct=True)
     cool(fd)
@@ -332,6 +343,7 @@ def is_direct_here(backend: UringBackend, fd: int) -> bool:
     return bool(backend.stats()["submitted"] > before)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_of_what_is_in_memory_is_a_plain_one(make: Make, fd: int) -> None:
     backend = make(direct=True)
     os.pread(fd, SIZE, 0)
@@ -339,6 +351,7 @@ def test_long_read_of_what_is_in_memory_is_a_plain_one(make: Make, fd: int) -> N
     assert backend.stats()["submitted"] == TRIED
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_auto_reads_past_the_page_cache_only_once(make: Make, fd: int) -> None:
     backend = make()
     if not is_direct_here(backend, fd):
@@ -353,6 +366,7 @@ def test_auto_reads_past_the_page_cache_only_once(make: Make, fd: int) -> None:
 
 
 @pytest.mark.parametrize("result", [512, 4096, 5000, -errno.EIO, -errno.EAGAIN, -errno.ENOMEM])
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_that_does_not_go_smoothly(make: Make, fd: int, result: int) -> None:
     backend = make(direct=True)
     only_ring(backend).inject(lib.YR_OP_READ, 3, 2, result)
@@ -362,6 +376,7 @@ def test_long_read_that_does_not_go_smoothly(make: Make, fd: int, result: int) -
     assert_balanced(backend)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_without_o_direct(make: Make, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> int:
         raise OSError(errno.EINVAL, "no O_DIRECT")
@@ -374,6 +389,7 @@ def test_long_read_without_o_direct(make: Make, fd: int, monkeypatch: pytest.Mon
     assert data == os.pread(fd, SIZE, 0)
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_long_read_that_is_interrupted(make: Make, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in the middle waits for what is under way, and the ring is as good as new."""
     backend = make(direct=True)
@@ -395,19 +411,62 @@ def test_long_read_that_is_interrupted(make: Make, fd: int, monkeypatch: pytest.
     assert backend.read(fd, SIZE, 0) == os.pread(fd, SIZE, 0)
 
 
+@pytest.mark.parametrize("text", ["128", "1023", "1024", "8192", "", "none"])
+def test_read_ahead(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def fake(path: str) -> Any:
+        assert path == "/sys/class/bdi/8:1/read_ahead_kb"
+        if text == "none":
+            raise FileNotFoundError(path)
+        return io.StringIO(text + "\n")
+
+    uring._reads_far_ahead.cache_clear()
+    monkeypatch.setattr("builtins.open", fake)
+    far = uring._reads_far_ahead(os.makedev(8, 1))
+    monkeypatch.undo()
+    uring._reads_far_ahead.cache_clear()
+    assert far == (text in ("1024", "8192"))
+
+
+def test_auto_leaves_reading_to_a_system_that_reads_far_ahead(
+    make: Make, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uring, "DIRECT_BYTES", 3 << 20)
+    monkeypatch.setattr(uring, "_reads_far_ahead", lambda device: True)
+    backend = make()
+    cool(fd)
+    assert backend.read(fd, 3 << 20, 0) == os.pread(fd, 3 << 20, 0)
+    assert backend.stats()["submitted"] == TRIED
+
+
 # -- reads in place ---------------------------------------------------------------------------
 
 
-def test_reads_in_place_are_given_up_and_taken_up_again(make: Make, path: Path, fd: int) -> None:
-    backend = make()
-    os.pread(fd, SIZE, 0)
-    assert backend.read_nowait(fd, 4096, 77) == os.pread(fd, 4096, 77)
-    for _ in range(uring._COLD_MOST * uring._COLD_TRIES):  # beyond the end nothing is ever in memory
-        assert backend.read_nowait(fd, 4096, 2 * SIZE) is None
-    tries = [backend.read_nowait(fd, 4096, 77) for _ in range(20 * uring._COLD_TRIES)]
-    assert 0 < tries.count(None) < 10 * uring._COLD_TRIES
-    assert backend.cold == 0
-    assert tries[-50:] == [os.pread(fd, 4096, 77)] * 50
+def test_loops_give_up_looking_in_memory_and_take_it_up_again(tmp_path: Path) -> None:
+    directory = str(tmp_path / "cache")
+    values = {f"key-{i}": os.urandom(4096) for i in range(4000)}
+    wanted = random.sample(list(values), 300)  # in an order for which nothing is read ahead
+
+    async def main() -> None:
+        async with AsyncDiskCache(directory, backend="uring") as cache:
+            await cache.set_many(values)
+            await cache.flush()
+            assert await cache.get("key-0") == values["key-0"]
+            assert cache._cold == 0
+            for name in os.listdir(f"{directory}/segments"):
+                file = os.open(f"{directory}/segments/{name}", os.O_RDONLY)
+                cool(file)
+                os.close(file)
+            found = await asyncio.gather(*[cache.get(key) for key in wanted])
+            assert found == [values[key] for key in wanted]
+            assert aio.COLD < cache._cold <= aio.COLD_MOST
+            before = cache._sync().stats().backend_stats["submitted"]
+            for _ in range(20 * aio.COLD_TRIES):  # all of it is in memory now
+                assert await cache.get(wanted[0]) == values[wanted[0]]
+            assert cache._cold == 0
+            after = cache._sync().stats().backend_stats["submitted"]
+            assert after - before < 8 * aio.COLD_TRIES
+
+    asyncio.run(main())
 
 
 def test_read_nowait_of_a_closed_descriptor(make: Make) -> None:
@@ -735,6 +794,42 @@ def test_garbage_collection_during_io(make: Make, fd: int, length: int) -> None:
     assert_balanced(backend)
 
 
+def test_collecting_a_channel_with_reads_under_way(make: Make, fd: int) -> None:
+    """Its memory stays until the reads have ended, although nobody knows the channel any more."""
+    loop, channel, reads = start_reads(make(), fd, 50)
+    there = weakref.ref(channel)
+    loop.close()
+    del loop, channel, reads
+    gc.collect()
+    found = there()
+    assert found is not None
+    found.close()
+    del found
+    gc.collect()
+    assert there() is None
+
+
+def test_collecting_a_backend_that_nobody_closed(path: Path, fd: int) -> None:
+    def drop() -> None:
+        backend = UringBackend(make_settings("/unused", backend="uring"))
+        backend.read_many(some(fd, 20))
+        loop = asyncio.new_event_loop()
+        channel = backend.channel(loop)
+
+        async def main() -> None:
+            await asyncio.gather(*[channel.read(*request) for request in some(fd, 20)])
+
+        loop.run_until_complete(main())
+        loop.close()
+
+    gc.collect()
+    before = descriptors(), ring_module.locked.used
+    for _ in range(3):
+        drop()
+    gc.collect()
+    assert (descriptors(), ring_module.locked.used) == before
+
+
 def test_results_are_nobody_elses_and_buffers_are_wiped(make: Make, fd: int) -> None:
     backend = make()
 
@@ -1057,6 +1152,7 @@ def test_interpreter_exit_with_reads_under_way(path: Path, how: str) -> None:
 # -- leaks and figures --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("long_reads")
 def test_no_leaks(make: Make, path: Path, fd: int) -> None:
     def everything() -> None:
         backend = make(use_fixed_files=True)

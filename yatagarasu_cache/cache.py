@@ -307,7 +307,7 @@ class DiskCache:
         wanted = list(keys)
         store = self._store
         store.ensure_open()
-        found = store.core.get_many(wanted)
+        found = store.core.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
             seed = store.seed

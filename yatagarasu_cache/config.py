@@ -74,7 +74,7 @@ class RingSettings:
     enabled: bool | Literal["auto"] = "auto"
     """True: io_uring or an error. False: portable backend. "auto": io_uring where it runs."""
     queue_depth: int = 128
-    """Entries of a submission queue; the kernel rounds up to a power of two."""
+    """Operations that a ring begins together; up to twice as many are under way at once."""
     use_registered_buffers: bool = True
     """Register the buffer pool with the kernel (counts against RLIMIT_MEMLOCK)."""
     use_fixed_files: bool = False

@@ -60,13 +60,24 @@ class PythonCore:
         """The same without waiting for a disk: NotImplemented instead."""
         return NotImplemented
 
+    def place(self, key: Key, now: int) -> Any:
+        """Where the value of `key` is, to be read by others: (descriptor, length, offset, ...).
+
+        None for a miss, which is counted; NotImplemented as for `get`.
+        """
+        return NotImplemented
+
+    def accept(self, place: tuple[int, ...], data: bytes, now: int) -> Any:
+        """What `get` returns, if `data` was read from `place` and is right; else NotImplemented."""
+        return NotImplemented
+
+    def get_many(self, keys: list[Key], now: int) -> list[Any]:
+        """What `get` gives for each of `keys`. What is not in memory is read in one batch."""
+        return [NotImplemented] * len(keys)
+
     def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
         """`get` of whatever is not plain."""
         return self._store.get(*key_digest(encode_key(key), self._store.seed))
-
-    def get_many(self, keys: list[Key]) -> list[Any]:
-        """What `get` gives for each of `keys`. What is not in memory is read in one batch."""
-        return [NotImplemented] * len(keys)
 
     def set(self, key: Key, value: bytes) -> bool:
         """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
@@ -103,6 +114,7 @@ class CompiledCore(PythonCore):
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
         self.counted, self._put, self._set = core.counted, core.put, core.set  # type: ignore[method-assign]
+        self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self._module = module
         self._longest = min(store.unchecked_bytes, store.large_bytes)
         touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
@@ -143,18 +155,33 @@ class CompiledCore(PythonCore):
             return self._store.get(*key_digest(data, self._store.seed))
         return (found, 0) if type(found) is bytes else found
 
-    def get_many(self, keys: list[Key]) -> list[Any]:
-        now = time.time_ns()
-        found: list[Any] = self._core.get_many(keys, now, True)
+    def get_many(self, keys: list[Key], now: int) -> list[Any]:
+        backend = self._store.backend
+        found: list[Any] = self._core.get_many(keys, now, not backend.batches)
         unopened = {hit for hit in found if type(hit) is int}
         if unopened:
-            store = self._store
             for segment in unopened:
-                store.file_of(segment)
+                self._store.file_of(segment)
             again = [i for i, hit in enumerate(found) if type(hit) is int]
-            for i, hit in zip(again, self._core.get_many([keys[i] for i in again], now, True), strict=True):
+            hits = self._core.get_many([keys[i] for i in again], now, not backend.batches)
+            for i, hit in zip(again, hits, strict=True):
                 found[i] = NotImplemented if type(hit) is int else hit
+        if backend.batches:
+            self._read_cold(keys, now, found)
         return found
+
+    def _read_cold(self, keys: list[Key], now: int, found: list[Any]) -> None:
+        """Have the backend read what `found` lacks, as far as it is plain."""
+        cold: list[tuple[int, tuple[int, ...]]] = []
+        for i, hit in enumerate(found):
+            if hit is NotImplemented:
+                found[i] = place = self.place(keys[i], now)
+                if type(place) is tuple:
+                    cold.append((i, place))
+        if cold:
+            read = self._store.backend.read_many([(place[0], place[1], place[2]) for _, place in cold])
+            for (i, place), data in zip(cold, read, strict=True):
+                found[i] = NotImplemented if isinstance(data, OSError) else self.accept(place, data, now)
 
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)

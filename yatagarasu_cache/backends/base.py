@@ -34,6 +34,12 @@ class Backend(abc.ABC):
     # True if reads and writes in place are the plain system calls, so that compiled code may make
     # them itself. A backend that wants to see, count or change them leaves it False.
     plain: ClassVar[bool] = False
+    # True if `read_many` of what is not in memory is faster than reads one after the other of which the
+    # system was told beforehand.
+    batches: ClassVar[bool] = False
+    # True if reads of an event loop that begin together cost so much less than one alone that what
+    # is hardly ever in memory had better not be looked for there first.
+    prefers_together: ClassVar[bool] = False
 
     # -- calls in place ---------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ import os
 import re
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from ..config import RingSettings
@@ -125,6 +127,13 @@ def check_kernel() -> None:
         raise BackendUnavailable(f"kernel {os.uname().release} is too old: Linux 5.10 or later is needed")
 
 
+def _once(owner: object, function: Callable[..., Any], *args: Any) -> weakref.finalize[..., Any]:
+    """To be called, or, if nobody has, done when `owner` is collected."""
+    finalizer = weakref.finalize(owner, function, *args)
+    finalizer.atexit = False
+    return finalizer
+
+
 class Ring:
     """A ring and the memory registered with it, for one owner at a time.
 
@@ -141,18 +150,20 @@ class Ring:
         if settings.sqpoll:
             flags = lib.YR_SETUP_SQPOLL | (lib.YR_SETUP_SINGLE_ISSUER if one_thread else 0)
         holder = ffi.new("struct yr_ring **")
-        options = {"depth": settings.queue_depth, "flags": flags, "sq_cpu": -1}
-        if settings.sqpoll:
-            # The polling thread may show a completion before it gives back the entry that began it.
-            options |= {"depth": 2 * settings.queue_depth, "max_inflight": settings.queue_depth}
+        # Twice the depth are under way at once: the disk need not wait while completions are dealt
+        # with. The polling thread may show a completion before it gives back the entry that began it.
+        self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
+        entries = 2 * settings.queue_depth
+        options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
         error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
+        # Frees the ring, unless it is busy; also when nobody has closed it.
+        self._free = _once(self, lib.yr_destroy, self.handle, 0)
+        self._unpin = _once(self, locked.give_back, 0)
         self.depth = settings.queue_depth
-        self.most = self.depth if settings.sqpoll else 2 * self.depth  # operations under way at once
         self.polled = settings.sqpoll
-        self.registered = 0
         self._lock = threading.Lock()
         self._info = ffi.new("struct yr_info *")
         self._settings = settings
@@ -208,7 +219,7 @@ class Ring:
             addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
             done = lib.yr_buffers_update(self.handle, 0, len(pools), addresses, sizes)
             if done == len(pools):
-                self.registered = size
+                self._unpin = _once(self, locked.give_back, size)
                 return None
             lib.yr_buffers_unregister(self.handle)
             error = done if done < 0 else -errno.ENOMEM
@@ -228,10 +239,8 @@ class Ring:
             if handle is None:
                 return True
             lib.yr_info(handle, self._info)
-            if self.registered:
-                locked.give_back(self.registered)
-                self.registered = 0
-            idle: bool = lib.yr_destroy(handle, 0) == 0
+            self._unpin()
+            idle: bool = self._free() == 0
             if not idle:
                 lib.yr_destroy(handle, 1)
             return idle
@@ -240,8 +249,9 @@ class Ring:
         """In a child: the parent's ring is let go of, whatever is in flight."""
         self._lock = threading.Lock()
         handle, self.handle = self.handle, None
-        self.registered = 0
+        self._unpin.detach()
         if handle is not None:
+            self._free.detach()
             lib.yr_destroy(handle, 1)
 
 

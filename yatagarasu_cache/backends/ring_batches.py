@@ -20,8 +20,8 @@ from .buffers import Buffer, BufferPool
 from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 
 _MOST_RINGS = 8  # more threads than this at once make ordinary calls
-_CHUNK_BYTES = 128 << 10
-_CHUNKS = 16
+_CHUNK_BYTES = 256 << 10
+_CHUNKS = 8
 ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
 _COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
 _MOST_SYNCS = 1024  # in one call
@@ -155,7 +155,7 @@ class Lender:
 
 
 def read_batch(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes | int]:
-    """Bytes, or an errno, for each request. Each is shorter than `LARGE_BYTES`, and none is empty.
+    """Bytes, or an errno, for each request. None is empty.
 
     OSError: the ring has done nothing.
     """
@@ -242,12 +242,10 @@ class DirectRead:
         self._fd = fd
         self._offset = offset
         self._length = length
-        # Written to before anybody else sees it, which saves a copy of the whole value.
-        self._target = bytes(length)
-        self._into = ffi.from_buffer(self._target)
         start = offset // _ALIGN * _ALIGN
         self._todo = deque(range(start, offset + length, _CHUNK_BYTES))
         self._running: dict[int, Buffer] = {}
+        self._free: list[Buffer] = []  # wiped only once, at the end
         self._window = min(_CHUNKS, lent.ring.most)
         self._numbers = ffi.new("uint64_t[]", _CHUNKS)
         self._results = ffi.new("int32_t[]", _CHUNKS)
@@ -256,10 +254,14 @@ class DirectRead:
         """The bytes; None if it did not go smoothly and an ordinary read has to tell why."""
         self._lent.usable = False
         try:
-            while self._todo or self._running:
-                if not self._queue() or not self._take(1):
-                    return None
-            return self._target
+            going_on = self._queue()
+            # Made while the disk is at work. It is written to before anybody else sees it, which
+            # saves a copy of the whole value.
+            target = bytes(self._length)
+            self._into = ffi.from_buffer(target)
+            while going_on and self._running:
+                going_on = self._take(max(1, len(self._running) // 4)) and self._queue()
+            return target if going_on else None
         finally:
             self._drain()
 
@@ -270,7 +272,7 @@ class DirectRead:
         if not starts:
             return True
         for start in starts:
-            self._running[start] = self._lent.chunks.acquire()
+            self._running[start] = self._free.pop() if self._free else self._lent.chunks.acquire()
         end = -(-(self._offset + self._length) // _ALIGN) * _ALIGN
         lengths = [min(_CHUNK_BYTES, end - start) for start in starts]
         addresses = [self._running[start].address for start in starts]
@@ -280,7 +282,7 @@ class DirectRead:
             ffi.from_buffer("uint8_t[]", flags), ffi.NULL,
         )  # fmt: skip
         for start in starts[max(queued, 0) :]:  # never seen by the kernel
-            self._lent.chunks.release(self._running.pop(start))
+            self._free.append(self._running.pop(start))
         return bool(queued == len(starts))
 
     def _take(self, count: int) -> bool:
@@ -294,7 +296,7 @@ class DirectRead:
         whole = True
         for start, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
             whole = self._copy(self._running[start], start, result) and whole
-            self._lent.chunks.release(self._running.pop(start))
+            self._free.append(self._running.pop(start))
         return whole
 
     def _copy(self, buffer: Buffer, start: int, result: int) -> bool:
@@ -314,6 +316,6 @@ class DirectRead:
                 return  # the ring is given up, with its memory
             lib.yr_wait(self._lent.handle, _CHUNKS, 50_000_000)
             lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
-        while self._running:
-            self._lent.chunks.release(self._running.popitem()[1])
+        for buffer in (*self._running.values(), *self._free):
+            self._lent.chunks.release(buffer)
         self._lent.usable = True

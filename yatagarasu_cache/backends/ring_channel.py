@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .buffers import Buffer
+from .buffers import Buffer, BufferPool
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 from .threads import ThreadChannel
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 4 << 10
 MEDIUM_BYTES = 64 << 10
+LONG_BYTES = 1 << 20  # what is longer would keep the loop busy: a worker thread reads it
 _MEDIUM_KEPT = 16  # medium reads beyond this many at once get memory of their own
 # So many new reads are handed over before the turn of the loop ends: the disk need not wait for
 # the rest of a long turn. Fewer would cost more system calls and gain nothing.
@@ -40,6 +41,8 @@ _DRAIN_SECONDS = 30.0
 _FILES = 256  # places for registered files
 _MAX_OFFSET = 1 << 62
 _MAX_FD = 1 << 31
+# Channels with reads under way: were one collected, its memory would go while the kernel fills it.
+_busy: set[RingChannel] = set()
 _SMALL, _MEDIUM = 0, 1  # places of the pools in the table of registered buffers
 
 
@@ -47,8 +50,8 @@ class _Read:
     """One read, from being asked for until its completion was taken."""
 
     __slots__ = (
-        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "table",
-        "tries",
+        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "pool",
+        "table", "tries",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> None:
@@ -60,6 +63,7 @@ class _Read:
         self.tries = 0
         self.address = 0  # 0 while it has no memory
         self.buffer: Buffer | None = None
+        self.pool: BufferPool | None = None  # of the buffer
         self.own: bytes | None = None  # instead of a buffer: memory that becomes the result itself
         self.file = fd  # or its place among the registered files
         self.flags = self.table = 0
@@ -133,8 +137,9 @@ class RingChannel(ThreadChannel):
     # -- asking -----------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
-        if not (0 < length < self._uring.large and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
-            return self.run(self._uring.read, fd, length, offset)
+        uring = self._uring
+        if not (0 < length <= LONG_BYTES and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
+            return self.run(uring.read, fd, length, offset)
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.append(_Read(future, fd, length, offset))
         if not self._scheduled:
@@ -170,6 +175,7 @@ class RingChannel(ThreadChannel):
         numbers = array("Q", range(self._next, self._next + len(reads)))
         self._next += len(reads)
         self._running.update(zip(numbers, reads, strict=True))
+        _busy.add(self)
         memory = ffi.from_buffer
         queued = lib.yr_queue_reads(
             self._ring.handle,
@@ -238,15 +244,14 @@ class RingChannel(ThreadChannel):
             read.own = bytes(read.length)
             read.address = address_of(read.own)
             return
-        read.buffer = buffer = pool.acquire()
+        read.pool, read.buffer = pool, (buffer := pool.acquire())
         read.address = buffer.address
         read.flags = self._buffer_flag if buffer.pooled else 0
 
     def _take_back(self, read: _Read) -> None:
         """The read's memory is nobody's any more."""
-        if read.buffer is not None:
-            pool = self._small if len(read.buffer) == SMALL_BYTES else self._medium
-            pool.release(read.buffer, read.length)
+        if read.pool is not None and read.buffer is not None:
+            read.pool.release(read.buffer, read.length)
             read.buffer, read.address = None, 0
 
     def _submit(self) -> None:
@@ -290,8 +295,14 @@ class RingChannel(ThreadChannel):
         results = ffi.unpack(self._results, found)
         for number, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
             read = self._running.pop(number, None)
-            if read is not None:  # else the ring was given up meanwhile
+            if read is None:  # the ring was given up meanwhile
+                continue
+            if result == read.length:  # nearly always
+                self._end(read, read.result(result), None)
+            else:
                 self._complete(read, result)
+        if not self._running:
+            _busy.discard(self)
         return found
 
     def _complete(self, read: _Read, result: int) -> None:
@@ -391,6 +402,7 @@ class RingChannel(ThreadChannel):
         """Free the ring. The reads that were under way; what memory they had is not theirs any more."""
         ring, self._ring, self._files = self._ring, None, None
         running, self._running = list(self._running.values()), {}
+        _busy.discard(self)
         assert ring is not None
         if self._timer is not None:
             self._timer.cancel()
@@ -448,10 +460,18 @@ class RingChannel(ThreadChannel):
                 return  # if it has not run yet, it will: nobody else may touch that ring
         self.close()
 
+    def close_at_exit(self) -> None:
+        """The interpreter ends: nobody waits any more. A thread that still lives keeps its ring."""
+        if self.is_mine():
+            self.close()
+        elif self._ring is not None and self._owner not in {thread.ident for thread in threading.enumerate()}:
+            self._let_go()
+
     def after_fork(self) -> None:
         """In a child: the loop and its ring are the parent's."""
         ring, self._ring, self._files = self._ring, None, None
         self._running, self._waiting, self._timer = {}, deque(), None
+        _busy.discard(self)
         self._scheduled = False
         if ring is not None:
             ring.after_fork()

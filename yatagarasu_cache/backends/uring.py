@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import errno
+import functools
 import os
 import threading
 import weakref
@@ -22,43 +23,38 @@ from ..errors import BackendUnavailable
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch
-from .ring_channel import RingChannel
+from .ring_channel import LONG_BYTES, RingChannel
 from .threads import ThreadsBackend, _read_on, _result_or_error
 
 __all__ = ["UringBackend"]
 
 _LEAST_BATCH = 4  # fewer reads than this are not worth a ring
-LARGE_BYTES = 2 << 20  # from here a cold value is read past the page cache, in chunks
+# From here a cold value is read past the page cache, in chunks. Below, and where the system reads
+# far ahead also above, a plain read is as fast, and leaves the value in memory.
+DIRECT_BYTES = 8 << 20
+_FAR_AHEAD_KIB = 1024
 _SEEN = 1024  # long values remembered as read once
-# Reading in place is worth trying while about one in four finds its bytes in memory. Above
-# COLD most are not tried any more, but one in so many still is, to notice when that changes.
-COLD, _COLD_MOST = 48, 64
-_HIT_COUNTS = 3  # misses that one hit makes up for
-_COLD_TRIES = 16
 _CLOSE_SECONDS = 10.0
-_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _MAX_LENGTH = 1 << 62
 _backends: weakref.WeakSet[UringBackend] = weakref.WeakSet()
 
 
 class UringBackend(ThreadsBackend):
     name = "uring"
-    cold: int
-    """How much reads in place have missed of late, less what they have found; see `COLD`."""
+    batches = True
+    prefers_together = True
 
     def __init__(self, settings: Settings) -> None:
         """Raises `BackendUnavailable` with the reason if the kernel gives no ring of use."""
         super().__init__(settings.workers)
         check_kernel()
         ring = _first_ring(settings.io_uring)
-        self.large = LARGE_BYTES
         self.rings = Rings(settings.io_uring)
         self._lender = Lender(self.rings, ring, settings.io_uring.cpu_affinity is not None)
         self._channels: set[RingChannel] = set()
         self._direct = settings.io_uring.direct
         self._seen: dict[tuple[int, int, int], None] = {}
         self._seen_lock = threading.Lock()
-        self.cold = self._skipped = 0
         _backends.add(self)
 
     # -- calls in place ---------------------------------------------------------------------
@@ -71,50 +67,26 @@ class UringBackend(ThreadsBackend):
     # -- one read ---------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
-        if length >= self.large:
+        if length >= DIRECT_BYTES:
             return self._read_long(fd, length, offset)
         data = os.pread(fd, length, offset)
         return data if len(data) == length else _read_on(fd, data, length, offset)
 
-    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
-        """As the contract says; where little was in memory of late, mostly None without looking.
-
-        Looking costs a system call and starts each read alone, where a ring starts many at once;
-        what is in memory after all comes through the ring as well.
-        """
-        if self.cold > COLD:
-            self._skipped += 1
-            if self._skipped % _COLD_TRIES:
-                return None
-        buffer = bytearray(length)
-        try:
-            done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno not in _WOULD_WAIT:
-                raise
-            done = -1
-        if done != length:
-            self.cold = min(self.cold + 1, _COLD_MOST)
-            return None
-        if self.cold:
-            self.cold = max(self.cold - _HIT_COUNTS, 0)
-        return bytes(buffer)
-
     def _read_long(self, fd: int, length: int, offset: int) -> bytes:
         status = os.fstat(fd)
         within = min(length, status.st_size - offset)
-        if within >= self.large and self._is_direct((status.st_dev, status.st_ino, offset), fd, within):
+        if within >= DIRECT_BYTES and self._is_direct((status.st_dev, status.st_ino, offset), fd, within):
             data = self._read_direct(fd, within, offset)
             if data is not None:
                 return data
         return super().read(fd, length, offset)
 
     def _is_direct(self, place: tuple[int, int, int], fd: int, length: int) -> bool:
-        """Whether to read past the page cache: what is not in it; "auto": once, because what is
-        asked for again had better be in it."""
-        if not self._direct or not _is_cold(fd, length, place[2]):
+        """Whether to read past the page cache: what is not in it, and then ("auto") only once,
+        because what is asked for again had better be in it."""
+        if not self._direct or self._direct == "auto" and _reads_far_ahead(place[0]):
             return False
-        return self._direct is True or self._is_first(place)
+        return _is_cold(fd, length, place[2]) and (self._direct is True or self._is_first(place))
 
     def _is_first(self, place: tuple[int, int, int]) -> bool:
         """Whether a value was not asked for before, as far as is remembered."""
@@ -164,7 +136,7 @@ class UringBackend(ThreadsBackend):
 
     def _fits(self, fd: int, length: int, offset: int) -> bool:
         """Whether a batch on a ring takes the request; others are long, or no file's."""
-        return 0 < length < self.large and 0 <= offset < _MAX_LENGTH and 0 <= fd < 1 << 31
+        return 0 < length <= LONG_BYTES and 0 <= offset < _MAX_LENGTH and 0 <= fd < 1 << 31
 
     def _result(self, request: ReadRequest, found: bytes | int) -> bytes | OSError:
         """What the ring says, unless it says something of itself: then an ordinary read tells."""
@@ -259,12 +231,22 @@ def _is_cold(fd: int, length: int, offset: int) -> bool:
     return False
 
 
+@functools.cache
+def _reads_far_ahead(device: int) -> bool:
+    """Whether the system keeps this device busy by itself when a file is read through."""
+    try:
+        with open(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb") as file:
+            return int(file.read()) >= _FAR_AHEAD_KIB
+    except (OSError, ValueError):
+        return False
+
+
 def _close_at_exit() -> None:
     """Nothing may be under way into memory that the interpreter is about to free."""
     for backend in list(_backends):
         for channel in list(backend._channels):
-            if channel.is_mine():
-                channel.close()
+            channel.close_at_exit()
+        backend._lender.close(seconds=0)
 
 
 atexit.register(_close_at_exit)
