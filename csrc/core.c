@@ -583,18 +583,28 @@ static void remove_slot(const struct yc_view *view, struct yc_record *record, co
         change(view, record, W_DELETES, load(map, W_DELETES) + 1);
 }
 
-/* ChangeLog.append() of one digest where the log has the room; false if nothing was logged. */
+static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
+{
+    return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
+}
+
+/* True if a removal can be logged without making the log longer. */
+static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
+{
+    uint64_t entry = entry_of(view, log->segment), tail = load(view->map, entry + T_TAIL);
+    return load(view->map, W_LOG) == log->segment && load(view->map, entry) == (LOG | log->segment) &&
+           !(tail % ALIGN) && tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
+}
+
+/* ChangeLog.append() of one digest; false if nothing was logged. */
 static bool log_removal(const struct yc_view *view, struct digest key, uint64_t stamp, const struct yc_end *log,
                         struct yc_record *record)
 {
     const void *map = view->map;
-    uint64_t *slot = record->slot, entry = view->table_word + log->segment % view->table_capacity * ENTRY_WORDS;
+    uint64_t *slot = record->slot, entry = entry_of(view, log->segment);
     uint64_t tail = load(map, entry + T_TAIL), digest[2] = {key.low, key.high};
     struct yc_entry removal = {.length = DIGEST_BYTES};
     struct iovec vector = {record->listed + YC_LISTED_BYTES, RECORD_BYTES + DIGEST_BYTES};
-    if (load(map, W_LOG) != log->segment || load(map, entry) != (LOG | log->segment) || tail % ALIGN ||
-        tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD > load(map, entry + T_SIZE))
-        return false;
     slot[S_LOW] = key.low;
     slot[S_HIGH] = key.high;
     slot[S_PLACE] = log->segment << 32 | tail / ALIGN;
@@ -620,7 +630,8 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     uint64_t lengths = load(map, at + S_LENGTHS), size = record_bytes(lengths);
     uint64_t counts = load(map, W_COUNTS + key.high % PARTITIONS), expires = load(map, at + S_EXPIRES);
     if (lengths >> 16 & FLAG_LARGE || !(counts & MASK32) || !(counts >> 32) ||
-        load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size)
+        load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size ||
+        !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);
     if (stamp <= load(map, at + S_STAMP) || stamp <= load(map, W_EPOCH) ||

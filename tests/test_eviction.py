@@ -396,6 +396,7 @@ def test_headroom(make: Make, headroom: float) -> None:
     cache = make(size_limit=4 << 20, segment_size=16 << 10, headroom=headroom)
     for n in range(9000):
         cache.set(n, noise(500, n))
+    settle(cache)
     cache.cull()
     stats = cache.stats()
     assert stats.live_bytes <= stats.size_limit * (1 - headroom)
@@ -409,6 +410,7 @@ def test_cull(make: Make) -> None:
         wide.set(n, noise(500, n))
     wide.close()
     cache = make(**SMALL, headroom=0.6)
+    settle(cache)
     before, evicted = len(cache), cache.stats().process["evictions"]
     culled = cache.cull()
     assert 0 < culled == before - len(cache) == cache.stats().process["evictions"] - evicted
@@ -570,20 +572,22 @@ def test_cleaning_gets_back_what_is_dead(make: Make) -> None:
 def test_moved_entries_keep_everything(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     cache = make(**SMALL)
-    for n in range(300):
+    for n in range(270):
         cache.set(("keep", n), noise(700, n), expire=1000 + n, tag=("t", n % 3), meta={"n": n})
+        cache.set(("drop", n), noise(700, n))
+    for n in range(270, 350):
         cache.set(("drop", n), noise(700, n))
     cache.set("large", noise(50_000), tag="large", meta=1)
     created = clock.now / 1e9
     before = {entry.key: entry.size for entry in cache.entries()}
     places = {key: cache._store.lookup(*digest(cache, key)) for key in before}
     for turn in range(6):
-        for n in range(300):
+        for n in range(350):
             cache.set(("drop", n), noise(700, turn))
-            cache.get(("keep", n))
+            cache.get(("keep", n % 270))
             cache.get("large")
     moved = 0
-    for n in range(300):
+    for n in range(270):
         entry = cache.get_entry(("keep", n))
         assert entry is not None
         assert (entry.value, entry.tag, entry.meta) == (noise(700, n), ("t", n % 3), {"n": n})
@@ -599,7 +603,7 @@ def test_moved_entries_keep_everything(make: Make, monkeypatch: pytest.MonkeyPat
     cache.close()
     os.unlink(os.path.join(cache.directory, "index"))
     again = make(**SMALL)
-    for n in range(300):
+    for n in range(270):
         entry = again.get_entry(("keep", n))
         assert entry is not None
         assert (entry.value, entry.tag, entry.meta) == (noise(700, n), ("t", n % 3), {"n": n})

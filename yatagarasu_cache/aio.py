@@ -417,7 +417,7 @@ class AsyncDiskCache:
         store, state = cache._store, self._loop(cache)
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
-            if fd is not None and not slot.is_large:
+            if fd is not None and store.in_segment(slot):
                 try:
                     data = await state.channel.read(fd, slot.value_length, slot.offset + slot.head_bytes)
                 except OSError:

@@ -28,6 +28,7 @@ ABI_VERSION = 2  # of the module that this code calls
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
 _LISTED = FOOTER_ENTRY.size - 15
+_ENTRY_BYTES = FOOTER_ENTRY.size + RECORD_BYTES  # of an entry in a footer, beside the key
 
 
 class PythonCore:
@@ -212,9 +213,9 @@ class CompiledCore(PythonCore):
                 return False
             entry = done if type(done) is bytes else done[0]
             # All but the key, which the entry holds, is known before.
-            size = (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
-            writer.tail = start + size
+            writer.tail = start + (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
             writer.enlist(start, entry)
+            size = room_for(len(entry) - _ENTRY_BYTES, length)
         if type(done) is bytes:
             store.sets += 1
             store.reclaim.pace(size)

@@ -15,7 +15,7 @@ from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
 from ..large import CHUNK_BYTES
-from .handle import VANISHED, closed_error
+from .handle import LARGE_VALUE_BYTES, VANISHED, closed_error
 from .removal import Removal
 
 T = TypeVar("T")
@@ -129,6 +129,8 @@ class Reading(Removal):
             pointer, seed = self.pointer(slot), slot.low ^ slot.flags
             found = self.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
             return Found(found[0], slot.flags) if found and found[1] == slot.value_sum else None
+        if not self.in_segment(slot):
+            return None
         fd = self.files.get(slot.segment)
         data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
         if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
@@ -207,10 +209,15 @@ class Reading(Removal):
         self._get_cold(cold, results)
         return results
 
+    @staticmethod
+    def in_segment(slot: Slot) -> bool:
+        """True for a value in a segment. One that is too long for that is damage: no memory is asked for."""
+        return not slot.is_large and slot.value_length <= LARGE_VALUE_BYTES
+
     def get_nowait(self, slot: Slot) -> Found | None:
         """The value if it is in memory and verifies. Counted only then."""
         fd = self.files.open_files.get(slot.segment)
-        if fd is None or slot.is_large:
+        if fd is None or not self.in_segment(slot):
             return None
         try:
             data = self.backend.read_nowait(fd, slot.value_length, slot.offset + slot.head_bytes)
@@ -233,7 +240,7 @@ class Reading(Removal):
     ) -> None:
         plain, rest = [], []
         for i, slot in cold:
-            place = None if slot.is_large else self.file_of(slot.segment)
+            place = self.file_of(slot.segment) if self.in_segment(slot) else None
             if place is None:
                 rest.append((i, slot))
             else:

@@ -152,7 +152,7 @@ class Removal(Handle):
                 self.changes.sync(mark)
             except OSError as error:
                 raise from_os_error(error, "cannot make a change durable") from error
-        self.reclaim.pace(f.RECORD_BYTES)
+        self.reclaim.pace(f.RECORD_BYTES + 16)
 
     # -- large files that are not needed any more --------------------------------------------
 
