@@ -22,8 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,11 +31,18 @@ from perf.suite import save
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path(__file__).resolve().parent / "guard_work.py"
 LIMIT = 1.15
-SAMPLE = 0.004  # seconds of one timed sample
-PAIRS = 15  # of samples, in each pair of processes
-PROCESSES = 4  # pairs of them, one after the other
+SAMPLE = 0.001  # seconds of one timed sample: shorter than the time slice that others may take
+PAIRS = 50  # of samples, in each pair of processes
+PROCESSES = 5  # pairs of them, one after the other
 MARK = "/yatagarasu-guard/"
-Counts = dict[str, float]  # case -> instructions or system calls
+# Cases that take another way without the compiled core.
+SINGLE = ("get 4 KiB", "get, missing", "set 4 KiB", "get container", "set container", "asyncio get")
+# System calls that depend on when threads happen to run and on where memory happens to end.
+UNSTEADY = re.compile(
+    "brk|clone3|epoll_p?wait|futex|getpid|gettid|madvise|mmap|mprotect|munmap|rseq|rt_sigprocmask|"
+    "sched_yield|set_robust_list"
+)
+Counts = dict[str, float]  # case -> instructions or system calls of one loop
 
 
 class Verdict(NamedTuple):
@@ -80,20 +86,14 @@ def build(tree: Path) -> str:
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=tree, capture_output=True, env=os.environ | {"YATAGARASU_IO_URING": "auto"},
     )  # fmt: skip
+    # Otherwise the first import compiles, or each one does where nothing may be written.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(tree / "yatagarasu_cache")], check=True)
     modules = sorted(path.name.split(".")[0] for path in (tree / "yatagarasu_cache").glob("*.so"))
     return ", ".join(modules) or "no compiled modules"
 
 
 def environment(tree: Path, **more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"} | more
-
-
-@contextmanager
-def data() -> Iterator[str]:
-    """A directory for caches, in memory if that is possible: the disk's moods are not compared."""
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as path:
-        yield path
 
 
 # -- times ------------------------------------------------------------------------------------
@@ -126,7 +126,8 @@ class Server:
         self._process.communicate()
 
 
-Pairs = dict[str, list[tuple[float, float]]]  # case -> (base, new) seconds
+# case -> for each pair of processes: (base, new) seconds of each pair of samples
+Pairs = dict[str, list[list[tuple[float, float]]]]
 
 
 def pairs(base: Path, new: Path, only: Sequence[str], processes: int, seconds: float) -> Pairs:
@@ -136,11 +137,11 @@ def pairs(base: Path, new: Path, only: Sequence[str], processes: int, seconds: f
     for _ in range(processes):
         if taken and time.monotonic() > end:
             break
-        with data() as one, data() as two:
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
             servers = Server(base, one), Server(new, two)
             for case in only or servers[0].cases:
                 if case in servers[1].cases:
-                    taken.setdefault(case, []).extend(_pairs_of(case, *servers))
+                    taken.setdefault(case, []).append(_pairs_of(case, *servers))
             for server in servers:
                 server.close()
     return taken
@@ -148,8 +149,9 @@ def pairs(base: Path, new: Path, only: Sequence[str], processes: int, seconds: f
 
 def _pairs_of(case: str, base: Server, new: Server) -> list[tuple[float, float]]:
     new.time(case, 2)
-    loops = max(1, int(SAMPLE / max(base.time(case, 2), base.time(case, 2), 1e-9)))
-    loops = max(1, int(SAMPLE / base.time(case, loops)))
+    loops = 1
+    while (taken := min(base.time(case, loops) for _ in range(3)) * loops) < SAMPLE / 2:
+        loops = min(10 * loops, int(loops * SAMPLE / taken) + 1)
     found = []
     for i in range(PAIRS + 1):
         if i % 2:  # nobody is always first
@@ -160,8 +162,9 @@ def _pairs_of(case: str, base: Server, new: Server) -> list[tuple[float, float]]
     return found[1:]
 
 
-def ratio(found: Sequence[tuple[float, float]]) -> float:
-    return statistics.median(after / before for before, after in found)
+def ratio(found: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The median of the processes' medians: neither a moment nor a process decides alone."""
+    return statistics.median(statistics.median(after / before for before, after in one) for one in found)
 
 
 def compare_times(base: Path, new: Path, seconds: float, artefacts: Path | None) -> list[Verdict]:
@@ -171,20 +174,20 @@ def compare_times(base: Path, new: Path, seconds: float, artefacts: Path | None)
     again = pairs(base, new, suspects, 2 * PROCESSES, seconds) if suspects else {}
     if artefacts:
         samples = {
-            case: {"base": [before for before, _ in one], "new": [after for _, after in one]}
-            for case, one in found.items()
+            case: {side: [pair[i] for one in runs for pair in one] for i, side in enumerate(("base", "new"))}
+            for case, runs in found.items()
         }
         for side in ("base", "new"):
             save(str(artefacts / f"{side}.json"), samples, side)
     return [
         Verdict(
             case, "µs",
-            statistics.median(before for before, _ in one) * 1e6,
-            statistics.median(after for _, after in one) * 1e6,
-            min(ratio(one), ratio(again.get(case, one))),
-            ratio(one) > LIMIT and ratio(again.get(case, one)) > LIMIT,
+            statistics.median(before for run in runs for before, _ in run) * 1e6,
+            statistics.median(after for run in runs for _, after in run) * 1e6,
+            min(ratio(runs), ratio(again.get(case, runs))),
+            ratio(runs) > LIMIT and ratio(again.get(case, runs)) > LIMIT,
         )
-        for case, one in found.items()
+        for case, runs in found.items()
     ]  # fmt: skip
 
 
@@ -198,51 +201,51 @@ def works(*command: str) -> bool:
     return subprocess.run([*command, "true"], capture_output=True).returncode == 0
 
 
-def instructions(tree: Path, core: str) -> Counts:
-    """Instructions of each case, and of the import, by callgrind."""
-    with data() as directory, tempfile.TemporaryDirectory() as out:
+def run_work(tool: Sequence[str], tree: Path, core: str, mode: str) -> dict[str, int]:
+    """The work under a tool that counts. Loops of each case."""
+    only = SINGLE if core == "python" else ()
+    with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(
-            ["valgrind", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={out}/out",
-             sys.executable, str(WORK), "count", directory],
+            [*tool, sys.executable, str(WORK), mode, directory, *only],
             env=environment(tree, YATAGARASU_CORE=core), capture_output=True, text=True,
         )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"counting failed: {done.stderr.strip()[-1000:]}")
+    if done.returncode:
+        raise RuntimeError(f"counting with {tool[0]} failed: {done.stderr.strip()[-1000:]}")
+    loops: dict[str, int] = json.loads(done.stdout)
+    return loops
+
+
+def instructions(tree: Path, core: str) -> Counts:
+    """Instructions of each case, and of the import, by callgrind."""
+    with tempfile.TemporaryDirectory() as out:
+        tool = ["valgrind", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={out}/out"]
+        loops = run_work(tool, tree, core, "count")
         parts = sorted(Path(out).glob("out.*"), key=lambda path: int(path.suffix[1:]))
-        dumps = [
-            float(total[1])
-            for path in parts
-            if (total := re.search(r"^totals: (\d+)", path.read_text(), re.M))
-        ]
+        totals = [re.search(r"^totals: (\d+)", path.read_text(), re.M) for path in parts]
+    dumps = [float(total[1]) for total in totals if total]
     # Dump 1 ends where the import begins, 2 where it is done; then come two for each case.
-    names = done.stdout.rstrip("\n").split("\t")
-    return {"import": dumps[1]} | {name: dumps[3 + 2 * i] for i, name in enumerate(names)}
+    return {"import": dumps[1]} | {name: dumps[3 + 2 * i] / loops[name] for i, name in enumerate(loops)}
 
 
 def system_calls(tree: Path, core: str) -> Counts:
     """System calls of each case by strace, all threads."""
     counts: Counter[str] = Counter()
-    with data() as directory, tempfile.NamedTemporaryFile("r") as trace:
-        subprocess.run(
-            ["strace", "-f", "-qq", "-o", trace.name, sys.executable, str(WORK), "trace", directory],
-            env=environment(tree, YATAGARASU_CORE=core), capture_output=True, check=True,
-        )  # fmt: skip
+    with tempfile.NamedTemporaryFile("r") as trace:
+        loops = run_work(["strace", "-f", "-qq", "-o", trace.name], tree, core, "trace")
         case = "end"
         for line in trace:
             if MARK in line:
                 case = line.split(MARK)[1].split('"')[0]
-                counts[case] += 0
-            elif re.match(r"\d+\s+\w+\(", line):
+            elif (call := re.match(r"\d+\s+(\w+)\(", line)) and not UNSTEADY.fullmatch(call[1]):
                 counts[case] += 1
-    del counts["end"]
-    return {name: float(count) for name, count in counts.items()}
+    return {name: counts[name] / loops[name] for name in loops}
 
 
 def compare_counts(what: str, base: Counts, new: Counts, least: float) -> list[Verdict]:
     """`least`: a difference of fewer is none."""
     return [
         Verdict(
-            case, what, base[case], new[case], new[case] / max(1.0, base[case]),
+            case, what, base[case], new[case], new[case] / base[case] if base[case] else 1.0 + new[case],
             new[case] > base[case] * LIMIT and new[case] - base[case] > least,
         )
         for case in base
@@ -257,8 +260,8 @@ def compare(base: Path, new: Path, seconds: float, artefacts: Path | None) -> li
     """Everything about two trees that are built already."""
     found = compare_times(base, new, seconds, artefacts)
     for tool, test, count, what, least in (
-        ("valgrind", ("valgrind", "--tool=none"), instructions, "instructions", 1000.0),
-        ("strace", ("strace", "-qq", "-o", os.devnull), system_calls, "system calls", 5.0),
+        ("valgrind", ("valgrind", "--tool=none"), instructions, "instructions", 500.0),
+        ("strace", ("strace", "-qq", "-o", os.devnull), system_calls, "system calls", 0.1),
     ):
         if not works(*test):
             print(f"{tool} is not there or may not be used: {what} are not compared")

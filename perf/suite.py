@@ -107,6 +107,7 @@ def measure(
         bed = Bed(directory)
         for name, group in groupby(cases(bed, options), key=lambda case: case.name):
             runs = {case.side: _sample(case) for case in group}
+            os.sync()  # nobody pays for what the case before left to be written
             results[name] = interleave(runs, rounds, seconds, warm)
         bed.close()
     return results
