@@ -1,4 +1,4 @@
-"""Is this revision slower than the one it comes from? See GUARD.md.
+"""Is this revision slower than the one it comes from? See GUARD.md, which has the self-test's table.
 
     python -m perf.guard BASE [--artefacts DIR]       the checkout against its merge base with BASE
     python -m perf.guard --trees BASE_DIR NEW_DIR     two source trees
@@ -273,7 +273,7 @@ def compare(base: Path, new: Path, seconds: float, artefacts: Path | None) -> li
 
 
 def show(verdicts: Sequence[Verdict]) -> None:
-    width = max(len(verdict.case) for verdict in verdicts)
+    width = max((len(verdict.case) for verdict in verdicts), default=0)
     for verdict in verdicts:
         state = "FAILED" if verdict.failed else "ok"
         print(
@@ -283,7 +283,7 @@ def show(verdicts: Sequence[Verdict]) -> None:
 
 
 def slowed(tree: Path, target: Path) -> None:
-    """A copy of `tree` whose `get` and `set` take some 30 % longer."""
+    """A copy of `tree` whose `get` and `set` take some 20 % longer."""
     shutil.copytree(tree, target, symlinks=True)
     with open(target / "yatagarasu_cache" / "__init__.py", "a", encoding="utf-8") as file:
         file.write(SLOWER)
@@ -291,47 +291,58 @@ def slowed(tree: Path, target: Path) -> None:
 
 SLOWER = """
 
-def _slower(method, turns):
-    def slow(self, *args, **kwargs):
-        for _ in range(turns):
-            pass
-        return method(self, *args, **kwargs)
-    return slow
+_get, _set = DiskCache.get, DiskCache.set
 
 
-DiskCache.get = _slower(DiskCache.get, 20)
-DiskCache.set = _slower(DiskCache.set, 80)
+def _slow_get(self, key, default=None):
+    for _ in range(14):
+        pass
+    return _get(self, key, default)
+
+
+def _slow_set(self, key, value, *args, **kwargs):
+    for _ in range(120):
+        pass
+    return _set(self, key, value, *args, **kwargs)
+
+
+DiskCache.get, DiskCache.set = _slow_get, _slow_set
 """
 
 
 def self_test(times: int, seconds: float) -> int:
-    """A against A must pass each time, A against a slowed copy must fail."""
+    """A against A must pass each time, A against a slowed copy must fail. Prints the table of GUARD.md."""
     with tempfile.TemporaryDirectory(prefix="yatagarasu-guard-") as directory:
         base, same, slow = (Path(directory, name) for name in ("base", "same", "slow"))
         copy_checkout(base)
-        print(f"built: {build(base)}")
+        print(f"built: {build(base)}\n")
         shutil.copytree(base, same)
         slowed(base, slow)
-        wrong = 0
-        for i in range(times):
-            verdicts = compare(base, same, seconds, None)
-            failed = [f"{v.case} ({v.what}) {v.ratio:.2f}" for v in verdicts if v.failed]
-            wrong += bool(failed)
-            widest = {
-                what: max((v.ratio for v in verdicts if v.what.startswith(what)), default=0.0)
-                for what in ("µs", "instructions", "system calls")
-            }
-            told = ", ".join(f"{what} {most:.3f}" for what, most in widest.items())
-            print(
-                f"A against A, {i + 1}: {'FAILED ' + '; '.join(failed) if failed else 'passed'}; highest: {told}",
-                flush=True,
-            )
-        verdicts = compare(base, slow, seconds, None)
-        show([verdict for verdict in verdicts if verdict.failed] or verdicts)
-        caught = any(verdict.failed for verdict in verdicts)
-        print(f"A against a slowed A: {'caught' if caught else 'NOT caught'}")
-    print(f"{times - wrong} of {times} runs of A against A passed")
-    return 0 if caught and not wrong else 1
+        print("| run | result | highest time | instructions | system calls | took |", flush=True)
+        print("|---|---|---:|---:|---:|---:|", flush=True)
+        wrong = sum(self_test_once(f"A against A, {i + 1}", base, same, seconds) for i in range(times))
+        wrong += not self_test_once("A against a slowed A", base, slow, seconds)
+    print(f"\n{times + 1 - wrong} of {times + 1} runs came out as they must")
+    return 1 if wrong else 0
+
+
+def self_test_once(what: str, base: Path, new: Path, seconds: float) -> bool:
+    """Compare, print a line of the table; whether it failed."""
+    start = time.monotonic()
+    verdicts = compare(base, new, seconds, None)
+    failed = [verdict for verdict in verdicts if verdict.failed]
+    highest = (
+        max((v.ratio for v in verdicts if v.what.startswith(kind)), default=0.0)
+        for kind in ("µs", "instructions", "system calls")
+    )
+    cells = (
+        what,
+        f"failed: {len(failed)} of {len(verdicts)}" if failed else f"passed: {len(verdicts)}",
+        *(f"{value:.3f}" for value in highest),
+        f"{time.monotonic() - start:.0f} s",
+    )
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return bool(failed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -531,7 +531,7 @@ class Report:
         )
         yield (
             "- Peers without asyncio run in a pool of 16 threads (`run_in_executor`); lmdb is opened without "
-            "read-ahead for 4 KiB and with it above, each the faster for it. `caio` and `aiofile` read from one "
+            "read-ahead up to 64 KiB and with it above, each the faster for it. `caio` and `aiofile` read from one "
             "file, without keys, index or checksums."
         )
         yield ""
