@@ -224,7 +224,9 @@ def instructions(tree: Path, core: str) -> Counts:
         totals = [re.search(r"^totals: (\d+)", path.read_text(), re.M) for path in parts]
     dumps = [float(total[1]) for total in totals if total]
     # Dump 1 ends where the import begins, 2 where it is done; then come two for each case.
-    return {"import": dumps[1]} | {name: dumps[3 + 2 * i] / loops[name] for i, name in enumerate(loops)}
+    counts = {name: dumps[3 + 2 * i] / loops[name] for i, name in enumerate(loops)}
+    # What threads do depends on when they get to run: only the paths of one thread are counted.
+    return {"import": dumps[1]} | {name: count for name, count in counts.items() if "in flight" not in name}
 
 
 def system_calls(tree: Path, core: str) -> Counts:
@@ -268,7 +270,11 @@ def compare(base: Path, new: Path, seconds: float, artefacts: Path | None) -> li
             continue
         for core in ("auto", "python"):
             label = what if core == "auto" else f"{what}, Python core"
-            found += compare_counts(label, count(base, core), count(new, core), least)
+            verdicts = compare_counts(label, count(base, core), count(new, core), least)
+            if any(verdict.failed for verdict in verdicts):  # once more, as with times
+                again = compare_counts(label, count(base, core), count(new, core), least)
+                verdicts = [min(pair, key=lambda one: one.ratio) for pair in zip(verdicts, again, strict=True)]
+            found += verdicts
     return found
 
 
