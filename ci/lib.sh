@@ -94,6 +94,20 @@ system_packages() {
     return 0
 }
 
+# measuring_tools NAME...: programs (and Debian packages) that measuring uses where they are there.
+measuring_tools() {
+    local name missing=()
+    for name in "$@"; do command -v "$name" >/dev/null 2>&1 || missing+=("$name"); done
+    [ "${#missing[@]}" = 0 ] && return 0
+    if [ "${CI_SYSTEM_PACKAGES:-1}" != 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing ${missing[*]} with apt-get"
+        { DEBIAN_FRONTEND=noninteractive apt-get -qq update &&
+            DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"; } \
+            </dev/null >/dev/null && return 0
+    fi
+    warn "missing, so that what they measure is left out: ${missing[*]}"
+}
+
 # What an installed checkout depends on; while it stays the same, nothing is installed again.
 install_stamp() {
     {

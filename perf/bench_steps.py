@@ -56,6 +56,7 @@ Step = Callable[[int], object]
 
 def steps_of_get(cache: DiskCache) -> dict[str, Step]:
     store, index, seed = cache._store, cache._store.index, cache._store.seed
+    backend = store.backend
     keys = [f"key-{i}" for i in range(ENTRIES)]
     encoded = [encode_key(key) for key in keys]
     digests = [f.key_digest(data, seed) for data in encoded]
@@ -73,7 +74,7 @@ def steps_of_get(cache: DiskCache) -> dict[str, Step]:
         "digest it (xxh3-128)": lambda i: f.key_digest(encoded[i], seed),
         "find the slot": lambda i: index.find(*digests[i]),
         "unpack the slot": lambda i: f.SLOT.unpack_from(index.map, at[i] * 8),
-        "read 4 KiB (`pread`)": lambda i: os.pread(*reads[i]),
+        "read 4 KiB (`Backend.read_once`)": lambda i: backend.read_once(*reads[i]),
         "verify 4 KiB (xxh3-64)": lambda i: xxh3_64_intdigest(value, i),
         "note the use": touch,
     }
@@ -117,6 +118,18 @@ def wholes(cache: DiskCache) -> dict[str, Step]:
     }
 
 
+def layers(cache: DiskCache) -> dict[str, Step]:
+    """A read by the system's call, and the same through the contract that backends have."""
+    store, seed = cache._store, cache._store.seed
+    slots = [store.lookup(*f.key_digest(encode_key(f"key-{i}"), seed)) for i in range(ENTRIES)]
+    reads = [(store.files.get(s.segment), s.value_length, s.offset + s.head_bytes) for s in slots if s]
+    backend = store.backend
+    return {
+        "`os.pread` of 4 KiB": lambda i: os.pread(*reads[i]),
+        "`Backend.read` of 4 KiB": lambda i: backend.read(*reads[i]),
+    }
+
+
 def time_step(step: Step, loops: int) -> float:
     numbers = [i % ENTRIES for i in range(loops)]
     start = time.perf_counter()
@@ -135,6 +148,8 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
     for label, steps in (("get", steps_of_get(cache)), ("set", steps_of_set(cache))):
         for what, step in steps.items():
             yield Case(f"{label}: {what}", "python", 2000, partial(time_step, step))
+    for what, step in layers(cache).items():
+        yield Case(what, "python", 2000, partial(time_step, step))
     sides = {"python": wholes(cache), "as built": wholes(opened(bed.directory, "auto"))}
     for what in wholes(cache):
         for side, whole in sides.items():

@@ -47,7 +47,7 @@ class Collector:
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         rounds = 3 if self.quick else 9
-        few = 2 if self.quick else 5
+        few = 2 if self.quick else 4
         cold_sizes = [SIZES["4KiB"]] if self.quick else list(SIZES.values())
         in_flight = (1, 16, 256) if self.quick else (1, 16, 64, 256, 1024)
         workers = (1, 8) if self.quick else (1, 2, 4, 8)
@@ -90,7 +90,7 @@ class Collector:
 
     def bench(self, name: str, cases: Cases, rounds: int, warm: bool = True, **options: Any) -> Results:
         wanted = dataclasses.replace(Options(sides=self.caches, quick=self.quick), **options)
-        results = measure(cases, wanted, rounds, 0.5 if self.quick else 6.0, warm)
+        results = measure(cases, wanted, rounds, 0.5 if self.quick else 3.0, warm)
         for side in {side for sides in results.values() for side in sides}:
             save(str(self.artefacts / f"{name}-{side.replace(' ', '-')}.json"), results, side)
         return {
@@ -113,7 +113,7 @@ class Collector:
         found: dict[str, list[dict[str, dict[str, float]]]] = {side: [] for side in sides}
         with scratch() as directory:
             bed = Bed(directory)
-            for _ in range(2 if self.quick else 5):
+            for _ in range(2 if self.quick else 3):
                 for side in sides:
                     path = bed.path(side, "tails")
                     taken = bench_shared.together(bench_shared.mix(path, side, "process", 8, loops))
@@ -138,7 +138,7 @@ class Collector:
 
     def resources(self) -> Results:
         """Each kind of work in processes of its own."""
-        rounds = 1 if self.quick else 5
+        rounds = 1 if self.quick else 3
         beside = () if self.quick else ("lmdb", "diskcache")
         sides = [*self.ours, *(side for side in beside if side in self.caches)]
         found: Results = {}

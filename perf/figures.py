@@ -1,8 +1,9 @@
 """The figures that the portable cache promises, each measured beside what is asked.
 
-    python -m perf.figures [--quick] [--backend threads] [--json FILE]
+    python -m perf.figures [--quick] [--backend threads] [--json FILE] [--readme]
 
-Needs `diskcache`, the peer. `--quick` uses 100,000 entries where a million are promised.
+Needs `diskcache`, the peer. `--quick` uses 100,000 entries where a million are promised. `--readme`
+puts the table into README.md, between its two marks; a full `python -m perf report` does so too.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diskcache
 
 from perf.bed import disk_bytes, drop_caches, scratch
+from perf.machine import describe
 from perf.timing import compare, latencies, per_call, percentile
 from yatagarasu_cache import DiskCache
 
@@ -167,17 +170,47 @@ def measure(backend: str, scale: float) -> Iterator[Row]:
             yield from step(path)
 
 
+README = Path(__file__).resolve().parent.parent / "README.md"
+MARKS = "<!-- figures:start -->", "<!-- figures:end -->"
+
+
+def table(rows: Iterable[Row]) -> str:
+    lines = ["| what | asked | measured | reached |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def write_readme(rows: Iterable[Row], machine: dict[str, str], readme: Path = README) -> None:
+    """The table, and what it was measured on, between the marks."""
+    text = readme.read_text("utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    on = f"{machine['CPU']}, {machine['disk']}, {machine['kernel']}, {machine['Python']}"
+    told = (
+        f"Measured by `python -m perf.figures` (portable backend, 4 KiB values, interleaved with the peer; {on}). "
+        "[More figures](perf/REPORT.md), among them those of io_uring and of other peers."
+    )
+    block = "\n\n".join((MARKS[0], told, table(rows), MARKS[1]))
+    readme.write_text(before + block + after, "utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--backend", default="threads")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     rows = []
-    print("| what | asked | measured | reached |\n|---|---|---|---|")
+    print(table(()))
     for row in measure(options.backend, 0.1 if options.quick else 1.0):
         rows.append(row)
-        print(f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |", flush=True)
+        print(table([row]).splitlines()[-1], flush=True)
+    if options.readme:
+        with scratch() as path:
+            write_readme(rows, describe(path))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump([row._asdict() for row in rows], file, indent=1)

@@ -3,24 +3,26 @@
 Run as a file, with nothing else of `perf` on the path, so that both revisions do the same work:
 
     python guard_work.py serve DIRECTORY     reads "case loops" lines, answers seconds
-    python guard_work.py count DIRECTORY     each case once; `os.getppid()` before and after it
-    python guard_work.py trace DIRECTORY     each case once; `os.access` of a telling path instead
+    python guard_work.py count DIRECTORY [CASE ...]   each once; `os.getppid()` before and after it
+    python guard_work.py trace DIRECTORY [CASE ...]   each once; `os.access` of a telling path instead
 
-Only the public interface is used. A case that a revision can't do is left out.
+The last two answer with {case: loops} as JSON. Only the public interface is used. A case that a revision can't do is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+ENTRIES = 300
 MARK = "/yatagarasu-guard/"  # then the case, or "end"
-COUNTED = 100  # loops of a case under count and trace
+COUNTED = 100  # loops of a case under count and trace; a tenth of them where one does many
 Work = Callable[[int], object]
 
 if len(sys.argv) > 1 and sys.argv[1] == "count":
@@ -43,7 +45,7 @@ class Lab:
         self.directory = directory
         self.value = bytes(range(256)) * 16
         self.large = self.value * 16
-        self.keys = [f"key-{i}" for i in range(1000)]
+        self.keys = [f"key-{i}" for i in range(ENTRIES)]
         self.batch = self.keys[:100]
         self.pairs = [(key, self.value) for key in self.batch]
         self.container = {"name": "x" * 40, "numbers": list(range(20)), "inner": {"flag": True, "none": None}}
@@ -54,54 +56,58 @@ class Lab:
     def opened(self, backend: str) -> Any:
         cache = yatagarasu_cache.DiskCache(f"{self.directory}/{backend}", backend=backend)
         cache.set_many((key, self.value) for key in self.keys)
-        cache.set_many((f"large-{i}", self.large) for i in range(100))
-        cache.set("container", self.container)
+        cache.set_many((("large", key), self.large) for key in self.batch)
+        cache.set_many((("container", key), self.container) for key in self.keys)
         return cache
 
-    def cases(self) -> dict[str, Work]:
-        cache, keys, value = self.cache, self.keys, self.value
+    def cases(self, only: list[str]) -> dict[str, Work]:
+        """All, or those named."""
+        found = self.portable()
+        if not only:
+            try:
+                found |= self.ring()
+            except Exception as error:
+                print(f"without io_uring: {error}", file=sys.stderr)
+        return {name: work for name, work in found.items() if not only or name in only}
 
-        def each(function: Callable[[str], object]) -> Work:
-            def work(loops: int) -> None:
-                for i in range(loops):
-                    function(keys[i % 1000])
-
-            return work
-
-        def again(function: Callable[[], object]) -> Work:
-            def work(loops: int) -> None:
-                for _ in range(loops):
-                    function()
-
-            return work
+    def portable(self) -> dict[str, Work]:
+        cache, value, each = self.cache, self.value, self.each
 
         def put_and_delete(key: str) -> None:
-            cache.set("gone", b"x")
-            cache.delete("gone")
+            cache.set(("gone", key), b"x")
+            cache.delete(("gone", key))
 
-        cases = {
+        return {
             "get 4 KiB": each(cache.get),
-            "get 64 KiB": again(lambda: cache.get("large-7")),
+            "get 64 KiB": each(lambda key: cache.get(("large", self.batch[int(key[4:]) % 100]))),
             "get, missing": each(lambda key: cache.get(("no", key))),
             "key in cache": each(lambda key: key in cache),
-            "get container": again(lambda: cache.get("container")),
+            "get container": each(lambda key: cache.get(("container", key))),
             "set 4 KiB": each(lambda key: cache.set(key, value)),
-            "set container": again(lambda: cache.set("container", self.container)),
+            "set container": each(lambda key: cache.set(("container", key), self.container)),
             "set and delete": each(put_and_delete),
-            "get_many of 100": again(lambda: cache.get_many(self.batch)),
-            "set_many of 100": again(lambda: cache.set_many(self.pairs)),
+            "get_many of 100": each(lambda key: cache.get_many(self.batch)),
+            "set_many of 100": each(lambda key: cache.set_many(self.pairs)),
             "asyncio get": lambda loops: self.run("threads", self.gets, loops, 1),
             "asyncio set, 64 in flight": lambda loops: self.run("threads", self.sets, loops, 64),
         }
-        try:
-            ring = self.opened("uring")
-        except Exception:
-            return cases
-        return cases | {
-            "get_many of 100, uring": again(lambda: ring.get_many(self.batch)),
-            "set_many of 100, uring": again(lambda: ring.set_many(self.pairs)),
+
+    def ring(self) -> dict[str, Work]:
+        cache = self.opened("uring")
+        return {
+            "get_many of 100, uring": self.each(lambda key: cache.get_many(self.batch)),
+            "set_many of 100, uring": self.each(lambda key: cache.set_many(self.pairs)),
             "asyncio get, uring": lambda loops: self.run("uring", self.gets, loops, 1),
         }
+
+    def each(self, function: Callable[[str], object]) -> Work:
+        keys = self.keys
+
+        def work(loops: int) -> None:
+            for i in range(loops):
+                function(keys[i % ENTRIES])
+
+        return work
 
     def run(self, backend: str, work: Callable[..., Any], loops: int, in_flight: int) -> None:
         self.loop.run_until_complete(self.asynchronous(backend, work, loops, in_flight))
@@ -115,11 +121,11 @@ class Lab:
 
     async def gets(self, cache: Any, rest: Any) -> None:
         for i in rest:
-            await cache.get(self.keys[i % 1000])
+            await cache.get(self.keys[i % ENTRIES])
 
     async def sets(self, cache: Any, rest: Any) -> None:
         for i in rest:
-            await cache.set(self.keys[i % 1000], self.value)
+            await cache.set(self.keys[i % ENTRIES], self.value)
 
     def close(self) -> None:
         for cache in self.awaited.values():
@@ -129,7 +135,7 @@ class Lab:
 
 
 def serve(lab: Lab) -> None:
-    cases = lab.cases()
+    cases = lab.cases([])
     print("ready", "\t".join(cases), sep="\t", flush=True)
     gc.disable()  # collections fall where they like: that is noise
     for line in sys.stdin:
@@ -140,28 +146,29 @@ def serve(lab: Lab) -> None:
         gc.collect()
 
 
-def once(lab: Lab, mark: Callable[[str], object]) -> None:
+def once(lab: Lab, only: list[str], mark: Callable[[str], object]) -> dict[str, int]:
     gc.disable()
-    for name, work in lab.cases().items():
-        loops = COUNTED if "_many" not in name else max(1, COUNTED // 20)
+    done: dict[str, int] = {}
+    for name, work in lab.cases(only).items():
+        loops = done[name] = COUNTED // 10 if "_many" in name else COUNTED
         work(loops)  # warm
         mark(name)
         work(loops)
         mark("end")
+    return done
 
 
 def main() -> None:
-    mode, directory = sys.argv[1:]
+    mode, directory, *only = sys.argv[1:]
     tree = os.environ["PYTHONPATH"].split(os.pathsep)[0]
     assert yatagarasu_cache.__file__.startswith(tree), f"not the one in {tree}"
     lab = Lab(directory)
     if mode == "serve":
         serve(lab)
     elif mode == "count":
-        once(lab, lambda name: os.getppid())
-        print("\t".join(lab.cases()))
+        print(json.dumps(once(lab, only, lambda name: os.getppid())))
     else:
-        once(lab, lambda name: os.access(MARK + name, 0))
+        print(json.dumps(once(lab, only, lambda name: os.access(MARK + name, 0))))
     lab.close()
 
 

@@ -172,9 +172,9 @@ class Lmdb(Peer):
     def __init__(self, directory: str, durable: bool = False, size: int = 4096) -> None:
         import lmdb
 
-        # Read-ahead makes cold random reads of 4 KiB four times slower, those of 10 MiB ten times faster.
+        # Read-ahead makes cold random reads of a few pages slower, those of long values much faster.
         self.env = lmdb.open(
-            directory, map_size=ROOM, sync=durable, metasync=durable, readahead=size > 16384, max_readers=512
+            directory, map_size=ROOM, sync=durable, metasync=durable, readahead=size > 65536, max_readers=512
         )
         begin = self.env.begin
 

@@ -42,8 +42,13 @@ def main(arguments: Sequence[str]) -> int:
         found |= Collector(options.quick, options.artefacts).run(only)
         (options.artefacts / "results.json").write_text(json.dumps(found, indent=1), "utf-8")
     # One form, however it came here: JSON knows only text as names.
-    write(json.loads(json.dumps(found)), options.output)
+    found = json.loads(json.dumps(found))
+    write(found, options.output)
     print(options.output)
+    if options.output == HERE / "REPORT.md" and not found.get("quick") and found.get("promised"):
+        from perf.figures import Row, write_readme
+
+        write_readme([Row(**row) for row in found["promised"]], found["machine"])
     return 0
 
 
@@ -75,6 +80,33 @@ def mebibytes(value: float) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     marks = ["---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (head, marks, *rows)] + [""]
+
+
+# What is left out without these programs.
+TOOLS = {"fio": "the limits of the disk", "strace": "system calls"}
+# What holds a figure back, by its name in the table of what was asked for.
+BECAUSE = {
+    "hot `get`": (
+        "Two thirds of a hit are the system call that copies the value out of the page cache. Mapping sealed "
+        "segments and copying from the mapping would do away with it, as lmdb does, and bring this above 1; "
+        "the price is a killed process (SIGBUS) where a mapped file is cut or the disk fails, and a reader that "
+        "sleeps with the interpreter's lock where it is cold."
+    ),
+    "cold `get_many`": (
+        "A batch is one call that tells the disk of all reads before it waits for the first, so the disk sets "
+        "the pace: see what `fio` reaches with many in flight. A value of 4 KiB with its head in front lies on "
+        "two pages, which costs the disk more than one aligned page; aligning values would make every small "
+        "entry take a page more."
+    ),
+    "asyncio cold, 256 in flight": (
+        "What `fio` reaches with 256 in flight bounds this; the rest is Python: a future, a callback and a turn "
+        "of the loop for each operation that has to wait."
+    ),
+    "hot 10 MiB `get`": (
+        "All the time is one copy out of the page cache, for both sides; the checksum is made by a second thread "
+        "beside it, if a processor is free for that."
+    ),
+}
 
 
 def yes(reached: bool) -> str:
@@ -122,6 +154,9 @@ class Report:
         yield from table(("what", "which"), ((name, machine[name]) for name in names if machine.get(name)))
         for name, reason in self.found.get("reasons", {}).items():
             yield f"Not measured here: {name} ({reason}).\n"
+        for name, what in TOOLS.items():
+            if name not in machine.get("tools", ""):
+                yield f"Not measured here: {what} ({name} is not there).\n"
 
     def asked(self) -> Iterator[str]:
         rows = list(self.asked_rows())
@@ -139,6 +174,10 @@ class Report:
                 for what, asked, ratios, peer in rows
             ),
         )  # fmt: skip
+        for what, asked, ratios, _ in rows:
+            if what in BECAUSE and (ratios.get(self.best, 0) < max(asked, 1)):
+                yield f"- {what}: {BECAUSE[what]}"
+        yield ""
 
     def asked_rows(self) -> Iterator[tuple[str, float, dict[str, float], str]]:
         """(what, asked, our side -> ratio, the peer and its time)."""
@@ -365,6 +404,12 @@ class Report:
             rest = whole - sum(steps.values())
             rows += [("the rest", micros(rest), f"{rest / whole:.0%}"), ("whole", micros(whole), "")]
             yield from table((f"step of `{what}`", "µs", "share"), rows)
+        layers = [found[name] for name in ("`os.pread` of 4 KiB", "`Backend.read` of 4 KiB") if name in found]
+        if len(layers) == 2:
+            yield (
+                f"The contract that backends have costs a read of 4 KiB {micros(max(0.0, layers[1] - layers[0]))} µs "
+                f"(`os.pread` {micros(layers[0])}, `Backend.read` {micros(layers[1])}); the compiled core does not pay it.\n"
+            )
         yield "The same calls with the core in Python and as built here:\n"
         whole_cases = {name: one for name, one in cases.items() if "as built" in one}
         yield from table(
@@ -486,7 +531,7 @@ class Report:
         )
         yield (
             "- Peers without asyncio run in a pool of 16 threads (`run_in_executor`); lmdb is opened without "
-            "read-ahead for 4 KiB and with it above, each the faster for it. `caio` and `aiofile` read from one "
+            "read-ahead up to 64 KiB and with it above, each the faster for it. `caio` and `aiofile` read from one "
             "file, without keys, index or checksums."
         )
         yield ""

@@ -107,6 +107,7 @@ def measure(
         bed = Bed(directory)
         for name, group in groupby(cases(bed, options), key=lambda case: case.name):
             runs = {case.side: _sample(case) for case in group}
+            os.sync()  # nobody pays for what the case before left to be written
             results[name] = interleave(runs, rounds, seconds, warm)
         bed.close()
     return results
@@ -152,7 +153,8 @@ def main(cases: Cases, module: str) -> None:
     with scratch() as directory:
         bed = Bed(directory)
         for case in cases(bed, Options(sides=sides, sizes=sizes)):
-            label = case.name if len(sides) == 1 else f"{case.name} ({case.side})"
+            alone = [case.side] == sides
+            label = case.name if alone else f"{case.name} ({case.side})"
             runner.bench_time_func(label, case.time)
         bed.close()
 
