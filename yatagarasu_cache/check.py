@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 _A_MOMENT = 0.1  # seconds
+_BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,18 +148,57 @@ def _sound_bytes(store: Store, fd: int, segment: int) -> int:
 
 def _entries(store: Store, fix: bool) -> Iterator[Problem]:
     """Every entry's record and value are what was written, and its key leads to it."""
+    for part, at in _suspects(store):
+        with store.appending, store.lock:  # it may have been moved or replaced while we looked
+            problem = _lasting_problem(store, part, at, fix)
+        if problem:
+            yield problem
+
+
+def _suspects(store: Store) -> Iterator[tuple[int, int]]:
+    """(partition, slot) of each entry that does not look right at first sight."""
     for part in range(PARTITIONS):
+        batch: list[tuple[int, Slot]] = []
+        size = 0
         for at in store.index.partition_slots(part):
             slot = store.index.slot(at)
             if slot.low <= f.REMOVED:
                 continue
-            found = store.find(slot.low, slot.high)
-            if found == at and not _entry_problem(store, slot):
-                continue
-            with store.appending, store.lock:  # it may have been moved or replaced while we looked
-                problem = _lasting_problem(store, part, at, fix)
-            if problem:
-                yield problem
+            batch.append((at, slot))
+            size += slot.head_bytes + (slot.value_length if store.in_segment(slot) else 0)
+            if len(batch) >= _BATCH or size >= _BATCH_BYTES:
+                yield from ((part, at) for at in _not_sound(store, batch))
+                batch, size = [], 0
+        yield from ((part, at) for at in _not_sound(store, batch))
+
+
+def _not_sound(store: Store, batch: list[tuple[int, Slot]]) -> Iterator[int]:
+    """Those of some slots that are not right. What is in segments is read in one batch."""
+    whole: list[tuple[int, Slot, int]] = []
+    for at, slot in batch:
+        fd = store.file_of(slot.segment) if store.in_segment(slot) else None
+        if store.find(slot.low, slot.high) != at:
+            yield at
+        elif fd is not None:
+            whole.append((at, slot, fd))
+        elif _entry_problem(store, slot):
+            yield at
+    wanted = [(fd, slot.head_bytes + slot.value_length, slot.offset) for _, slot, fd in whole]
+    for (at, slot, _), data in zip(whole, store.backend.read_many(wanted), strict=True):
+        if isinstance(data, OSError) or not _is_record(store, slot, data):
+            yield at
+
+
+def _is_record(store: Store, slot: Slot, data: bytes) -> bool:
+    """True if `data` is the record that the slot shows, key and value included."""
+    head = f.unpack_head(data, 0)
+    if head is None or not f.verify_head(data, 0, head, store.seed, slot.place):
+        return False
+    key = data[f.RECORD_BYTES : f.RECORD_BYTES + head.key_length]
+    value = memoryview(data)[slot.head_bytes :]
+    return f.key_digest(key, store.seed) == (slot.low, slot.high) and (
+        f.value_sum(value, slot.low, slot.flags) == slot.value_sum and len(value) == slot.value_length
+    )
 
 
 def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | None:
