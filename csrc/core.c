@@ -342,7 +342,8 @@ static int write_all(int fd, struct iovec *vector, int count, uint64_t offset)
 
 static void put_bytes(char **to, const void *from, size_t length)
 {
-    memcpy(*to, from, length);
+    if (length) /* memcpy() must not be given a null pointer, not even for nothing */
+        memcpy(*to, from, length);
     *to += length;
 }
 

@@ -180,16 +180,21 @@ class ChangeLog:
     # -- checkpoints (the lock is held) ---------------------------------------------------------
 
     def rotate(self, floor: int) -> None:
-        """A checkpoint begins that covers changes up to `floor`: the next one goes to a new file."""
-        segment = self.segment
-        if segment:
-            self._index.words[self._index.entry(segment) + f.T_CLOSED] = floor
-        self._index.words[f.W_LOG] = 0
+        """A checkpoint begins that covers changes up to `floor`: the next one goes to a new file.
+
+        Without changes there is nothing to cover: without the checkpoint, the segments tell all.
+        """
+        if self.size > f.SEGMENT_HEADER_BYTES:
+            self._close(floor)
 
     def retire(self, segment: int) -> None:
         """A log is damaged: nothing more is written to it, and the next checkpoint covers it."""
         if segment == self.segment:
-            self.rotate(self._index.stamp())
+            self._close(self._index.stamp())
+
+    def _close(self, newest: int) -> None:
+        self._index.words[self._index.entry(self.segment) + f.T_CLOSED] = newest
+        self._index.words[f.W_LOG] = 0
 
     def cover(self, floor: int) -> None:
         """The checkpoint of `floor` is durable: what it covers goes.

@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
+_LOOK_BYTES = 256  # looking at a record costs about what copying so much does
 _WHOLE = 1 << 60  # a budget for a segment of any size
 _ROLLS = 1000  # tries to begin a segment while others take the room that was made
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
@@ -50,11 +51,15 @@ class _NoRoom(Exception):
 
 
 class Cleaning:
-    """A sealed segment being emptied: what of it is still to be looked at."""
+    """A sealed segment being emptied: what of it is still to be looked at, read as it is asked for."""
 
-    def __init__(self, segment: int, records: list[Record]) -> None:
+    def __init__(self, segment: int, records: Iterator[Record]) -> None:
         self.segment = segment
-        self.todo = records[::-1]
+        self.again: list[Record] = []  # to be tried once more
+        self._records = records
+
+    def next(self) -> Record | None:
+        return self.again.pop() if self.again else next(self._records, None)
 
 
 class Reclaimer:
@@ -554,31 +559,33 @@ class Reclaimer:
             if segment is None:
                 return None
             index.words[index.entry(segment) + f.T_OWNER] = store.owner.acquire()
-        return Cleaning(segment, list(store.records(segment)))
+        return Cleaning(segment, store.records(segment))
 
     def _copy_live(self, cleaning: Cleaning, budget: int) -> bool:
         """Move live records to the head of the log. True once the segment has none left."""
         store, segment = self._store, cleaning.segment
-        while cleaning.todo and budget > 0:
+        while budget > 0:
             batch: list[tuple[Record, Slot]] = []
             size = 0
-            while cleaning.todo and size < min(budget, _COPY_BYTES, self.segment_bytes // 4):
-                record = cleaning.todo.pop()
+            while size < min(budget, _COPY_BYTES, self.segment_bytes // 4):
+                record = cleaning.next()
+                if record is None:
+                    break
                 slot = store.alive(record, segment)
                 if slot is not None:
                     batch.append((record, slot))
                     size += record.head.record_bytes
-                budget -= 256  # looking at a record costs about what copying so much does
+                budget -= _LOOK_BYTES
             budget -= size
             again = batch
             try:
                 again = self._copy(batch, segment)
             finally:
-                cleaning.todo += [record for record, _ in again]
-        if cleaning.todo:
-            return False
-        self._forget_owner(segment)
-        return True
+                cleaning.again += [record for record, _ in again]
+            if record is None and not cleaning.again:
+                self._forget_owner(segment)
+                return True
+        return False
 
     def _forget_owner(self, segment: int) -> None:
         """All live records moved: if the count says otherwise, the count is wrong."""

@@ -332,8 +332,8 @@ class _Rebuild:
     """One run over everything the segments say, in any order: the highest stamp of a key wins.
 
     A checkpoint covers all records up to its floor: of these only those that it names itself
-    count (they may have been moved since). Without the checkpoint that the newest floor speaks of,
-    nothing up to that floor is trusted: removals that it covered are no longer in the log.
+    count (they may have been moved since). Without the checkpoint that a log tells of, nothing up
+    to its floor is trusted: removals that it covered are gone with their log.
 
     First every slot that a record or the checkpoint gives is collected by partition, then each
     partition is settled and written at once: far cheaper than changing the index record by record.
@@ -356,10 +356,11 @@ class _Rebuild:
 
     def run(self) -> None:
         self._enter_segments()
-        newest = max((header.floor for header in self._headers.values()), default=0)
-        for segment, header in self._headers.items():
-            if header.log:
-                newest = max(newest, self._read_log(segment))
+        logs = [segment for segment, header in self._headers.items() if header.log]
+        floors = [self._read_log(segment) for segment in logs]
+        if not logs:  # they are lost: a checkpoint that may have covered some is known from the segments
+            floors = [header.floor for header in self._headers.values()]
+        newest = max(floors, default=0)
         if self._saved is not None and self._saved.floor >= newest:
             self._floor, sealed = self._saved.floor, self._saved.sealed
             self._collect_saved(self._saved)
