@@ -9,7 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Run = Callable[[], float]  # does some work and returns seconds an operation
 
@@ -56,13 +56,13 @@ def compare(ours: Run, other: Run, rounds: int = 9) -> Compared:
     return Compared(statistics.median(a), statistics.median(b), ratio(a, b))
 
 
-def per_call(function: Callable[[int], object], numbers: Sequence[int]) -> float:
-    """Seconds a call of ``function(number)``, loop included."""
+def per_call(function: Callable[[Any], object], arguments: Sequence[Any]) -> float:
+    """Seconds a call of ``function(argument)``, loop included."""
     gc.collect()
     start = time.perf_counter()
-    for number in numbers:
-        function(number)
-    return (time.perf_counter() - start) / len(numbers)
+    for argument in arguments:
+        function(argument)
+    return (time.perf_counter() - start) / len(arguments)
 
 
 def latencies(function: Callable[[int], object], numbers: Sequence[int]) -> list[float]:

@@ -28,7 +28,9 @@ ABI_VERSION = 2  # of the module that this code calls
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
 _LISTED = FOOTER_ENTRY.size - 15
-_ENTRY_BYTES = FOOTER_ENTRY.size + RECORD_BYTES  # of an entry in a footer, beside the key
+# `room_for` of the longest such key, and of a key by the length of its entry in the footer, without a call.
+_MOST_ROOM = room_for(_MOST_NAMES, 0)
+_ROOM_BESIDE_ENTRY = room_for(-RECORD_BYTES - FOOTER_ENTRY.size, 0)
 
 
 class PythonCore:
@@ -188,7 +190,7 @@ class CompiledCore(PythonCore):
         store, length = self._store, len(value)
         if length >= self._longest:
             return False
-        size = room_for(_MOST_NAMES, length) & ~15
+        size = _MOST_ROOM + length & ~15
         lock: Any = store.lock
         with store.appending:
             writer = store.writer
@@ -215,7 +217,7 @@ class CompiledCore(PythonCore):
             # All but the key, which the entry holds, is known before.
             writer.tail = start + (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
             writer.enlist(start, entry)
-            size = room_for(len(entry) - _ENTRY_BYTES, length)
+            size = 2 * len(entry) + _ROOM_BESIDE_ENTRY + length
         if type(done) is bytes:
             store.sets += 1
             store.reclaim.pace(size)

@@ -175,7 +175,7 @@ class SegmentWriter:
     @property
     def room(self) -> int:
         """Bytes of new entries that still fit, the footer aside."""
-        return 0 if self.borrowed else self.copy_room
+        return 0 if self.borrowed else self.capacity - self.tail - self._footer_bytes  # asked by every set
 
     @property
     def copy_room(self) -> int:
