@@ -41,6 +41,7 @@ _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, betw
 _CHECKPOINT_SHARE = 1 << 12  # fewer in a cache of less than so many bytes for each of them
 _LOG_SHARE = 64  # a log of changes of more than 1/64 of the limit asks for a checkpoint as well
 _LEAST_LOG = 1 << 13
+_OVERLONG = 4
 _GROWTH_SHARE = 16  # an index grows by one partition of 64 at a time, to 2.6 times of what is live there,
 _LEAST_GROWTH = 1 << 13  # and by whole pages
 _LOOSE = 3  # an index of so many times the bytes that it needs is made anew
@@ -365,7 +366,7 @@ class Reclaimer:
         """One step towards room; False if no step helps."""
         if self.drop_one_dead() or self._shrink_index():
             return True
-        if self._is_log_long() and self._write_checkpoint(self._is_log_long):
+        if self._is_log_overlong() and self._write_checkpoint(self._is_log_overlong):
             return True
         if not self._store.policy.evicts:
             return bool(self._evict_expired()) or self._clean_emptiest()
@@ -708,6 +709,10 @@ class Reclaimer:
 
     def _is_log_long(self) -> bool:
         return self._store.changes.size > max(self._size_limit // _LOG_SHARE, _LEAST_LOG)
+
+    def _is_log_overlong(self) -> bool:
+        """So much longer that whoever needs room waits for a checkpoint: none came in time by itself."""
+        return self._store.changes.size > _OVERLONG * max(self._size_limit // _LOG_SHARE, _LEAST_LOG)
 
     def _write_due_checkpoint(self) -> None:
         self._write_checkpoint(self._is_checkpoint_due)
