@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
