@@ -273,7 +273,9 @@ def compare(base: Path, new: Path, seconds: float, artefacts: Path | None) -> li
             verdicts = compare_counts(label, count(base, core), count(new, core), least)
             if any(verdict.failed for verdict in verdicts):  # once more, as with times
                 again = compare_counts(label, count(base, core), count(new, core), least)
-                verdicts = [min(pair, key=lambda one: one.ratio) for pair in zip(verdicts, again, strict=True)]
+                verdicts = [
+                    min(pair, key=lambda one: one.ratio) for pair in zip(verdicts, again, strict=True)
+                ]
             found += verdicts
     return found
 
