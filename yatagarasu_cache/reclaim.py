@@ -686,9 +686,11 @@ class Reclaimer:
         """Room for copies: up to one segment above the limit, since they are about to free one."""
         writer = self._store.writer
         if writer is None or writer.copy_room < size:
-            writer = self._next_writer(self._capacity(size), beyond=self.segment_bytes)
-            if writer is None:
-                raise _NoRoom
+            for capacity in (self._capacity(size), f.aligned(size + f.SEGMENT_HEADER_BYTES + 1024)):
+                writer = self._next_writer(capacity, beyond=self.segment_bytes)
+                if writer is not None:
+                    return writer  # a small one where the index has taken some of the room
+            raise _NoRoom
         return writer
 
     # -- checkpoints --------------------------------------------------------------------------
