@@ -1,6 +1,6 @@
 /* The core: get, put and remove of plain entries over a mapped index and open segments.
  *
- * It does what index.py, store.py and format.py do, over the same files, for the cases that are
+ * It does what index.py, store/ and format.py do, over the same files, for the cases that are
  * plain, and leaves all others to them. Rules that hold for every function:
  *
  * - The Python code is the specification. Whatever is not plain (a large value, growth, a segment

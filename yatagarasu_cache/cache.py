@@ -393,9 +393,11 @@ class DiskCache:
         store.ensure_writable("remove entries")
         stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
         # An entry replaced since the walk may no longer be one of those meant: it stays.
-        return store.remove(list(stamps), lambda slot: stamps[slot.low, slot.high] == slot.stamp, "deletes")[
-            0
-        ]
+
+        def is_meant(slot: Slot) -> bool:
+            return stamps[slot.low, slot.high] == slot.stamp
+
+        return store.remove(list(stamps), is_meant, "deletes")[0]
 
     def expire(self) -> int:
         """Remove entries that have expired. How many. Each batch of 128 is atomic."""

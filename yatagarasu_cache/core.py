@@ -1,6 +1,6 @@
 """The compiled core of `get`, `set` and `delete`, where it was built; else the same in Python.
 
-The Python code (`store.py`, `index.py`, `format.py`) is the specification: the compiled module
+The Python code (`store/`, `index.py`, `format.py`) is the specification: the compiled module
 does what it does over the same files, for entries that are plain, and answers `NotImplemented`
 for all others, which then take the ordinary path. So here is nothing but the choice and the calls.
 """

@@ -128,7 +128,6 @@ class Reclaimer:
                     active = index.words[entry] & ~f.MASK32 == f.ACTIVE
                     if active:
                         index.resize_segment(segment, self._file_size(segment))
-                    if active:
                         index.words[entry] = f.SEALED | segment
                     index.words[entry + f.T_OWNER] = 0
                     reaped += 1
