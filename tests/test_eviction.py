@@ -502,6 +502,37 @@ def test_ten_times_the_size(make: Make, directory: Path, load: str, policy: str)
     assert again.check() == []
 
 
+def test_checkpoints_that_take_long_are_within_the_limit(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One follows the other, each larger than the one it replaces, while entries are written."""
+    limit, segment = 512 << 10, 8 << 10
+    go_on = threading.Semaphore(0)
+    write_file = checkpoint._write_file
+
+    def write_slowly(*arguments: Any) -> None:
+        write_file(*arguments)
+        assert go_on.acquire(timeout=60)
+
+    monkeypatch.setattr(checkpoint, "_write_file", write_slowly)
+    cache = make(size_limit=limit, segment_size=segment, eviction="fifo")
+    random_ = random.Random(1)
+    under_way, patience = 0, 800
+    for _ in range(6000):
+        cache.set(random_.randrange(10_000), b"")
+        waiting = bool(os.listdir(directory / "tmp"))
+        under_way += waiting
+        assert disk_bytes(directory) <= limit + segment
+        patience -= waiting
+        if not patience:
+            patience = 800
+            go_on.release()
+    go_on.release(1000)
+    assert under_way > 1000
+    assert cache.stats().evictions > 1000
+    assert cache.check() == []
+
+
 def test_values_near_what_fits(make: Make, directory: Path) -> None:
     """Each one takes most of the cache: others go, and nothing is left of them."""
     limit = 512 << 10

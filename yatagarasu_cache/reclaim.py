@@ -88,11 +88,14 @@ class Reclaimer:
     def _limit(self) -> int:
         """What `used_bytes` may come to: less than `size_limit` by what may come in between.
 
-        That is a checkpoint under way, and an index that grows by a partition.
+        That is a checkpoint under way, beside one that may have become as large as that, and an
+        index that grows by a partition.
         """
         index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
-        limit: int = self._size_limit - growth - checkpoint.most_bytes(index)
+        most = checkpoint.most_bytes(index)
+        standing = max(0, most - index.words[f.W_CHECKPOINT_BYTES])
+        limit: int = self._size_limit - growth - most - standing
         return limit
 
     @property
@@ -110,10 +113,11 @@ class Reclaimer:
     # -- opening, closing ---------------------------------------------------------------------
 
     def come_within_limit(self) -> None:
-        """Evict what is too much for a limit that was lowered."""
+        """Evict what is too much for a limit that was lowered, here rather than in the first puts."""
         if self._store.policy.evicts and self._index.used_bytes > self._limit:
             with self._store.appending:
                 self.make_space(0)
+            self.cull()
 
     def reap(self) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many."""
