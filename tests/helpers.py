@@ -123,6 +123,9 @@ class WrappedBackend(Backend):
         self.before("read", self._path(fd), length)
         return self.inner.read_nowait(fd, length, offset)
 
+    def prefetch(self, fd: int, length: int, offset: int) -> None:
+        self.inner.prefetch(fd, length, offset)
+
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         self.before("write", self._path(fd), sum(map(len, buffers)))
         self.inner.write(fd, buffers, offset)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import pickle
 import random
@@ -144,6 +146,29 @@ def test_reading_without_waiting_gives_all_or_nothing(tested: Backend, fd: int, 
         assert data is None or (type(data) is bytes and data == part(length, offset))
         found += data is not None
     assert cold or found >= 30  # what was just read is in memory
+
+
+def pages_in_memory(fd: int) -> int:
+    """How many pages of a file are; asking does not bring them there."""
+    size = os.fstat(fd).st_size
+    found = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    with mmap.mmap(fd, size) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)
+        assert ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(size), found) == 0
+        del start
+    return sum(page & 1 for page in found)
+
+
+def test_prefetch(tested: Backend, fd: int) -> None:
+    """Soon all of it is in memory, however long it is; what can't be had is nobody's failure."""
+    drop_from_memory(fd)
+    tested.prefetch(fd, len(CONTENT) + 5, 0)
+    deadline = time.monotonic() + 60
+    while pages_in_memory(fd) < len(CONTENT) // mmap.PAGESIZE:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    tested.prefetch(100_000_000, 10, 0)
+    tested.prefetch(fd, 10, 1 << 40)
 
 
 @pytest.mark.parametrize("way", ["read", "read_once", "read_nowait"])

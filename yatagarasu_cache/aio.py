@@ -22,7 +22,7 @@ from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key
 from .config import Settings
 from .entry import Entry, Location
-from .errors import CacheError, ClosedError
+from .errors import CacheError, ClosedError, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .large import CHUNK_BYTES
 from .stats import CacheStats
@@ -292,6 +292,11 @@ class AsyncDiskCache:
     def _open(self) -> DiskCache:
         cache = DiskCache.__new__(DiskCache)
         cache._begin(self._settings)
+        try:  # now, not in the loop, which would stand still for each part that is on disk only
+            cache._store.index.fetch()
+        except OSError as error:
+            cache.close()
+            raise from_os_error(error, "cannot read the index") from error
         return cache
 
     def _closed_error(self) -> ClosedError:

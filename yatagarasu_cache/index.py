@@ -47,6 +47,8 @@ _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _TRIES = 30  # for the lock file, before waiting asleep
 _GRAIN = 4096
+_FETCHED_BYTES = 128 << 20  # the index of about a million entries
+_FETCH_STEP = 128 << 10
 _MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
 
@@ -226,6 +228,13 @@ class Index:
         if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) <= len(self.words) * 8:
             raise IndexDamaged("it points beyond its end")
         self._map()
+
+    def fetch(self) -> None:
+        """Wait until the file, or as much as is sensible, has been read into memory."""
+        size = min(len(self.map), _FETCHED_BYTES)
+        self._backend.prefetch(self.fd, size, 0)
+        for end in range(_FETCH_STEP, size + _FETCH_STEP, _FETCH_STEP):
+            self._backend.read(self.fd, 1, min(end, size) - 1)  # with its last byte the rest is there
 
     def sync(self) -> None:
         self.map.flush()

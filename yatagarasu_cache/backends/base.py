@@ -64,6 +64,10 @@ class Backend(abc.ABC):
         """Like `read` if every byte is in the page cache, else None at once (never waits for a disk)."""
 
     @abc.abstractmethod
+    def prefetch(self, fd: int, length: int, offset: int) -> None:
+        """Tell the system that these bytes will be read soon. Advice: does not wait, never fails."""
+
+    @abc.abstractmethod
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         """Write all of `buffers`, one after another, from `offset` on."""
 

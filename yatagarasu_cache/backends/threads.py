@@ -20,6 +20,8 @@ _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIN
 _CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 _IOV_MAX = 512  # buffers in one pwritev; Linux allows 1024, POSIX only promises 16
 _ZEROS = bytes(1 << 16)
+# Linux takes no more of one call than the read-ahead of the device, which is 128 KiB unless changed.
+_ADVISED_BYTES = 128 << 10
 # Linux moves at most 0x7ffff000 bytes in one call: read(2), NOTES.
 _MAX_TRANSFER = 1 << 30
 
@@ -64,6 +66,19 @@ class ThreadsBackend(Backend):
 
         def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
             return None
+
+    if hasattr(os, "posix_fadvise"):
+
+        def prefetch(self, fd: int, length: int, offset: int) -> None:
+            for at in range(offset, offset + length, _ADVISED_BYTES):
+                with contextlib.suppress(OSError):
+                    os.posix_fadvise(
+                        fd, at, min(offset + length - at, _ADVISED_BYTES), os.POSIX_FADV_WILLNEED
+                    )
+    else:
+
+        def prefetch(self, fd: int, length: int, offset: int) -> None:
+            pass
 
     if hasattr(os, "pwritev"):
 
@@ -139,7 +154,9 @@ class ThreadsBackend(Backend):
     # -- batches ----------------------------------------------------------------------------
 
     def read_many(self, requests: Sequence[ReadRequest]) -> list[bytes | OSError]:
-        _prefetch(requests)
+        if len(requests) > 1:  # all of them first, so that the disk works on many at once
+            for request in requests:
+                self.prefetch(*request)
         return [_result_or_error(self.read, *request) for request in requests]
 
     def write_many(
@@ -176,15 +193,6 @@ class ThreadsBackend(Backend):
     def stats(self) -> dict[str, Any]:
         pool = self._pool
         return {"workers": pool.started if pool else 0, "queued": pool.waiting if pool else 0}
-
-
-def _prefetch(requests: Sequence[ReadRequest]) -> None:
-    """Tell the kernel of all reads first, so that the disk works on many of them at once."""
-    if not hasattr(os, "posix_fadvise") or len(requests) < 2:
-        return
-    for fd, length, offset in requests:
-        with contextlib.suppress(OSError):  # advice only
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 def _result_or_error(function: Callable[..., T], *args: Any) -> T | OSError:
