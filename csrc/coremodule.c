@@ -8,13 +8,14 @@
 #include <Python.h>
 
 #include "core.h"
+#include "reads.h"
 
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -715,15 +716,18 @@ static PyMethodDef module_methods[] = {
      "value_sum(payload, low, flags)\n--\n\nFor tests: format.value_sum()."},
     {NULL, NULL, 0, NULL}};
 
+static int add_type(PyObject *module, const char *name, PyObject *type)
+{
+    if (!type || !PyModule_AddObject(module, name, type))
+        return type ? 0 : -1;
+    Py_DECREF(type);
+    return -1;
+}
+
 static int module_exec(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&core_spec);
-    if (!type)
+    if (add_type(module, "Core", PyType_FromSpec(&core_spec)) || add_type(module, "Reads", yc_reads_type()))
         return -1;
-    if (PyModule_AddObject(module, "Core", type)) {
-        Py_DECREF(type);
-        return -1;
-    }
     if (PyModule_AddIntConstant(module, "ABI_VERSION", ABI_VERSION) ||
         PyModule_AddIntConstant(module, "MAX_NAMES", YC_MAX_NAMES) ||
         PyModule_AddIntConstant(module, "TOUCH_NONE", YC_TOUCH_NONE) ||

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, aio
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, aio, compiled
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -441,6 +441,7 @@ def test_auto_leaves_reading_to_a_system_that_reads_far_ahead(
 # -- reads in place ---------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not compiled.load(), reason="the compiled core alone looks first")
 def test_loops_give_up_looking_in_memory_and_take_it_up_again(tmp_path: Path) -> None:
     directory = str(tmp_path / "cache")
     values = {f"key-{i}": os.urandom(4096) for i in range(4000)}
@@ -489,7 +490,7 @@ def test_more_reads_than_the_ring_takes(make: Make, fd: int, depth: int) -> None
         channel = backend.channel(asyncio.get_running_loop())
         futures = [channel.read(*request) for request in requests]
         for future, expected in zip(futures, truth(requests), strict=True):
-            most = max(most, len(channel._running))
+            most = max(most, channel.running)
             assert await future == expected
         channel.close()
 
@@ -711,10 +712,10 @@ def test_cancelled_reads_keep_their_memory_until_they_end(make: Make, fd: int) -
         cool(fd)
         reads = [channel.read(*request) for request in requests]
         await asyncio.sleep(0)  # now the first of them are under way
-        running = len(channel._running)
+        running = channel.running
         cancelled = {read for read in reads[::2] if read.cancel()}
         assert len(cancelled) > 100
-        assert len(channel._running) == running  # still the kernel's
+        assert channel.running == running  # still the kernel's
         assert channel._small.in_use >= running
         results = await asyncio.gather(*reads, return_exceptions=True)
         for read, result, expected in zip(reads, results, truth(requests), strict=True):

@@ -348,14 +348,21 @@ class AsyncDiskCache:
     async def get(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.get`. Does not leave the task if the value is in memory."""
         cache = self._cache or await self._opened()
-        if self._cold <= COLD or self._tries():
-            found = cache._store.core.get_nowait(key, time.time_ns())
-            if found is NotImplemented:
-                found = await self._get_ordinary(cache, key, looked=True)
-            elif self._cold:
+        core = cache._store.core
+        found: Any = NotImplemented
+        looks = self._cold <= COLD or self._tries()
+        if looks:
+            found = core.get_nowait(key, time.time_ns())
+            if self._cold and found is not NotImplemented:
                 self._cold = max(self._cold - _FOUND_COUNTS, 0)
-        else:
-            found = await self._get_ordinary(cache, key)
+        if found is NotImplemented:
+            place = core.place(key, time.time_ns())
+            if type(place) is tuple:
+                if looks and self._cold < COLD_MOST and cache._store.backend.prefers_together:
+                    self._cold += 1
+                found = await self._get_placed(cache, place)
+            else:
+                found = None if place is None else await self._get_ordinary(cache, key)
         self._in_place += 1
         if self._in_place >= _YIELD_EVERY:
             await self._yield()
@@ -381,16 +388,9 @@ class AsyncDiskCache:
         self._skipped += 1
         return not self._skipped % COLD_TRIES
 
-    async def _get_ordinary(self, cache: DiskCache, key: Key, looked: bool = False) -> Any:
-        """What was not looked for in memory, was not found there, or is not plain. Counted."""
+    async def _get_ordinary(self, cache: DiskCache, key: Key) -> Any:
+        """What the core leaves to others. Counted."""
         store = cache._store
-        place = store.core.place(key, time.time_ns())
-        if place is None:
-            return None
-        if place is not NotImplemented:
-            if looked and self._cold < COLD_MOST and store.backend.prefers_together:
-                self._cold += 1
-            return await self._get_placed(cache, place)
         low, high = key_digest(encode_key(key), store.seed)
         slot = store.lookup(low, high)
         if slot is None:

@@ -7,15 +7,14 @@ for all others, which then take the ordinary path. So here is nothing but the ch
 
 from __future__ import annotations
 
-import importlib
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
+from . import compiled
 from .codec import Key, encode_key
-from .errors import BackendUnavailable, ConfigurationError, from_os_error
+from .errors import from_os_error
 from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from .index import Index
     from .store import Found, Store
 
-VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 2  # of the module that this code calls
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
 _LISTED = FOOTER_ENTRY.size - 15
@@ -298,19 +295,7 @@ class CompiledCore(PythonCore):
 
 def choose(store: Store) -> PythonCore:
     """The core of a store: the compiled one if it is there, may be used, and knows the policy."""
-    wanted = os.environ.get(VARIABLE, "").strip().lower() or "auto"
-    if wanted not in ("auto", "c", "python"):
-        raise ConfigurationError(f"the environment variable {VARIABLE}={wanted!r} must be auto, c or python")
-    if wanted == "python":
-        return PythonCore(store)
-    try:
-        _core = importlib.import_module("yatagarasu_cache._core")
-        if _core.ABI_VERSION != ABI_VERSION:
-            raise ImportError("it was built from other sources: build it anew")
-    except ImportError as error:
-        if wanted == "c":
-            raise BackendUnavailable(f"{VARIABLE}=c, but the compiled core is not there: {error}") from error
-        return PythonCore(store)
+    module = compiled.load()
     # What wraps a backend wants to see its reads and writes.
     plain = store.backend.plain and store.policy.name in ("lru", "lfu", "fifo", "none")
-    return CompiledCore(store, _core) if plain else PythonCore(store)
+    return CompiledCore(store, module) if module is not None and plain else PythonCore(store)

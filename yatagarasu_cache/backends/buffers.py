@@ -80,6 +80,21 @@ class BufferPool:
         """Bytes of the whole piece of memory, which begins at `address`."""
         return self._stride * self.capacity
 
+    @property
+    def stride(self) -> int:
+        """Bytes from one buffer to the next."""
+        return self._stride
+
+    def lent(self, begun: int, in_use: int) -> None:
+        """For a holder of all buffers, who wipes them himself: so many were taken, so many are in use."""
+        with self._lock:
+            new = min(begun, max(0, self.capacity - self._made))
+            self._made += new
+            self._misses += new
+            self._allocations += new
+            self._hits += begun - new
+            self._in_use = in_use
+
     def acquire(self) -> Buffer:
         """A buffer full of zeros. Never waits."""
         with self._lock:

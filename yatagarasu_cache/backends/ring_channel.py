@@ -4,6 +4,9 @@ Reads asked for in one turn of the loop go to the kernel in one call; completion
 through an eventfd and are all taken at once. Memory is given to the kernel with a read and taken
 back with its completion, whatever becomes of the future meanwhile. What a ring cannot do, because
 it fails or there is none to be had, the worker threads do.
+
+Short reads, nearly all there are, are kept by `Reads`, which is compiled where it can be. Longer
+ones, and short ones that do not come back whole, are kept here.
 """
 
 from __future__ import annotations
@@ -18,16 +21,17 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .buffers import Buffer, BufferPool
+from .buffers import Buffer
+from .reads import make_reads
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
 from .threads import ThreadChannel
 
 if TYPE_CHECKING:
     from .uring import UringBackend
 
-SMALL_BYTES = 4 << 10
+SHORT_BYTES = 4 << 10
 MEDIUM_BYTES = 64 << 10
 LONG_BYTES = 1 << 20  # what is longer would keep the loop busy: a worker thread reads it
 _MEDIUM_KEPT = 16  # medium reads beyond this many at once get memory of their own
@@ -43,15 +47,17 @@ _MAX_OFFSET = 1 << 62
 _MAX_FD = 1 << 31
 # Channels with reads under way: were one collected, its memory would go while the kernel fills it.
 _busy: set[RingChannel] = set()
-_SMALL, _MEDIUM = 0, 1  # places of the pools in the table of registered buffers
+_MEDIUM = 1  # place of the medium pool in the table of registered buffers; the short one is at 0
+# Of yr_queue_reads(): files, addresses, lengths, offsets, numbers, flags, tables.
+_COLUMNS = "int32_t *", "uint64_t *", "uint32_t *", "uint64_t *", "uint64_t *", "uint8_t *", "uint16_t *"
 
 
 class _Read:
     """One read, from being asked for until its completion was taken."""
 
     __slots__ = (
-        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "pool",
-        "table", "tries",
+        "address", "buffer", "done", "fd", "file", "flags", "future", "length", "offset", "own", "table",
+        "tries",
     )  # fmt: skip
 
     def __init__(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> None:
@@ -63,7 +69,6 @@ class _Read:
         self.tries = 0
         self.address = 0  # 0 while it has no memory
         self.buffer: Buffer | None = None
-        self.pool: BufferPool | None = None  # of the buffer
         self.own: bytes | None = None  # instead of a buffer: memory that becomes the result itself
         self.file = fd  # or its place among the registered files
         self.flags = self.table = 0
@@ -133,6 +138,14 @@ class RingChannel(ThreadChannel):
         self._failed = 0
         self._closed = False
         self._files: _FixedFiles | None = None
+        self._reads = make_reads()
+        self._columns: tuple[Any, ...] = ()
+
+    @property
+    def running(self) -> int:
+        """Reads that the kernel has."""
+        number: int = len(self._running) + self._reads.running
+        return number
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -141,11 +154,15 @@ class RingChannel(ThreadChannel):
         if not (0 < length <= LONG_BYTES and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
             return self.run(uring.read, fd, length, offset)
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self._waiting.append(_Read(future, fd, length, offset))
+        if length <= SHORT_BYTES:
+            waiting = self._reads.add(future, fd, length, offset)
+        else:
+            self._waiting.append(_Read(future, fd, length, offset))
+            waiting = len(self._waiting)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
-        elif len(self._waiting) == _EARLY:
+        elif waiting == _EARLY:
             self._pump()
         return future
 
@@ -155,21 +172,29 @@ class RingChannel(ThreadChannel):
 
     def _pump(self) -> None:
         """Hand over what there is room for and take what is complete, until neither goes on."""
-        while self._ring is not None or (self._waiting and self._open()):
-            if self._waiting and len(self._running) < self._limit:
+        reads = self._reads
+        while self._ring is not None or ((self._waiting or reads.waiting) and self._open()):
+            if self._waiting and self.running < self._limit:
                 self._queue()
+            if reads.waiting and self.running < self._limit:
+                self._queue_short()
             if self._unsubmitted:
                 self._submit()
-            if not self._reap() or not self._waiting:
+            if not self._reap() or not (self._waiting or reads.waiting):
                 break
         if self._ring is None:
-            waiting, self._waiting = self._waiting, deque()
-            self._read_otherwise(waiting)
+            self._read_otherwise(self._take_waiting())
+
+    def _take_waiting(self) -> list[_Read]:
+        """Without a ring: the reads that have not begun."""
+        waiting = [*self._waiting, *(_Read(*read) for read in self._reads.take_all())]
+        self._waiting.clear()
+        return waiting
 
     # -- to the kernel ----------------------------------------------------------------------
 
     def _queue(self) -> None:
-        reads = self._admit(self._limit - len(self._running))
+        reads = self._admit(self._limit - self.running)
         if not reads or self._ring is None:
             return
         numbers = array("Q", range(self._next, self._next + len(reads)))
@@ -188,12 +213,29 @@ class RingChannel(ThreadChannel):
             memory("uint8_t[]", bytes([read.flags for read in reads])),
             memory("uint16_t[]", array("H", [read.table for read in reads])),
         )
-        self._unsubmitted += max(queued, 0)
         for number in reversed(numbers[max(queued, 0) :]):
             self._waiting.appendleft(self._running.pop(number))
+        self._queued(queued)
+
+    def _queue_short(self) -> None:
+        count = self._reads.stage(self._limit - self.running)
+        if not count or self._ring is None:
+            return
+        _busy.add(self)
+        if self._files is not None:
+            self._use_fixed_columns(self._files, count)
+        queued: int = lib.yr_queue_reads(self._ring.handle, count, *self._columns)
+        if queued < count:
+            self._reads.unstage(max(queued, 0))
+        self._small.lent(max(queued, 0), self._reads.running)
+        self._queued(queued)
+
+    def _queued(self, queued: int) -> None:
+        """What the ring says to reads: how many it has taken."""
+        self._unsubmitted += max(queued, 0)
         if queued < 0:
             self._abandon(-queued)
-        elif not self._running and self._timer is None:
+        elif not self.running and self._timer is None:
             self._stall(errno.EBUSY)
 
     def _admit(self, room: int) -> list[_Read]:
@@ -221,6 +263,15 @@ class RingChannel(ThreadChannel):
             else:
                 read.file, read.flags = place, read.flags | lib.YR_FIXED_FILE
 
+    def _use_fixed_columns(self, files: _FixedFiles, count: int) -> None:
+        """The same for short reads."""
+        fds, flags = self._columns[0], self._columns[5]
+        files.sweep()
+        for row in range(count):
+            place = files.place(fds[row])
+            flags[row] = self._buffer_flag if place is None else self._buffer_flag | lib.YR_FIXED_FILE
+            fds[row] = fds[row] if place is None else place
+
     def closing_file(self, fd: int) -> None:
         """From any thread: `fd` is about to be closed, so the ring must not hold on to its file."""
         files = self._files
@@ -234,24 +285,20 @@ class RingChannel(ThreadChannel):
             self._files.sweep()
 
     def _provide(self, read: _Read) -> None:
-        if read.length <= SMALL_BYTES:
-            pool, read.table = self._small, _SMALL
-        elif read.length <= MEDIUM_BYTES and self._medium.in_use < _MEDIUM_KEPT:
-            pool, read.table = self._medium, _MEDIUM
-        else:
+        if not SHORT_BYTES < read.length <= MEDIUM_BYTES or self._medium.in_use >= _MEDIUM_KEPT:
             # Fresh and unseen by anybody else until it is complete, so it may be written to; to
             # copy this much out of a buffer would cost more than it saves.
             read.own = bytes(read.length)
             read.address = address_of(read.own)
             return
-        read.pool, read.buffer = pool, (buffer := pool.acquire())
-        read.address = buffer.address
-        read.flags = self._buffer_flag if buffer.pooled else 0
+        read.buffer, read.table = self._medium.acquire(), _MEDIUM
+        read.address = read.buffer.address
+        read.flags = self._buffer_flag if read.buffer.pooled else 0
 
     def _take_back(self, read: _Read) -> None:
         """The read's memory is nobody's any more."""
-        if read.pool is not None and read.buffer is not None:
-            read.pool.release(read.buffer, read.length)
+        if read.buffer is not None:
+            self._medium.release(read.buffer, read.length)
             read.buffer, read.address = None, 0
 
     def _submit(self) -> None:
@@ -292,16 +339,18 @@ class RingChannel(ThreadChannel):
             self._abandon(-found)
         if found <= 0:
             return 0
-        results = ffi.unpack(self._results, found)
-        for number, result in zip(ffi.unpack(self._numbers, found), results, strict=True):
-            read = self._running.pop(number, None)
-            if read is None:  # the ring was given up meanwhile
-                continue
-            if result == read.length:  # nearly always
-                self._end(read, read.result(result), None)
+        wanted = not self._loop.is_closed()
+        for result, *what in self._reads.complete(*self._completions, found, wanted):
+            if len(what) == 1:  # one of ours
+                read = self._running.pop(what[0], None)
+                if read is not None:  # else the ring was given up meanwhile
+                    self._complete(read, result)
+            elif result >= 0:  # a short one, in part: once more, as one of ours
+                self._waiting.append(_Read(*what))
             else:
-                self._complete(read, result)
-        if not self._running:
+                self._complete(_Read(*what), result)
+        self._small.lent(0, self._reads.running)
+        if not self.running:
             _busy.discard(self)
         return found
 
@@ -387,10 +436,13 @@ class RingChannel(ThreadChannel):
         self._limit = self._space = ring.most
         self._numbers = ffi.new("uint64_t[]", self._space)
         self._results = ffi.new("int32_t[]", self._space)
-        self._small = pool_for(SMALL_BYTES, ring.most)
+        self._completions = [int(ffi.cast("uintptr_t", column)) for column in (self._numbers, self._results)]
+        self._small = pool_for(SHORT_BYTES, ring.most)
         self._medium = pool_for(MEDIUM_BYTES, min(ring.most, _MEDIUM_KEPT))
         registered = self._rings.opened(ring, self._small, self._medium)
         self._buffer_flag = lib.YR_FIXED_BUFFER if registered else 0
+        columns = self._reads.equip(self._small.address, self._small.stride, ring.most, self._buffer_flag)
+        self._columns = tuple(map(ffi.cast, _COLUMNS, columns))
         self._failed = self._unsubmitted = self._stalls = 0
         self._files = None
         if self._rings.settings.use_fixed_files:
@@ -414,7 +466,7 @@ class RingChannel(ThreadChannel):
             for read in running:
                 read.buffer = None
         self._rings.closed(ring, self._small, self._medium)
-        return running
+        return running + [_Read(*read) for read in self._reads.take_all()]
 
     def close(self) -> None:
         """See `Channel.close`. In another thread than the ring's: what is under way is read again."""
@@ -423,15 +475,14 @@ class RingChannel(ThreadChannel):
             self._drain()
         if self._ring is not None:
             self._read_otherwise(self._let_go())
-        waiting, self._waiting = self._waiting, deque()
-        self._read_otherwise(waiting)
+        self._read_otherwise(self._take_waiting())
         self._uring.channel_closed(self)
 
     def _drain(self) -> None:
         """Wait for everything that was asked for. A ring that hangs is given up."""
         limit = time.monotonic() + _DRAIN_SECONDS
         self._pump()
-        while self._ring is not None and (self._running or self._waiting):
+        while self._ring is not None and (self.running or self._waiting or self._reads.waiting):
             if time.monotonic() > limit:
                 return self._abandon(errno.ETIME)
             if self._timer is not None:  # the loop may not run any more
@@ -471,6 +522,7 @@ class RingChannel(ThreadChannel):
         """In a child: the loop and its ring are the parent's."""
         ring, self._ring, self._files = self._ring, None, None
         self._running, self._waiting, self._timer = {}, deque(), None
+        self._reads = make_reads()
         _busy.discard(self)
         self._scheduled = False
         if ring is not None:

@@ -1,0 +1,30 @@
+"""The module compiled from `csrc/` against CPython's own interface, where it was built and is wanted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+from .errors import BackendUnavailable, ConfigurationError
+
+VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
+ABI_VERSION = 3  # of the module that this code calls
+
+
+def load() -> ModuleType | None:
+    """The module; None if it is not there or not wanted: then Python code does the same."""
+    wanted = os.environ.get(VARIABLE, "").strip().lower() or "auto"
+    if wanted not in ("auto", "c", "python"):
+        raise ConfigurationError(f"the environment variable {VARIABLE}={wanted!r} must be auto, c or python")
+    if wanted == "python":
+        return None
+    try:
+        module = importlib.import_module("yatagarasu_cache._core")
+        if module.ABI_VERSION != ABI_VERSION:
+            raise ImportError("it was built from other sources: build it anew")
+    except ImportError as error:
+        if wanted == "c":
+            raise BackendUnavailable(f"{VARIABLE}=c, but the compiled core is not there: {error}") from error
+        return None
+    return module
