@@ -331,12 +331,11 @@ static bool take_waiting(Core *self, PyObject *results, struct waiting *waiting,
 
 static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 3 || !PyList_Check(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "expected a list of keys, now and wait");
+    if (count != 2 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "expected a list of keys and now");
         return NULL;
     }
     uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
-    bool wait = args[2] == Py_True;
     if (PyErr_Occurred())
         return NULL;
     Py_ssize_t keys = PyList_Size(args[0]), waits = 0;
@@ -349,7 +348,7 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
         PyObject *result = get_at_once(self, PyList_GetItem(args[0], i), now, &waiting[waits]);
         if (!result && PyErr_Occurred()) {
             failed = true;
-        } else if (!result && wait && self->mapping == mapping) {
+        } else if (!result && self->mapping == mapping) {
             waiting[waits++].at = i;
         } else {
             if (!result) {
@@ -590,8 +589,8 @@ static PyMethodDef core_methods[] = {
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
-     "get_many(keys, now, wait)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
-     "has to be opened first. What is not in memory is read in one batch, or is NotImplemented."},
+     "get_many(keys, now)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
+     "has to be opened first. What is not in memory is read in one batch."},
     {"place", (PyCFunction)(void (*)(void))core_place, METH_FASTCALL,
      "place(key, now)\n--\n\nWhere the value of a key is, to be read by others: (descriptor, length, offset, ...).\n"
      "None for a miss; NotImplemented as for get()."},

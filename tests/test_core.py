@@ -619,7 +619,7 @@ def test_get_many_is_get_of_each(opened: Callable[..., DiskCache], cold: bool) -
     assert found[keys.index(7)] is NotImplemented  # an int is encoded in Python
     assert found[keys.index("text")] == (b"t", 1)
     with pytest.raises(TypeError):
-        cache._store.core._core.get_many(("k1",), START, True)  # type: ignore[attr-defined]
+        cache._store.core._core.get_many(("k1",), START)  # type: ignore[attr-defined]
 
 
 def test_get_many_of_damage(opened: Callable[..., DiskCache]) -> None:

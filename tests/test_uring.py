@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, aio, compiled
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, DiskCache, aio, compiled
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -436,6 +436,104 @@ def test_auto_leaves_reading_to_a_system_that_reads_far_ahead(
     cool(fd)
     assert backend.read(fd, 3 << 20, 0) == os.pread(fd, 3 << 20, 0)
     assert backend.stats()["submitted"] == TRIED
+
+
+# -- what a cache does through rings ----------------------------------------------------------
+
+
+class Filled:
+    """A cache on the ring with short values and one long one, made cold at will."""
+
+    def __init__(self, directory: Path, direct: Any) -> None:
+        self.values: dict[Any, bytes] = {n: os.urandom(3000) for n in range(200)}
+        self.values |= {f"key-{n}": os.urandom(3000) for n in range(200)} | {"long": os.urandom(9 << 20)}
+        self.directory = str(directory)
+        self.cache = DiskCache(self.directory, backend="uring", io_uring={"direct": direct})
+        self.cache.set_many(self.values)
+
+    def cool(self) -> None:
+        self.cache.flush()
+        self.cool_files()
+
+    def cool_files(self) -> None:
+        for folder in ("segments", "large"):
+            for name in os.listdir(f"{self.directory}/{folder}"):
+                file = os.open(f"{self.directory}/{folder}/{name}", os.O_RDONLY)
+                cool(file)
+                os.close(file)
+
+    def submitted(self, function: Callable[[], Any]) -> int:
+        """How many operations rings were given for it."""
+        before: int = self.cache.stats().backend_stats["submitted"]
+        function()
+        return int(self.cache.stats().backend_stats["submitted"]) - before
+
+
+@pytest.fixture(params=["python", "c"] if compiled.load() else ["python"])
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the core in Python, and compiled."""
+    name: str = request.param
+    monkeypatch.setenv(compiled.VARIABLE, name)
+    return name
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_a_cache_does_through_rings(tmp_path: Path, core: str, direct: bool) -> None:
+    filled = Filled(tmp_path / "cache", direct)
+    cache, values = filled.cache, filled.values
+    numbers = [key for key in values if type(key) is int]
+
+    def hot() -> None:
+        cache.set("key-0", values["key-0"])
+        assert cache.get("key-0") == values["key-0"]
+        assert cache.get_many(["key-0", 1]) == {"key-0": values["key-0"], 1: values[1]}
+
+    def batch() -> None:
+        assert cache.get_many(numbers) == {key: values[key] for key in numbers}
+
+    def long() -> None:
+        assert cache.get("long") == values["long"]
+
+    def check() -> None:
+        assert cache.check() == []
+
+    assert filled.submitted(hot) == 0
+    for cold in (batch, check):
+        filled.cool()
+        assert filled.submitted(cold) > 20
+    filled.cool()
+    chunks = filled.submitted(long)
+    assert chunks == 0 if not direct else chunks == 0 and not takes_direct(filled.directory) or chunks > 30
+    cache.close()
+
+
+def takes_direct(directory: str) -> bool:
+    try:
+        os.close(os.open(f"{directory}/index", os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> None:
+    filled = Filled(tmp_path / "cache", False)
+    keys = [key for key in filled.values if key != "long"]
+    random.Random(1).shuffle(keys)
+
+    async def main() -> None:
+        async with AsyncDiskCache(filled.directory, backend="uring") as cache:
+            before = (await cache.stats()).backend_stats["submitted"]
+            assert await asyncio.gather(*map(cache.get, keys)) == [filled.values[key] for key in keys]
+            submitted = (await cache.stats()).backend_stats["submitted"] - before
+            assert submitted > len(keys) // 4  # neighbours come with a page
+            await asyncio.gather(*map(cache.get, keys[:50]))
+            again = (await cache.stats()).backend_stats["submitted"] - before - submitted
+            assert again <= 50
+
+    filled.cache.flush()
+    filled.cache.close()
+    filled.cool_files()
+    asyncio.run(main())
 
 
 # -- reads in place ---------------------------------------------------------------------------

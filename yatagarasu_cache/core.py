@@ -156,32 +156,16 @@ class CompiledCore(PythonCore):
         return (found, 0) if type(found) is bytes else found
 
     def get_many(self, keys: list[Key], now: int) -> list[Any]:
-        backend = self._store.backend
-        found: list[Any] = self._core.get_many(keys, now, not backend.batches)
+        found: list[Any] = self._core.get_many(keys, now)
         unopened = {hit for hit in found if type(hit) is int}
         if unopened:
             for segment in unopened:
                 self._store.file_of(segment)
             again = [i for i, hit in enumerate(found) if type(hit) is int]
-            hits = self._core.get_many([keys[i] for i in again], now, not backend.batches)
+            hits = self._core.get_many([keys[i] for i in again], now)
             for i, hit in zip(again, hits, strict=True):
                 found[i] = NotImplemented if type(hit) is int else hit
-        if backend.batches:
-            self._read_cold(keys, now, found)
         return found
-
-    def _read_cold(self, keys: list[Key], now: int, found: list[Any]) -> None:
-        """Have the backend read what `found` lacks, as far as it is plain."""
-        cold: list[tuple[int, tuple[int, ...]]] = []
-        for i, hit in enumerate(found):
-            if hit is NotImplemented:
-                found[i] = place = self.place(keys[i], now)
-                if type(place) is tuple:
-                    cold.append((i, place))
-        if cold:
-            read = self._store.backend.read_many([(place[0], place[1], place[2]) for _, place in cold])
-            for (i, place), data in zip(cold, read, strict=True):
-                found[i] = NotImplemented if isinstance(data, OSError) else self.accept(place, data, now)
 
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
@@ -279,6 +263,9 @@ class CompiledCore(PythonCore):
         return bool(done)
 
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
+        data = self._store.backend.read_direct(fd, length, 0)
+        if data is not None:
+            return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
         found: tuple[bytes, int] | None = self._module.read_file(fd, length, seed)
         return found
 

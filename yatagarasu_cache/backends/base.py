@@ -34,9 +34,6 @@ class Backend(abc.ABC):
     # True if reads and writes in place are the plain system calls, so that compiled code may make
     # them itself. A backend that wants to see, count or change them leaves it False.
     plain: ClassVar[bool] = False
-    # True if `read_many` of what is not in memory is faster than reads one after the other of which the
-    # system was told beforehand.
-    batches: ClassVar[bool] = False
     # True if reads of an event loop that begin together cost so much less than one alone that what
     # is hardly ever in memory had better not be looked for there first.
     prefers_together: ClassVar[bool] = False
@@ -62,6 +59,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
         """Like `read` if every byte is in the page cache, else None at once (never waits for a disk)."""
+
+    def read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
+        """`read` past the page cache, if that is wished and pays for this range; else None."""
+        return None
 
     @abc.abstractmethod
     def prefetch(self, fd: int, length: int, offset: int) -> None:

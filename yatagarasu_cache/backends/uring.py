@@ -24,7 +24,7 @@ from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch
 from .ring_channel import LONG_BYTES, RingChannel
-from .threads import ThreadsBackend, _read_on, _result_or_error
+from .threads import ThreadsBackend, _result_or_error
 
 __all__ = ["UringBackend"]
 
@@ -41,7 +41,6 @@ _backends: weakref.WeakSet[UringBackend] = weakref.WeakSet()
 
 class UringBackend(ThreadsBackend):
     name = "uring"
-    batches = True
     prefers_together = True
 
     def __init__(self, settings: Settings) -> None:
@@ -67,19 +66,23 @@ class UringBackend(ThreadsBackend):
     # -- one read ---------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
-        if length >= DIRECT_BYTES:
-            return self._read_long(fd, length, offset)
-        data = os.pread(fd, length, offset)
-        return data if len(data) == length else _read_on(fd, data, length, offset)
+        if length >= DIRECT_BYTES and (direct := self._read_long(fd, length, offset)) is not None:
+            return direct
+        return super().read(fd, length, offset)
 
-    def _read_long(self, fd: int, length: int, offset: int) -> bytes:
+    def read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
+        """Only where the settings insist: whoever asks reads ahead himself, which is as fast."""
+        if self._direct is not True or length < DIRECT_BYTES:
+            return None
+        return self._read_long(fd, length, offset)
+
+    def _read_long(self, fd: int, length: int, offset: int) -> bytes | None:
         status = os.fstat(fd)
         within = min(length, status.st_size - offset)
-        if within >= DIRECT_BYTES and self._is_direct((status.st_dev, status.st_ino, offset), fd, within):
-            data = self._read_direct(fd, within, offset)
-            if data is not None:
-                return data
-        return super().read(fd, length, offset)
+        place = status.st_dev, status.st_ino, offset
+        if within < DIRECT_BYTES or not self._is_direct(place, fd, within):
+            return None
+        return self._read_direct(fd, within, offset)
 
     def _is_direct(self, place: tuple[int, int, int], fd: int, length: int) -> bool:
         """Whether to read past the page cache: what is not in it, and then ("auto") only once,
