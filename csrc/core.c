@@ -502,6 +502,18 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     return true;
 }
 
+/* Space ahead of the writes makes them a tenth cheaper. Segments have whole pieces of it; what is not
+ * used goes when the segment is sealed. Where it can't be had, so be it. */
+static void space_ahead(const struct yc_end *end, uint64_t bytes)
+{
+#ifdef __linux__
+    if (end->offset / AHEAD != (end->offset + bytes) / AHEAD)
+        fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)((end->offset + bytes) / AHEAD * AHEAD), AHEAD);
+#else
+    (void)end, (void)bytes;
+#endif
+}
+
 /* Write a record at the end of the segment. 0 or a negative errno. */
 static int append(const struct yc_end *end, char *head, uint64_t head_bytes, const struct yc_entry *entry)
 {
@@ -519,37 +531,40 @@ static int append(const struct yc_end *end, char *head, uint64_t head_bytes, con
         vector[0] = (struct iovec){whole, bytes};
         count = 1;
     }
-#ifdef __linux__
-    /* Space ahead of the writes makes them a tenth cheaper. Segments have whole pieces of it; what
-     * is not used goes when the segment is sealed. Where it can't be had, so be it. */
-    if (end->offset / AHEAD != (end->offset + bytes) / AHEAD)
-        fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)((end->offset + bytes) / AHEAD * AHEAD), AHEAD);
-#endif
+    space_ahead(end, bytes);
     return write_all(end->fd, vector, count, end->offset);
 }
 
-int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
-           struct yc_record *record)
+/* The head and the slot of an entry whose record will be at `offset` of a segment. False if it is not plain. */
+static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint64_t segment, uint64_t offset,
+                  uint64_t now, struct yc_record *record)
 {
     if (!usable(view) || (uint64_t)entry->key_length + entry->tag_length + entry->meta_length > YC_MAX_NAMES ||
-        entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE ||
-        end->segment > MASK32 || end->offset % ALIGN || end->offset / ALIGN > MASK32)
-        return YC_OTHER;
+        entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE || segment > MASK32 ||
+        offset % ALIGN || offset / ALIGN > MASK32)
+        return false;
     struct digest key = digest_of(entry->key, entry->key_length, view->seed);
     uint64_t stamp, *slot = record->slot;
     record->epoch = load(view->map, W_EPOCH);
     stamp = new_stamp(view, now);
     slot[S_LOW] = key.low;
     slot[S_HIGH] = key.high;
-    slot[S_PLACE] = end->segment << 32 | end->offset / ALIGN;
+    slot[S_PLACE] = segment << 32 | offset / ALIGN;
     slot[S_SUM] = value_sum(entry->payload, entry->length, key.low, entry->flags);
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(view->first, 0, stamp);
     record->head_bytes = pack_head(view, record, entry, RECORD_PUT);
-    record->listed_bytes = YC_LISTED_BYTES + RECORD_BYTES + entry->key_length + entry->tag_length;
+    record->listed_bytes = yc_list(entry, 0, NULL, NULL);
     slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
+    return true;
+}
 
+int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
+           struct yc_record *record)
+{
+    if (!draft(view, entry, end->segment, end->offset, now, record))
+        return YC_OTHER;
     record->error = append(end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
@@ -558,6 +573,74 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
     bool installed = install(view, record);
     flock(end->lock_fd, LOCK_UN);
     return installed ? YC_INSTALLED : YC_APPENDED;
+}
+
+/* -- many puts ---------------------------------------------------------------------------- */
+
+uint64_t yc_record_bytes(const struct yc_entry *entry)
+{
+    uint64_t names = (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
+    return aligned(RECORD_BYTES + names) + aligned(entry->length);
+}
+
+uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += yc_record_bytes(&entries[i]);
+    return bytes;
+}
+
+uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed)
+{
+    uint64_t head = RECORD_BYTES + entry->key_length + entry->tag_length;
+    uint32_t kept = 0; /* of the payload */
+    if (listed) {
+        memcpy(listed, &offset, 8);
+        memcpy(listed + 8, &kept, 4);
+        memcpy(listed + YC_LISTED_BYTES, record, head);
+    }
+    return YC_LISTED_BYTES + head;
+}
+
+int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, size_t count,
+                   const struct yc_end *end, uint64_t now, char *records, uint64_t *slots, int *error)
+{
+    struct yc_record record;
+    char *to = records;
+    for (size_t i = 0; i < count; i++) {
+        const struct yc_entry *entry = &entries[i];
+        if (!draft(view, entry, end->segment, end->offset + (uint64_t)(to - records), now, &record))
+            return YC_OTHER;
+        memcpy(&slots[i * SLOT_WORDS], record.slot, sizeof record.slot);
+        put_bytes(&to, record.listed + YC_LISTED_BYTES, record.head_bytes);
+        put_bytes(&to, entry->payload, entry->length);
+        size_t padding = aligned(entry->length) - entry->length;
+        memset(to, 0, padding);
+        to += padding;
+    }
+    struct iovec vector = {records, (size_t)(to - records)};
+    space_ahead(end, vector.iov_len);
+    *error = write_all(end->fd, &vector, 1, end->offset);
+    return *error ? YC_FAILED : 0;
+}
+
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch)
+{
+    struct yc_record record = {.epoch = epoch, .stop_after = -1};
+    size_t done = 0;
+    while (done < count && usable(view)) {
+        memcpy(record.slot, &slots[done * SLOT_WORDS], sizeof record.slot);
+        if (!install(view, &record))
+            break;
+        done++;
+    }
+    return done;
+}
+
+uint64_t yc_epoch(const struct yc_view *view)
+{
+    return usable(view) ? load(view->map, W_EPOCH) : 0;
 }
 
 /* -- remove ------------------------------------------------------------------------------- */

@@ -101,6 +101,20 @@ enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1, YC_EXPIRED = 2 };
 int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
            struct yc_record *record);
 
+/* Append the records of `count` entries, one behind the other, by one write from `records`, which has
+ * room for yc_batch_bytes(). Their slots, of eight words each, are not shown yet. 0; YC_FAILED with
+ * *error set; or YC_OTHER if one of them is not plain, and nothing was done. */
+int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, size_t count,
+                   const struct yc_end *end, uint64_t now, char *records, uint64_t *slots, int *error);
+uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count);
+uint64_t yc_record_bytes(const struct yc_entry *entry);
+/* The footer's entry of a record at `offset` into `listed`; its length, which NULL asks for. */
+uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed);
+/* Show records in the index, one after the other, while the lock is held. How many, from the first,
+ * until one that is left to the ordinary path. `epoch`: the index's before they were appended. */
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch);
+uint64_t yc_epoch(const struct yc_view *view);
+
 /* Log a removal of the key and take it out of the index. YC_FOUND if it was there, YC_EXPIRED if
  * it was, but had expired; YC_MISS if not, and nothing was done; YC_OTHER as above. `log->offset` is
  * not used: the index tells where the log ends. */

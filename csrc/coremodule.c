@@ -534,6 +534,134 @@ static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
     return put(self, &entry, &end, PyLong_AsUnsignedLongLong(args[B_NOW]), &record);
 }
 
+/* The fields of store/writing.py's Item. */
+enum { I_LOW, I_HIGH, I_KEY, I_PAYLOAD, I_FLAGS, I_EXPIRES, I_TAG, I_META, I_COUNT };
+
+/* False if it is not plain, or with an error. */
+static bool entry_of_item(PyObject *item, struct yc_entry *entry)
+{
+    Py_ssize_t key, tag, meta, payload;
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != I_COUNT)
+        return false;
+    PyObject *objects[] = {PyTuple_GetItem(item, I_KEY), PyTuple_GetItem(item, I_TAG),
+                           PyTuple_GetItem(item, I_META), PyTuple_GetItem(item, I_PAYLOAD)};
+    for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
+        if (!PyBytes_CheckExact(objects[i]))
+            return false;
+    if (!bytes_of(objects[0], &entry->key, &key) || !bytes_of(objects[1], &entry->tag, &tag) ||
+        !bytes_of(objects[2], &entry->meta, &meta) || !bytes_of(objects[3], &entry->payload, &payload) ||
+        key > YC_MAX_NAMES || tag > YC_MAX_NAMES || meta > YC_MAX_NAMES)
+        return false;
+    entry->key_length = (uint32_t)key;
+    entry->tag_length = (uint32_t)tag;
+    entry->meta_length = (uint32_t)meta;
+    entry->length = (uint64_t)payload;
+    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, I_FLAGS));
+    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, I_EXPIRES));
+    return !PyErr_Occurred();
+}
+
+/* A list of the footer's entries of records that were appended at `offset`. */
+static PyObject *listed_many(const struct yc_entry *entries, size_t count, uint64_t offset, const char *records)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; i < count && list; i++) {
+        Py_ssize_t length = (Py_ssize_t)yc_list(&entries[i], 0, NULL, NULL);
+        PyObject *listed = PyBytes_FromStringAndSize(NULL, length);
+        if (listed)
+            (void)yc_list(&entries[i], offset, records, PyBytes_AsString(listed));
+        if (!listed || PyList_SetItem(list, (Py_ssize_t)i, listed))
+            Py_CLEAR(list);
+        offset += yc_record_bytes(&entries[i]);
+        records += yc_record_bytes(&entries[i]);
+    }
+    return list;
+}
+
+static PyObject *append_many(Core *self, const struct yc_entry *entries, size_t count, const struct yc_end *end,
+                             uint64_t now)
+{
+    struct mapping *mapping = self->mapping;
+    uint64_t bytes = yc_batch_bytes(entries, count), epoch = yc_epoch(&mapping->view);
+    PyObject *slots = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * 64)), *result = NULL;
+    char *records = PyMem_Malloc(bytes);
+    int status = YC_OTHER, error = 0;
+    if (!slots || !records) {
+        Py_XDECREF(slots);
+        PyMem_Free(records);
+        return PyErr_NoMemory();
+    }
+    uint64_t *words = (uint64_t *)(void *)PyBytes_AsString(slots);
+    mapping->users++;
+    Py_BEGIN_ALLOW_THREADS
+    status = yc_append_many(&mapping->view, entries, count, end, now, records, words, &error);
+    Py_END_ALLOW_THREADS
+    release(mapping);
+    if (status == YC_FAILED) {
+        errno = -error;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else if (status == YC_OTHER) {
+        result = another(Py_NotImplemented);
+    } else {
+        PyObject *listed = listed_many(entries, count, end->offset, records);
+        if (listed)
+            result = Py_BuildValue("NOKK", listed, slots, (unsigned long long)epoch, (unsigned long long)bytes);
+    }
+    PyMem_Free(records);
+    Py_DECREF(slots);
+    return result;
+}
+
+static PyObject *core_append_many(Core *self, PyObject *args)
+{
+    struct yc_end end = {.lock_fd = -1};
+    unsigned long long segment, offset, now;
+    PyObject *items, *result = NULL;
+    if (!PyArg_ParseTuple(args, "iKKOK", &end.fd, &segment, &offset, &items, &now))
+        return NULL;
+    if (!PyList_Check(items)) {
+        PyErr_SetString(PyExc_TypeError, "expected a list of items");
+        return NULL;
+    }
+    end.segment = segment;
+    end.offset = offset;
+    Py_ssize_t count = PyList_Size(items);
+    struct yc_entry *entries = PyMem_Calloc((size_t)count + 1, sizeof *entries);
+    if (!entries)
+        return PyErr_NoMemory();
+    bool plain = true;
+    for (Py_ssize_t i = 0; i < count && plain; i++)
+        plain = entry_of_item(PyList_GetItem(items, i), &entries[i]);
+    if (plain)
+        result = append_many(self, entries, (size_t)count, &end, now);
+    else if (!PyErr_Occurred())
+        result = another(Py_NotImplemented);
+    PyMem_Free(entries);
+    return result;
+}
+
+static PyObject *core_install_many(Core *self, PyObject *args)
+{
+    PyObject *slots;
+    Py_ssize_t first, bytes;
+    unsigned long long epoch;
+    const void *words;
+    if (!PyArg_ParseTuple(args, "SnK", &slots, &first, &epoch) || !bytes_of(slots, &words, &bytes))
+        return NULL;
+    if (first < 0 || first > bytes / 64) {
+        PyErr_SetString(PyExc_ValueError, "there are not so many slots");
+        return NULL;
+    }
+    struct mapping *mapping = self->mapping;
+    size_t done;
+    mapping->users++;
+    Py_BEGIN_ALLOW_THREADS
+    done = yc_install_many(&mapping->view, (const uint64_t *)words + first * 8, (size_t)(bytes / 64 - first), epoch);
+    Py_END_ALLOW_THREADS
+    release(mapping);
+    return PyLong_FromSize_t(done);
+}
+
 enum { R_FD, R_SEGMENT, R_LOCK_FD, R_KEY, R_NOW, R_STOP_AFTER, R_COUNT };
 
 static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -602,6 +730,12 @@ static PyMethodDef core_methods[] = {
     {"set", (PyCFunction)(void (*)(void))core_set, METH_FASTCALL,
      "set(fd, segment, offset, lock_fd, key, value, now)\n--\n\n"
      "put() of a key that is not encoded, and a bytes value."},
+    {"append_many", (PyCFunction)core_append_many, METH_VARARGS,
+     "append_many(fd, segment, offset, items, now)\n--\n\nAppend records by one write: (their entries in the footer, "
+     "their slots, epoch, bytes); NotImplemented."},
+    {"install_many", (PyCFunction)core_install_many, METH_VARARGS,
+     "install_many(slots, first, epoch)\n--\n\nShow records from `first` on while the lock is held: how many, until one "
+     "is not plain."},
     {"remove", (PyCFunction)(void (*)(void))core_remove, METH_FASTCALL,
      "remove(fd, segment, lock_fd, key, now, stop_after=-1)\n--\n\n"
      "Whether the entry had not expired; None if there was none; NotImplemented."},

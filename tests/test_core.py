@@ -78,6 +78,10 @@ sets = st.tuples(
     st.sampled_from([None, 1, 1000]), st.sampled_from([None, "tag"]),
     st.sampled_from([None, {"a": 1}, "m" * 5000]),
 )  # fmt: skip
+batches = st.tuples(
+    st.just("set many"), st.lists(key, max_size=30), st.sampled_from([0, 15, 100, 5000, 40_000]),
+    st.sampled_from([None, 1, 1000]), st.sampled_from([None, "tag"]), st.sampled_from([None, "m" * 5000]),
+)  # fmt: skip
 others = st.one_of(
     st.tuples(st.just("get"), key),
     st.tuples(st.just("text"), key),
@@ -94,6 +98,9 @@ def perform(operation: tuple[Any, ...], cache: DiskCache, clock: Clock, number: 
     match operation:
         case "set", key, length, expire, tag, meta:
             return cache.set(key, noise(length, number), expire, tag, meta)
+        case "set many", keys, length, expire, tag, meta:
+            pairs = [(key, noise(length + n, number + n)) for n, key in enumerate(keys)]
+            return cache.set_many(pairs, expire, tag, meta)
         case "get", key:
             return cache.get(key)
         case "text", key:
@@ -106,7 +113,7 @@ def perform(operation: tuple[Any, ...], cache: DiskCache, clock: Clock, number: 
             return cache.incr(key)
         case "pass", seconds:
             clock.advance(seconds)
-        case "clear",:
+        case ("clear",):
             return cache.clear()
     return None
 
@@ -129,7 +136,8 @@ def test_same_results_and_same_bytes(tmp_path: Path, eviction: str) -> None:
     DiskCache(tmp_path / "empty", **options).close()
     runs = iter(range(1 << 30))
 
-    @given(st.lists(st.one_of(sets, sets, others), min_size=1, max_size=60))
+    @given(st.lists(st.one_of(sets, sets, batches, others), min_size=1, max_size=60))
+    @example([("set many", list(range(40)), 100, None, None, None)] * 3 + [("reopen",), ("get", 7)])
     @example([("set", n, 100, None, None, None) for n in range(40)])
     @example([("set", "k", 9000, None, None, None)] * 20 + [("get", "k")])
     @example([("set", "k", 10, 1, None, None), ("pass", 2), ("get", "k"), ("set", "k", 9, None, "tag", None)])
@@ -258,7 +266,14 @@ def test_reading_in_two_steps_gives_the_same(opened: Callable[..., DiskCache]) -
         assert core.place(key, START) is NotImplemented
     cache.stats()
     assert core.place("none", START) is None and core.counted() == (0, 1)
-    for arguments in ((), (place,), (place, data), (place, "text", START), ((1, 2), data, START), (place, data, -1)):
+    for arguments in (
+        (),
+        (place,),
+        (place, data),
+        (place, "text", START),
+        ((1, 2), data, START),
+        (place, data, -1),
+    ):
         with pytest.raises((TypeError, OverflowError)):
             core.accept(*arguments)
     cache.close()
@@ -468,8 +483,11 @@ def test_damaged_slots_and_descriptors(opened: Callable[..., DiskCache]) -> None
     assert core.get("k", START) == b"value"
 
 
+@pytest.mark.parametrize("way", ["set", "set_many"])
 @pytest.mark.parametrize("size", [100, 5000])
-def test_failed_writes_raise_and_change_nothing(opened: Callable[..., DiskCache], size: int) -> None:
+def test_failed_writes_raise_and_change_nothing(
+    opened: Callable[..., DiskCache], size: int, way: str
+) -> None:
     cache = opened()
     cache.set("k", b"old")
     store = cache._store
@@ -480,7 +498,10 @@ def test_failed_writes_raise_and_change_nothing(opened: Callable[..., DiskCache]
     try:
         store.writer.fd = full
         with pytest.raises(CacheIOError) as caught:
-            cache.set("k", bytes(size))
+            if way == "set":
+                cache.set("k", bytes(size))
+            else:
+                cache.set_many({"k": bytes(size), "other": bytes(size)})
         assert caught.value.errno == errno.ENOSPC
         assert store.writer.tail == tail == os.stat(file).st_size
     finally:
@@ -856,6 +877,41 @@ def test_a_read_only_cache_is_not_touched(tmp_path: Path, opened: Callable[..., 
     assert content(tmp_path / "cache") == before
 
 
+def test_batches_of_slots_and_items(opened: Callable[..., DiskCache]) -> None:
+    """What is not as it should be is refused, or left to the ordinary path, and keeps no reference."""
+    cache = opened()
+    cache.set_many({n: b"v" * n for n in range(10)})
+    store = cache._store
+    core: Any = store.core._core  # type: ignore[attr-defined]
+    writer = store.writer
+    assert writer is not None
+    item = (1, 2, b"sk", b"payload", 0, 0, b"", b"")
+    for odd in (
+        [],
+        [1],
+        [item, (1, 2)],
+        [(*item[:3], memoryview(b"x"), *item[4:])],
+        [(*item[:2], b"s" * 9000, *item[3:])],
+    ):
+        watched = sys.getrefcount(item)
+        found = core.append_many(-1, writer.segment, writer.tail, odd, START) if odd else NotImplemented
+        assert found is NotImplemented
+        assert sys.getrefcount(item) == watched
+    for arguments in ((), (-1, 1, 64, (item,), START), (-1, 1, 64, [(*item[:4], -1, *item[5:])], START)):
+        with pytest.raises((TypeError, OverflowError)):
+            core.append_many(*arguments)
+    with pytest.raises(OSError):
+        core.append_many(-1, writer.segment, writer.tail, [item], START)
+    slots = bytes(3 * f.SLOT_BYTES)
+    assert core.install_many(slots, 3, 0) == 0
+    assert core.install_many(slots, 0, 12345) == 0  # of another epoch
+    for first in (-1, 4):
+        with pytest.raises(ValueError, match="slots"):
+            core.install_many(slots, first, 0)
+    assert cache.get_many(range(10)) == {n: b"v" * n for n in range(10)}
+    assert cache.check() == []
+
+
 def test_mappings_are_given_back(opened: Callable[..., DiskCache]) -> None:
     if not os.path.exists("/proc/self/maps"):
         pytest.skip("no /proc")
@@ -893,9 +949,7 @@ def test_the_choice(
         assert cache.stats().core == "python"
 
 
-def test_a_wrapped_backend_sees_every_read_and_write(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_wrapped_backend_sees_every_read_and_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrap_backends(monkeypatch, WrappedBackend)
     with DiskCache(tmp_path / "cache", backend="threads") as cache:
         cache.set("k", b"v")

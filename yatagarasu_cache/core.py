@@ -20,7 +20,8 @@ from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
 if TYPE_CHECKING:
     from .backends.base import Buffer
     from .index import Index
-    from .store import Found, Store
+    from .segment import SegmentWriter
+    from .store import Found, Item, Store
 
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
@@ -93,6 +94,14 @@ class PythonCore:
         """`Store.delete` of an encoded key."""
         return self._store.delete(*key_digest(key, self._store.seed))
 
+    def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
+        """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
+        return NotImplemented
+
+    def install_many(self, slots: bytes, first: int, epoch: int) -> int:
+        """Show records from number `first` on, under the lock: how many, until one that is not plain."""
+        return 0
+
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
         """All bytes of a large value and their checksum; None if the file is shorter."""
         data = self._store.backend.read(fd, length, 0)
@@ -115,6 +124,7 @@ class CompiledCore(PythonCore):
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
         self.counted, self._put, self._set = core.counted, core.put, core.set  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
+        self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
         self._longest = min(store.unchecked_bytes, store.large_bytes)
         touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
@@ -248,6 +258,20 @@ class CompiledCore(PythonCore):
         elif done is NotImplemented or not self._show(done, size):
             store.let_go_if_lost(writer)
             super().put(key, payload, flags, expires, tag, meta)
+
+    def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
+        start = writer.tail
+        try:
+            done: Any = self._core.append_many(writer.fd, writer.segment, start, items, time.time_ns())
+        except OSError as error:
+            writer.cut()
+            raise from_os_error(error, "cannot write entries") from error
+        if done is NotImplemented:
+            return done
+        listed, slots, epoch, size = done
+        writer.tail = start + size
+        writer.enlist_many(start, listed)
+        return slots, epoch
 
     def delete(self, key: bytes) -> bool:
         store = self._store

@@ -200,8 +200,12 @@ class SegmentWriter:
             padding = -len(payload) & 15
             buffers += (head, payload, bytes(padding)) if padding else (head, payload)
         self._write(buffers)
+        start, entries = self.tail, []
         for head, payload, listed in records:
-            self.note(head, f.aligned(len(payload)), listed)
+            if self._listed is not None:
+                entries.append(footer_entry(self.tail, head, listed))
+            self.tail += len(head) + f.aligned(len(payload))
+        self.enlist_many(start, entries)
 
     def _write(self, buffers: list[Buffer]) -> None:
         try:
@@ -235,6 +239,14 @@ class SegmentWriter:
             self._listed.append(entry)
             self._footer_bytes += len(entry)
             if len(self._listed) % _CHECK_EVERY == 0 and self._footer_bytes * _FOOTER_SHARE > offset:
+                self.unlist()
+
+    def enlist_many(self, offset: int, entries: list[bytes]) -> None:
+        """The same of records that follow each other from `offset` on."""
+        if self._listed is not None:
+            self._listed += entries
+            self._footer_bytes += sum(map(len, entries))
+            if self._footer_bytes * _FOOTER_SHARE > offset:
                 self.unlist()
 
     def unlist(self) -> None:

@@ -35,6 +35,10 @@ class Item(NamedTuple):
     meta: bytes = b""
 
 
+def _unpacked(slots: bytes) -> list[Slot]:
+    return [Slot._make(fields) for fields in f.SLOT.iter_unpack(slots)]
+
+
 class _Reservation:
     """Bytes of a large file under way: room is made and counted before they are written."""
 
@@ -181,58 +185,77 @@ class Writing(Reading):
         budget = min(_BATCH_BYTES, self.segment_bytes // 2)
         for item in items:
             if len(item.payload) >= self.large_bytes:
-                self._put_batch(batch)
+                self._put_batch(batch, size)
                 batch, size = [], 0
                 self.put(*item)
                 continue
             need = _item_bytes(item)
             if batch and size + need > budget:
-                self._put_batch(batch)
+                self._put_batch(batch, size)
                 batch, size = [], 0
             batch.append(item)
             size += need
-        self._put_batch(batch)
+        self._put_batch(batch, size)
 
-    def _put_batch(self, batch: list[Item]) -> None:
+    def _put_batch(self, batch: list[Item], size: int) -> None:
+        """Put entries that take `size` bytes at most."""
         if not batch:
             return
-        size = sum(map(_item_bytes, batch))
         with self.appending:
             writer = self.room(size)
-            epoch = self.index.words[f.W_EPOCH]
-            records, slots = self._draft(batch, writer)
-            try:
-                writer.append_many(records)
-            except OSError as error:
-                raise from_os_error(error, "cannot write entries") from error
+            slots, epoch = self._append_many(batch, writer)
             end = writer.tail
         if self.durable:
-            self._make_durable(writer, end, [slot.place for slot in slots])
-        # Of several with the same key the last one counts: an earlier one is not tried again.
-        last = {(item.low, item.high): item for item in batch}
-        again: list[Item] = []
-        replaced = Gone([], Mark(writer.segment, 0))
-        pending = slots[::-1]
-        try:
-            with self.lock:
-                for item in batch:
-                    done, old = self._install(pending[-1], epoch)
-                    pending.pop()
-                    if not done and last[item.low, item.high] is item:
-                        again.append(item)
-                    if old is not None:
-                        replaced.names.append(old)
-        except OSError:
-            self._void([slot.place for slot in pending])
-            raise
-        finally:
-            self.discard(replaced, synced=self.durable)
+            self._make_durable(writer, end, [slot.place for slot in _unpacked(slots)])
+        again = self._install_many(batch, slots, epoch, Gone([], Mark(writer.segment, 0)))
         self.sets += len(batch) - len(again)
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
         for item in again:
             self.put(*item)
+
+    def _append_many(self, batch: list[Item], writer: SegmentWriter) -> tuple[bytes, int]:
+        """Append a batch with one write. The slots that name its records, packed, and the epoch before."""
+        done = self.core.append_many(batch, writer)
+        if done is not NotImplemented:
+            appended: tuple[bytes, int] = done
+            return appended
+        epoch = self.index.words[f.W_EPOCH]
+        records, slots = self._draft(batch, writer)
+        try:
+            writer.append_many(records)
+        except OSError as error:
+            raise from_os_error(error, "cannot write entries") from error
+        return b"".join([f.SLOT.pack(*slot) for slot in slots]), epoch
+
+    def _install_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[Item]:
+        """Let the index show a batch with one locking. Those that have to be put once more."""
+        # Of several with the same key the last one counts: an earlier one is not tried again.
+        last: dict[tuple[int, int], Item] = {}
+        again: list[Item] = []
+        at = 0
+        try:
+            with self.lock:
+                while at < len(batch):
+                    at += self.core.install_many(slots, at, epoch)
+                    if at == len(batch):
+                        break
+                    done, old = self._install(Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES)), epoch)
+                    item = batch[at]
+                    at += 1
+                    if not done:
+                        last = last or {(item.low, item.high): item for item in batch}
+                        if last[item.low, item.high] is item:
+                            again.append(item)
+                    if old is not None:
+                        replaced.names.append(old)
+        except OSError:
+            self._void([slot.place for slot in _unpacked(slots)][at:])
+            raise
+        finally:
+            self.discard(replaced, synced=self.durable)
+        return again
 
     def _draft(
         self, batch: list[Item], writer: SegmentWriter
