@@ -328,22 +328,27 @@ def test_each_call_answers_as_the_synchronous_one(
     run(main())
 
 
-KEYS = ["a", "ab", "b", b"a", 1, 1.0, True, None, ("a",), ("a", 1), ("b", 2), "n", "missing", []]
+KEYS: list[Any] = ["a", "ab", "b", b"a", 1, 1.0, True, None, ("a",), ("a", 1), ("b", 2), "n", "missing"]
 
 
 def draw_value(rng: random.Random) -> Any:
     size = rng.choice((0, 10, 300, LARGE - 1, LARGE, 3 * LARGE))
-    return rng.choice(
-        (noise(size, rng.randrange(9)), rng.randrange(-9, 9), "text", {"a": [1, (2, 3)]}, None, object())
-    )
+    return rng.choice((noise(size, rng.randrange(9)), rng.randrange(-9, 9), "text", {"a": [1, (2, 3)]}, None))
 
 
 def draw_call(rng: random.Random) -> tuple[str, Callable[[Any], Any]]:
     """A call that both classes have, with its name and arguments for whoever reads a failure."""
     key, value = rng.choice(KEYS), draw_value(rng)
-    expire = rng.choice((None, None, None, 5, 50, math.inf, 0, "x"))
-    tag, meta = rng.choice((None, "t", ("u", 1), [])), rng.choice((None, {"m": 1}, "m"))
-    some = [rng.choice(KEYS[:-1]) for _ in range(rng.randrange(9))]
+    expire = rng.choice((None, None, None, 5, 50, math.inf))
+    tag, meta = rng.choice((None, "t", ("u", 1))), rng.choice((None, {"m": 1}, "m"))
+    wrong = rng.randrange(40)  # one at most: which of several is told is nobody's business
+    if wrong < 4:
+        key, value = "k", 1
+        key, value, expire, tag = [
+            ([], value, expire, tag), (key, object(), expire, tag), (key, value, rng.choice((0, "x")), tag),
+            (key, value, expire, []),
+        ][wrong]  # fmt: skip
+    some = [rng.choice(KEYS) for _ in range(rng.randrange(9))]
     data = noise(rng.choice((0, 10, LARGE, 5 * LARGE)), rng.randrange(9))
     calls: dict[str, tuple[int, tuple[Any, ...], Callable[[Any], Any]]] = {
         "get": (20, (key,), lambda c: c.get(key, "default")),
@@ -634,7 +639,7 @@ def test_read_only(open_cache: Open, directory: Path, name: str) -> None:
         before = tree(directory)
         async with open_cache(read_only=True, **SMALL) as cache:
             found = await outcome(CALLS[name], cache)
-            assert (found[0] is ReadOnlyError) == (name in CHANGES), found
+            assert (isinstance(found, tuple) and found[0] is ReadOnlyError) == (name in CHANGES), found
             assert await cache.get("k") == b"value"
         assert tree(directory) == before
 
@@ -1222,10 +1227,8 @@ def test_cancelled_while_a_worker_is_at_it(
 
 def test_cancelling_a_set_whose_stream_has_stalled(open_cache: Open, directory: Path) -> None:
     """Nothing more may ever come: neither the worker nor closing waits for it."""
-    stalled = asyncio.Event if False else None  # made in the loop that uses it
 
     async def main() -> None:
-        nonlocal stalled
         reached, never = asyncio.Event(), asyncio.Event()
 
         async def parts() -> AsyncIterator[bytes]:
@@ -1514,7 +1517,7 @@ def test_loops_that_come_while_others_are_forgotten(open_cache: Open) -> None:
     first = IntrudedLoop()
     first.run_until_complete(cache.set("k", 1))
     first.close()
-    first.intrusion = lambda: in_threads(1, lambda _: run(cache.get("k")) or run(cache.add("l", 2)))
+    first.intrusion = lambda: in_threads(1, lambda _: run(cache.add("l", 2)))
     assert run(cache.add("m", 3)) is True
     assert first.intrusion is None
     assert run(cache.get_many("klm")) == {"k": 1, "l": 2, "m": 3}
