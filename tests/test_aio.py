@@ -56,6 +56,15 @@ LIMIT = 30.0  # seconds after which whatever is waited for will not come any mor
 Open = Callable[..., AsyncDiskCache]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """What was there before the tests is not looked through after each of them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """asyncio logs exceptions that nobody looked at, and failures of callbacks: none may come."""
@@ -1398,10 +1407,12 @@ def test_in_order_of_arrival(open_cache: Open, watched: list[Watched]) -> None:
     order: list[int] = []
 
     async def one(cache: AsyncDiskCache, number: int) -> None:
-        call: Any = [cache.get(7), cache.add(("new", number), 1), cache.set(("set", number), b"x")][
-            number % 3
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: cache.get(7),
+            lambda: cache.add(("new", number), 1),
+            lambda: cache.set(("set", number), b"x"),
         ]
-        await call
+        await calls[number % 3]()
         order.append(number)
         if number < 100:
             later.append(asyncio.create_task(one(cache, number + 100)))

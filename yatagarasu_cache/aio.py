@@ -334,10 +334,11 @@ class AsyncDiskCache:
         with self._opening_lock:
             if self._closed:
                 raise self._closed_error()
-            if self._opening is None:
-                self._opening = Future()
-                asyncio.get_running_loop().run_in_executor(None, self._open, self._opening)
-            return self._opening
+            opening = self._opening
+            if opening is None:
+                self._opening = opening = Future()
+                asyncio.get_running_loop().run_in_executor(None, self._open, opening)
+            return opening
 
     def _open(self, opening: Future[BaseException | None]) -> None:
         try:
@@ -380,8 +381,8 @@ class AsyncDiskCache:
         await _finish(self._end())
 
     async def _end(self) -> None:
-        if self._opening is not None:
-            await asyncio.wrap_future(self._opening)
+        if (opening := self._opening) is not None:
+            await asyncio.wrap_future(opening)
         if self._cache is not None:
             state = self._loops.get(asyncio.get_running_loop())
             if state is not None:
