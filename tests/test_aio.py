@@ -1234,6 +1234,32 @@ def test_cancelled_while_a_worker_is_at_it(
     assert_old_or_new(directory, backend, new)
 
 
+@pytest.mark.parametrize(
+    ("name", "held"), [("add", "write"), ("set file", "replace"), ("set large", "write"), ("pop", "unlink")]
+)
+def test_closing_waits_for_workers_of_cancelled_calls(
+    open_cache: Open, directory: Path, backend: str, watched: list[Watched], name: str, held: str
+) -> None:
+    call, new = CANCELLED[name]
+
+    async def main() -> None:
+        cache = open_cache(**SMALL)
+        await cache.set_many(OLD)
+        watched[-1].hold(held)
+        task = asyncio.ensure_future(call(cache))
+        await until(watched[-1].entered)
+        task.cancel()
+        closing = asyncio.create_task(cache.close())
+        await asyncio.wait({closing}, timeout=0.05)  # what must not happen would happen in this time
+        assert not cache._sync().closed
+        watched[-1].let_go()
+        await closing
+        assert task.cancelled()
+
+    run(main())
+    assert_old_or_new(directory, backend, new)
+
+
 def test_cancelling_a_set_whose_stream_has_stalled(open_cache: Open, directory: Path) -> None:
     """Nothing more may ever come: neither the worker nor closing waits for it."""
 

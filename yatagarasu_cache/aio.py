@@ -169,12 +169,23 @@ class _Loop:
         # Apart, and in threads of their own: an asynchronous iterator may itself need turns and workers.
         self.streams = _Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
+        self._working: set[Future[None]] = set()
         self._store = store
         self._puts: list[tuple[Item, asyncio.Future[None]]] = []
         self._putting = False
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        return self.track(self.channel.run(function, *args))
+        return self.track(self.channel.run(self._work, function, *args))
+
+    def _work(self, function: Callable[..., T], *args: Any) -> T:
+        """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
+        end: Future[None] = Future()
+        self._working.add(end)
+        try:
+            return function(*args)
+        finally:
+            self._working.discard(end)
+            end.set_result(None)
 
     def run_aside(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """In a thread of its own."""
@@ -259,6 +270,7 @@ class _Loop:
         await self.turns.drain()
         while self.running:  # nobody waits for these any more
             await asyncio.wait(set(self.running))
+        await asyncio.gather(*map(asyncio.wrap_future, list(self._working)))
         self.channel.close()
 
 
@@ -286,6 +298,7 @@ class AsyncDiskCache:
         self._cache: DiskCache | None = None
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock = threading.Lock()
+        self._closing_lock = threading.Lock()
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._closed = False
         self._in_place = self._cold = self._skipped = 0
@@ -387,8 +400,12 @@ class AsyncDiskCache:
             state = self._loops.get(asyncio.get_running_loop())
             if state is not None:
                 await state.drain()
-            await asyncio.to_thread(self._cache.close)
+            await asyncio.to_thread(self._close)
             self._loops.clear()
+
+    def _close(self) -> None:
+        with self._closing_lock:  # several may ask for it, and each waits for its end
+            self._sync().close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = config.to_options(self._settings)
