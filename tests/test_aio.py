@@ -790,16 +790,14 @@ def test_no_call_waits_in_the_thread_of_the_loop(open_cache: Open, watched: list
     loops = threading.get_ident()
 
     async def main() -> None:
-        for durability in ("none", "sync"):
-            async with open_cache(durability=durability, **SMALL) as cache:
-                await cache.set_many(CONTENT, tag="t")
-            cache = open_cache(durability=durability, **SMALL)
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(CONTENT, tag="t")
+        async with open_cache(durability="sync", **SMALL) as cache:
             await outcome(CALLS[name], cache)
             watched[-1].cold = True
             for _ in range(2):  # with segments that are not open, and with open ones
                 await outcome(CALLS[name], cache)
             assert await cache.set("one", parts_of(noise(2 * LARGE))) is True
-            await cache.close()
 
     run(main())
     for one in watched:
