@@ -1996,3 +1996,96 @@ def test_totals_are_exact(open_cache: Open) -> None:
             assert sum(one is not None for one in popped) == 1
 
     run(main())
+
+
+# -- cold reads with the compiled core ------------------------------------------------------------
+
+
+def cool(cache: AsyncDiskCache) -> Watched:
+    """From here on the compiled core, which takes plain keys, finds nothing in memory; the loop's reads are under observation."""
+    core: Any = cache._sync()._store.core
+    if core.name != "c":
+        pytest.skip("the compiled core is not there")
+    core.get_nowait = lambda key, now: NotImplemented
+    loop = asyncio.get_running_loop()
+    watched = Watched(cache._sync()._store.backend)
+    cache._loop(cache._sync()).channel = watched.channel(loop)
+    return watched
+
+
+def test_compiled_never_more_under_way_than_allowed(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(max_in_flight=4, **SMALL) as cache:
+            await cache.set_many((f"k{n}", noise(50, n)) for n in range(1000))
+            await cache.get_many([f"k{n}" for n in range(1000)])  # opens the segments
+            watched = cool(cache)
+            before = (await cache.stats()).process
+            found = await asyncio.gather(*(cache.get(f"k{n}", "miss") for n in range(1010)))
+            assert found == [noise(50, n) if n < 1000 else "miss" for n in range(1010)]
+            assert watched.most == 4
+            after = (await cache.stats()).process
+            assert (after["hits"], after["misses"]) == (before["hits"] + 1000, before["misses"] + 10)
+            assert_free(cache)
+
+    run(main())
+
+
+def test_compiled_cancelled_at_every_suspension(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(max_in_flight=1, **SMALL) as cache:
+            await cache.set_many({"k": b"old", "l": b"other"})
+            await cache.get_many("kl")
+            cool(cache)
+            before = (await cache.stats()).process["hits"]
+            for at in range(1, 10):
+                # The first is behind another one, so that it also waits for its turn.
+                other = asyncio.create_task(cache.get("l"))
+                await asyncio.sleep(0)
+                counted = CancelledAt(cache.get("k"), at)
+
+                async def operation(counted: Any = counted) -> Any:
+                    return await counted
+
+                found = (await asyncio.gather(operation(), return_exceptions=True))[0]
+                assert await other == b"other"
+                await turns_of_the_loop(3)
+                assert_free(cache)
+                if counted.suspensions < at:
+                    assert found == b"old" and at > 2
+                    break
+                assert isinstance(found, asyncio.CancelledError)
+            assert before + at < (await cache.stats()).process["hits"] <= before + 2 * at
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", ["damage", "an error that passes", "an error that stays"])
+def test_compiled_reads_that_fail(open_cache: Open, directory: Path, trouble: str) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many({"k": b"old", "l": b"other"})
+            await cache.get_many("kl")
+            watched = cool(cache)
+            before = (await cache.stats()).process
+            if trouble == "damage":
+                flip(directory, b"other")
+                assert await cache.get("l", "miss") == "miss"
+                expected = {"misses": 1, "corrupt": 1}
+            elif trouble == "an error that passes":
+                watched.errors = {"read": errno.EIO}
+                watched.inner.read = watched._read_inner  # type: ignore[method-assign]
+                assert await cache.get("l") == b"other"  # read once more, by a worker
+                expected = {"hits": 1}
+            else:
+                watched.errors = {"read": errno.EIO}
+                with pytest.raises(CacheIOError, match="cannot read"):
+                    await cache.get("l")
+                watched.errors = {}
+                expected = {}
+            after = (await cache.stats()).process
+            assert {name: after[name] - n for name, n in before.items() if after[name] != n} == expected
+            assert_free(cache)
+            watched.errors = {}
+            assert await cache.get("k") == b"old"
+
+    run(main())
