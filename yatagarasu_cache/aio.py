@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -34,6 +36,7 @@ T = TypeVar("T")
 _YIELD_EVERY = 64  # hits in place after which other tasks get a turn
 _WALK_BATCH = 256  # keys fetched by one call while iterating
 _BATCH_ITEMS = 512  # puts in one batch
+_STREAMS = 16  # asynchronous iterators that are stored at once
 _MISSING: Any = object()
 # Where reads that begin together cost less, a value is not always looked for in memory first: while
 # fewer than about one in four is found there, only one in so many is, to notice a change.
@@ -65,11 +68,17 @@ class AsyncValueReader:
 
     def __init__(self, file: Any, run: Callable[..., Any]) -> None:
         self._file, self._run = file, run
+        self._reading = threading.Lock()  # by a worker, which goes on when its caller was cancelled
 
     async def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes; all that is left if it is negative."""
-        data: bytes = await self._run(self._file.read, size)
+        data: bytes = await self._run(self._read, size)
         return data
+
+    def _read(self, size: int) -> bytes:
+        with self._reading:
+            data: bytes = self._file.read(size)
+            return data
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         position: int = await self._run(self._file.seek, offset, whence)
@@ -80,7 +89,10 @@ class AsyncValueReader:
         return position
 
     async def close(self) -> None:
-        self._file.close()
+        if self._reading.locked():  # the file would make the loop wait for the end of that
+            await asyncio.to_thread(self._file.close)
+        else:
+            self._file.close()
 
     async def __aenter__(self) -> AsyncValueReader:
         return self
@@ -133,10 +145,11 @@ class _Turns:
             self._all_left.set_result(None)
 
     async def drain(self) -> None:
-        """Until nobody has a turn. One may wait for that."""
+        """Until nobody has a turn."""
         if self._free < self._bound:
-            self._all_left = asyncio.get_running_loop().create_future()
-            await self._all_left
+            if self._all_left is None:
+                self._all_left = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._all_left)
 
     async def __aenter__(self) -> None:
         if not self.enter():
@@ -153,18 +166,49 @@ class _Loop:
         self.loop = loop
         self.channel: Channel = store.backend.channel(loop)
         self.turns = _Turns(bound)
+        # Apart, and in threads of their own: an asynchronous iterator may itself need turns and workers.
+        self.streams = _Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
+        self._working: set[Future[None]] = set()
         self._store = store
         self._puts: list[tuple[Item, asyncio.Future[None]]] = []
         self._putting = False
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        return self.track(self.channel.run(function, *args))
+        return self.track(self.channel.run(self._work, function, *args))
+
+    def _work(self, function: Callable[..., T], *args: Any) -> T:
+        """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
+        end: Future[None] = Future()
+        self._working.add(end)
+        try:
+            return function(*args)
+        finally:
+            self._working.discard(end)
+            end.set_result(None)
+
+    def run_aside(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """In a thread of its own."""
+        done: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(function(*args))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name="yatagarasu-stream", daemon=True).start()
+        return self.track(asyncio.wrap_future(done, loop=self.loop))
 
     def track(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
         self.running.add(future)
-        future.add_done_callback(self.running.discard)
+        future.add_done_callback(self._over)
         return future
+
+    def _over(self, future: asyncio.Future[Any]) -> None:
+        self.running.discard(future)
+        if not future.cancelled():
+            future.exception()  # seen, or asyncio complains where nobody waits any more
 
     def put(self, item: Item) -> asyncio.Future[None]:
         """Store `item` together with all others that are asked for in this turn of the loop."""
@@ -192,11 +236,16 @@ class _Loop:
 
     def _put_batch(self, items: list[Item]) -> list[BaseException | None]:
         """In a worker thread: all at once, or, if that fails, each by itself to say which failed."""
-        try:
-            self._store.put_many(items)
-        except (CacheError, OSError):
-            return [_error_of(self._store.put, *item) for item in items]
-        return [None] * len(items)
+        errors: list[BaseException | None] = []
+        for part in self._store.batches(items):  # what was stored is not to be stored once more
+            try:
+                self._store.put_many(part)
+            except (CacheError, OSError) as error:
+                alone = len(part) == 1
+                errors += [error] if alone else [_error_of(self._store.put, *item) for item in part]
+            else:
+                errors += [None] * len(part)
+        return errors
 
     def _batch_done(
         self, done: asyncio.Future[list[BaseException | None]],
@@ -217,9 +266,11 @@ class _Loop:
         self._put_next()
 
     async def drain(self) -> None:
+        await self.streams.drain()
         await self.turns.drain()
         while self.running:  # nobody waits for these any more
             await asyncio.wait(set(self.running))
+        await asyncio.gather(*map(asyncio.wrap_future, list(self._working)))
         self.channel.close()
 
 
@@ -245,7 +296,9 @@ class AsyncDiskCache:
         """
         self._settings = config.make_settings(directory, **options)
         self._cache: DiskCache | None = None
-        self._opening: asyncio.Lock | None = None
+        self._opening: Future[BaseException | None] | None = None  # what came in its way
+        self._opening_lock = threading.Lock()
+        self._closing_lock = threading.Lock()
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._closed = False
         self._in_place = self._cold = self._skipped = 0
@@ -272,24 +325,44 @@ class AsyncDiskCache:
         return self._closed
 
     async def __aenter__(self) -> AsyncDiskCache:
-        await self._opened()
+        try:
+            await self._opened()
+        except asyncio.CancelledError:  # nobody else will
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _opened(self) -> DiskCache:
-        if self._cache is None:
+        if self._cache is None or self._closed:
+            error = await asyncio.shield(asyncio.wrap_future(self._open_once()))
+            if error is not None:
+                raise error
+        return self._sync()
+
+    def _open_once(self) -> Future[BaseException | None]:
+        """The opening that all tasks of all loops wait for."""
+        with self._opening_lock:
             if self._closed:
                 raise self._closed_error()
-            if self._opening is None:
-                self._opening = asyncio.Lock()
-            async with self._opening:
-                if self._cache is None:
-                    self._cache = await _finish(asyncio.to_thread(self._open))
-        return self._cache
+            opening = self._opening
+            if opening is None:
+                self._opening = opening = Future()
+                asyncio.get_running_loop().run_in_executor(None, self._open, opening)
+            return opening
 
-    def _open(self) -> DiskCache:
+    def _open(self, opening: Future[BaseException | None]) -> None:
+        try:
+            self._cache = self._opened_now()
+        except BaseException as error:
+            self._opening = None  # it may be tried again
+            opening.set_result(error)
+        else:
+            opening.set_result(None)
+
+    def _opened_now(self) -> DiskCache:
         cache = DiskCache.__new__(DiskCache)
         cache._begin(self._settings)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
@@ -303,27 +376,36 @@ class AsyncDiskCache:
         return ClosedError(f"the cache in {self.directory!r} is closed: open it anew")
 
     def _loop(self, cache: DiskCache) -> _Loop:
+        if self._closed:
+            raise self._closed_error()
         loop = asyncio.get_running_loop()
         state = self._loops.get(loop)
         if state is None:
-            if self._closed:
-                raise self._closed_error()
-            for old in [known for known in self._loops if known.is_closed()]:
-                self._loops.pop(old).channel.close()
+            for old in [known for known in list(self._loops) if known.is_closed()]:
+                if (forgotten := self._loops.pop(old, None)) is not None:
+                    forgotten.channel.close()
             state = self._loops[loop] = _Loop(cache._store, loop, self._settings.max_in_flight)
         return state
 
     async def close(self) -> None:
         """End the use: operations under way complete first. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        cache = self._cache
-        if cache is not None:
-            state = self._loops.pop(asyncio.get_running_loop(), None)
+        with self._opening_lock:
+            self._closed = True
+        await _finish(self._end())
+
+    async def _end(self) -> None:
+        if (opening := self._opening) is not None:
+            await asyncio.wrap_future(opening)
+        if self._cache is not None:
+            state = self._loops.get(asyncio.get_running_loop())
             if state is not None:
                 await state.drain()
-            await _finish(asyncio.to_thread(cache.close))
+            await asyncio.to_thread(self._close)
+            self._loops.clear()
+
+    def _close(self) -> None:
+        with self._closing_lock:  # several may ask for it, and each waits for its end
+            self._sync().close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = config.to_options(self._settings)
@@ -396,7 +478,7 @@ class AsyncDiskCache:
         if slot is None:
             store.misses += 1
             return None
-        return store.get_nowait(slot) or await self._get_cold(cache, slot)
+        return store.get_nowait(slot) or await self._get_cold(self._loop(cache), store, slot)
 
     async def _get_placed(self, cache: DiskCache, place: tuple[int, ...]) -> Any:
         """A plain value that is not in memory. Counted."""
@@ -417,9 +499,8 @@ class AsyncDiskCache:
         finally:
             state.turns.leave()
 
-    async def _get_cold(self, cache: DiskCache, slot: Slot) -> Found | None:
+    async def _get_cold(self, state: _Loop, store: Store, slot: Slot) -> Found | None:
         """A value that is not in memory. Counted."""
-        store, state = cache._store, self._loop(cache)
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
             if fd is not None and store.in_segment(slot):
@@ -443,28 +524,28 @@ class AsyncDiskCache:
         state = self._loop(cache)
         store = cache._store
         store.ensure_writable("store an entry")
-        stream = self._stream(value)
-        if stream is not None:
-            return await self._set_stream(cache, key, stream, stream_length(value), expire, tag, meta)
-        item = cache._item(key, value, expire, tag, meta)
-        async with state.turns:
-            await state.put(item)
-        return True
-
-    def _stream(self, value: Any) -> Iterator[Buffer] | None:
-        if isinstance(value, AsyncIterable):
-            return _pull(value, asyncio.get_running_loop())
-        return as_stream(value)
-
-    async def _set_stream(
-        self, cache: DiskCache, key: Key, stream: Iterator[Buffer], length: int | None,
-        expire: float | None, tag: Key, meta: Any,
-    ) -> bool:  # fmt: skip
-        item = cache._item(key, b"", expire, tag, meta)
-        return await self._run(
-            cache._store.put_stream,
-            item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag, item.meta, length,
+        pull = _Pull(value, state.loop) if isinstance(value, AsyncIterable) else None
+        stream = as_stream(value if pull is None else iter(pull))
+        item = cache._item(key, value if stream is None else b"", expire, tag, meta)
+        if stream is None:
+            async with state.turns:
+                await state.put(item)
+            return True
+        put = (
+            store.put_stream, item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag,
+            item.meta, stream_length(value),
         )  # fmt: skip
+        if pull is None:
+            async with state.turns:
+                return await state.run(*put)
+        async with state.streams:
+            putting = state.run_aside(*put)
+            try:
+                await asyncio.wait({putting})
+            except asyncio.CancelledError:
+                pull.stop()
+                raise
+            return putting.result()
 
     async def add(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
@@ -518,23 +599,28 @@ class AsyncDiskCache:
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
-        store, wanted = cache._store, list(keys)
-        found: dict[Key, Found | None] = {}
-        cold: dict[Key, Any] = {}
-        for key in wanted:
-            slot = store.lookup(*key_digest(encode_key(key), store.seed))
-            if slot is None:
-                store.misses += 1
-                continue
-            found[key] = store.get_nowait(slot)
-            if found[key] is None:
-                cold[key] = self._get_cold(cache, slot)
-            await self._yield_sometimes()
-        for key, hit in zip(cold, await asyncio.gather(*cold.values()), strict=True):
-            found[key] = hit
+        state, store, wanted = self._loop(cache), cache._store, list(keys)
+        found: list[Found | None] = [None] * len(wanted)
+        cold: list[tuple[int, Slot]] = []
+        done = state.track(state.loop.create_future())  # what closes the cache waits for all of it
+        try:
+            for i, key in enumerate(wanted):
+                slot = store.lookup(*key_digest(encode_key(key), store.seed))
+                if slot is None:
+                    store.misses += 1
+                    continue
+                found[i] = store.get_nowait(slot)
+                if found[i] is None:
+                    cold.append((i, slot))
+                await self._yield_sometimes()
+            read = await asyncio.gather(*[self._get_cold(state, store, slot) for _, slot in cold])
+        finally:
+            done.set_result(None)
+        for (i, _), hit in zip(cold, read, strict=True):
+            found[i] = hit
         return {
             key: cache._decode(hit.payload, hit.flags & CODEC_FLAGS)
-            for key, hit in found.items()
+            for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }
 
@@ -664,12 +750,28 @@ def _close_result(future: asyncio.Future[Any]) -> None:
         future.result().close()
 
 
-def _pull(source: AsyncIterable[Buffer], loop: asyncio.AbstractEventLoop) -> Iterator[Buffer]:
-    """An asynchronous iterator seen from a worker thread."""
-    iterator = source.__aiter__()
+class _Pull:
+    """An asynchronous iterator seen from a thread, which `stop` ends wherever it is."""
 
-    async def following() -> Any:
-        return await anext(iterator, _MISSING)
+    def __init__(self, source: AsyncIterable[Buffer], loop: asyncio.AbstractEventLoop) -> None:
+        self._iterator, self._loop = source.__aiter__(), loop
+        self._next: Future[Any] | None = None
+        self._stopped = False
 
-    while (part := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not _MISSING:
-        yield part
+    def __iter__(self) -> Iterator[Buffer]:
+        while (part := self._following()) is not _MISSING:
+            yield part
+
+    def _following(self) -> Any:
+        self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
+        if self._stopped:
+            self._next.cancel()
+        return self._next.result()
+
+    async def _await_next(self) -> Any:
+        return await anext(self._iterator, _MISSING)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._next is not None:
+            self._next.cancel()

@@ -180,27 +180,33 @@ class Writing(Reading):
 
         Not atomic as a whole: if it raises, the items before some point are stored.
         """
+        for batch in self.batches(items):
+            if len(batch[0].payload) >= self.large_bytes:
+                self.put(*batch[0])
+            else:
+                self._put_batch(batch)
+
+    def batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        """`items` in parts, as `put_many` stores them: a large value by itself."""
         batch: list[Item] = []
         size = 0
         budget = min(_BATCH_BYTES, self.segment_bytes // 2)
         for item in items:
-            if len(item.payload) >= self.large_bytes:
-                self._put_batch(batch, size)
-                batch, size = [], 0
-                self.put(*item)
-                continue
+            large = len(item.payload) >= self.large_bytes
             need = _item_bytes(item)
-            if batch and size + need > budget:
-                self._put_batch(batch, size)
+            if batch and (large or size + need > budget):
+                yield batch
                 batch, size = [], 0
             batch.append(item)
             size += need
-        self._put_batch(batch, size)
+            if large:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
-    def _put_batch(self, batch: list[Item], size: int) -> None:
-        """Put entries that take `size` bytes at most."""
-        if not batch:
-            return
+    def _put_batch(self, batch: list[Item]) -> None:
+        size = sum(map(_item_bytes, batch))
         with self.appending:
             writer = self.room(size)
             slots, epoch = self._append_many(batch, writer)

@@ -1,0 +1,2091 @@
+"""`AsyncDiskCache`: the same answers as `DiskCache`, a loop that never waits, and nothing left behind.
+
+Each test runs its own event loop. What a backend is asked for, and by which thread, is seen by
+`Watched`, which can also hold calls in a worker until the test lets them go: no test sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import gc
+import inspect
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Clock, WrappedBackend, noise, run_python, tree, wrap_backends
+
+from yatagarasu_cache import (
+    AsyncDiskCache,
+    CacheIOError,
+    ClosedError,
+    ConfigurationError,
+    DiskCache,
+    EntryGone,
+    PickleSerializer,
+    ReadOnlyError,
+    SerializationError,
+    StorageFull,
+    ValueTooLarge,
+    aio,
+)
+from yatagarasu_cache.aio import AsyncEntry, AsyncValueReader
+from yatagarasu_cache.backends.base import Backend, Channel
+from yatagarasu_cache.entry import Entry, Location
+from yatagarasu_cache.index import Index
+
+# A coroutine that nobody awaited is a leak too.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
+SEGMENT = 64 << 10
+LARGE = SEGMENT // 4  # from here a value gets a file of its own
+SMALL: dict[str, Any] = {"size_limit": 16 << 20, "segment_size": SEGMENT}
+LIMIT = 30.0  # seconds after which whatever is waited for will not come any more
+Open = Callable[..., AsyncDiskCache]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """What was there before the tests is not looked through after each of them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """asyncio logs exceptions that nobody looked at, and failures of callbacks: none may come."""
+    yield
+    gc.collect()
+    found = [record for record in caplog.records if record.name in ("asyncio", "concurrent.futures")]
+    assert [record.getMessage() for record in found if record.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture
+def open_cache(directory: Path, backend: str) -> Open:
+    """Makes caches in `directory`, on the backend under test; whoever asks for one closes it."""
+    return lambda **options: AsyncDiskCache(directory, **{"backend": backend, **options})
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """A loop of its own for `main`, which must not take for ever."""
+    return asyncio.run(asyncio.wait_for(main, LIMIT))
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def turns_of_the_loop(number: int = 20) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def until(happened: threading.Event) -> None:
+    """Wait for another thread without holding up the loop."""
+    assert await asyncio.to_thread(happened.wait, LIMIT)
+
+
+async def parts_of(data: bytes, size: int = 5000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        await asyncio.sleep(0)
+        yield data[at : at + size]
+
+
+# -- a backend under observation ----------------------------------------------------------------
+
+NEVER_WAIT = {"read_nowait", "prefetch"}
+
+
+class Watched(WrappedBackend):
+    """Notes every call and its thread, and what is under way in its channels.
+
+    `hold` keeps calls of some kinds in their worker until `let_go`. `cold` lets nothing be in
+    memory. `errors` maps kinds of calls to errnos with which they fail. A write of anything that
+    contains `poison` fails.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self.calls: list[tuple[str, int]] = []
+        self.cold = False
+        self.errors: dict[str, int] = {}
+        self.poison: bytes | None = None
+        self.held: frozenset[str] = frozenset()
+        self.where = ""
+        self.entered, self.released = threading.Event(), threading.Event()
+        self.under_way = self.most = 0
+        self._read_inner = inner.read
+        inner.read = self.read  # type: ignore[method-assign]  # what its channels call
+
+    def hold(self, *calls: str, where: str = "") -> None:
+        self.entered.clear()
+        self.released.clear()
+        self.where, self.held = where, frozenset(calls)
+
+    def let_go(self) -> None:
+        self.held = frozenset()
+        self.released.set()
+
+    def made_by(self, thread: int) -> set[str]:
+        return {call for call, maker in self.calls if maker == thread}
+
+    def before(self, call: str, path: str, size: int) -> None:
+        self.calls.append((call, threading.get_ident()))
+        if call in self.held and self.where in path:
+            self.entered.set()
+            if not self.released.wait(LIMIT / 2):
+                self.calls.append((f"{call} was not let go", 0))
+        if call in self.errors:
+            raise OSError(self.errors[call], os.strerror(self.errors[call]))
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        self.before("read", self._path(fd), length)
+        return self._read_inner(fd, length, offset)
+
+    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+        self.calls.append(("read_nowait", threading.get_ident()))
+        return None if self.cold else self.inner.read_nowait(fd, length, offset)
+
+    def write(self, fd: int, buffers: Any, offset: int) -> None:
+        if self.poison is not None and any(self.poison in bytes(buffer) for buffer in buffers):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write(fd, buffers, offset)
+
+    def close_file(self, fd: int) -> None:
+        self.before("close_file", self._path(fd), 0)
+        super().close_file(fd)
+
+    def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
+        return WatchedChannel(self, loop)
+
+
+class WatchedChannel(Channel):
+    def __init__(self, watched: Watched, loop: asyncio.AbstractEventLoop) -> None:
+        self._watched, self._loop, self._inner = watched, loop, watched.inner.channel(loop)
+
+    def _watch(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        watched = self._watched
+        watched.under_way += 1
+        watched.most = max(watched.most, watched.under_way)
+
+        def done(_: asyncio.Future[Any]) -> None:
+            watched.under_way -= 1
+
+        future.add_done_callback(done)
+        return future
+
+    def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
+        code = self._watched.errors.get("read")
+        if code is None:
+            return self._watch(self._inner.read(fd, length, offset))
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        future.set_exception(OSError(code, os.strerror(code)))
+        return self._watch(future)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        return self._watch(self._inner.run(function, *args))
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watched]]:
+    """The backends of all caches that the test opens, under observation."""
+    made: list[Any] = wrap_backends(monkeypatch, Watched)
+    yield made
+    for one in made:
+        one.let_go()
+        assert not [call for call, _ in one.calls if call.endswith("was not let go")]
+
+
+# -- every method, and the synchronous class ------------------------------------------------------
+
+
+async def described(value: Any) -> Any:
+    """What a call of either class gave, in a form that can be compared."""
+    if inspect.isawaitable(value):
+        value = await value
+    if isinstance(value, AsyncValueReader):
+        async with value:
+            return await value.read()
+    if isinstance(value, io.BufferedReader):
+        with value:
+            return value.read()
+    if isinstance(value, Location):
+        with value as (fd, offset, length):
+            return os.pread(fd, length, offset)
+    if isinstance(value, Entry):
+        times = [time and round(time, 3) for time in (value.created, value.expires, value.accessed)]
+        return repr((value.key, value.tag, value.meta, value.size, times, await described(value.value)))
+    if isinstance(value, dict):
+        return {repr(key): repr(one) for key, one in value.items()}
+    if hasattr(value, "__aiter__"):
+        return sorted([repr(await described(one)) async for one in value])
+    if isinstance(value, (list, Iterator)):
+        return sorted([repr(await described(one)) for one in value])
+    return value if isinstance(value, bytes) else repr(value)
+
+
+async def outcome(call: Callable[[Any], Any], cache: Any) -> Any:
+    try:
+        return await described(call(cache))
+    except Exception as error:
+        return type(error), str(error).replace(cache.directory, "<directory>")
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "get": lambda c: c.get("k"),
+    "get missing": lambda c: c.get("missing", 5),
+    "get large": lambda c: c.get("large"),
+    "set": lambda c: c.set("new", {"a": 1}, expire=60, tag="t", meta=[1]),
+    "set stream": lambda c: c.set("stream", iter([b"x", b"y"]), tag="t"),
+    "set file": lambda c: c.set("file", io.BytesIO(noise(3 * LARGE)), meta="m"),
+    "set large": lambda c: c.set("large", noise(2 * LARGE, 1)),
+    "add": lambda c: c.add("k", 1),
+    "add new": lambda c: c.add("added", 1, 60, "t", "m"),
+    "touch": lambda c: c.touch("k", 100),
+    "incr": lambda c: c.incr("n", 5),
+    "incr of no integer": lambda c: c.incr("k"),
+    "incr without default": lambda c: c.incr("missing", default=None),
+    "decr": lambda c: c.decr("n", 2, default=7),
+    "pop": lambda c: c.pop("p"),
+    "pop missing": lambda c: c.pop("missing", 6),
+    "delete": lambda c: c.delete("d"),
+    "__contains__": lambda c: "k" in c,
+    "__len__": lambda c: len(c),
+    "get_many": lambda c: c.get_many(["k", "n", "missing", "large", ("t", 1), "k"]),
+    "get_many none": lambda c: c.get_many([]),
+    "set_many": lambda c: c.set_many({("t", 1): "x", 5: 6}, expire=30, tag="many"),
+    "set_many pairs": lambda c: c.set_many((n, n) for n in range(20)),
+    "set_many none": lambda c: c.set_many({}),
+    "delete_many": lambda c: c.delete_many(n for n in range(5)),
+    "delete_many none": lambda c: c.delete_many([]),
+    "__aiter__": lambda c: c.__aiter__() if hasattr(c, "__aiter__") else iter(c),
+    "keys": lambda c: c.keys(),
+    "entries": lambda c: c.entries(),
+    "entries some": lambda c: c.entries(prefix=("t",), tag="many"),
+    "get_entry": lambda c: c.get_entry("k"),
+    "get_entry missing": lambda c: c.get_entry("missing"),
+    "open": lambda c: c.open("large"),
+    "open missing": lambda c: c.open("missing"),
+    "open of no bytes": lambda c: c.open("n"),
+    "location": lambda c: c.location("k"),
+    "location missing": lambda c: c.location("missing"),
+    "evict": lambda c: c.evict("t"),
+    "delete_prefix": lambda c: c.delete_prefix("k"),
+    "expire": lambda c: c.expire(),
+    "cull": lambda c: c.cull(),
+    "volume": lambda c: c.volume(),
+    "flush": lambda c: c.flush(),
+    "check": lambda c: c.check(),
+    "check fix": lambda c: c.check(fix=True),
+    "stats": lambda c: c.stats(),
+    "clear": lambda c: c.clear(),
+}
+CONTENT = {"k": b"value", "n": 5, "large": noise(2 * LARGE), "p": "popped", "d": 1.5, ("t", 1): None}
+LOOKS = {"__contains__", "__len__"}  # need no await
+NOT_CALLS = {"close", "closed", "directory", "settings", "from_config"}  # have tests of their own
+CHANGES = {
+    "set", "set stream", "set file", "set large", "add", "add new", "touch", "incr", "incr of no integer",
+    "incr without default", "decr", "pop", "pop missing", "delete", "set_many", "set_many pairs",
+    "set_many none", "delete_many", "delete_many none", "evict", "delete_prefix", "expire", "cull", "clear",
+    "flush", "check fix",
+}  # fmt: skip
+
+
+def test_the_table_of_calls_is_complete() -> None:
+    public = {name for name, _ in inspect.getmembers(AsyncDiskCache) if not name.startswith("_")}
+    special = {"__aiter__", "__contains__", "__len__"}
+    assert {name.split()[0] for name in CALLS} | NOT_CALLS == public | special
+    assert set(CALLS) > CHANGES
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_call_answers_as_the_synchronous_one(
+    open_cache: Open, tmp_path: Path, backend: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+
+    async def main() -> None:
+        with DiskCache(tmp_path / "sync", backend=backend, **SMALL) as plain:
+            async with open_cache(**SMALL) as cache:
+                for one in (plain, cache):
+                    await described(one.set_many(CONTENT, tag="t"))
+                if name == "stats":
+                    left, right = plain.stats(), await cache.stats()
+                    assert {**left.as_dict(), "backend_stats": {}} == {**right.as_dict(), "backend_stats": {}}
+                else:
+                    assert await outcome(CALLS[name], cache) == await outcome(CALLS[name], plain)
+                assert (await cache.stats()).process == plain.stats().process
+                assert await described(cache.entries()) == await described(plain.entries())
+
+    run(main())
+
+
+KEYS: list[Any] = ["a", "ab", "b", b"a", 1, 1.0, True, None, ("a",), ("a", 1), ("b", 2), "n", "missing"]
+
+
+def draw_value(rng: random.Random) -> Any:
+    size = rng.choice((0, 10, 300, LARGE - 1, LARGE, 3 * LARGE))
+    return rng.choice((noise(size, rng.randrange(9)), rng.randrange(-9, 9), "text", {"a": [1, (2, 3)]}, None))
+
+
+def draw_call(rng: random.Random) -> tuple[str, Callable[[Any], Any]]:
+    """A call that both classes have, with its name and arguments for whoever reads a failure."""
+    key, value = rng.choice(KEYS), draw_value(rng)
+    expire = rng.choice((None, None, None, 5, 50, math.inf))
+    tag, meta = rng.choice((None, "t", ("u", 1))), rng.choice((None, {"m": 1}, "m"))
+    wrong = rng.randrange(40)  # one at most: which of several is told is nobody's business
+    if wrong < 4:
+        key, value = "k", 1
+        key, value, expire, tag = [
+            ([], value, expire, tag), (key, object(), expire, tag), (key, value, rng.choice((0, "x")), tag),
+            (key, value, expire, []),
+        ][wrong]  # fmt: skip
+    some = [rng.choice(KEYS) for _ in range(rng.randrange(9))]
+    data = noise(rng.choice((0, 10, LARGE, 5 * LARGE)), rng.randrange(9))
+    calls: dict[str, tuple[int, tuple[Any, ...], Callable[[Any], Any]]] = {
+        "get": (20, (key,), lambda c: c.get(key, "default")),
+        "set": (20, (key, value, expire, tag, meta), lambda c: c.set(key, value, expire, tag, meta)),
+        "set stream": (3, (key, len(data)), lambda c: c.set(key, io.BytesIO(data), expire, tag, meta)),
+        "set iterator": (3, (key, len(data)), lambda c: c.set(key, iter([data, data]), expire, tag, meta)),
+        "add": (6, (key, value, expire, tag), lambda c: c.add(key, value, expire, tag, meta)),
+        "touch": (4, (key, expire), lambda c: c.touch(key, expire)),
+        "incr": (5, (key,), lambda c: c.incr(key, 3, None if meta else 1)),
+        "decr": (3, (key,), lambda c: c.decr(key, 2)),
+        "pop": (5, (key,), lambda c: c.pop(key, "default")),
+        "delete": (4, (key,), lambda c: c.delete(key)),
+        "in": (3, (key,), lambda c: key in c),
+        "len": (2, (), lambda c: len(c)),
+        "get_many": (8, (some,), lambda c: c.get_many(some)),
+        "set_many": (
+            4,
+            (some, value),
+            lambda c: c.set_many([(one, value) for one in some], expire, tag, meta),
+        ),
+        "delete_many": (2, (some,), lambda c: c.delete_many(some)),
+        "keys": (1, (), lambda c: c.keys()),
+        "entries": (2, (tag,), lambda c: c.entries(tag=tag)),
+        "get_entry": (4, (key,), lambda c: c.get_entry(key)),
+        "open": (4, (key,), lambda c: c.open(key)),
+        "location": (4, (key,), lambda c: c.location(key)),
+        "evict": (1, (tag,), lambda c: c.evict(tag)),
+        "delete_prefix": (1, (key,), lambda c: c.delete_prefix(key)),
+        "expire": (1, (), lambda c: c.expire()),
+        "check": (1, (), lambda c: c.check()),
+        "clear": (0.2, (), lambda c: c.clear()),
+    }
+    name = rng.choices(list(calls), [weight for weight, _, _ in calls.values()])[0]
+    return f"{name}{calls[name][1]!r:.200}", calls[name][2]
+
+
+@pytest.mark.parametrize("memory", ["warm", "cold"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_calls_answer_as_the_synchronous_ones(
+    open_cache: Open, tmp_path: Path, backend: str, seed: int, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results, exceptions, hits, misses and all that is there in the end."""
+    rng, clock = random.Random(seed), Clock(monkeypatch)
+
+    async def main() -> None:
+        with DiskCache(tmp_path / "sync", backend=backend, **SMALL) as plain:
+            made = wrap_backends(monkeypatch, Watched) if memory == "cold" else []
+            async with open_cache(**SMALL) as cache:
+                for one in made:
+                    one.cold = True  # type: ignore[attr-defined]
+                for number in range(250):
+                    label, call = draw_call(rng)
+                    state = rng.getstate()
+                    expected = await outcome(call, plain)
+                    rng.setstate(state)
+                    assert await outcome(call, cache) == expected, f"call {number}: {label}"
+                    assert (await cache.stats()).process == plain.stats().process, f"call {number}: {label}"
+                    clock.advance(rng.choice((0, 0.5, 3)))
+                assert await described(cache.entries()) == await described(plain.entries())
+                assert await cache.check() == plain.check() == []
+                assert len(cache) == len(plain)
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", [0, 10, LARGE - 1, LARGE, 3 * SEGMENT])
+@pytest.mark.parametrize("kind", ["file", "iterator", "asynchronous"])
+def test_set_from_a_stream(open_cache: Open, directory: Path, tmp_path: Path, length: int, kind: str) -> None:
+    data = noise(length)
+    path = tmp_path / "source"
+    path.write_bytes(data)
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            with path.open("rb") as file:
+                source: Any = {
+                    "file": file,
+                    "iterator": (data[at : at + 777] for at in range(0, length, 777)),
+                    "asynchronous": parts_of(data, 777),
+                }[kind]
+                assert await cache.set("k", source, tag="t", meta="m", expire=1000) is True
+            assert await cache.get("k") == data
+            entry = await cache.get_entry("k")
+            assert entry is not None
+            assert (entry.tag, entry.meta, entry.size) == ("t", "m", length)
+            assert os.listdir(directory / "tmp") == []
+            assert await cache.check() == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("good", [10, 3 * SEGMENT])
+@pytest.mark.parametrize("failure", ["raises", "text"])
+def test_failing_stream_leaves_the_old_value(
+    open_cache: Open, directory: Path, good: int, failure: str
+) -> None:
+    async def parts() -> AsyncIterator[Any]:
+        yield noise(good)
+        if failure == "raises":
+            raise RuntimeError("mine")
+        yield "text"
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set("k", b"old")
+            before = await cache.volume()
+            with pytest.raises(RuntimeError if failure == "raises" else SerializationError):
+                await cache.set("k", parts())
+            assert await cache.get("k") == b"old"
+            assert await cache.volume() == before
+            assert os.listdir(directory / "tmp") == os.listdir(directory / "large") == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}, {"max_in_flight": 1}])
+def test_a_stream_may_come_from_the_cache_itself(open_cache: Open, options: dict[str, int]) -> None:
+    """More copies at once than there are workers, or turns, or both."""
+
+    async def copy(cache: AsyncDiskCache, number: int) -> None:
+        async with await cache.open("source") as file:
+            assert await cache.set(number, file) is True
+
+    async def main() -> None:
+        async with open_cache(**SMALL, **options) as cache:
+            await cache.set("source", noise(5 * LARGE))
+            await asyncio.gather(*(copy(cache, n) for n in range(40)))
+            found = await cache.get_many(range(40))
+            assert len(found) == 40 and set(found.values()) == {noise(5 * LARGE)}
+
+    run(main())
+
+
+def test_reader(open_cache: Open) -> None:
+    data = noise((1 << 20) + 5)
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set("k", data)
+            async with await cache.open("k") as reader:
+                assert await reader.read(10) == data[:10]
+                assert reader.tell() == 10
+                assert await reader.seek(-7, os.SEEK_END) == len(data) - 7
+                assert await reader.read() == data[-7:]
+                assert await reader.read() == b""
+                await reader.seek(0)
+                assert [len(chunk) async for chunk in reader] == [1 << 20, 5]
+                await cache.delete("k")
+                await reader.seek(3)
+                assert await reader.read(3) == data[3:6]
+            await reader.close()
+            with pytest.raises(ValueError, match="closed"):
+                await reader.read()
+
+    run(main())
+
+
+def test_entry_loads_when_it_is_awaited(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set_many({"k": [1, 2], "l": 2})
+            kept, gone = await cache.get_entry("k"), await cache.get_entry("l")
+            assert isinstance(kept, AsyncEntry) and "'k'" in repr(kept)
+            assert await kept.value == await kept.value == [1, 2]
+            await cache.delete("k")
+            assert await kept.value == [1, 2]  # it was loaded before
+            await cache.set("l", 3)
+            assert gone is not None
+            with pytest.raises(EntryGone):
+                await gone.value
+
+    run(main())
+
+
+def test_walks_in_parts(open_cache: Open) -> None:
+    """Longer than what is fetched at once, while others change the cache, and given up half-way."""
+    number = 3 * aio._WALK_BATCH + 7
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set_many((n, n) for n in range(number))
+            assert sorted([key async for key in cache]) == list(range(number))
+            assert sorted([await entry.value async for entry in cache.entries()]) == list(range(number))
+            seen = []
+            async for key in cache:
+                await cache.delete(key)
+                seen.append(key)
+            assert sorted(seen) == list(range(number)) and len(cache) == 0
+            await cache.set_many((n, n) for n in range(number))
+            walk = cache.keys()
+            await anext(walk)
+            await walk.aclose()  # type: ignore[attr-defined]
+            assert len(cache) == number
+
+    run(main())
+
+
+@pytest.mark.parametrize("suffix", ["mapping", "json"])
+def test_from_config(directory: Path, tmp_path: Path, backend: str, suffix: str) -> None:
+    options = {
+        "cache_dir": str(directory),
+        "max_disk_cache_size_mb": 64,
+        "backend": backend,
+        "max_in_flight": 7,
+    }
+    source: Any = {"cache": {"disk": options}}
+    if suffix == "json":
+        source = tmp_path / "config.json"
+        source.write_text(json.dumps({"cache": {"disk": options}}))
+
+    class Mine(AsyncDiskCache):
+        pass
+
+    async def main() -> None:
+        async with Mine.from_config(source) as cache:
+            assert type(cache) is Mine
+            assert cache.directory == str(directory)
+            assert (cache.settings.size_limit, cache.settings.max_in_flight) == (64 << 20, 7)
+            assert (await cache.stats()).backend == backend
+
+    run(main())
+    with pytest.raises(ConfigurationError, match="nowhere.yaml"):
+        AsyncDiskCache.from_config(tmp_path / "nowhere.yaml")
+
+
+def test_pickling(open_cache: Open, backend: str) -> None:
+    async def main() -> None:
+        serializer = PickleSerializer(b"s" * 32)
+        async with open_cache(eviction="fifo", max_in_flight=3, serializer=serializer) as cache:
+            await cache.set("k", complex(1, 2))
+            async with pickle.loads(pickle.dumps(cache)) as copy:
+                assert type(copy) is AsyncDiskCache and copy.directory == cache.directory
+                assert (copy.settings.eviction, copy.settings.max_in_flight) == ("fifo", 3)
+                assert (await copy.stats()).backend == backend
+                assert await copy.get("k") == complex(1, 2)
+            assert await cache.get("k") == complex(1, 2)
+
+    run(main())
+
+
+def test_pickled_to_another_process(open_cache: Open) -> None:
+    code = """
+import asyncio, pickle, sys
+
+async def main():
+    async with pickle.loads(bytes.fromhex(sys.argv[1])) as cache:
+        print(await cache.incr("k", 5))
+
+asyncio.run(main())
+"""
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set("k", 1)
+            assert await asyncio.to_thread(run_python, code, pickle.dumps(cache).hex()) == "6\n"
+            assert await cache.get("k") == 6
+
+    run(main())
+
+
+def test_properties(open_cache: Open, directory: Path) -> None:
+    cache = open_cache(default_expire=60)
+    assert not directory.exists()  # made by the first operation
+    assert cache.directory == str(directory) and cache.settings.default_expire == 60
+    assert str(directory) in repr(cache)
+    assert not cache.closed and bool(cache)
+    for look in (lambda: len(cache), lambda: "k" in cache):
+        with pytest.raises(ClosedError, match="not open yet"):
+            look()
+
+    async def main() -> None:
+        await cache.set("k", 1)
+        assert "k" in cache and len(cache) == 1 and not cache.closed
+        await cache.close()
+        assert cache.closed and bool(cache)
+        for look in (lambda: len(cache), lambda: "k" in cache):
+            with pytest.raises(ClosedError, match="closed"):
+                look()
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_read_only(open_cache: Open, directory: Path, name: str) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(CONTENT, tag="t")
+        before = tree(directory)
+        async with open_cache(read_only=True, **SMALL) as cache:
+            found = await outcome(CALLS[name], cache)
+            assert (isinstance(found, tuple) and found[0] is ReadOnlyError) == (name in CHANGES), found
+            assert await cache.get("k") == b"value"
+        assert tree(directory) == before
+
+    run(main())
+
+
+BAD_ARGUMENTS: list[tuple[Callable[[Any], Any], type[Exception]]] = [
+    (lambda c: c.get({}), SerializationError),
+    (lambda c: c.get_many(["k", {}, "l"]), SerializationError),
+    (lambda c: c.set([], 1), SerializationError),
+    (lambda c: c.set(math.nan, 1), SerializationError),
+    (lambda c: c.set("x" * 70_000, 1), SerializationError),
+    (lambda c: c.set("k", object()), SerializationError),
+    (lambda c: c.set("k", iter([1])), SerializationError),
+    (lambda c: c.set("k", io.StringIO("text")), SerializationError),
+    (lambda c: c.set("k", 1, tag=[]), SerializationError),
+    (lambda c: c.set("k", 1, meta=object()), SerializationError),
+    (lambda c: c.set("k", 1, meta=b"x" * (2 << 20)), ValueTooLarge),
+    (lambda c: c.set("k", iter([b"x"]), meta=b"x" * (2 << 20)), ValueTooLarge),
+    (lambda c: c.set("k", bytes(20 << 20)), ValueTooLarge),
+    (lambda c: c.set("k", io.BytesIO(bytes(20 << 20))), ValueTooLarge),
+    (lambda c: c.set("k", 1, expire="5"), TypeError),
+    (lambda c: c.set("k", iter([b"x"]), expire=-1), ValueError),
+    (lambda c: c.set_many({"k": object()}), SerializationError),
+    (lambda c: c.incr("k", 1.0), TypeError),
+    (lambda c: c.incr("k", default=None), KeyError),
+    (lambda c: c.delete_prefix(5), SerializationError),
+    (lambda c: c.entries(tag=[]), SerializationError),
+    (lambda c: c.location("k"), KeyError),
+]
+
+
+@pytest.mark.parametrize(("call", "kind"), BAD_ARGUMENTS, ids=range(len(BAD_ARGUMENTS)))
+def test_bad_arguments(
+    open_cache: Open, directory: Path, tmp_path: Path, backend: str, call: Any, kind: type[Exception]
+) -> None:
+    async def main() -> None:
+        with DiskCache(tmp_path / "sync", backend=backend, **SMALL) as plain:
+            async with open_cache(**SMALL) as cache:
+                found = await outcome(call, cache)
+                assert found == await outcome(call, plain)
+                assert found[0] is kind
+                assert len(cache) == 0 and await cache.check() == []
+                assert os.listdir(directory / "tmp") == []
+
+    run(main())
+
+
+# -- hits in place --------------------------------------------------------------------------------
+
+
+def by_hand(coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
+    """Begin a coroutine without a task: (True, its result), or (False, None) if it suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return True, stop.value
+    coroutine.close()
+    return False, None
+
+
+def needs_nowait(path: Path) -> None:
+    """Skip where the system cannot say whether bytes are in memory."""
+    path.write_bytes(b"x")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no reads that don't wait here: {error}")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "value", [b"plain", "text", 5, {"a": [1]}, noise(LARGE - 1)], ids=lambda v: type(v).__name__
+)
+def test_a_warm_get_does_not_leave_the_task(open_cache: Open, tmp_path: Path, value: Any) -> None:
+    needs_nowait(tmp_path / "probe")
+
+    async def main() -> None:
+        turns = 0
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(count)
+
+        async with open_cache() as cache:
+            await cache.set("k", value)
+            await cache.get("k")
+            asyncio.get_running_loop().call_soon(count)
+            cache._in_place = 0
+            for _ in range(aio._YIELD_EVERY - 1):
+                assert by_hand(cache.get("k")) == (True, value)
+            assert turns == 0  # the loop did nothing meanwhile
+            assert by_hand(cache.get("k")) == (False, None)  # others get their turn
+
+    run(main())
+
+
+def test_many_hits_in_place_let_others_run(open_cache: Open, tmp_path: Path) -> None:
+    needs_nowait(tmp_path / "probe")
+
+    async def main() -> None:
+        turns, stopped = 0, False
+
+        async def other() -> None:
+            nonlocal turns
+            while not stopped:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with open_cache() as cache:
+            await cache.set_many((n, b"x") for n in range(1000))
+            await cache.get(0)
+            cache._in_place = 0
+            task = asyncio.create_task(other())
+            seen = []
+            for _ in range(5 * aio._YIELD_EVERY):
+                assert await cache.get(0) == b"x"
+                seen.append(turns)
+            first = [seen.index(turn) + 1 for turn in sorted(set(seen)) if turn]
+            assert first == [n * aio._YIELD_EVERY for n in range(1, 6)]
+            before = turns
+            assert len(await cache.get_many(range(1000))) == 1000
+            assert turns - before >= 1000 // aio._YIELD_EVERY
+            stopped = True
+            await task
+
+    run(main())
+
+
+# -- the loop's thread ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) - LOOKS))
+def test_no_call_waits_in_the_thread_of_the_loop(open_cache: Open, watched: list[Watched], name: str) -> None:
+    """With nothing in memory: neither opening, nor the call, nor closing."""
+    loops = threading.get_ident()
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(CONTENT, tag="t")
+        async with open_cache(durability="sync", **SMALL) as cache:
+            await outcome(CALLS[name], cache)
+            watched[-1].cold = True
+            for _ in range(2):  # with segments that are not open, and with open ones
+                await outcome(CALLS[name], cache)
+            assert await cache.set("one", parts_of(noise(2 * LARGE))) is True
+
+    run(main())
+    for one in watched:
+        assert one.made_by(loops) <= NEVER_WAIT
+        assert {"open", "read", "write", "close_file"} <= {call for call, _ in one.calls}
+
+
+@pytest.mark.parametrize(
+    ("held", "call"),
+    [
+        ("read", lambda c: c.get("k")),
+        ("read", lambda c: c.get("large")),
+        ("open", lambda c: c.get("k")),
+        ("read", lambda c: c.get_many(["k", "large"])),
+        ("read", lambda c: c.open("large")),
+        ("read", lambda c: c.location("k")),
+        ("read", lambda c: c.pop("k")),
+        ("write", lambda c: c.set("new", b"x")),
+        ("sync", lambda c: c.set("new", b"x")),
+        ("write", lambda c: c.set("new", noise(2 * LARGE))),
+        ("write", lambda c: c.set("new", parts_of(noise(5 * LARGE)))),
+        ("sync", lambda c: c.flush()),
+        ("read", lambda c: c.check()),
+        ("scandir", lambda c: c.check()),
+    ],
+)
+def test_the_heart_beats_while_the_disk_is_slow(
+    open_cache: Open, watched: list[Watched], held: str, call: Any
+) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(CONTENT, tag="t")
+        async with open_cache(durability="sync", **SMALL) as cache:
+            watched[-1].hold(held)
+            task = asyncio.ensure_future(call(cache))
+            await until(watched[-1].entered)
+            await turns_of_the_loop()
+            assert not task.done()
+            watched[-1].let_go()
+            await described(task)
+
+    run(main())
+
+
+def test_a_slow_close_and_a_slow_opening(open_cache: Open, watched: list[Watched], monkeypatch: Any) -> None:
+    begun, go = threading.Event(), threading.Event()
+    fetch = Index.fetch
+
+    def slow(index: Index) -> None:
+        begun.set()
+        assert go.wait(LIMIT)
+        fetch(index)
+
+    monkeypatch.setattr(Index, "fetch", slow)
+
+    async def main() -> None:
+        cache = open_cache()
+        task = asyncio.create_task(cache.set("k", 1))
+        await until(begun)
+        await turns_of_the_loop()
+        assert not task.done()
+        go.set()
+        await task
+        watched[-1].hold("sync")
+        closing = asyncio.create_task(cache.close())
+        await until(watched[-1].entered)
+        await turns_of_the_loop()
+        assert not closing.done() and cache.closed
+        watched[-1].let_go()
+        await closing
+
+    run(main())
+
+
+def test_closing_a_reader_that_is_still_reading(open_cache: Open, watched: list[Watched]) -> None:
+    """The read was cancelled, but its worker goes on: the loop does not wait for it."""
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set("k", noise(2 << 20))
+            reader = await cache.open("k")
+            watched[-1].hold("read")
+            task = asyncio.create_task(reader.read())
+            await until(watched[-1].entered)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            closing = asyncio.create_task(reader.close())
+            await turns_of_the_loop()
+            watched[-1].let_go()
+            await closing
+            with pytest.raises(ValueError, match="closed"):
+                await reader.read()
+
+    run(main())
+
+
+# -- opening --------------------------------------------------------------------------------------
+
+
+def test_opening_fetches_the_index_in_a_worker(open_cache: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    fetch = Index.fetch
+
+    def noted(index: Index) -> None:
+        threads.append(threading.get_ident())
+        fetch(index)
+
+    monkeypatch.setattr(Index, "fetch", noted)
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set("k", 1)
+
+    run(main())
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "mine"), CacheIOError(errno.EIO, "mine")], ids=["OSError", "CacheIOError"]
+)
+def test_an_index_that_cannot_be_fetched(open_cache: Open, monkeypatch: Any, error: OSError) -> None:
+    def broken(index: Index) -> None:
+        raise error
+
+    async def main() -> None:
+        async with open_cache() as cache:  # whatever is made once is made now
+            await cache.set("k", 1)
+        before = descriptors()
+        cache = open_cache()
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "fetch", broken)
+            for _ in range(2):
+                with pytest.raises(CacheIOError, match="mine"):
+                    await cache.get("k")
+            with pytest.raises(CacheIOError):
+                async with open_cache():
+                    pass
+        assert descriptors() == before
+        assert await cache.get("k") == 1  # it may be tried again
+        await cache.close()
+        assert descriptors() == before
+
+    run(main())
+
+
+def test_many_tasks_open_once(open_cache: Open, watched: list[Watched]) -> None:
+    async def main() -> None:
+        cache = open_cache()
+        assert await asyncio.gather(*(cache.incr("n") for _ in range(50))) != []
+        assert await cache.get("n") == 50
+        await cache.close()
+
+    run(main())
+    assert len(watched) == 1
+
+
+def test_many_tasks_see_why_it_does_not_open(open_cache: Open, directory: Path) -> None:
+    directory.mkdir()
+    (directory / "foreign").write_text("x")
+
+    async def main() -> None:
+        cache = open_cache()
+        found = await asyncio.gather(*(cache.get("k") for _ in range(20)), return_exceptions=True)
+        assert {type(one).__name__ for one in found} == {"FormatError"}
+        await cache.close()
+        with pytest.raises(ClosedError):
+            await cache.get("k")
+
+    run(main())
+
+
+@pytest.fixture
+def slow_opening(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """(set when an opening is under way, to be set to let it go on)."""
+    begun, go = threading.Event(), threading.Event()
+    begin = DiskCache._begin
+
+    def slow(cache: DiskCache, settings: Any) -> None:
+        begun.set()
+        assert go.wait(LIMIT)
+        begin(cache, settings)
+
+    monkeypatch.setattr(DiskCache, "_begin", slow)
+    return begun, go
+
+
+def test_several_loops_open_once(
+    open_cache: Open, watched: list[Watched], slow_opening: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go = slow_opening
+    cache = open_cache()
+    everybody = threading.Barrier(4, action=go.set)
+    results: list[Any] = []
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(cache.add(("k", n), n)) for n in range(3)]
+        await turns_of_the_loop()
+        await asyncio.to_thread(everybody.wait, LIMIT)
+        results.append(sum(await asyncio.gather(*tasks)))
+
+    in_threads(4, lambda number: run(main()))
+    assert sum(results) == 3 and len(watched) == 1
+    run(cache.close())
+
+
+@pytest.mark.parametrize("how", ["operation", "async with"])
+def test_opening_that_is_cancelled_leaves_nothing(
+    open_cache: Open, how: str, slow_opening: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go = slow_opening
+
+    async def use(cache: AsyncDiskCache) -> None:
+        if how == "operation":
+            await cache.set("k", 1)
+        else:
+            async with cache:
+                raise AssertionError("it was cancelled before")
+
+    async def main() -> None:
+        go.set()
+        async with open_cache() as cache:
+            await cache.set("k", 0)
+        go.clear()
+        begun.clear()
+        before = descriptors()
+        cache = open_cache()
+        task = asyncio.create_task(use(cache))
+        await until(begun)
+        task.cancel()
+        await turns_of_the_loop()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        if how == "operation":
+            assert await cache.get("k") == 0
+            await cache.close()
+        assert descriptors() == before
+
+    run(main())
+
+
+def test_closing_while_it_opens(
+    open_cache: Open, slow_opening: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go = slow_opening
+
+    async def main() -> None:
+        go.set()
+        async with open_cache():
+            pass
+        go.clear()
+        begun.clear()
+        before = descriptors()
+        cache = open_cache()
+        task = asyncio.create_task(cache.get("k"))
+        await until(begun)
+        closing = asyncio.create_task(cache.close())
+        await turns_of_the_loop()
+        go.set()
+        await closing
+        with contextlib.suppress(ClosedError):
+            assert await task is None
+        assert descriptors() == before
+
+    run(main())
+
+
+# -- cancelling -----------------------------------------------------------------------------------
+
+
+class CancelledAt:
+    """Awaits a coroutine, and cancels its task where it suspends for the `at`-th time (from 1)."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], at: int) -> None:
+        self._coroutine, self._at = coroutine, at
+        self.suspensions = 0
+
+    def __await__(self) -> Iterator[Any]:
+        inner = self._coroutine.__await__()
+        step: Callable[[], Any] = lambda: next(inner)  # noqa: E731
+        while True:
+            try:
+                waits_for = step()
+            except StopIteration as stop:
+                return stop.value
+            self.suspensions += 1
+            if self.suspensions == self._at:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            try:
+                yield waits_for
+            except BaseException as error:
+                step = lambda error=error: inner.throw(error)  # noqa: E731
+            else:
+                step = lambda: next(inner)  # noqa: E731
+
+
+OLD: dict[Any, Any] = {
+    "k": b"old",
+    "n": 5,
+    "large": noise(2 * LARGE),
+    **{i: noise(100, i) for i in range(20)},
+}
+NEW = noise(3 * LARGE, 1)
+# What is called, and by what its key may be replaced.
+CANCELLED: dict[str, tuple[Callable[[AsyncDiskCache], Any], dict[Any, Any]]] = {
+    "get": (lambda c: c.get("k"), {}),
+    "get large": (lambda c: c.get("large"), {}),
+    "get_many": (lambda c: c.get_many([*range(20), "large", 3]), {}),
+    "get_entry": (lambda c: c.get_entry("k"), {}),
+    "location": (lambda c: c.location("large"), {}),
+    "open": (lambda c: c.open("large"), {}),
+    "set": (lambda c: c.set("k", b"new"), {"k": b"new"}),
+    "set large": (lambda c: c.set("k", NEW), {"k": NEW}),
+    "set file": (lambda c: c.set("k", io.BytesIO(NEW)), {"k": NEW}),
+    "set asynchronous": (lambda c: c.set("k", parts_of(NEW)), {"k": NEW}),
+    "add": (lambda c: c.add("new", b"new"), {"new": b"new"}),
+    "pop": (lambda c: c.pop("large"), {"large": None}),
+    "incr": (lambda c: c.incr("n"), {"n": 6}),
+    "delete": (lambda c: c.delete("k"), {"k": None}),
+    "set_many": (lambda c: c.set_many({"k": b"new", "n": 6}), {"k": b"new", "n": 6}),
+    "delete_many": (lambda c: c.delete_many(["k", "n"]), {"k": None, "n": None}),
+    "check": (lambda c: c.check(), {}),
+}
+
+
+def assert_free(cache: AsyncDiskCache) -> None:
+    """All turns of the running loop are free, and nobody waits for one."""
+    turns = cache._loops[asyncio.get_running_loop()].turns
+    assert turns._free == cache.settings.max_in_flight
+    assert not [turn for turn in turns._waiting if not turn.done()]
+
+
+async def close_result(value: Any) -> None:
+    if isinstance(value, AsyncValueReader):
+        await value.close()
+    elif isinstance(value, Location):
+        value.close()
+
+
+def assert_old_or_new(directory: Path, backend: str, new: dict[Any, Any]) -> None:
+    """The cache was closed: each entry is as it was or as it was to be, and nothing else is there."""
+    with DiskCache(directory, backend=backend, **SMALL) as cache:
+        for key in {*OLD, *new}:
+            assert cache.get(key) in (OLD.get(key), new.get(key, OLD.get(key))), key
+        assert cache.check() == []
+        large = sum(isinstance(value := cache.get(key), bytes) and len(value) >= LARGE for key in cache)
+    assert len(os.listdir(directory / "large")) == large
+    assert os.listdir(directory / "tmp") == []
+
+
+@pytest.mark.parametrize("name", CANCELLED)
+def test_cancelled_at_every_suspension(
+    open_cache: Open, directory: Path, backend: str, watched: list[Watched], name: str
+) -> None:
+    call, new = CANCELLED[name]
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+        before, at, done = descriptors(), 0, False
+        while not done:
+            at += 1
+            async with open_cache(max_in_flight=3, **SMALL) as cache:
+                watched[-1].cold = True
+                await cache.get("n")
+                counted = CancelledAt(call(cache), at)
+
+                async def operation(counted: Any = counted) -> None:
+                    await close_result(await counted)
+
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.create_task(operation())
+                done = counted.suspensions < at
+                await turns_of_the_loop(3)  # `get_many` cancels its reads, which leave one turn later
+                assert_free(cache)
+                assert await cache.set("works", b"still") is True
+                assert await cache.get("works") == b"still"
+                stats = (await cache.stats()).process
+                assert stats["hits"] + stats["misses"] <= 2 + 22
+                await cache.delete("works")
+            assert descriptors() == before
+            with DiskCache(directory, backend=backend, **SMALL) as cache:
+                assert all(cache.get(key) in (OLD.get(key), value) for key, value in new.items())
+                cache.delete("new")
+                cache.set_many(OLD)
+        assert at > 1 and at < 60
+        assert_old_or_new(directory, backend, new)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("get", "read"), ("get large", "read"), ("get large", "close_file"), ("get_many", "read"),
+        ("get_entry", "read"), ("location", "read"), ("open", "read"), ("set", "write"),
+        ("set large", "write"), ("set large", "replace"), ("set file", "write"), ("set file", "replace"),
+        ("set asynchronous", "write"), ("set asynchronous", "replace"), ("add", "write"), ("pop", "read"),
+        ("pop", "unlink"), ("incr", "write"), ("set_many", "write"), ("check", "scandir"),
+    ],
+)  # fmt: skip
+def test_cancelled_while_a_worker_is_at_it(
+    open_cache: Open, directory: Path, backend: str, watched: list[Watched], name: str, held: str
+) -> None:
+    """The task ends at once; what its worker does comes to an end before the cache is closed."""
+    call, new = CANCELLED[name]
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+        before = descriptors()
+        async with open_cache(**SMALL) as cache:
+            watched[-1].cold = True
+            watched[-1].hold(held)
+            task = asyncio.ensure_future(call(cache))
+            await until(watched[-1].entered)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert_free(cache)
+            watched[-1].let_go()
+            assert await cache.get(7) == OLD[7]
+            await cache.set("works", b"still")
+            assert await cache.get("works") == b"still"
+            await cache.delete("works")
+        assert descriptors() == before
+
+    run(main())
+    assert_old_or_new(directory, backend, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"), [("add", "write"), ("set file", "replace"), ("set large", "write"), ("pop", "unlink")]
+)
+def test_closing_waits_for_workers_of_cancelled_calls(
+    open_cache: Open, directory: Path, backend: str, watched: list[Watched], name: str, held: str
+) -> None:
+    call, new = CANCELLED[name]
+
+    async def main() -> None:
+        cache = open_cache(**SMALL)
+        await cache.set_many(OLD)
+        watched[-1].hold(held)
+        task = asyncio.ensure_future(call(cache))
+        await until(watched[-1].entered)
+        task.cancel()
+        closing = asyncio.create_task(cache.close())
+        await asyncio.wait({closing}, timeout=0.05)  # what must not happen would happen in this time
+        assert not cache._sync().closed
+        watched[-1].let_go()
+        await closing
+        assert task.cancelled()
+
+    run(main())
+    assert_old_or_new(directory, backend, new)
+
+
+def test_cancelling_a_set_whose_stream_has_stalled(open_cache: Open, directory: Path) -> None:
+    """Nothing more may ever come: neither the worker nor closing waits for it."""
+
+    async def main() -> None:
+        reached, never = asyncio.Event(), asyncio.Event()
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield noise(2 * LARGE)
+            reached.set()
+            await never.wait()
+
+        before = threading.active_count()
+        cache = open_cache(**SMALL)
+        await cache.set("k", b"old")
+        volume = await cache.volume()
+        task = asyncio.create_task(cache.set("k", parts()))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await cache.get("k") == b"old"
+        await asyncio.wait_for(cache.close(), 10)
+        assert os.listdir(directory / "tmp") == os.listdir(directory / "large") == []
+        assert threading.active_count() <= before + 2  # the loop's own
+        async with open_cache(**SMALL) as cache:
+            assert await cache.volume() <= volume
+            assert await cache.get("k") == b"old" and await cache.check() == []
+
+    run(main())
+
+
+def test_cancelled_while_it_waits_for_its_turn(open_cache: Open, watched: list[Watched]) -> None:
+    """Those behind it move up, also when it is cancelled in the moment in which its turn comes."""
+
+    async def main() -> None:
+        async with open_cache(max_in_flight=1, **SMALL) as cache:
+            await cache.set_many(OLD)
+            watched[-1].hold("write")
+            first = asyncio.create_task(cache.add("first", 1))
+            await until(watched[-1].entered)
+            second, third = (
+                asyncio.create_task(cache.add("second", 2)),
+                asyncio.create_task(cache.add("third", 3)),
+            )
+            await turns_of_the_loop()
+            second.cancel()
+            fourth = asyncio.create_task(cache.add("fourth", 4))
+            watched[-1].let_go()
+            assert await asyncio.gather(first, third, fourth) == [True] * 3
+            assert second.cancelled() and "second" not in cache
+
+            turns = cache._loops[asyncio.get_running_loop()].turns
+            assert turns.enter()
+            fifth, sixth = (
+                asyncio.create_task(cache.add("fifth", 5)),
+                asyncio.create_task(cache.add("sixth", 6)),
+            )
+            await turns_of_the_loop()
+            turns.leave()
+            fifth.cancel()  # it has its turn, and does not know it yet
+            assert await sixth and fifth.cancelled() and "fifth" not in cache
+            assert_free(cache)
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm_of_cancellations(
+    open_cache: Open, directory: Path, backend: str, watched: list[Watched], seed: int
+) -> None:
+    rng = random.Random(seed)
+    keys = [f"k{n}" for n in range(12)]
+    tried: dict[Any, set[Any]] = {key: {None} for key in keys}
+    certain: collections.Counter[str] = collections.Counter()
+    perhaps: collections.Counter[str] = collections.Counter()
+    gets = 0
+
+    def draw(cache: AsyncDiskCache, number: int) -> Any:
+        nonlocal gets
+        key = rng.choice(keys)
+        value = noise(rng.choice((10, 1000, LARGE + number)), number)
+        kind = rng.randrange(9)
+        if kind < 3:
+            gets += 1
+            return cache.get(key)
+        if kind == 3:
+            gets += 3
+            return cache.get_many(rng.sample(keys, 3))
+        if kind == 4:
+            return cache.incr("n")
+        if kind == 5:
+            return cache.delete(key)
+        tried[key].add(value)
+        if kind == 6:
+            return cache.add(key, value)
+        return cache.set(key, value if kind == 7 else parts_of(value))
+
+    async def one(cache: AsyncDiskCache, number: int) -> None:
+        call = draw(cache, number)
+        name = call.__name__
+        task = asyncio.ensure_future(call)
+        if rng.random() < 0.6:
+            await turns_of_the_loop(rng.randrange(12))
+            task.cancel()
+        found = (await asyncio.gather(task, return_exceptions=True))[0]
+        perhaps[name] += 1
+        if isinstance(found, asyncio.CancelledError):
+            return
+        certain[name] += 1
+        assert not isinstance(found, BaseException), found
+        if name == "get":
+            assert any(found in values for values in tried.values())
+        elif name == "get_many":
+            assert all(value in tried[key] for key, value in found.items())
+
+    async def main() -> None:
+        async with open_cache(**SMALL):
+            pass
+        before = descriptors()
+        async with open_cache(max_in_flight=5, **SMALL) as cache:
+            watched[-1].cold = seed % 2 == 0
+            await asyncio.gather(*(one(cache, number) for number in range(400)))
+            await turns_of_the_loop(3)
+            assert_free(cache)
+            stats = (await cache.stats()).process
+            assert stats["hits"] + stats["misses"] <= gets
+        assert descriptors() == before
+        with DiskCache(directory, backend=backend, **SMALL) as cache:
+            assert all(cache.get(key) in tried[key] for key in keys)
+            assert certain["incr"] <= cache.get("n", 0) <= perhaps["incr"]
+            assert 0 < certain["set"] < perhaps["set"]
+            assert cache.check() == []
+        assert os.listdir(directory / "tmp") == []
+
+    run(main())
+
+
+# -- as many at once as is allowed ----------------------------------------------------------------
+
+
+def test_never_more_under_way_than_allowed(
+    open_cache: Open, watched: list[Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    put_batch = aio._Loop._put_batch
+
+    def noted(state: Any, items: list[Any]) -> Any:
+        batches.append(len(items))
+        return put_batch(state, items)
+
+    monkeypatch.setattr(aio._Loop, "_put_batch", noted)
+
+    async def main() -> None:
+        async with open_cache(max_in_flight=4, **SMALL) as cache:
+            assert await asyncio.gather(*(cache.set(n, noise(50, n)) for n in range(1000))) == [True] * 1000
+            assert max(batches) <= 4
+            watched[-1].cold = True
+            watched[-1].most = 0
+            found = await asyncio.gather(*(cache.get(n) for n in range(1000)))
+            assert found == [noise(50, n) for n in range(1000)]
+            assert len(await cache.get_many(range(1000))) == 1000
+            assert await asyncio.gather(*(cache.delete(n) for n in range(300))) == [True] * 300
+            assert watched[-1].most == 4
+            assert_free(cache)
+
+    run(main())
+
+
+def test_in_order_of_arrival(open_cache: Open, watched: list[Watched]) -> None:
+    """Whoever comes later does not overtake those who wait, whatever is asked for."""
+    order: list[int] = []
+
+    async def one(cache: AsyncDiskCache, number: int) -> None:
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: cache.get(7),
+            lambda: cache.add(("new", number), 1),
+            lambda: cache.set(("set", number), b"x"),
+        ]
+        await calls[number % 3]()
+        order.append(number)
+        if number < 100:
+            later.append(asyncio.create_task(one(cache, number + 100)))
+
+    async def main() -> None:
+        async with open_cache(max_in_flight=1, **SMALL) as cache:
+            await cache.set_many(OLD)
+            watched[-1].cold = True
+            for other in [asyncio.create_task(one(cache, number)) for number in range(100)]:
+                await other
+            await asyncio.gather(*later)
+
+    later: list[asyncio.Task[None]] = []
+    run(main())
+    assert order == list(range(200))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "x", True, 1 << 31])
+def test_max_in_flight_is_checked(open_cache: Open, directory: Path, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_in_flight"):
+        open_cache(max_in_flight=value)
+    assert not directory.exists()
+
+
+# -- loops and closing ----------------------------------------------------------------------------
+
+
+def in_threads(number: int, work: Callable[[int], Any]) -> None:
+    """`work(0)`, `work(1)`, ... each in a thread; what one of them raises is raised here."""
+    failures: list[BaseException] = []
+
+    def guarded(which: int) -> None:
+        try:
+            work(which)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(which,)) for which in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize("memory", ["warm", "cold"])
+def test_several_loops_at_once(open_cache: Open, watched: list[Watched], memory: str) -> None:
+    cache = open_cache(max_in_flight=10, **SMALL)
+    run(cache.set_many((n, noise(200, n)) for n in range(50)))
+    watched[-1].cold = memory == "cold"
+
+    async def one(rng: random.Random, which: int) -> None:
+        for number in range(15):
+            key = rng.randrange(50)
+            assert await cache.get(key) == noise(200, key)
+            await cache.incr("n")
+            await cache.set((which, number), noise(100, number))
+            assert await cache.get((which, number)) == noise(100, number)
+
+    async def main(which: int) -> None:
+        await asyncio.gather(*(one(random.Random(f"{which} {n}"), (which, n)) for n in range(4)))  # type: ignore[arg-type]
+
+    in_threads(4, lambda which: run(main(which)))
+
+    async def end() -> None:
+        assert await cache.get("n") == 4 * 4 * 15
+        stats = (await cache.stats()).process
+        assert (stats["hits"], stats["misses"]) == (2 * 4 * 4 * 15 + 1, 0)
+        assert await cache.check() == []
+        await cache.close()
+
+    run(end())
+
+
+def test_one_object_in_one_loop_after_the_other(open_cache: Open) -> None:
+    """Loops that were closed are forgotten; one that ended in the middle of its work too."""
+    cache = open_cache(**SMALL)
+    run(cache.set_many(OLD))
+    before = descriptors()
+    for number in range(5):
+
+        async def abandoned(number: int = number) -> None:
+            asyncio.ensure_future(cache.set(("left", number), b"x"))
+            asyncio.ensure_future(cache.get_many(list(OLD)))
+            await asyncio.sleep(0)
+
+        assert run(cache.incr("n")) == 6 + number
+        run(abandoned())
+        assert len(cache._loops) <= 1
+    assert run(cache.get("k")) == b"old"
+    assert descriptors() <= before + 2  # segments begun since
+    assert run(cache.check()) == []
+    run(cache.close())
+
+
+class IntrudedLoop(asyncio.SelectorEventLoop):
+    """A loop that lets others in when it is asked whether it is closed."""
+
+    intrusion: Callable[[], Any] | None = None
+
+    def is_closed(self) -> bool:
+        intrusion, self.intrusion = self.intrusion, None
+        if intrusion is not None:
+            intrusion()
+        return super().is_closed()
+
+
+def test_loops_that_come_while_others_are_forgotten(open_cache: Open) -> None:
+    """Two threads with new loops find the same closed one."""
+    cache = open_cache()
+    first = IntrudedLoop()
+    first.run_until_complete(cache.set("k", 1))
+    first.close()
+    first.intrusion = lambda: in_threads(1, lambda _: run(cache.add("l", 2)))
+    assert run(cache.add("m", 3)) is True
+    assert first.intrusion is None
+    assert run(cache.get_many("klm")) == {"k": 1, "l": 2, "m": 3}
+    assert first not in cache._loops
+    run(cache.close())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_closed(open_cache: Open, name: str) -> None:
+    async def main() -> None:
+        cache = open_cache(**SMALL)
+        await cache.set_many(CONTENT, tag="t")
+        await cache.get("k")
+        await cache.close()
+        assert (await outcome(CALLS[name], cache))[0] is ClosedError
+        fresh = open_cache(**SMALL)
+        await fresh.close()
+        assert (await outcome(CALLS[name], fresh))[0] is ClosedError
+        for closed in (cache, fresh):
+            with pytest.raises(ClosedError):
+                async with closed:
+                    pass
+
+    run(main())
+
+
+def test_closed_in_another_loop(open_cache: Open) -> None:
+    """Whoever still has the object is told, and no thread is started for that."""
+
+    def workers() -> list[threading.Thread]:
+        return [
+            thread for thread in threading.enumerate() if "yatagarasu" in thread.name and thread.is_alive()
+        ]
+
+    async def main() -> None:
+        before = workers()
+        cache = open_cache()
+        await cache.add("k", 1)
+        entry = await cache.get_entry("k")
+        assert entry is not None
+        await asyncio.to_thread(run, cache.close())
+        for name in ("add", "set", "set stream", "get", "get_many", "incr", "keys", "stats", "get_many none"):
+            assert (await outcome(CALLS[name], cache))[0] is ClosedError, name
+        with pytest.raises(ClosedError):
+            await entry.value
+        assert workers() == before
+        await cache.close()
+
+    run(main())
+
+
+def test_close_is_idempotent_and_waits(open_cache: Open, watched: list[Watched]) -> None:
+    """What is under way completes first; whoever closes meanwhile waits too, others are refused."""
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+        before = descriptors()
+        cache = open_cache(max_in_flight=2, **SMALL)
+        await cache.add("x", 1)
+        watched[-1].cold = True
+        watched[-1].hold("write")
+        tasks: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(call)
+            for call in (
+                cache.add("new", 1), cache.set("set", b"x"), cache.incr("n"), cache.get("k"),
+                cache.get_many(list(range(20))), cache.set("file", io.BytesIO(NEW)),
+                cache.set("stream", parts_of(NEW)), cache.get_entry("k"),
+            )
+        ]  # fmt: skip
+        cancelled = asyncio.ensure_future(cache.add("cancelled", 1))
+        await until(watched[-1].entered)
+        cancelled.cancel()
+        closing = [asyncio.create_task(cache.close()) for _ in range(3)]
+        await turns_of_the_loop()
+        assert not any(task.done() for task in closing) and cache.closed
+        with pytest.raises(ClosedError):
+            await cache.add("too late", 1)
+        with pytest.raises(ClosedError):
+            await cache.set("too late", 1)
+        watched[-1].let_go()
+        await asyncio.gather(*closing)
+        found = [task.result() for task in tasks if task.done()]
+        assert found[:4] == [True, True, 6, b"old"]
+        assert found[4] == {n: OLD[n] for n in range(20)}
+        assert found[5:7] == [True, True] and found[7].key == "k"
+        await cache.close()
+        assert descriptors() == before
+        async with open_cache(**SMALL) as cache:
+            assert (await cache.get("new"), await cache.get("stream")) == (1, NEW)
+            assert await cache.get("too late") is None
+
+    run(main())
+
+
+def test_get_many_that_has_just_begun_completes_before_closing(
+    open_cache: Open, watched: list[Watched]
+) -> None:
+    """None of its reads has begun when the cache is told to close."""
+
+    async def main() -> None:
+        cache = open_cache(**SMALL)
+        await cache.set_many(OLD)
+        watched[-1].cold = True
+        task = asyncio.create_task(cache.get_many(list(OLD)))
+        await asyncio.sleep(0)
+        await cache.close()
+        assert await task == OLD
+
+    run(main())
+
+
+def test_closing_that_is_cancelled_closes(open_cache: Open, watched: list[Watched]) -> None:
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set("k", 1)
+        before = descriptors()
+        cache = open_cache()
+        await cache.get("k")
+        watched[-1].hold("write")
+        task = asyncio.create_task(cache.add("new", 1))
+        await until(watched[-1].entered)
+        closing = asyncio.create_task(cache.close())
+        await turns_of_the_loop()
+        closing.cancel()
+        await turns_of_the_loop()
+        watched[-1].let_go()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert await task is True
+        await cache.close()
+        assert descriptors() == before
+
+    run(main())
+
+
+def test_async_with_closes_whatever_happens(open_cache: Open) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="mine"):
+            async with open_cache() as cache:
+                await cache.set("k", 1)
+                raise RuntimeError("mine")
+        assert cache.closed
+        before = descriptors()
+        for _ in range(3):
+            async with open_cache() as cache:
+                assert await cache.get("k") == 1
+                await asyncio.gather(*(cache.get(n) for n in range(100)))
+        assert descriptors() == before
+
+    run(main())
+
+
+# -- failures -------------------------------------------------------------------------------------
+
+
+def test_no_space(open_cache: Open, watched: list[Watched]) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+            watched[-1].errors = dict.fromkeys(("write", "allocate"), errno.ENOSPC)
+            for value in (b"new", NEW, parts_of(NEW), io.BytesIO(NEW)):
+                with pytest.raises(StorageFull):
+                    await cache.set("k", value)
+            with pytest.raises(StorageFull):
+                await cache.add("new", 1)
+            assert await cache.get("k") == b"old"
+            watched[-1].errors = {}
+            assert await cache.set("k", b"new") and await cache.get("k") == b"new"
+            assert_free(cache)
+            assert await cache.check() == []
+
+    run(main())
+
+
+def test_full_without_eviction(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(size_limit=1 << 20, eviction="none") as cache:
+            found = await asyncio.gather(
+                *(cache.set(n, noise(4000, n)) for n in range(400)), return_exceptions=True
+            )
+            stored = [n for n, one in enumerate(found) if one is True]
+            assert {type(one) for one in found} == {bool, StorageFull}
+            assert await cache.get_many(range(400)) == {n: noise(4000, n) for n in stored}
+
+    run(main())
+
+
+def test_a_failing_put_does_not_fail_those_that_share_its_batch(
+    open_cache: Open, watched: list[Watched]
+) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set("k", 1)
+            watched[-1].poison = b"poison"
+            values = [b"poison" if n % 10 == 3 else noise(50, n) for n in range(100)]
+            found = await asyncio.gather(
+                *(cache.set(n, value) for n, value in enumerate(values)), return_exceptions=True
+            )
+            for number, (one, value) in enumerate(zip(found, values, strict=True)):
+                if value == b"poison":
+                    assert isinstance(one, CacheIOError) and await cache.get(number) is None
+                else:
+                    assert one is True and await cache.get(number) == value
+            assert await cache.check() == []
+            assert_free(cache)
+
+    run(main())
+
+
+@pytest.mark.parametrize("key", ["k", "large"])
+def test_a_disk_that_cannot_be_read(open_cache: Open, watched: list[Watched], key: str) -> None:
+    """An error and neither a hit nor a miss; the entry stays."""
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+            await cache.get(key)
+            before = (await cache.stats()).process
+            watched[-1].cold = True
+            watched[-1].errors = {"read": errno.EIO}
+            for call in (
+                lambda: cache.get(key),
+                lambda: cache.get_many([key, "missing"]),
+                lambda: cache.pop(key),
+            ):
+                with pytest.raises(CacheIOError, match="cannot read"):
+                    await call()
+            watched[-1].errors = {}
+            after = (await cache.stats()).process
+            assert after == {**before, "misses": 1}
+            assert await cache.get(key) == OLD[key]
+            assert_free(cache)
+
+    run(main())
+
+
+def flip(directory: Path, value: bytes) -> None:
+    """Change one bit of `value` wherever it is stored."""
+    found = 0
+    for path in [*(directory / "segments").iterdir(), *(directory / "large").iterdir()]:
+        content = path.read_bytes()
+        at = content.find(value)
+        if at >= 0:
+            fd = os.open(path, os.O_WRONLY)
+            os.pwrite(fd, bytes([content[at + len(value) // 2] ^ 4]), at + len(value) // 2)
+            os.close(fd)
+            found += 1
+    assert found == 1
+
+
+@pytest.mark.parametrize("memory", ["warm", "cold"])
+@pytest.mark.parametrize("call", ["get", "get_many", "get_entry", "open", "pop"])
+@pytest.mark.parametrize("key", [7, "large"])
+def test_damage_is_a_miss(
+    open_cache: Open, directory: Path, watched: list[Watched], memory: str, call: str, key: Any
+) -> None:
+    """Counted, never a wrong value, and told from a key that was never there."""
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+            await cache.get_many(list(OLD))
+            watched[-1].cold = memory == "cold"
+            flip(directory, OLD[key])
+            if call == "get":
+                assert await cache.get(key, "miss") == "miss"
+            elif call == "get_many":
+                assert await cache.get_many(list(OLD)) == {k: v for k, v in OLD.items() if k != key}
+            elif call == "pop":
+                assert await cache.pop(key, "miss") == "miss"
+            elif call == "open":
+                with pytest.raises(KeyError):
+                    await cache.open(key)
+            else:
+                entry = await cache.get_entry(key)  # its record is sound
+                assert entry is not None
+                with pytest.raises(EntryGone):
+                    await entry.value
+            stats = (await cache.stats()).process
+            assert stats["corrupt"] == 1
+            assert stats["misses"] == (call != "get_entry")
+            assert await cache.get(key) is None and key not in cache
+            assert await cache.get("k") == b"old"
+            assert await cache.check() == []
+
+    run(main())
+
+
+# -- many at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [64, 1500])
+def test_durable_puts_share_syncs(open_cache: Open, watched: list[Watched], number: int) -> None:
+    async def main() -> None:
+        async with open_cache(durability="sync") as cache:
+            await cache.set("first", b"x")
+            before = collections.Counter(call for call, _ in watched[-1].calls)
+            assert all(await asyncio.gather(*(cache.set(n, noise(50, n)) for n in range(number))))
+            syncs = collections.Counter(call for call, _ in watched[-1].calls)["sync"] - before["sync"]
+            assert 1 <= syncs <= 2 + number // 100
+            assert len(await cache.get_many(range(number))) == number
+
+    run(main())
+
+
+def test_durable_puts_are_synced_before_they_return(open_cache: Open, watched: list[Watched]) -> None:
+    async def main() -> None:
+        async with open_cache(durability="sync") as cache:
+            await cache.set("first", b"x")
+            watched[-1].hold("sync")
+            tasks = [asyncio.create_task(cache.set(n, b"x")) for n in range(10)]
+            await until(watched[-1].entered)
+            await turns_of_the_loop()
+            assert not any(task.done() for task in tasks)
+            watched[-1].let_go()
+            assert await asyncio.gather(*tasks) == [True] * 10
+            watched[-1].errors = {"sync": errno.EIO}
+            found = await asyncio.gather(*(cache.set(n, b"y") for n in range(5)), return_exceptions=True)
+            assert {type(one) for one in found} == {CacheIOError}
+            watched[-1].errors = {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("memory", ["warm", "cold"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_every_get_is_a_hit_or_a_miss(
+    open_cache: Open, monkeypatch: pytest.MonkeyPatch, memory: str, wrapped: bool
+) -> None:
+    """With the compiled core, where it is there, and with the code that it stands for."""
+    rng = random.Random(5)
+    made: list[Any] = wrap_backends(monkeypatch, Watched) if wrapped or memory == "cold" else []
+    wanted = [rng.randrange(40) for _ in range(600)]
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many((n, noise(LARGE if n == 1 else 100, n)) for n in range(20))
+            for one in made:
+                one.cold = memory == "cold"
+            calls: list[Awaitable[Any]] = [cache.get(key) for key in wanted]
+            calls += [cache.get_many(wanted[at : at + 10]) for at in range(0, 600, 10)]
+            calls += [cache.get_entry(key) for key in wanted[:50]]
+            calls += [cache.set(("other", n), n) for n in range(50)]
+            rng.shuffle(calls)
+            await asyncio.gather(*calls)
+            hits = sum(key < 20 for key in [*wanted, *wanted, *wanted[:50]])
+            stats = await cache.stats()
+            assert (stats.process["hits"], stats.process["misses"]) == (hits, 1250 - hits)
+            assert stats.hits + stats.misses == 1250
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["read in the loop", "read by a worker"])
+def test_a_cancelled_get_counts_at_most_once(open_cache: Open, watched: list[Watched], kind: str) -> None:
+    key = "k" if kind == "read in the loop" else "large"
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+            await cache.get(key)
+            watched[-1].cold = True
+            before = (await cache.stats()).process
+            tasks = [asyncio.create_task(cache.get(key)) for _ in range(50)]
+            await turns_of_the_loop(2)
+            for task in tasks[::2]:
+                task.cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            values = [one for one in found if not isinstance(one, BaseException)]
+            assert len(values) >= 25 and set(values) == {OLD[key]}
+            after = (await cache.stats()).process
+            assert len(values) <= after["hits"] - before["hits"] <= 50
+            assert after["misses"] == before["misses"]
+
+    run(main())
+
+
+def test_tasks_read_what_they_wrote(open_cache: Open) -> None:
+    async def one(cache: AsyncDiskCache, number: int) -> None:
+        for turn in range(20):
+            value = noise(LARGE if turn == 9 else 100, number * 100 + turn)
+            assert await cache.set(number, value) is True
+            assert number in cache
+            assert await cache.get(number) == value
+            assert (await cache.get_many([number])) == {number: value}
+            await cache.delete(number)
+            assert await cache.get(number) is None
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await asyncio.gather(*(one(cache, number) for number in range(20)))
+            assert len(cache) == 0
+
+    run(main())
+
+
+def test_a_set_is_seen_only_when_it_is_complete(open_cache: Open, watched: list[Watched]) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set("k", b"old")
+            watched[-1].hold("write")
+            task = asyncio.create_task(cache.set("k", b"new"))
+            await until(watched[-1].entered)
+            assert await cache.get("k") == b"old"
+            watched[-1].let_go()
+            await task
+            assert await cache.get("k") == b"new"
+
+    run(main())
+
+
+def test_writers_of_one_key(open_cache: Open) -> None:
+    """Of those asked for together the last one stays; in the end it is one of them in any case."""
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            for _ in range(20):
+                await asyncio.gather(*(cache.set("k", bytes([n]) * 50) for n in range(10)))
+                assert await cache.get("k") == bytes([9]) * 50
+            for _ in range(5):
+                values = [b"small", NEW, b"other"]
+                await asyncio.gather(
+                    *(cache.set("k", value) for value in values), cache.set("k", parts_of(NEW))
+                )
+                assert await cache.get("k") in values
+            assert len(cache) == 1 and await cache.check() == []
+
+    run(main())
+
+
+def test_totals_are_exact(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(max_in_flight=50) as cache:
+            results = await asyncio.gather(
+                *(cache.incr("n", 2) for _ in range(300)), *(cache.decr("n") for _ in range(200))
+            )
+            assert await cache.get("n") == 400 and len(results) == 500
+            assert sum(await asyncio.gather(*(cache.add("once", n) for n in range(50)))) == 1
+            popped = await asyncio.gather(*(cache.pop("once") for _ in range(50)))
+            assert sum(one is not None for one in popped) == 1
+
+    run(main())
+
+
+# -- cold reads with the compiled core ------------------------------------------------------------
+
+
+def cool(cache: AsyncDiskCache) -> Watched:
+    """From here on the compiled core, which takes plain keys, finds nothing in memory; the loop's reads are under observation."""
+    core: Any = cache._sync()._store.core
+    if core.name != "c":
+        pytest.skip("the compiled core is not there")
+    core.get_nowait = lambda key, now: NotImplemented
+    loop = asyncio.get_running_loop()
+    watched = Watched(cache._sync()._store.backend)
+    cache._loop(cache._sync()).channel = watched.channel(loop)
+    return watched
+
+
+def test_compiled_never_more_under_way_than_allowed(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(max_in_flight=4, **SMALL) as cache:
+            await cache.set_many((f"k{n}", noise(50, n)) for n in range(1000))
+            await cache.get_many([f"k{n}" for n in range(1000)])  # opens the segments
+            watched = cool(cache)
+            before = (await cache.stats()).process
+            found = await asyncio.gather(*(cache.get(f"k{n}", "miss") for n in range(1010)))
+            assert found == [noise(50, n) if n < 1000 else "miss" for n in range(1010)]
+            assert watched.most == 4
+            after = (await cache.stats()).process
+            assert (after["hits"], after["misses"]) == (before["hits"] + 1000, before["misses"] + 10)
+            assert_free(cache)
+
+    run(main())
+
+
+def test_compiled_cancelled_at_every_suspension(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(max_in_flight=1, **SMALL) as cache:
+            await cache.set_many({"k": b"old", "l": b"other"})
+            await cache.get_many("kl")
+            cool(cache)
+            before = (await cache.stats()).process["hits"]
+            for at in range(1, 10):
+                # The first is behind another one, so that it also waits for its turn.
+                other = asyncio.create_task(cache.get("l"))
+                await asyncio.sleep(0)
+                counted = CancelledAt(cache.get("k"), at)
+
+                async def operation(counted: Any = counted) -> Any:
+                    return await counted
+
+                found = (await asyncio.gather(operation(), return_exceptions=True))[0]
+                assert await other == b"other"
+                await turns_of_the_loop(3)
+                assert_free(cache)
+                if counted.suspensions < at:
+                    assert found == b"old" and at > 2
+                    break
+                assert isinstance(found, asyncio.CancelledError)
+            assert before + at < (await cache.stats()).process["hits"] <= before + 2 * at
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", ["damage", "an error that passes", "an error that stays"])
+def test_compiled_reads_that_fail(open_cache: Open, directory: Path, trouble: str) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many({"k": b"old", "l": b"other"})
+            await cache.get_many("kl")
+            watched = cool(cache)
+            before = (await cache.stats()).process
+            if trouble == "damage":
+                flip(directory, b"other")
+                assert await cache.get("l", "miss") == "miss"
+                expected = {"misses": 1, "corrupt": 1}
+            elif trouble == "an error that passes":
+                watched.errors = {"read": errno.EIO}
+                watched.inner.read = watched._read_inner  # type: ignore[method-assign]
+                assert await cache.get("l") == b"other"  # read once more, by a worker
+                expected = {"hits": 1}
+            else:
+                watched.errors = {"read": errno.EIO}
+                with pytest.raises(CacheIOError, match="cannot read"):
+                    await cache.get("l")
+                watched.errors = {}
+                expected = {}
+            after = (await cache.stats()).process
+            assert {name: after[name] - n for name, n in before.items() if after[name] != n} == expected
+            assert_free(cache)
+            watched.errors = {}
+            assert await cache.get("k") == b"old"
+
+    run(main())
