@@ -455,12 +455,6 @@ class AsyncDiskCache:
         payload, flags = found
         return cache._decode(payload, flags & CODEC_FLAGS) if flags else payload
 
-    async def _yield_sometimes(self) -> None:
-        """Many hits in a row never suspend: let other tasks run now and then."""
-        self._in_place += 1
-        if self._in_place >= _YIELD_EVERY:
-            await self._yield()
-
     async def _yield(self) -> None:
         self._in_place = 0
         await asyncio.sleep(0)
@@ -600,26 +594,29 @@ class AsyncDiskCache:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
         state, store, wanted = self._loop(cache), cache._store, list(keys)
-        found: list[Found | None] = [None] * len(wanted)
+        found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
         done = state.track(state.loop.create_future())  # what closes the cache waits for all of it
         try:
             for i, key in enumerate(wanted):
-                slot = store.lookup(*key_digest(encode_key(key), store.seed))
-                if slot is None:
-                    store.misses += 1
-                    continue
-                found[i] = store.get_nowait(slot)
-                if found[i] is None:
-                    cold.append((i, slot))
-                await self._yield_sometimes()
+                found[i] = store.core.get_nowait(key, time.time_ns())
+                if found[i] is NotImplemented:
+                    slot = store.lookup(*key_digest(encode_key(key), store.seed))
+                    found[i] = None if slot is None else store.get_nowait(slot)
+                    if slot is None:
+                        store.misses += 1
+                    elif found[i] is None:
+                        cold.append((i, slot))
+                self._in_place += 1
+                if self._in_place >= _YIELD_EVERY:
+                    await self._yield()
             read = await asyncio.gather(*[self._get_cold(state, store, slot) for _, slot in cold])
         finally:
             done.set_result(None)
         for (i, _), hit in zip(cold, read, strict=True):
             found[i] = hit
         return {
-            key: cache._decode(hit.payload, hit.flags & CODEC_FLAGS)
+            key: hit if type(hit) is bytes else cache._decode(hit[0], hit[1] & CODEC_FLAGS)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }
