@@ -239,7 +239,7 @@ class _Loop:
         errors: list[BaseException | None] = []
         for part in self._store.batches(items):  # what was stored is not to be stored once more
             try:
-                self._store.put_many(part)
+                self._store.put_batch(part)
             except (CacheError, OSError) as error:
                 alone = len(part) == 1
                 errors += [error] if alone else [_error_of(self._store.put, *item) for item in part]
@@ -522,8 +522,12 @@ class AsyncDiskCache:
         stream = as_stream(value if pull is None else iter(pull))
         item = cache._item(key, value if stream is None else b"", expire, tag, meta)
         if stream is None:
-            async with state.turns:
+            if not state.turns.enter():
+                await state.turns.wait()
+            try:
                 await state.put(item)
+            finally:
+                state.turns.leave()
             return True
         put = (
             store.put_stream, item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag,

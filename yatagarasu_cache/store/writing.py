@@ -181,10 +181,7 @@ class Writing(Reading):
         Not atomic as a whole: if it raises, the items before some point are stored.
         """
         for batch in self.batches(items):
-            if len(batch[0].payload) >= self.large_bytes:
-                self.put(*batch[0])
-            else:
-                self._put_batch(batch)
+            self.put_batch(batch)
 
     def batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """`items` in parts, as `put_many` stores them: a large value by itself."""
@@ -205,7 +202,10 @@ class Writing(Reading):
         if batch:
             yield batch
 
-    def _put_batch(self, batch: list[Item]) -> None:
+    def put_batch(self, batch: list[Item]) -> None:
+        """Store one of `batches`."""
+        if len(batch[0].payload) >= self.large_bytes:
+            return self.put(*batch[0])
         size = sum(map(_item_bytes, batch))
         with self.appending:
             writer = self.room(size)
