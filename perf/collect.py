@@ -33,6 +33,7 @@ from perf.timing import percentile, ratio
 
 Results = dict[str, Any]
 STRESS = 1024  # operations in flight
+TRACED = 2000  # operations of a run whose system calls are counted, or more with many in flight
 
 
 class Collector:
@@ -51,6 +52,7 @@ class Collector:
         cold_sizes = [SIZES["4KiB"]] if self.quick else list(SIZES.values())
         in_flight = (1, 16, 256) if self.quick else (1, 16, 64, 256, 1024)
         workers = (1, 8) if self.quick else (1, 2, 4, 8)
+        patience = 2.0 if self.quick else 15.0  # seconds: a round of everybody takes 4 and more
         return {
             "machine": self.machine,
             "hot": lambda: self.bench("hot", bench_hot.cases, rounds),
@@ -59,7 +61,8 @@ class Collector:
             "steps": lambda: self.bench("steps", bench_steps.cases, rounds),
             "cold": lambda: self.bench("cold", bench_cold.cases, few, warm=False, sizes=cold_sizes),
             "asyncio": lambda: self.bench(
-                "asyncio", bench_asyncio.cases, few, warm=False, sides=self.sides, in_flight=in_flight
+                "asyncio", bench_asyncio.cases, few, patience, warm=False,
+                sides=self.sides, in_flight=in_flight,
             ),
             "opening": lambda: self.bench("opening", bench_opening.cases, few, warm=False),
             "eviction": lambda: self.bench("eviction", bench_eviction.cases, rounds),
@@ -88,9 +91,12 @@ class Collector:
             sizes = {size: bench_cold.set_size(size, self.quick) // MIB for size in SIZES.values()}
             return machine.describe(directory) | {"cold": cold_means(), "cold_sets": sizes}
 
-    def bench(self, name: str, cases: Cases, rounds: int, warm: bool = True, **options: Any) -> Results:
+    def bench(
+        self, name: str, cases: Cases, rounds: int, seconds: float = 0.0, warm: bool = True, **options: Any
+    ) -> Results:
+        """No new round of a case begins after so many seconds; 0: what suits most."""
         wanted = dataclasses.replace(Options(sides=self.caches, quick=self.quick), **options)
-        results = measure(cases, wanted, rounds, 0.5 if self.quick else 3.0, warm)
+        results = measure(cases, wanted, rounds, seconds or (0.5 if self.quick else 3.0), warm)
         for side in {side for sides in results.values() for side in sides}:
             save(str(self.artefacts / f"{name}-{side.replace(' ', '-')}.json"), results, side)
         return {
@@ -159,9 +165,11 @@ class Collector:
                     rows = {side: _median_run(taken) for side, taken in runs.items()}
                     for side in sides if tracing and (size < MIB or not self.quick) else ():
                         path = bed.filled(side, f"cold-{size}", count, value_of(size))
-                        calls = work.system_calls(side, path, kind, min(operations, 1000), **keywords)
-                        rows[side]["calls"] = calls.total() / min(operations, 1000)
-                        rows[side]["by_name"] = dict(calls.most_common(4))
+                        # Of the middle half of these the calls are counted, see `work.system_calls`.
+                        traced = min(operations, max(TRACED, 4 * in_flight))
+                        calls = work.system_calls(side, path, kind, traced, **keywords)
+                        rows[side]["calls"] = sum(calls.values())
+                        rows[side]["by_name"] = dict(list(calls.items())[:4])
                     found.setdefault(name, {})[what] = rows
         return found
 

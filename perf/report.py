@@ -1,10 +1,11 @@
 """Measure everything and write it down: ``python -m perf report``.
 
-    python -m perf report [--quick] [--output perf/REPORT.md] [--only hot,cold]
+    python -m perf report [--output FILE] [--only hot,cold]      to perf/REPORT.md
+    python -m perf report --quick                           to perf/out/quick/REPORT.md
     python -m perf report --from perf/out/results.json      write it again, without measuring
 
 Plots go to `plots/` beside the report, pyperf results (for ``pyperf compare_to``) and all figures
-as JSON to `perf/out/` (``--artefacts``).
+as JSON to `perf/out/` (``--artefacts``; with ``--quick`` to `perf/out/quick/`).
 """
 
 from __future__ import annotations
@@ -28,24 +29,28 @@ Side = dict[str, Any]  # seconds, spread, ratios
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf report", description="Measure and report.")
     parser.add_argument("--quick", action="store_true", help="under 3 minutes; noisier, smaller data sets")
-    parser.add_argument("--output", type=Path, default=HERE / "REPORT.md")
-    parser.add_argument("--artefacts", type=Path, default=HERE / "out", help="pyperf results and all figures")
+    parser.add_argument("--output", type=Path, help="perf/REPORT.md; of a quick run perf/out/quick/REPORT.md")
+    parser.add_argument("--artefacts", type=Path, help="pyperf results and all figures: perf/out, perf/out/quick")
     parser.add_argument("--only", default="", help="parts to measure anew; others stay as in --from")
     parser.add_argument("--from", dest="source", type=Path, help="results.json of an earlier run")
     options = parser.parse_args(arguments)
-    options.artefacts.mkdir(parents=True, exist_ok=True)
     found: Data = json.loads(options.source.read_text("utf-8")) if options.source else {}
+    # What is kept is never replaced by a quick run, unless somebody says so.
+    quick = options.quick or bool(found.get("quick"))
+    artefacts: Path = options.artefacts or (HERE / "out" / "quick" if quick else HERE / "out")
+    output: Path = options.output or (HERE / "out" / "quick" / "REPORT.md" if quick else HERE / "REPORT.md")
     if not options.source or options.only:
         from perf.collect import Collector
 
+        artefacts.mkdir(parents=True, exist_ok=True)
         only = [name for name in options.only.split(",") if name]
-        found |= Collector(options.quick, options.artefacts).run(only)
-        (options.artefacts / "results.json").write_text(json.dumps(found, indent=1), "utf-8")
+        found |= Collector(options.quick, artefacts).run(only)
+        (artefacts / "results.json").write_text(json.dumps(found, indent=1), "utf-8")
     # One form, however it came here: JSON knows only text as names.
     found = json.loads(json.dumps(found))
-    write(found, options.output)
-    print(options.output)
-    if options.output == HERE / "REPORT.md" and not found.get("quick") and found.get("promised"):
+    write(found, output)
+    print(output)
+    if output == HERE / "REPORT.md" and not quick and found.get("promised"):
         from perf.figures import Row, write_readme
 
         write_readme([Row(**row) for row in found["promised"]], found["machine"])
@@ -346,7 +351,8 @@ class Report:
         yield "## Use of the machine\n"
         yield (
             "An operation's CPU time (of all threads, the kernel's work for them included), context "
-            "switches, system calls (by strace), and the process's memory at its highest.\n"
+            "switches, system calls (by strace; of the middle half of the operations, so without start "
+            "and end), and the process's memory at its highest.\n"
         )
         for size, scenarios in self.found["resources"].items():
             rows = [

@@ -5,7 +5,8 @@
 Both sides are interleaved in one process, on data that is larger than any read-ahead and dropped
 from memory before each sample; what counts is the median of the pairs' ratios. Run as root, or
 inodes and directories stay in memory. The comparison with `fio` and the counting of system calls
-need `fio` and `strace`.
+need `fio` and `strace`. `--only options` compares the ring's settings with their defaults, `--only
+chains` what linking would do for writes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import random
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from perf.bed import KIB, MIB, drop_caches, files_below, scratch, value_of
-from perf.peers import PEERS
+from perf.peers import PEERS, ROOM
 from perf.suite import timed
 from perf.timing import Usage, interleave, per_call, ratio
 from perf.work import can_trace, descriptors, resident, system_calls
@@ -138,6 +140,27 @@ def fio(directory: str, loops: int, direct: bool, size: int = SMALL, depth: int 
     return float(1 / job["read"]["iops"])
 
 
+async def _with_options(directory: str, ring: dict[str, Any], numbers: Sequence[int]) -> float:
+    async with AsyncDiskCache(directory, backend="uring", io_uring=ring, size_limit=ROOM) as cache:
+        for number in numbers:  # the index is in memory, as above
+            f"key-{number}" in cache  # noqa: B015
+        rest = iter([f"key-{number}" for number in numbers])
+
+        async def worker() -> None:
+            for key in rest:
+                await cache.get(key)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+        return (time.perf_counter() - start) / len(numbers)
+
+
+def with_options(directory: str, ring: dict[str, Any], count: int, loops: int) -> float:
+    """Seconds of a cold asyncio get with such settings of the ring."""
+    drop_caches(directory)
+    return asyncio.run(_with_options(directory, ring, random.sample(range(count), min(loops, count))))
+
+
 async def durable(side: str, directory: str, loops: int, in_flight: int) -> float:
     backend = PEERS[side].backend  # type: ignore[attr-defined]
     value = value_of(SMALL)
@@ -212,6 +235,31 @@ def cold_gets(beds: Beds) -> Iterator[Row]:
         yield allowed(taken, name)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "queue_depth=64": {"queue_depth": 64},
+    "queue_depth=256": {"queue_depth": 256},
+    "use_registered_buffers=False": {"use_registered_buffers": False},
+    "use_fixed_files=True": {"use_fixed_files": True},
+    "cpu_affinity=0": {"cpu_affinity": 0},
+    "sqpoll=True": {"sqpoll": True},
+}
+
+
+def options(beds: Beds) -> Iterator[Row]:
+    """Each option against the defaults, all of them in turn in every round."""
+    directory, count = beds.small()
+    loops = int(16_000 * beds.scale)
+    runs: dict[str, Callable[[], float]] = {
+        name: partial(with_options, directory, ring, count, loops)
+        for name, ring in {"the defaults": {}, **OPTIONS}.items()
+    }
+    taken = interleave(runs, ROUNDS, warm=False)
+    for name in OPTIONS:
+        speed = ratio(taken[name], taken["the defaults"])
+        each = f"{statistics.median(taken[name]) * 1e6:.1f} us, {statistics.median(taken['the defaults']) * 1e6:.1f} us"
+        yield Row(f"`{name}`, speed against the defaults, cold asyncio", "", f"{speed:.2f} × ({each})", True)
+
+
 def cold_batches(beds: Beds) -> Iterator[Row]:
     directory, count = beds.small()
 
@@ -284,8 +332,8 @@ def calls(beds: Beds) -> Iterator[Row]:
     counted = {
         side: system_calls(side, directory, "get", loops, in_flight=IN_FLIGHT, cold=count) for side in SIDES
     }
-    each = {side: sum(calls.values()) / loops for side, calls in counted.items()}
-    most = ", ".join(f"{name} {number / loops:.3f}" for name, number in counted[RING].most_common(3))
+    each = {side: sum(calls.values()) for side, calls in counted.items()}
+    most = ", ".join(f"{name} {number:.3f}" for name, number in list(counted[RING].items())[:3])
     measured = f"{each[RING]:.2f} ({most}), threads {each[THREADS]:.2f}"
     yield Row(
         "system calls an operation, cold asyncio, 256 in flight", "below 0.3", measured, each[RING] < 0.3
@@ -310,7 +358,12 @@ def durable_sets(beds: Beds) -> Iterator[Row]:
 
 
 def chains(beds: Beds) -> Iterator[Row]:
-    """What linking write and sync would gain; the cache makes the two calls."""
+    """What chains on a ring would gain; the cache makes the separate calls."""
+    yield from write_and_sync(beds)
+    yield from whole_file(beds)
+
+
+def write_and_sync(beds: Beds) -> Iterator[Row]:
     from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
     from yatagarasu_cache.config import RingSettings
 
@@ -341,6 +394,66 @@ def chains(beds: Beds) -> Iterator[Row]:
     yield Row(
         "write and fdatasync of 256 KiB, linked on a ring, against two calls",
         "", f"{got:.2f} × {rates(taken)}", True,
+    )  # fmt: skip
+
+
+OPERATION = struct.Struct("=BBHiQQQQiIIi")  # yr_op, see csrc/ring.cdef.h
+
+
+def whole_file(beds: Beds) -> Iterator[Row]:
+    """A large value made durable: open, write, fdatasync, close, rename, in one chain or one by one."""
+    from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
+    from yatagarasu_cache.config import RingSettings
+
+    ring, data, repeats = Ring(RingSettings(), one_thread=True), value_of(4 * MIB), 10
+    needed = (lib.YR_OP_OPENAT, lib.YR_OP_CLOSE, lib.YR_OP_RENAMEAT)
+    if any(lib.yr_supports(ring.handle, one) != 1 for one in needed) or lib.yr_files_register(ring.handle, 1):
+        ring.destroy()
+        return
+    temporary, target = (os.path.join(beds.path, name) for name in ("chain.tmp", "chain.value"))
+    old, new = (ffi.new("char[]", os.fsencode(path)) for path in (temporary, target))
+    old_at, new_at = (int(ffi.cast("uintptr_t", path)) for path in (old, new))
+    here, flags, link, fixed = -100, os.O_WRONLY | os.O_CREAT | os.O_EXCL, lib.YR_LINK, lib.YR_FIXED_FILE
+    packed = b"".join(
+        OPERATION.pack(*one)
+        for one in (
+            # op, flags, buffer, fd, addr, len, off, user_data, arg, mode, file_index, fd2
+            (lib.YR_OP_OPENAT, link, 0, here, old_at, 0, 0, 0, flags, 0o600, 1, 0),
+            (lib.YR_OP_WRITE, link | fixed, 0, 0, address_of(data), len(data), 0, 1, 0, 0, 0, 0),
+            (lib.YR_OP_FDATASYNC, link | fixed, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0),
+            (lib.YR_OP_CLOSE, link, 0, -1, 0, 0, 0, 3, 0, 0, 1, 0),
+            (lib.YR_OP_RENAMEAT, 0, 0, here, old_at, 0, new_at, 4, 0, 0, 0, here),
+        )
+    )
+    operations = ffi.from_buffer("struct yr_op[]", packed)
+    ids, results = ffi.new("uint64_t[5]"), ffi.new("int32_t[5]")
+
+    def linked(number: int) -> None:
+        assert lib.yr_queue(ring.handle, 5, operations) == 5
+        left = 5
+        while left:
+            assert lib.yr_wait(ring.handle, left, -1) >= 0
+            got = lib.yr_reap(ring.handle, left, ids, results, ffi.NULL)
+            for i in range(got):
+                assert results[i] == (len(data) if ids[i] == 1 else 0), (ids[i], results[i])
+            left -= got
+
+    def separate(number: int) -> None:
+        fd = os.open(temporary, flags, 0o600)
+        assert os.pwrite(fd, data, 0) == len(data)
+        os.fdatasync(fd)
+        os.close(fd)
+        os.replace(temporary, target)
+
+    runs = {
+        name: lambda run=run: timed(run, range(repeats)) / repeats  # type: ignore[misc]
+        for name, run in (("linked", linked), ("separate calls", separate))
+    }
+    taken = interleave(runs, ROUNDS)
+    ring.destroy()
+    yield Row(
+        "open, write, fdatasync, close, rename of 4 MiB, linked on a ring, against separate calls",
+        "", f"{ratio(taken['linked'], taken['separate calls']):.2f} × {rates(taken)}", True,
     )  # fmt: skip
 
 
@@ -378,6 +491,7 @@ def for_long(beds: Beds) -> Iterator[Row]:
 
 STEPS: dict[str, Callable[[Beds], Iterator[Row]]] = {
     "cold": cold_gets, "batches": cold_batches, "large": cold_large, "hot": hot_gets, "mix": mix, "calls": calls,
+    "options": options,
     "durable": durable_sets, "chains": chains, "long": for_long,
 }  # fmt: skip
 

@@ -5,7 +5,9 @@
 Prints one JSON object: operations, seconds, latencies, CPU time, context switches, memory,
 descriptors. WORK is get, set, get_many or mix. The directory must have been filled; `--cold N`
 says with how many entries, and drops its caches. With `--trace`, nothing but the work lies between
-two system calls on `BEGIN` and `END`, so that `strace` can be told to count (see `system_calls`).
+two system calls on `BEGIN` and `END`, so that `strace` can be told to count (see `system_calls`): they
+come when a quarter of the work is done and when three quarters are. So neither the start (opening
+files, making rings, starting threads) nor the end (ever fewer in flight) is in what is counted.
 """
 
 from __future__ import annotations
@@ -59,10 +61,13 @@ def can_trace() -> bool:
     return not subprocess.run(["strace", "-qq", "-o", os.devnull, "true"], capture_output=True).returncode
 
 
-def system_calls(side: str, directory: str, work: str, count: int, **more: int) -> Counter[str]:
-    """System calls by name, of all threads, between the first operation and the last one."""
+def system_calls(side: str, directory: str, work: str, count: int, **more: int) -> dict[str, float]:
+    """System calls an operation by name, of all threads, the most frequent first.
+
+    Of the middle half of `count` operations, see above.
+    """
     with tempfile.NamedTemporaryFile("r", prefix="yatagarasu-strace-") as file:
-        run(side, directory, work, count, strace=file.name, **more)
+        operations = run(side, directory, work, count, strace=file.name, **more)["traced"]
         counted: Counter[str] = Counter()
         counting = False
         for line in file:
@@ -70,30 +75,32 @@ def system_calls(side: str, directory: str, work: str, count: int, **more: int) 
                 counting = BEGIN in line
             elif counting and (call := re.match(r"\d+\s+(\w+)\(", line)):
                 counted[call[1]] += 1
-        return counted
+        return {name: number / operations for name, number in counted.most_common()}
 
 
 class Meter:
-    """Times single operations; knows the process's use at begin, end and quarters."""
+    """Times single calls; knows the process's use at begin, end and quarters."""
 
     def __init__(self, trace: bool, count: int) -> None:
-        self.trace, self.each = trace, max(1, count // QUARTERS)
+        """`count` calls are to come."""
+        self.trace, self.count, self.each = trace, count, max(1, count // QUARTERS)
         self.latencies: list[float] = []
         self.memory: list[int] = []
+        # After so many calls it begins to count, after so many it ends. Each is at least one call away.
+        self.marks = {self.each: BEGIN, max(self.each + 1, count * 3 // 4): END} if trace else {}
 
     def begin(self) -> None:
-        if self.trace:
-            os.access(BEGIN, 0)
         self.start = Usage.now()
 
     def end(self) -> None:
         self.used = Usage.now().since(self.start)
-        if self.trace:
-            os.access(END, 0)
 
     def note(self, seconds: float) -> None:
         self.latencies.append(seconds)
-        if not self.trace and len(self.latencies) % self.each == 0:
+        done = len(self.latencies)
+        if done in self.marks:
+            os.access(self.marks[done], 0)
+        elif not self.trace and done % self.each == 0:
             self.memory.append(resident())
 
     def result(self, operations: int) -> dict[str, Any]:
@@ -101,6 +108,7 @@ class Meter:
         points = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
         return {
             "operations": operations,
+            "traced": self.traced() * operations / self.count,
             "seconds": used.wall,
             "throughput": operations / used.wall,
             "cpu": used.cpu / operations,
@@ -111,6 +119,11 @@ class Meter:
             "descriptors": descriptors(),
             **{name: percentile(ordered, share) for name, share in points.items()},
         }
+
+    def traced(self) -> int:
+        """Calls between the two marks."""
+        first, last = sorted(self.marks) or (0, 0)
+        return last - first
 
 
 def resident() -> int:
@@ -194,7 +207,8 @@ def main() -> None:
     todo = operations(args.work, args.count, entries)
     if args.cold:
         drop_caches(args.directory)
-    meter = Meter(args.trace, args.count)
+    calls = -(-args.count // BATCH) if args.work == "get_many" else args.count
+    meter = Meter(args.trace, calls)
     if args.in_flight:
         done = asyncio.run(asynchronous(args, meter, todo))
     else:
