@@ -18,8 +18,9 @@ SAMPLE = 16 * MIB  # moved by one sample, at most
 
 def cases(bed: Bed, options: Options) -> Iterator[Case]:
     for size in options.sizes:
-        count = max(4, min(3000, BYTES // size))
-        loops = max(2, min(300 if options.quick else 1000, SAMPLE // size))
+        entries, data, most, sample = (1000, BYTES // 2, 300, SAMPLE // 4) if options.quick else (3000, BYTES, 1000, SAMPLE)
+        count = max(4, min(entries, data // size))
+        loops = max(2, min(most, sample // size))
         batch = max(2, min(100, loops))
         table: dict[str, TimeFunction] = {
             "set": time_set,

@@ -50,9 +50,9 @@ class Collector:
         rounds = 3 if self.quick else 9
         few = 2 if self.quick else 4
         cold_sizes = [SIZES["4KiB"]] if self.quick else list(SIZES.values())
-        in_flight = (1, 16, 256) if self.quick else (1, 16, 64, 256, 1024)
+        in_flight = (1, 256) if self.quick else (1, 16, 64, 256, 1024)
         workers = (1, 8) if self.quick else (1, 2, 4, 8)
-        patience = 2.0 if self.quick else 15.0  # seconds: a round of everybody takes 4 and more
+        patience = 0.5 if self.quick else 15.0  # seconds: a round of everybody takes 4 and more
         return {
             "machine": self.machine,
             "hot": lambda: self.bench("hot", bench_hot.cases, rounds),
@@ -119,7 +119,7 @@ class Collector:
         found: dict[str, list[dict[str, dict[str, float]]]] = {side: [] for side in sides}
         with scratch() as directory:
             bed = Bed(directory)
-            for _ in range(2 if self.quick else 3):
+            for _ in range(1 if self.quick else 3):
                 for side in sides:
                     path = bed.path(side, "tails")
                     taken = bench_shared.together(bench_shared.mix(path, side, "process", 8, loops))
@@ -163,7 +163,9 @@ class Collector:
                             path = bed.filled(side, f"cold-{size}", count, value_of(size))
                             runs[side].append(work.run(side, path, kind, operations, **keywords))
                     rows = {side: _median_run(taken) for side, taken in runs.items()}
-                    for side in sides if tracing and (size < MIB or not self.quick) else ():
+                    # Of a quick run, only what this is about.
+                    traced_here = tracing and (not self.quick or (size < MIB and in_flight == 256))
+                    for side in sides if traced_here else ():
                         path = bed.filled(side, f"cold-{size}", count, value_of(size))
                         # Of the middle half of these the calls are counted, see `work.system_calls`.
                         traced = min(operations, max(TRACED, 4 * in_flight))

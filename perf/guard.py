@@ -4,7 +4,8 @@
     python -m perf.guard --trees BASE_DIR NEW_DIR     two source trees
     python -m perf.guard --self-test 10               a tree against itself, and against a slowed copy
 
-Both trees are copied and built alike. Their times are compared pair by pair, in turn, in several
+Both trees are copied and built alike, with this interpreter: what a checkout has compiled is not used.
+A base that can't be built or doesn't work is nothing to compare with, which is said, and no failure. Their times are compared pair by pair, in turn, in several
 pairs of processes: the median of the ratios counts, and what looks slower is measured once more
 in new processes. Beside that, work is counted: instructions (callgrind) and system calls (strace).
 """
@@ -35,6 +36,13 @@ SAMPLE = 0.001  # seconds of one timed sample: shorter than the time slice that 
 PAIRS = 50  # of samples, in each pair of processes
 PROCESSES = 5  # pairs of them, one after the other
 MARK = "/yatagarasu-guard/"
+TRIAL = """
+import sys, tempfile
+from yatagarasu_cache import DiskCache
+with tempfile.TemporaryDirectory() as directory, DiskCache(directory + "/c", backend="threads") as cache:
+    cache.set("k", b"v")
+    assert cache.get("k") == b"v"
+"""
 # Cases that take another way without the compiled core.
 SINGLE = ("get 4 KiB", "get, missing", "set 4 KiB", "get container", "set container", "asyncio get")
 # System calls that depend on when threads happen to run and on where memory happens to end.
@@ -80,15 +88,41 @@ def copy_revision(revision: str, target: Path) -> None:
     subprocess.run(["tar", "-x", "-C", str(target)], input=archive, check=True)
 
 
-def build(tree: Path) -> str:
-    """Compile the tree's modules in place. What was built, for the table's head."""
-    subprocess.run(
+class Unusable(Exception):
+    """A tree that can't be built, or doesn't work; the message says why."""
+
+
+def build(tree: Path) -> list[str]:
+    """Compile the tree's modules in place. Names of those that were built."""
+    done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=tree, capture_output=True, env=os.environ | {"YATAGARASU_IO_URING": "auto"},
+        cwd=tree, capture_output=True, text=True, env=os.environ | {"YATAGARASU_IO_URING": "auto"},
     )  # fmt: skip
+    if done.returncode:
+        raise Unusable(f"setup.py fails: {_last_line(done.stderr)}")
     # Otherwise the first import compiles, or each one does where nothing may be written.
-    subprocess.run([sys.executable, "-m", "compileall", "-q", str(tree / "yatagarasu_cache")], check=True)
-    modules = sorted(path.name.split(".")[0] for path in (tree / "yatagarasu_cache").glob("*.so"))
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(tree / "yatagarasu_cache")])
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL], cwd=tree, env=environment(tree), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise Unusable(f"a set and a get fail: {_last_line(done.stderr)}")
+    return sorted(path.name.split(".")[0] for path in (tree / "yatagarasu_cache").glob("*.so"))
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1][:300]
+
+
+def build_base(tree: Path, new: Sequence[str]) -> list[str]:
+    """The same for the base. Unusable also where the checkout has modules that it lacks: other work."""
+    built = build(tree)
+    if missing := set(new) - set(built):
+        raise Unusable(f"it has no {' and no '.join(sorted(missing))}, which the checkout has")
+    return built
+
+
+def show_built(modules: Sequence[str]) -> str:
     return ", ".join(modules) or "no compiled modules"
 
 
@@ -323,7 +357,7 @@ def self_test(times: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory(prefix="yatagarasu-guard-") as directory:
         base, same, slow = (Path(directory, name) for name in ("base", "same", "slow"))
         copy_checkout(base)
-        print(f"built: {build(base)}\n")
+        print(f"built: {show_built(build(base))}\n")
         shutil.copytree(base, same)
         slowed(base, slow)
         print("| run | result | highest time | instructions | system calls | took |", flush=True)
@@ -374,7 +408,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else git("rev-parse", "--verify", "--quiet", "HEAD^")
         )
         if not revision:
-            print("perf-guard: no base revision to compare with (first commit): nothing to guard")
+            print(
+                "perf-guard: SKIPPED: there is no base revision here (no git checkout, a first commit or a "
+                "shallow clone): nothing to compare with"
+            )
             return 0
     if options.artefacts:
         options.artefacts.mkdir(parents=True, exist_ok=True)
@@ -389,9 +426,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             copy_revision(revision, base)
             copy_checkout(new)
         if not (base / "yatagarasu_cache").is_dir():
-            print("perf-guard: the base revision has no package yet: nothing to guard")
+            print("perf-guard: SKIPPED: the base revision has no package yet: nothing to compare with")
             return 0
-        print(f"base: {revision[:12] or options.trees[0].name}, {build(base)}; new: {build(new)}", flush=True)
+        try:
+            new_built = build(new)
+        except Unusable as error:
+            print(f"perf-guard: the checkout can't be used here: {error}", file=sys.stderr)
+            return 2
+        try:
+            base_built = build_base(base, new_built)
+        except Unusable as error:
+            print(f"perf-guard: SKIPPED: the base can't be used here: {error}")
+            return 0
+        name = revision[:12] or options.trees[0].name
+        print(f"base: {name}, {show_built(base_built)}; new: {show_built(new_built)}", flush=True)
         verdicts = compare(base, new, options.seconds, options.artefacts)
     show(verdicts)
     if options.artefacts:

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from perf.bed import drop_caches, value_of
@@ -36,6 +37,7 @@ BEGIN, END = "/yatagarasu-perf-begin", "/yatagarasu-perf-end"
 BATCH = 500
 HOT = 2000
 QUARTERS = 4
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(
@@ -47,7 +49,7 @@ def run(
     command += ["--size", str(size), "--in-flight", str(in_flight), "--cold", str(cold)]
     if strace:
         command = ["strace", "-f", "-qq", "-o", strace, *command, "--trace"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout)
