@@ -25,7 +25,7 @@ def fio(directory: str, what: str, seconds: float, size: int, **settings: str) -
     """One job; the file is written first if it is not there."""
     job = {
         "name": "limit", "filename": os.path.join(directory, "fio"), "size": str(size), "direct": "1",
-        "ioengine": "io_uring", "runtime": str(seconds), "time_based": "1", "output-format": "json",
+        "ioengine": "io_uring", "runtime": f"{seconds * 1000:.0f}ms", "time_based": "1", "output-format": "json",
         **settings,
     }  # fmt: skip
     command = ["fio", *(f"--{name}={value}" for name, value in job.items())]

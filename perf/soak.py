@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import sys
 import time
@@ -23,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from perf.bed import KIB, MIB, disk_bytes, scratch, value_of
-from perf.timing import percentile
 from perf.work import descriptors, resident
 from yatagarasu_cache import AsyncDiskCache
 
@@ -43,11 +43,34 @@ class Sample(NamedTuple):
     disk: int
 
 
+class Latencies:
+    """How many were how long, to 2 %: it takes no more memory after hours than after a minute."""
+
+    STEP = math.log(1.02)
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.number, self.longest = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[int(math.log(max(seconds, 1e-7)) // self.STEP)] += 1
+        self.number += 1
+        self.longest = max(self.longest, seconds)
+
+    def percentile(self, share: float) -> float:
+        left = self.number * share
+        for step, count in sorted(self.counts.items()):
+            left -= count
+            if left < 0:
+                return min(self.longest, math.exp((step + 1) * self.STEP))
+        return self.longest
+
+
 @dataclass
 class Found:
     """What was seen so far."""
 
-    latencies: list[float] = field(default_factory=list)
+    latencies: Latencies = field(default_factory=Latencies)
     samples: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -99,7 +122,7 @@ async def operate(cache: Any, pick: random.Random, due: float, found: Found) -> 
     except Exception as error:
         found.problem(f"{what} of key-{number}: {error!r}")
     found.counts[what] += 1
-    found.latencies.append(time.perf_counter() - due)
+    found.latencies.add(time.perf_counter() - due)
 
 
 async def soak(directory: str, backend: str, seconds: float, rate: float, found: Found) -> dict[str, Any]:
@@ -144,21 +167,21 @@ def complaints(found: Found, rate: float, segment: int) -> list[str]:
         wrong.append(f"{grown} more descriptors than before")
     if (over := max(disk) - LIMIT) > segment:
         wrong.append(f"{over} bytes on disk beyond the limit")
-    reached = len(found.latencies) / found.seconds
+    reached = found.latencies.number / found.seconds
     if reached < 0.95 * rate:
         wrong.append(f"{reached:,.0f} operations a second instead of {rate:,.0f}")
     return wrong
 
 
 def show(found: Found, stats: dict[str, Any]) -> None:
-    ordered = sorted(found.latencies)
+    taken = found.latencies
     memory, files, disk = zip(*found.samples, strict=True)
     points = {"P50": 0.5, "P99": 0.99, "P99.9": 0.999}
-    times = ", ".join(f"{name} {percentile(ordered, share) * 1e3:.2f}" for name, share in points.items())
+    times = ", ".join(f"{name} {taken.percentile(share) * 1e3:.2f}" for name, share in points.items())
     gets = found.counts["get"] or 1
     print(f"backend      {stats['backend']}, core {stats['core']}")
-    print(f"operations   {len(ordered):,} in {found.seconds:.0f} s, {len(ordered) / found.seconds:,.0f} a second")
-    print(f"latency      {times}, longest {ordered[-1] * 1e3:.2f} ms")
+    print(f"operations   {taken.number:,} in {found.seconds:.0f} s, {taken.number / found.seconds:,.0f} a second")
+    print(f"latency      {times}, longest {taken.longest * 1e3:.2f} ms")
     print(f"hits         {found.counts['hits'] / gets:.0%} of {gets:,} gets; {stats['evictions']:,} evictions")
     print(f"memory       {memory[0] / MIB:.1f} MiB at first, {memory[-1] / MIB:.1f} at last, growth {growth(memory) / MIB:+.1f}")
     print(f"descriptors  {files[0]} at first, {files[-1]} at last, growth {growth(files):+d}")

@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -494,6 +493,21 @@ def test_a_wrong_value_and_an_error_are_problems() -> None:
     assert any("no disk" in one for one in found.problems)
 
 
+def latencies(count: int) -> soak.Latencies:
+    found = soak.Latencies()
+    for i in range(count):
+        found.add((i + 1) * 1e-5)
+    return found
+
+
+def test_percentiles_of_a_soak_are_right_to_2_percent() -> None:
+    found = latencies(10_000)
+    for share in (0.5, 0.95, 0.99, 0.999):
+        assert share * 0.1 < found.percentile(share) < share * 0.1 * 1.021
+    assert found.percentile(1.0) == found.longest == pytest.approx(0.1)
+    found.add(0.0)
+
+
 @pytest.mark.parametrize(
     ("field", "last", "complaint"),
     [
@@ -507,13 +521,13 @@ def test_a_wrong_value_and_an_error_are_problems() -> None:
 def test_growth_is_seen(field: str, last: int, complaint: str) -> None:
     level = soak.Sample(50 << 20, 20, 60 << 20)
     samples = [level] * 50 + [level._replace(**{field: last})] * 10
-    found = soak.Found([0.001] * 600, samples, Counter(), [], 1.0)
+    found = soak.Found(latencies(600), samples, seconds=1.0)
     wrong = soak.complaints(found, 600, 2 << 20)
     assert (len(wrong) == 1 and complaint in wrong[0]) if complaint else not wrong
 
 
 def test_a_rate_that_is_not_kept_is_seen() -> None:
-    found = soak.Found([0.001] * 500, [soak.Sample(1, 1, 1)] * 60, Counter(), [], 1.0)
+    found = soak.Found(latencies(500), [soak.Sample(1, 1, 1)] * 60, seconds=1.0)
     assert soak.complaints(found, 1000, 1) == ["500 operations a second instead of 1,000"]
 
 
