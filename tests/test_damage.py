@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import itertools
 import logging
 import os
@@ -25,7 +26,7 @@ from typing import Any
 import pytest
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty, seeded
 from helpers import noise
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from yatagarasu_cache import CacheError, DiskCache, FormatError, ReadOnlyError, StorageFull
@@ -361,6 +362,7 @@ CHOICES = st.tuples(st.sampled_from(CHANGES), st.sampled_from(KINDS), st.integer
 
 
 @settings(max_examples=60)
+@example(choices=[(zero, "index", 3628801), (remove, "segments", 0)])  # a segment is lost, and its count
 @given(choices=st.lists(CHOICES, min_size=2, max_size=5))
 def test_several_files(
     samples: tuple[Sample, Sample], choices: list[tuple[Callable[[Path, random.Random], str], str, int]]
@@ -476,6 +478,7 @@ KINDS_OF_CALL = [
     "sync_directory",
     "scandir",
     "read",
+    "close_file",
 ]
 
 
@@ -528,6 +531,8 @@ def test_an_operation_fails(
     Neither now, nor after the index was made anew from the log.
     """
     first = 1
+    gc.collect()
+    descriptors = len(os.listdir("/proc/self/fd"))
     while True:
         where = disks / f"{kind} {first} {error} {durability}"
         fault = Fault(kind, first, error, kept=0.5 if kind == "write" and first % 2 else 0.0)
@@ -559,6 +564,8 @@ def test_an_operation_fails(
         finally:
             backend.plan = []
             cache.close()
+        assert backend.closed_twice == [], f"{kind} {first}"
+        assert backend.paths == {}, f"{kind} {first}: files are left open"
         with DiskCache(where, backend="threads", **OPTIONS) as again:
             assert {key: _seen(again, key) for key in filter(None, expected)} == {
                 key: values[0] for key, values in expected.items() if key
@@ -572,8 +579,10 @@ def test_an_operation_fails(
         shutil.rmtree(where)
         if not fault.struck:
             assert first > 1, f"there is no {kind}"
-            return
+            break
         first += 1 if first < 6 else 5
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_short_transfers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,31 @@ def test_a_read_that_fails_is_told_and_removes_nothing(
     assert cache.check() == []
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_segment_that_cannot_be_opened_is_not_taken_for_an_empty_one(
+    failing: Callable[..., tuple[DiskCache, FailingBackend]], error: int
+) -> None:
+    """Cleaning reads it to see what lives in it: without that, it stays. Walks say that they failed."""
+    cache, backend = failing(size_limit=1 << 20, segment_size=8192, eviction="none")
+    values = {f"key{i}": noise(700, i) for i in range(100)}
+    cache.set_many(values)
+    for key in list(values)[::2]:
+        cache.delete(key)
+        del values[key]
+    for _ in range(3):
+        backend.fail(error, {"open"}, where=f.SEGMENTS_NAME)
+        with pytest.raises(CacheIOError) as raised:
+            cache._store.reclaim._clean_emptiest()
+        assert raised.value.errno == error
+        with pytest.raises(CacheIOError):
+            list(cache)
+        backend.mend()
+        assert {key: cache.get(key) for key in values} == values
+        cache._store.reclaim._clean_emptiest()
+    assert set(cache) == set(values)
+    assert cache.check() == []
+
+
 # -- forbidden ----------------------------------------------------------------------------------
 
 
