@@ -29,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, DiskCache, aio, compiled
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, CacheIOError, DiskCache, aio, compiled
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -541,6 +541,86 @@ def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> 
     filled.cache.close()
     filled.cool_files()
     asyncio.run(main())
+
+
+def unreadable(cache: DiskCache, monkeypatch: pytest.MonkeyPatch, persists: bool) -> None:
+    """From now on its rings answer EIO to reads; so do plain ones, if it persists."""
+    backend = cache._store.backend
+    assert isinstance(backend, UringBackend)
+
+    def broken(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    rings = list(backend.rings._open)
+    assert rings
+    for ring in rings:
+        ring.inject(lib.YR_OP_READ, 0, 10**6, -errno.EIO)
+    if persists:
+        monkeypatch.setattr(backend, "read", broken)
+
+
+@pytest.mark.parametrize("persists", [False, True])
+def test_an_entry_that_cannot_be_read_is_kept(
+    tmp_path: Path, core: str, persists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring says EIO: then a plain read decides. If that fails too it is raised, and nothing is dropped."""
+    filled = Filled(tmp_path / "cache", False)
+    cache, values = filled.cache, filled.values
+    numbers = [key for key in values if type(key) is int]
+    filled.cool()
+    with monkeypatch.context() as patch:
+        unreadable(cache, patch, persists)
+        before = cache.stats().backend_stats["submitted"]
+        if persists:
+            with pytest.raises(CacheIOError) as raised:
+                cache.get_many(numbers)
+            assert raised.value.errno == errno.EIO
+            filled.cool_files()
+            problems = cache.check()  # it says what it could not read
+            assert problems and all("Input/output" in one.detail and not one.fixed for one in problems)
+        else:
+            assert cache.get_many(numbers) == {key: values[key] for key in numbers}
+            filled.cool_files()
+            assert cache.check() == []
+        assert cache.stats().backend_stats["submitted"] > before
+    assert cache.stats().corrupt == 0 and len(cache) == len(values)
+    cache.close()
+    with DiskCache(filled.directory, backend="uring") as cache:  # with a sound ring
+        assert cache.get_many(values) == values
+        assert cache.check() == []
+
+
+@pytest.mark.parametrize("persists", [False, True])
+def test_a_loop_keeps_an_entry_that_cannot_be_read(
+    tmp_path: Path, core: str, persists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = Filled(tmp_path / "cache", False)
+    values = filled.values
+    keys = [key for key in values if key != "long"]
+    random.Random(2).shuffle(keys)
+    filled.cache.flush()
+    filled.cache.close()
+
+    async def main() -> None:
+        async with AsyncDiskCache(filled.directory, backend="uring") as cache:
+            filled.cool_files()
+            for key in keys[:20]:  # then the loop has its ring
+                assert await cache.get(key) == values[key]
+            filled.cool_files()
+            with monkeypatch.context() as patch:
+                unreadable(cache._sync(), patch, persists)
+                found = await asyncio.gather(*map(cache.get, keys), return_exceptions=True)
+            failed = [one for one in found if isinstance(one, BaseException)]
+            assert all(isinstance(one, CacheIOError) and one.errno == errno.EIO for one in failed)
+            assert bool(failed) == persists
+            for key, one in zip(keys, found, strict=True):
+                assert one in failed or one == values[key]
+            assert (await cache.stats()).corrupt == 0
+
+    asyncio.run(main())
+    with DiskCache(filled.directory, backend="uring") as cache:
+        assert cache.get_many(values) == values
+        assert cache.check() == []
 
 
 # -- reads in place ---------------------------------------------------------------------------

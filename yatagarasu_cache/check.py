@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from collections import Counter
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _A_MOMENT = 0.1  # seconds
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
+
+
+# Nothing is dropped for these: another process, or this one a little later, reads what is there.
+_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,14 @@ def _segment_problem(store: Store, segment: int) -> str:
         with store.backend.reading(store.files.path(segment)) as fd:
             return _content_problem(store, segment, fd)
     except OSError as error:
-        return error.strerror or str(error)
+        return _fault(error)
+
+
+def _fault(error: OSError) -> str:
+    """What is wrong with a file that cannot be read. Raises what is wrong with this process only."""
+    if error.errno in _OUR_OWN:
+        raise error
+    return error.strerror or str(error)
 
 
 def _content_problem(store: Store, segment: int, fd: int) -> str:
@@ -232,7 +244,9 @@ def _entry_problem(store: Store, slot: Slot) -> str:
         if location is None:
             return "its value fails its checksum"
         location.close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        return _fault(error)
+    except OverflowError as error:  # an offset or length that no file has
         return str(error)
     return ""
 
