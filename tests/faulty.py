@@ -139,6 +139,7 @@ class FaultyBackend(ThreadsBackend):
         self.plan = list(plan)
         self.paths: dict[int, str] = {}
         self.calls: dict[str, int] = {}
+        self.closed_twice: list[int] = []  # descriptors that were not open, or never opened here
         self._count = threading.Lock()
         threads.os = _system  # type: ignore[assignment]
 
@@ -182,9 +183,12 @@ class FaultyBackend(ThreadsBackend):
         return fd
 
     def close_file(self, fd: int) -> None:
-        self._before("close_file", self._path(fd))
-        self.paths.pop(fd, None)
+        """A fault is told after the descriptor is gone, as the contract has it."""
+        path = self.paths.pop(fd, None)  # first: the number may be somebody else's right after
+        if path is None:
+            self.closed_twice.append(fd)
         super().close_file(fd)
+        self._before("close_file", path or "")
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         data: bytes = self._run("read", self._path(fd), super().read, fd, length, offset)

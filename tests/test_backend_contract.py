@@ -761,7 +761,7 @@ def test_descriptors_are_given_back(tested: Backend, fd: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["open", "read", "write", "sync", "truncate", "allocate", "unlink", "replace"]
+    "kind", ["open", "read", "write", "sync", "truncate", "allocate", "unlink", "replace", "close_file"]
 )
 def test_the_faulty_backend_fails_when_it_is_told_to(tmp_path: Path, kind: str) -> None:
     backend = FaultyBackend(plan=[Fault(kind, first=2, error=errno.EIO, times=2)])
@@ -778,14 +778,41 @@ def test_the_faulty_backend_fails_when_it_is_told_to(tmp_path: Path, kind: str) 
             "allocate": lambda fd=fd: backend.allocate(fd, 0, 10),
             "unlink": lambda: backend.unlink(path),
             "replace": lambda: backend.replace(path, other),
+            "close_file": lambda: backend.close_file(backend.open(path, os.O_RDONLY)),
         }
+        before = len(os.listdir("/proc/self/fd"))
         try:
             calls[kind]()
             outcomes.append(None)
         except OSError as error:
             outcomes.append(error.errno)
+        assert len(os.listdir("/proc/self/fd")) == before
         os.close(fd)
     assert outcomes == [None, errno.EIO, errno.EIO, None]
+
+
+def test_an_error_of_closing_does_not_hide_another(tmp_path: Path) -> None:
+    """The first error is told; alone, that of closing is, but not where it says nothing."""
+    backend = FaultyBackend(plan=[Fault("close_file", times=ALWAYS, error=errno.ENOSPC)])
+    path = str(tmp_path / "a")
+
+    def opened() -> int:
+        return backend.open(path, os.O_RDWR | os.O_CREAT)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError) as raised, backend.closing(opened()) as fd:
+        backend.write(fd, [b"x"], 0)
+    assert raised.value.errno == errno.ENOSPC
+    with pytest.raises(OSError) as raised, backend.closing(opened()):
+        raise OSError(errno.EIO, "first")
+    assert raised.value.errno == errno.EIO
+    with backend.reading(path) as fd:
+        assert backend.read(fd, 2, 0) == b"x"
+    with pytest.raises(KeyError, match="first"), backend.reading(path):
+        raise KeyError("first")
+    backend.let_go(opened())
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert backend.calls["close_file"] == 5 and backend.closed_twice == []
 
 
 @pytest.mark.parametrize("name", BACKENDS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import itertools
 import logging
 import os
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import backend_for
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty, seeded
 from helpers import noise
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from yatagarasu_cache import CacheError, DiskCache, FormatError, ReadOnlyError, StorageFull
@@ -132,7 +134,7 @@ def read_all(cache: DiskCache, sample: Sample, where: str, *, older: bool = Fals
 
 def judge(sample: Sample, where: str, *, older: bool = False, all_there: bool = False) -> None:
     """Open the damaged cache, read it, put it in order, use it."""
-    with DiskCache(sample.path, backend="threads", **OPTIONS) as cache:
+    with DiskCache(sample.path, backend=backend_for(where), **OPTIONS) as cache:
         found = read_all(cache, sample, where, older=older)
         if all_there:
             assert {k: v for k, v in found.items() if v != MISSING} == sample.values, where
@@ -141,7 +143,7 @@ def judge(sample: Sample, where: str, *, older: bool = False, all_there: bool = 
         # Of some entries the value was whole, but not the record: these are dropped.
         assert all(value in (found[key], MISSING) for key, value in again.items()), where
         use(cache, where)
-    with DiskCache(sample.path, backend="threads", **OPTIONS) as cache:
+    with DiskCache(sample.path, backend=backend_for(where + "again"), **OPTIONS) as cache:
         assert cache.get("fresh0") == b"fresh" * 100, where
         assert read_all(cache, sample, f"{where}, opened again", older=older) == again, where
         assert cache.check() == [], where
@@ -337,12 +339,14 @@ def test_an_empty_cache_got_our_segments(samples: tuple[Sample, Sample]) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", [into_directory, into_symlink])
-def test_no_file_any_more(sample: Sample, kind: str, change: Callable[[Path, random.Random], str]) -> None:
+def test_no_file_any_more(
+    sample: Sample, backend: str, kind: str, change: Callable[[Path, random.Random], str]
+) -> None:
     """A directory or a link in place of a file is not followed. Where it can't be done without, it is said."""
     path = sample.files(kind)[0]
     change(path, random.Random(1))
     try:
-        cache = DiskCache(sample.path, backend="threads", **OPTIONS)
+        cache = DiskCache(sample.path, backend=backend, **OPTIONS)
     except CacheError as error:
         assert kind in ("index", "lock", "users"), error
         assert kind in str(error)
@@ -361,6 +365,7 @@ CHOICES = st.tuples(st.sampled_from(CHANGES), st.sampled_from(KINDS), st.integer
 
 
 @settings(max_examples=60)
+@example(choices=[(zero, "index", 3628801), (remove, "segments", 0)])  # a segment is lost, and its count
 @given(choices=st.lists(CHOICES, min_size=2, max_size=5))
 def test_several_files(
     samples: tuple[Sample, Sample], choices: list[tuple[Callable[[Path, random.Random], str], str, int]]
@@ -393,8 +398,8 @@ def test_under_an_open_handle(samples: tuple[Sample, Sample], kind: str) -> None
     for _ in range(12):
         sample = samples[0].copy()
         with (
-            DiskCache(sample.path, backend="threads", **OPTIONS) as one,
-            DiskCache(sample.path, backend="threads", **OPTIONS) as two,
+            DiskCache(sample.path, backend=backend_for(sample.path), **OPTIONS) as one,
+            DiskCache(sample.path, backend=backend_for(f"{sample.path} too"), **OPTIONS) as two,
         ):
             read_all(one, sample, "whole")
             path = rng.choice(sample.files(kind))
@@ -437,7 +442,8 @@ def test_read_only(samples: tuple[Sample, Sample], kind: str) -> None:
         path = rng.choice(sample.files(kind))
         where = f"{path.name}: {rng.choice(CHANGES)(path, rng)}"
         try:
-            with DiskCache(sample.path, backend="threads", read_only=True, **OPTIONS) as cache:
+            backend = backend_for(where)
+            with DiskCache(sample.path, backend=backend, read_only=True, **OPTIONS) as cache:
                 read_all(cache, sample, where)
                 cache.check()
         except (FormatError, ReadOnlyError) as error:
@@ -446,9 +452,9 @@ def test_read_only(samples: tuple[Sample, Sample], kind: str) -> None:
         shutil.rmtree(sample.path)
 
 
-def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample) -> None:
+def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample, backend: str) -> None:
     """What was found corrupt is gone for good: a later rebuild doesn't bring back what it had replaced."""
-    with DiskCache(sample.path, backend="threads", **OPTIONS) as cache:
+    with DiskCache(sample.path, backend=backend, **OPTIONS) as cache:
         cache.set("key", b"old" * 10)
         cache.set("key", b"new" * 10)
         writer = cache._store.writer
@@ -459,7 +465,7 @@ def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample) -
         assert cache.get("key") is None
         assert cache.stats().corrupt == 1
     (sample.path / "index").unlink()
-    with DiskCache(sample.path, backend="threads", **OPTIONS) as cache:
+    with DiskCache(sample.path, backend=backend, **OPTIONS) as cache:
         assert cache.get("key") is None
 
 
@@ -476,6 +482,7 @@ KINDS_OF_CALL = [
     "sync_directory",
     "scandir",
     "read",
+    "close_file",
 ]
 
 
@@ -528,6 +535,8 @@ def test_an_operation_fails(
     Neither now, nor after the index was made anew from the log.
     """
     first = 1
+    gc.collect()
+    descriptors = len(os.listdir("/proc/self/fd"))
     while True:
         where = disks / f"{kind} {first} {error} {durability}"
         fault = Fault(kind, first, error, kept=0.5 if kind == "write" and first % 2 else 0.0)
@@ -559,12 +568,14 @@ def test_an_operation_fails(
         finally:
             backend.plan = []
             cache.close()
+        assert backend.closed_twice == [], f"{kind} {first}"
+        assert backend.paths == {}, f"{kind} {first}: files are left open"
         with DiskCache(where, backend="threads", **OPTIONS) as again:
             assert {key: _seen(again, key) for key in filter(None, expected)} == {
                 key: values[0] for key, values in expected.items() if key
             }, f"{kind} {first}"
         (where / "index").unlink()
-        with DiskCache(where, backend="threads", **OPTIONS) as again:
+        with DiskCache(where, backend=backend_for(where.name), **OPTIONS) as again:
             assert {key: _seen(again, key) for key in filter(None, expected)} == {
                 key: values[0] for key, values in expected.items() if key
             }, f"{kind} {first}: made anew"
@@ -572,8 +583,10 @@ def test_an_operation_fails(
         shutil.rmtree(where)
         if not fault.struck:
             assert first > 1, f"there is no {kind}"
-            return
+            break
         first += 1 if first < 6 else 5
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_short_transfers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
 """What happens where there is no io_uring: the calls forbidden, limits reached, no module.
 
-Each case runs in a process of its own. The kernel really refuses: a seccomp filter answers the
-system calls with the errno in question.
+Each case in which a call is refused runs in a process of its own. The kernel really refuses: a
+seccomp filter answers the system calls with the errno in question.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import importlib
+import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import run_python
 
-from yatagarasu_cache import BackendUnavailable
+from yatagarasu_cache import BackendUnavailable, ConfigurationError, DiskCache
+from yatagarasu_cache.backends import choose
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -385,3 +391,250 @@ def test_a_module_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_refusal() -> None:
     assert ring_module.explain(errno.EXDEV).startswith("EXDEV")
     assert ring_module.explain(4095).startswith("4095")
+
+
+# -- every way to choose ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it was not built."""
+    for name in [name for name in sys.modules if name.startswith("yatagarasu_cache.backends.")]:
+        if name.rsplit(".", 1)[1] in ("uring", "ring", "ring_batches", "ring_channel"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "yatagarasu_cache._ring", None)
+
+
+def chosen(**options: Any) -> tuple[str, str]:
+    """(backend, reason), or what it says that there is none."""
+    try:
+        choice = choose(make_settings("/unused", **options))
+    except (BackendUnavailable, ConfigurationError) as error:
+        return type(error).__name__, str(error)
+    choice.backend.close()
+    return choice.backend.name, choice.reason
+
+
+SWITCHES = [None, "auto", True, False]  # io_uring.enabled
+NAMES = [None, "auto", "uring", "threads"]  # of a backend
+
+
+def wanted(backend: str | None, enabled: bool | str | None, variable: str | None) -> str:
+    """What the documentation says is asked for: the backend, io_uring.enabled, the variable, in this order."""
+    switched = {True: "uring", False: "threads"}.get(enabled)  # type: ignore[call-overload]
+    named = backend if backend in ("uring", "threads") else None
+    if named and switched and named != switched:
+        return "contradiction"
+    return named or switched or variable or "auto"
+
+
+@pytest.mark.parametrize("variable", NAMES)
+@pytest.mark.parametrize("there", [pytest.param(True, marks=needs_ring), False], ids=["module", "no module"])
+@pytest.mark.parametrize("platform", ["linux", "darwin", "freebsd14"])
+def test_every_way_to_choose(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    there: bool,
+    variable: str | None,
+) -> None:
+    """The platform itself decides nothing: there is a module that runs, or there is none."""
+    if not there:
+        request.getfixturevalue("no_module")
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("YATAGARASU_BACKEND", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("YATAGARASU_BACKEND", variable)
+    for backend, enabled in itertools.product(NAMES, SWITCHES):
+        options: dict[str, Any] = {} if enabled is None else {"io_uring": {"enabled": enabled}}
+        if backend is not None:
+            options["backend"] = backend
+        found, reason = chosen(**options)
+        case = f"{options}: {found}, {reason}"
+        what = wanted(backend, enabled, variable)
+        if what == "contradiction":
+            assert found == "ConfigurationError" and "io_uring.enabled" in reason, case
+        elif what == "threads":
+            assert (found, reason) == ("threads", "asked for by name"), case
+        elif there:
+            assert (found, reason) == ("uring", "asked for by name" if what == "uring" else "available"), case
+        elif what == "uring":
+            assert found == "BackendUnavailable" and "YATAGARASU_IO_URING=require" in reason, case
+        else:
+            assert found == "threads" and "_ring cannot be loaded" in reason, case
+
+
+def test_an_unknown_name_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YATAGARASU_BACKEND", "iouring")
+    found, reason = chosen()
+    assert found == "ConfigurationError" and "YATAGARASU_BACKEND" in reason and "iouring" in reason
+    assert chosen(backend="threads")[0] == "threads"
+
+
+@needs_ring
+def test_an_old_kernel(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    real = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*real[:2], "5.9.0", *real[3:])))
+    monkeypatch.delenv("YATAGARASU_BACKEND", raising=False)
+    name, reason = chosen()
+    assert name == "threads" and "5.9.0 is too old: Linux 5.10" in reason
+    name, reason = chosen(backend="uring")
+    assert name == "BackendUnavailable" and "5.9.0 is too old: Linux 5.10" in reason
+    with DiskCache(directory) as cache:
+        assert (cache.stats().backend, cache.stats().backend_reason) == ("threads", chosen()[1])
+    with pytest.raises(BackendUnavailable, match="too old"):
+        DiskCache(directory, backend="uring")
+
+
+@pytest.mark.parametrize("enabled", ["auto", False])
+def test_a_section_for_a_ring_that_is_not_there_is_logged(
+    no_module: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    directory: Path,
+    enabled: Any,
+) -> None:
+    """Once, where the choice is made: a file that says "auto" does not know how it ends."""
+    monkeypatch.setattr("yatagarasu_cache.backends._logged", set())
+    monkeypatch.delenv("YATAGARASU_BACKEND", raising=False)
+    section = {"enabled": enabled, "queue_depth": 64, "sqpoll": True, "max_workers": None}
+    config = {"cache": {"disk": {"cache_dir": str(directory), "io_uring": section}}}
+    with caplog.at_level(logging.INFO, "yatagarasu_cache"):
+        for _ in range(2):
+            DiskCache.from_config(config).close()
+    lines = [record.getMessage() for record in caplog.records if "does not use" in record.getMessage()]
+    assert lines == ["settings of io_uring that the portable backend does not use: queue_depth, sqpoll"]
+    caplog.clear()
+    section.update(queue_depth=128, sqpoll=False)  # as without a section
+    with caplog.at_level(logging.INFO, "yatagarasu_cache"):
+        DiskCache.from_config(config).close()
+    assert not caplog.records
+
+
+@needs_ring
+def test_a_section_for_a_ring_that_is_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("yatagarasu_cache.backends._logged", set())
+    with caplog.at_level(logging.INFO, "yatagarasu_cache"):
+        assert chosen(backend="uring", io_uring={"queue_depth": 64})[0] == "uring"
+    assert [record.getMessage() for record in caplog.records] == ["backend uring: asked for by name"]
+
+
+# -- other systems ------------------------------------------------------------------------------------
+
+LACKING = """
+import asyncio, os, random, shutil, sys, tempfile, threading
+directory, size = sys.argv[1], int(sys.argv[2])
+# What only Linux has, or macOS or a BSD has not. The standard library has taken what it wants.
+names = "posix_fadvise posix_fallocate fdatasync preadv pwritev preadv2 copy_file_range memfd_create "
+names += "eventfd splice O_NOATIME O_DIRECT O_PATH O_TMPFILE"
+missing = [name for name in dir(os) if name in names.split() or name.startswith(("RWF_", "POSIX_FADV_"))]
+assert "preadv" in missing and "RWF_NOWAIT" in missing and "O_DIRECT" in missing, missing
+for name in missing:
+    delattr(os, name)
+sys.platform = "darwin"
+os.environ["YATAGARASU_CORE"] = "python"
+from yatagarasu_cache import AsyncDiskCache, DiskCache
+
+options = dict(backend="threads", size_limit=2 << 20, segment_size=65536, large_value_size=20_000)
+rng = random.Random(1)
+
+def value(i):
+    return b"%d:" % i + random.Random(i).randbytes(size)
+
+def use(durability):
+    with DiskCache(directory, durability=durability, **options) as cache:
+        assert cache.stats().core == "python" and cache.stats().backend == "threads"
+        for i in range(300):  # more than fit
+            cache.set(i, value(i), expire=rng.choice((None, 1000)), tag=rng.choice((None, "t")), meta=i)
+            assert cache.get(i) == value(i)
+            if i % 7 == 0:
+                assert cache.delete(i) and cache.get(i) is None
+        assert cache.set_many({("many", i): value(i) for i in range(20)}) == 20
+        keys = [("many", i) for i in range(20)] + list(range(300))
+        found = cache.get_many(keys)
+        assert all(data == value(key if type(key) is int else key[1]) for key, data in found.items())
+        assert all(("many", i) in found for i in range(20))
+        last = 298
+        assert cache.get_entry(last).meta == last and cache.touch(last, 50)
+        assert cache.open(last).read() == value(last)
+        assert cache.incr("n", 5) == 5 and cache.decr("n") == 4 and not cache.add("n", 1)
+        assert cache.pop("n") == 4 and "n" not in cache
+        assert cache.evict("t") > 0 and list(cache)
+        cache.set("stream", iter([value(7)] * 3))
+        assert cache["stream"] == value(7) * 3
+        cache.flush()
+        assert cache.stats().evictions > 0 or 300 * size < 2 << 20
+        assert cache.volume() <= 2 << 20
+        assert cache.check() == [], cache.check()
+        kept = {key: cache[key] for key in cache}
+    with DiskCache(directory, **options) as cache:
+        assert {key: cache[key] for key in cache} == kept
+        assert cache.check() == []
+    os.unlink(os.path.join(directory, "index"))
+    with DiskCache(directory, **options) as cache:  # made anew from the segments
+        assert {key: cache[key] for key in cache} == kept
+        assert cache.check(fix=True) == []
+    with DiskCache(directory, read_only=True, **options) as cache:
+        assert cache.get_many(kept) == kept
+    with DiskCache(directory, **options) as cache:
+        cache.clear()
+        assert list(cache) == []
+
+async def main():
+    async with AsyncDiskCache(directory, **options) as cache:
+        await asyncio.gather(*[cache.set(i, value(i)) for i in range(20)])
+        assert await asyncio.gather(*[cache.get(i) for i in range(20)]) == [value(i) for i in range(20)]
+        assert await cache.delete(3) and await cache.get(3) is None
+        assert await cache.check() == []
+
+for durability in ("none", "sync"):
+    use(durability)
+asyncio.run(main())
+if hasattr(os, "fork"):
+    with DiskCache(directory, **options) as cache:
+        child = os.fork()
+        if not child:
+            cache.set("child", b"here")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert cache["child"] == b"here"
+"""
+
+
+@pytest.mark.parametrize("size", [100, 3000, 30_000])
+def test_a_system_that_lacks_what_linux_has(directory: Path, size: int) -> None:
+    run_python(LACKING, directory, size)
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOTSUP, errno.EINVAL])
+def test_a_sync_reaches_the_disk_itself_on_macos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """There fsync alone does not. File systems of others may not know more than fsync."""
+    calls: list[object] = []
+
+    def full(fd: int, command: int) -> int:
+        calls.append(command)
+        if refusal is not None:
+            raise OSError(refusal, os.strerror(refusal))
+        return 0
+
+    monkeypatch.delattr(os, "fdatasync")
+    monkeypatch.delitem(sys.modules, "yatagarasu_cache.backends.threads")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync"))
+    backend = importlib.import_module("yatagarasu_cache.backends.threads").ThreadsBackend()
+    fd = backend.open(str(tmp_path / "file"), os.O_RDWR | os.O_CREAT)
+    for sync in (lambda: backend.sync(fd), lambda: backend.sync_directory(str(tmp_path))):
+        calls.clear()
+        sync()
+        assert calls == ([51] if refusal is None else [51, "fsync"])
+    refusal = errno.EIO
+    calls.clear()
+    with pytest.raises(OSError, match="Input/output"):
+        backend.sync(fd)
+    assert calls == [51]  # a sync that is repeated after a failure may succeed wrongly
+    backend.close_file(fd)

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import backend_for
 from faulty import Disk, FaultyBackend, Image, crash_images, fix_identity, open_faulty, seeded
 from helpers import noise
 from hypothesis import given, settings
@@ -257,11 +258,12 @@ class Judge:
             shutil.rmtree(where)
 
     def _recover(self, where: Path, image: Image, history: History, disk: Disk | None) -> None:
+        backend = backend_for(image, share=6)
         try:
             if disk is not None:
                 cache = open_faulty(self._monkeypatch, where, FaultyBackend(disk), **self._options)
             else:
-                cache = DiskCache(where, backend="threads", **self._options)
+                cache = DiskCache(where, backend=backend, **self._options)
         except CacheError as error:
             raise AssertionError(f"{image}: cannot be opened: {error!r}") from error
         with cache:
@@ -269,7 +271,7 @@ class Judge:
             problems = cache.check()
             assert not problems, f"{image}: {problems}"
             cache.set("new", b"after the cut")
-        with DiskCache(where, backend="threads", **self._options) as cache:
+        with DiskCache(where, backend=backend, **self._options) as cache:
             assert cache.get("new") == b"after the cut", str(image)
             evicted = cache.stats().evictions > 0  # for "new"
             for key, value in found.items():
@@ -461,7 +463,8 @@ def test_nothing_is_lost_behind_a_clean_end(monkeypatch: pytest.MonkeyPatch, dis
                 where = disks / f"{round_} {label}"
                 image.build(where)
                 boot(monkeypatch)
-                with monkeypatch.context() as patch, DiskCache(where, backend="threads", **SMALL) as after:
+                backend = backend_for(f"{round_} {label}")
+                with monkeypatch.context() as patch, DiskCache(where, backend=backend, **SMALL) as after:
                     patch.setattr("yatagarasu_cache.recovery.rebuild_index", None)
                     assert {key: after.get(key, MISSING) for key in expected} == expected
                     assert after.check() == []
@@ -489,7 +492,7 @@ def test_a_new_time_of_expiry_is_durable(monkeypatch: pytest.MonkeyPatch, disks:
             boots += 1
             image.build(where)
             boot(monkeypatch)
-            with DiskCache(where, backend="threads", **SMALL) as after:
+            with DiskCache(where, backend=backend_for(image, share=6), **SMALL) as after:
                 entry = after.get_entry("k")
                 assert entry is not None, str(image)
                 assert entry.expires is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import pytest
 from faulty import seeded
 from helpers import disk_bytes, noise
 
-from yatagarasu_cache import ClosedError, DiskCache
+from yatagarasu_cache import ClosedError, DiskCache, EntryGone
 from yatagarasu_cache import format as f
 
 WORKERS = 4
@@ -162,8 +163,11 @@ def test_values_never_mix(opener: Callable[..., DiskCache], inherited: bool, dur
     rng = seeded("mix")
     seed = rng.random()
     turns = 250 if durability == "none" else 40
-    keys = [f"k{i}" for i in range(25)]
+    kept = [f"kept{i}" for i in range(10)]  # nobody deletes these: they are there at any moment
+    keys = [f"k{i}" for i in range(15)] + kept
     options: dict[str, Any] = {"durability": durability, "eviction": "none"}
+    with opener(**options) as cache:
+        cache.set_many({key: value_of(key, "start", 0, 30) for key in kept})
     shared = opener(**options) if inherited else None
 
     def work(number: int) -> tuple[Counter[str], dict[str, int]]:
@@ -182,12 +186,15 @@ def test_values_never_mix(opener: Callable[..., DiskCache], inherited: bool, dur
                 some = mine.sample(keys, 5)
                 cache.set_many({k: value_of(k, number, turn, 40) for k in some})
                 written.update(dict.fromkeys(some, turn))
-            elif kind < 0.6:
+            elif kind < 0.6 and key not in kept:
                 cache.delete(key)
             else:
-                found = cache.get_many(mine.sample(keys, 4)) if kind > 0.9 else {key: cache.get(key)}
-                for name, value in found.items():
+                some = mine.sample(keys, 4)
+                found = cache.get_many(some) if kind > 0.9 else {key: cache.get(key)}
+                for name in some if kind > 0.9 else [key]:
+                    value = found.get(name)
                     if value is None:
+                        assert name not in kept, f"{name!r} was lost"
                         continue
                     writer, of = verify(name, value)
                     assert of >= latest.get((name, writer), -1), f"an older value of {name!r} came back"
@@ -203,10 +210,69 @@ def test_values_never_mix(opener: Callable[..., DiskCache], inherited: bool, dur
         with shared if shared is not None and not turn else opener(**options) as cache:
             for key in keys:
                 value = cache.get(key)
+                assert value is not None or key not in kept, f"{key!r} was lost"
                 if value is not None:  # it is the last that its writer gave this key
                     writer, of = verify(key, value)
-                    assert of == results[int(writer)][1][key]
+                    if writer == "start":
+                        assert not any(key in written for _, written in results)
+                    else:
+                        assert of == results[int(writer)][1][key]
             sound(cache)
+
+
+@pytest.mark.parametrize("size", [60, 6000], ids=["small", "large"])
+def test_value_and_meta_are_a_pair(opener: Callable[..., DiskCache], size: int) -> None:
+    """While one process replaces both, an entry's value is that of its meta, or the entry is gone."""
+    turns = 300
+
+    def work(number: int) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        with opener(eviction="none") as cache:
+            if number == 0:
+                for turn in range(turns):
+                    cache.set("pair", value_of("pair", 0, turn, size), meta={"turn": turn}, tag=turn)
+                cache.set("over", True)
+                return seen
+            while "over" not in cache:
+                entry = cache.get_entry("pair")
+                assert entry is not None
+                try:
+                    assert verify("pair", entry.value) == ("0", entry.meta["turn"])
+                    seen["pairs"] += 1
+                except EntryGone:
+                    seen["gone"] += 1
+                assert entry.tag == entry.meta["turn"]
+        return seen
+
+    with opener(eviction="none") as cache:
+        cache.set("pair", value_of("pair", 0, 0, size), meta={"turn": 0}, tag=0)
+    seen = sum(crew(work), Counter())
+    assert seen["pairs"] > 0, seen
+    with opener(eviction="none") as cache:
+        entry = cache.get_entry("pair")
+        assert entry is not None and entry.meta == {"turn": turns - 1} and entry.tag == turns - 1
+        assert verify("pair", entry.value) == ("0", turns - 1)
+        sound(cache)
+
+
+def test_half_a_slot_is_no_version(opener: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader may get a slot whose first words are of the old version, and the others of the new one."""
+    with opener() as cache, opener(read_only=True) as reader:
+        slots, pairs = [], set()
+        for value in (b"one", b"two"):
+            cache.set("k", value, meta=value.decode())
+            (slot,) = map(cache._store.index.slot, cache._store.index.live_slots())
+            slots.append(slot)
+            names = cache._store.read_names(slot)
+            assert names is not None
+            pairs.add((names.meta, value))
+        store = reader._store
+        torn = [f.Slot(*slots[0][:cut], *slots[1][cut:]) for cut in range(2, 9)]
+        for first, second in itertools.product(torn, torn):
+            monkeypatch.setattr(store, "lookup", lambda low, high, slot=second: slot)
+            names, found = store.read_names(first), store.fetch_version(first)
+            if names is not None and found is not None:
+                assert (names.meta, found.payload) in pairs
 
 
 def test_incr_totals_are_exact(opener: Callable[..., DiskCache]) -> None:
@@ -614,7 +680,6 @@ def test_index_replaced_under_others(opener: Callable[..., DiskCache], how: str)
 # -- room ---------------------------------------------------------------------------------------
 
 
-# Known and open: with several writers in a cache of some megabytes the limit does not hold yet.
 @pytest.mark.parametrize("sizes", [(700,), (20, 200, 3000)], ids=["even", "mixed"])
 def test_disk_use_of_several_writers(
     opener: Callable[..., DiskCache], directory: Path, sizes: tuple[int, ...]

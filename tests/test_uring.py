@@ -7,10 +7,12 @@ gives no ring, unless YATAGARASU_IO_URING=require is set: then that is a failure
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import faulthandler
 import gc
 import io
+import json
 import logging
 import os
 import random
@@ -27,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, DiskCache, aio, compiled
+from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, CacheIOError, DiskCache, aio, compiled
 from yatagarasu_cache.config import make_settings
 
 if sys.platform != "linux":
@@ -101,6 +103,11 @@ def descriptors() -> int:
 def pinned_kib() -> int:
     found = re.search(r"^VmPin:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1]) if found else 0
+
+
+def resident_kib() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 10
 
 
 def in_use(backend: UringBackend) -> int:
@@ -540,6 +547,86 @@ def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> 
     asyncio.run(main())
 
 
+def unreadable(cache: DiskCache, monkeypatch: pytest.MonkeyPatch, persists: bool) -> None:
+    """From now on its rings answer EIO to reads; so do plain ones, if it persists."""
+    backend = cache._store.backend
+    assert isinstance(backend, UringBackend)
+
+    def broken(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    rings = list(backend.rings._open)
+    assert rings
+    for ring in rings:
+        ring.inject(lib.YR_OP_READ, 0, 10**6, -errno.EIO)
+    if persists:
+        monkeypatch.setattr(backend, "read", broken)
+
+
+@pytest.mark.parametrize("persists", [False, True])
+def test_an_entry_that_cannot_be_read_is_kept(
+    tmp_path: Path, core: str, persists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring says EIO: then a plain read decides. If that fails too it is raised, and nothing is dropped."""
+    filled = Filled(tmp_path / "cache", False)
+    cache, values = filled.cache, filled.values
+    numbers = [key for key in values if type(key) is int]
+    filled.cool()
+    with monkeypatch.context() as patch:
+        unreadable(cache, patch, persists)
+        before = cache.stats().backend_stats["submitted"]
+        if persists:
+            with pytest.raises(CacheIOError) as raised:
+                cache.get_many(numbers)
+            assert raised.value.errno == errno.EIO
+            filled.cool_files()
+            problems = cache.check()  # it says what it could not read
+            assert problems and all("Input/output" in one.detail and not one.fixed for one in problems)
+        else:
+            assert cache.get_many(numbers) == {key: values[key] for key in numbers}
+            filled.cool_files()
+            assert cache.check() == []
+        assert cache.stats().backend_stats["submitted"] > before
+    assert cache.stats().corrupt == 0 and len(cache) == len(values)
+    cache.close()
+    with DiskCache(filled.directory, backend="uring") as cache:  # with a sound ring
+        assert cache.get_many(values) == values
+        assert cache.check() == []
+
+
+@pytest.mark.parametrize("persists", [False, True])
+def test_a_loop_keeps_an_entry_that_cannot_be_read(
+    tmp_path: Path, core: str, persists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = Filled(tmp_path / "cache", False)
+    values = filled.values
+    keys = [key for key in values if key != "long"]
+    random.Random(2).shuffle(keys)
+    filled.cache.flush()
+    filled.cache.close()
+
+    async def main() -> None:
+        async with AsyncDiskCache(filled.directory, backend="uring") as cache:
+            filled.cool_files()
+            for key in keys[:20]:  # then the loop has its ring
+                assert await cache.get(key) == values[key]
+            filled.cool_files()
+            with monkeypatch.context() as patch:
+                unreadable(cache._sync(), patch, persists)
+                found = await asyncio.gather(*map(cache.get, keys), return_exceptions=True)
+            failed = [one for one in found if isinstance(one, BaseException)]
+            assert all(isinstance(one, CacheIOError) and one.errno == errno.EIO for one in failed)
+            assert bool(failed) == persists
+            for key, one in zip(keys, found, strict=True):
+                assert one in failed or one == values[key]
+            assert (await cache.stats()).corrupt == 0
+
+    asyncio.run(main())
+    with DiskCache(filled.directory, backend="uring") as cache:
+        assert cache.get_many(values) == values
+        assert cache.check() == []
+
+
 # -- reads in place ---------------------------------------------------------------------------
 
 
@@ -759,7 +846,8 @@ def test_submission_that_fails_for_good(
     assert stats["degraded"] == 1 and stats["fallbacks"] >= 200
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
     backend.rings._none_before = 0.0
-    assert with_injection(backend, fd, 10)[0]
+    found, expected = with_injection(backend, fd, 10)
+    assert found == expected
     assert backend.stats()["fallbacks"] == stats["fallbacks"]
     assert backend.stats()["degraded"] == 0
 
@@ -973,6 +1061,8 @@ def test_loops_in_several_threads(make: Make, fd: int) -> None:
     backend = make(queue_depth=32)
     errors: list[BaseException] = []
     rings: set[int] = set()
+    shares: list[int] = []
+    all_done = threading.Barrier(5, timeout=60)
 
     async def main(seed: int) -> None:
         rng = random.Random(seed)
@@ -982,6 +1072,8 @@ def test_loops_in_several_threads(make: Make, fd: int) -> None:
             found = await asyncio.gather(*[channel.read(*request) for request in requests])
             assert found == truth(requests)
         rings.add(id(channel._ring))
+        all_done.wait()
+        all_done.wait()
         channel.close()
 
     def work(seed: int) -> None:
@@ -989,14 +1081,21 @@ def test_loops_in_several_threads(make: Make, fd: int) -> None:
             asyncio.run(main(seed))
         except BaseException as error:
             errors.append(error)
+            all_done.abort()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
+    with contextlib.suppress(threading.BrokenBarrierError):
+        all_done.wait()
+        figures = backend.stats()
+        shares = [figures[name] for name in figures if re.fullmatch(r"ring_[1-9]\d*_submitted", name)]
+        all_done.wait()
     for thread in threads:
         thread.join()
     assert errors == []
-    assert len(rings) == 4
+    assert len(rings) == len(shares) == 4
+    assert all(20 * 200 <= share <= 1.1 * 20 * 200 for share in shares), shares  # each did its own loop's
     assert_balanced(backend)
 
 
@@ -1328,7 +1427,8 @@ def test_registered_buffers_refused(
     monkeypatch.setattr(ring_module, "_said", set())
     monkeypatch.setattr(Ring, "register", lambda self, *pools: errno.ENOMEM)
     backend = make()
-    assert with_injection(backend, fd, 20)[0]
+    found, expected = with_injection(backend, fd, 20)
+    assert found == expected
     assert backend.read_many(requests := some(fd, 20)) == truth(requests)
     assert len(caplog.records) == 1 and "ENOMEM" in caplog.text and "ulimit -l" in caplog.text
 
@@ -1385,7 +1485,8 @@ def test_more_files_than_places(make: Make, path: Path, monkeypatch: pytest.Monk
 )
 def test_optional_settings(make: Make, fd: int, tmp_path: Path, settings: dict[str, Any]) -> None:
     backend = make(**settings)
-    assert with_injection(backend, fd, 100)[0]
+    found, expected = with_injection(backend, fd, 100)
+    assert found == expected
     fds = [os.open(tmp_path / str(i), os.O_RDWR | os.O_CREAT) for i in range(4)]
 
     def work() -> None:
@@ -1403,41 +1504,65 @@ def test_optional_settings(make: Make, fd: int, tmp_path: Path, settings: dict[s
 
 
 WORKERS = """
-import os, sys, threading
+import json, os, sys, threading
 from yatagarasu_cache.config import make_settings
 from yatagarasu_cache.backends.uring import UringBackend
-settings = {"max_workers": int(sys.argv[2])} if sys.argv[2] != "0" else {}
-backend = UringBackend(make_settings("/unused", backend="uring", io_uring=settings))
+backend = UringBackend(make_settings("/unused", backend="uring", io_uring=json.loads(sys.argv[2])))
 fds = [os.open(os.path.join(sys.argv[1], str(i)), os.O_RDWR | os.O_CREAT) for i in range(40)]
-most, stop = 0, False
-def names():
+most, cpus, stop = 0, set(), False
+def workers():
+    "The CPUs that each worker of the kernel may run on."
     for task in os.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{task}/comm") as file:
-                yield file.read()
+            with open(f"/proc/self/task/{task}/status") as file:
+                status = dict(line.split(":", 1) for line in file)
+            if status["Name"].strip().startswith("iou-wrk"):
+                yield status["Cpus_allowed_list"].strip()
         except OSError:
             pass
-def count():
+def look():
     global most
     while not stop:
-        most = max(most, sum(name.startswith("iou-wrk") for name in names()))
-counter = threading.Thread(target=count)
-counter.start()
-for i in range(5):
-    assert backend.write_many([(fd, [b"x" * 1000], i * 1000) for fd in fds], fds) == [None] * 40
+        found = list(workers())
+        most = max(most, len(found))
+        cpus.update(found)
+looking = threading.Thread(target=look)
+looking.start()
+def work():
+    for i in range(5):
+        assert backend.write_many([(fd, [b"x" * 1000], i * 1000) for fd in fds], fds) == [None] * 40
+work()
+other = threading.Thread(target=work)  # whose workers are others
+other.start()
+other.join()
 stop = True
-counter.join()
-print(most)
+looking.join()
+print(json.dumps([most, sorted(cpus)]))
 """
 
 
+def kernel_workers(tmp_path: Path, **settings: Any) -> tuple[int, list[str]]:
+    """Most workers seen at once while files are synced, and on which CPUs they may run.
+
+    Syncs run in workers of the kernel, which appear among our threads.
+    """
+    command = [sys.executable, "-c", WORKERS, str(tmp_path), json.dumps(settings)]
+    most, cpus = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    return most, cpus
+
+
 def test_workers_stay_bounded(tmp_path: Path) -> None:
-    """Syncs run in workers of the kernel, which appear among our threads."""
-    most = {}
-    for bound in (0, 1):
-        command = [sys.executable, "-c", WORKERS, str(tmp_path), str(bound)]
-        most[bound] = int(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-    assert most[1] <= 2 < most[0]  # one of each kind
+    bounded, free = kernel_workers(tmp_path, max_workers=1)[0], kernel_workers(tmp_path)[0]
+    assert bounded <= 4 < free  # one of each kind for each of two threads
+
+
+def test_workers_stay_on_their_cpus(tmp_path: Path) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("there is but one CPU to run on")
+    for cpu in allowed[:2]:
+        assert kernel_workers(tmp_path, cpu_affinity=[cpu])[1] == [str(cpu)]
+    assert kernel_workers(tmp_path)[1] not in ([str(cpu)] for cpu in allowed)
 
 
 @pytest.mark.slow
@@ -1449,6 +1574,7 @@ def test_a_minute_with_a_thousand_reads_under_way(make: Make, fd: int) -> None:
         channel = backend.channel(asyncio.get_running_loop())
         end = time.monotonic() + seconds
         before: tuple[int, int] | None = None
+        memory: list[int] = []
 
         async def work() -> None:
             while time.monotonic() < end:
@@ -1461,6 +1587,8 @@ def test_a_minute_with_a_thousand_reads_under_way(make: Make, fd: int) -> None:
             now = descriptors(), pinned_kib()
             before = before or now
             assert now == before
+            memory.append(resident_kib())
+        assert memory[-1] - memory[0] < 4 << 10, memory
         await asyncio.gather(*workers)
         channel.close()
 

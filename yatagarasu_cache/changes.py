@@ -141,7 +141,7 @@ class ChangeLog:
             store.backend.write(fd, [header], 0)
             index.words[index.add_segment(segment, f.LOG, len(header), 0, created) + f.T_TAIL] = len(header)
         except BaseException:
-            store.backend.close_file(fd)
+            store.backend.let_go(fd)
             store.backend.unlink(path)
             raise
         index.words[f.W_LOG] = segment
@@ -166,13 +166,10 @@ class ChangeLog:
                 same = index.state(mark.segment) == f.LOG
                 reached = index.words[index.entry(mark.segment) + f.T_TAIL] if same else mark.end
             try:
-                fd = store.backend.open(store.files.path(mark.segment), os.O_RDONLY)
+                with store.backend.reading(store.files.path(mark.segment)) as fd:
+                    store.backend.sync(fd)
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
-            try:
-                store.backend.sync(fd)
-            finally:
-                store.backend.close_file(fd)
             if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
                 store.backend.sync_directory(store.segments_path)
             self._synced = Mark(mark.segment, reached)
@@ -218,7 +215,7 @@ class ChangeLog:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
             self._segment = 0
-            self._store.backend.close_file(fd)
+            self._store.backend.let_go(fd)
 
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""

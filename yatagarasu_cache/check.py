@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from collections import Counter
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _A_MOMENT = 0.1  # seconds
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
+
+
+# Nothing is dropped for these: another process, or this one a little later, reads what is there.
+_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +90,19 @@ def _mend_segment(store: Store, segment: int) -> None:
     store.files.forget(segment)
     if store.writer is not None and store.writer.segment == segment:
         writer, store.writer = store.writer, None
-        writer.close(sync=False)
+        writer.abandon()
     for at in list(index.live_slots()):
         slot = index.slot(at)
         if slot.segment == segment and _entry_problem(store, slot):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
-    if index.words[entry + f.T_LIVE]:
+    # Not by the count of live bytes, which may be damaged too.
+    if any(index.slot(at).segment == segment for at in index.live_slots()):
         floor = index.words[f.W_FLOOR]
         header = f.pack_segment_header(segment, index.identity, index.words[entry + f.T_CREATED], floor)
-        fd = store.backend.open(path, os.O_RDWR)
-        try:
+        with store.backend.closing(store.backend.open(path, os.O_RDWR)) as fd:
             store.backend.write(fd, [header], 0)
             size = os.fstat(fd).st_size
-        finally:
-            store.backend.close_file(fd)
         index.resize_segment(segment, size)
         index.words[entry + f.T_SYNCED] = 0
         index.words[entry] = f.SEALED | segment
@@ -112,27 +115,33 @@ def _mend_segment(store: Store, segment: int) -> None:
 
 def _segment_problem(store: Store, segment: int) -> str:
     try:
-        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+        with store.backend.reading(store.files.path(segment)) as fd:
+            return _content_problem(store, segment, fd)
     except OSError as error:
-        return error.strerror or str(error)
-    try:
-        header = read_segment_header(store.backend, fd)
-        if header is None:
-            return "its header is damaged"
-        state = store.index.state(segment)
-        if (header.identity, header.segment, header.log) != (store.index.identity, segment, state == f.LOG):
-            return "it belongs to another place or another cache"
-        entry = store.index.entry(segment)
-        expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
-        size = os.fstat(fd).st_size
-        if state == f.SEALED and size != expected:
-            return f"it has {size} bytes instead of {expected}"
-        if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
-            return f"its changes can be read up to {end} of {expected} bytes"
-    except OSError as error:
-        return error.strerror or str(error)
-    finally:
-        store.backend.close_file(fd)
+        return _fault(error)
+
+
+def _fault(error: OSError) -> str:
+    """What is wrong with a file that cannot be read. Raises what is wrong with this process only."""
+    if error.errno in _OUR_OWN:
+        raise error
+    return error.strerror or str(error)
+
+
+def _content_problem(store: Store, segment: int, fd: int) -> str:
+    header = read_segment_header(store.backend, fd)
+    if header is None:
+        return "its header is damaged"
+    state = store.index.state(segment)
+    if (header.identity, header.segment, header.log) != (store.index.identity, segment, state == f.LOG):
+        return "it belongs to another place or another cache"
+    entry = store.index.entry(segment)
+    expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
+    size = os.fstat(fd).st_size
+    if state == f.SEALED and size != expected:
+        return f"it has {size} bytes instead of {expected}"
+    if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
+        return f"its changes can be read up to {end} of {expected} bytes"
     return ""
 
 
@@ -235,7 +244,9 @@ def _entry_problem(store: Store, slot: Slot) -> str:
         if location is None:
             return "its value fails its checksum"
         location.close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        return _fault(error)
+    except OverflowError as error:  # an offset or length that no file has
         return str(error)
     return ""
 

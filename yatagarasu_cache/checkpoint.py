@@ -71,8 +71,8 @@ def write(store: Handle) -> None:
 
 
 def _write_file(store: Handle, path: str, floor: int, sealed: list[tuple[int, int]]) -> None:
-    fd = store.backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
-    try:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with store.backend.closing(store.backend.open(path, flags, store.settings.file_mode)) as fd:
         checksum, size = xxh3_64(), 0
         for part in _parts(store, floor, sealed):
             checksum.update(part)
@@ -80,8 +80,6 @@ def _write_file(store: Handle, path: str, floor: int, sealed: list[tuple[int, in
             size += len(part)
         store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
         store.backend.sync(fd)
-    finally:
-        store.backend.close_file(fd)
 
 
 def most_bytes(index: Index) -> int:
@@ -117,15 +115,10 @@ def _parts(store: Handle, floor: int, sealed: list[tuple[int, int]]) -> Iterator
 def read(backend: Backend, root: str) -> Checkpoint | None:
     """The checkpoint of a cache; None if there is none or it is damaged in any way."""
     try:
-        fd = backend.open(os.path.join(root, f.CHECKPOINT_NAME), os.O_RDONLY)
+        with backend.reading(os.path.join(root, f.CHECKPOINT_NAME)) as fd:
+            data = backend.read(fd, os.fstat(fd).st_size, 0)
     except OSError:
         return None
-    try:
-        data = backend.read(fd, os.fstat(fd).st_size, 0)
-    except OSError:
-        return None
-    finally:
-        backend.close_file(fd)
     try:
         return _parse(data)
     except (struct.error, ValueError):

@@ -548,14 +548,6 @@ def _disk_options(disk: Mapping[Any, object], prefix: str) -> dict[Any, object]:
     return options
 
 
-def _log_unused_ring(settings: Settings, section: object, prefix: str) -> None:
-    """Say so once if ring settings were given and the portable backend was chosen."""
-    unused = [name for name in _section(section, prefix) if name != "enabled"]
-    if settings.backend == "threads" and unused:
-        names = ", ".join(unused)
-        _log.info("%sio_uring: the portable backend does not use %s", prefix, names)
-
-
 def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     """`Settings` from a parsed configuration file, with or without the outer `cache` key::
 
@@ -585,9 +577,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     options = _disk_options(_section(cache.get("disk"), prefix + "disk"), below)
     options.setdefault("directory", DEFAULT_DIRECTORY)
     options.setdefault("size_limit", DEFAULT_SIZE_MB * _MIB)
-    settings = _build(options, below)
-    _log_unused_ring(settings, options["io_uring"], below)
-    return settings
+    return _build(options, below)
 
 
 def load(path: str | os.PathLike[str]) -> Settings:

@@ -137,12 +137,9 @@ def _make_inside(backend: Backend, settings: Settings) -> None:
 def _write_tag(backend: Backend, settings: Settings) -> None:
     """Make the directory ours, durably before anything else is in it: a torn tag would be a stranger's."""
     path = os.path.join(settings.directory, f.TAG_NAME)
-    fd = backend.open(path, os.O_WRONLY | os.O_CREAT, settings.file_mode)
-    try:
+    with backend.closing(backend.open(path, os.O_WRONLY | os.O_CREAT, settings.file_mode)) as fd:
         backend.write(fd, [f.TAG_TEXT], 0)  # another process that creates the cache too writes the same
         backend.sync(fd)
-    finally:
-        backend.close_file(fd)
     backend.sync_directory(settings.directory)
 
 

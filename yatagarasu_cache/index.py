@@ -118,7 +118,7 @@ class IndexLock:
     def close(self) -> None:
         if self.fd >= 0:
             self.fd, fd = -1, self.fd
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
 
 
 class NoLock(contextlib.nullcontext[None]):
@@ -207,7 +207,7 @@ class Index:
             backend.write(fd, [f.pack_identity(identity, table_capacity)], 0)
             index = cls(backend, path, fd)
         except BaseException:
-            backend.close_file(fd)
+            backend.let_go(fd)
             raise
         index.words[f.W_INDEX_BYTES] = size
         index.words[f.W_NEXT_SEGMENT] = 1
@@ -244,14 +244,14 @@ class Index:
         """Another index has taken this one's place: close the file. Threads may still read the mapping."""
         if self.fd >= 0:
             self.fd, fd = -1, self.fd
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
 
     def close(self) -> None:
         """Forget the mapping and close the file. Threads still reading keep the mapping alive."""
         if self.fd >= 0:
             self.fd, fd = -1, self.fd
             del self.words, self.map
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
 
     @property
     def superseded(self) -> bool:

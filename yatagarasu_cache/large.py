@@ -43,12 +43,10 @@ class LargeFiles:
         """
         fd = self._backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
         try:
-            try:
+            with self._backend.closing(fd):
                 done = self._write_parts(fd, parts, seed, account)
                 if sync:
                     self._backend.sync(fd)
-            finally:
-                self._backend.close_file(fd)
         except BaseException:
             self._backend.unlink(path)
             raise
@@ -81,29 +79,21 @@ class LargeFiles:
 
     def read(self, low: int, high: int, pointer: int, length: int, *, seed: int) -> tuple[bytes, int] | None:
         """The whole file and its checksum; None if it is shorter than `length`."""
-        fd = self.open(low, high, pointer)
-        try:
+        with self._backend.reading(self.path(low, high, pointer)) as fd:
             if os.fstat(fd).st_size < length:  # first: memory for a damaged length may not be there
                 return None
             return self._core.read_file(fd, length, seed)
-        finally:
-            self._backend.close_file(fd)
 
     def checksum(self, low: int, high: int, pointer: int, *, seed: int) -> int | None:
         """Checksum of the content, read piece by piece; None if the file can't be read."""
         checksum, offset = xxh3_64(seed=seed), 0
         try:
-            fd = self.open(low, high, pointer)
+            with self._backend.reading(self.path(low, high, pointer)) as fd:
+                while data := self._backend.read(fd, CHUNK_BYTES, offset):
+                    checksum.update(data)
+                    offset += len(data)
         except OSError:
             return None
-        try:
-            while data := self._backend.read(fd, CHUNK_BYTES, offset):
-                checksum.update(data)
-                offset += len(data)
-        except OSError:
-            return None
-        finally:
-            self._backend.close_file(fd)
         return checksum.intdigest()
 
     def remove(self, low: int, high: int, pointer: int) -> bool:

@@ -39,7 +39,7 @@ class Owner:
                 if os.fstat(fd).st_nlink:
                     self.token, self._fd = token, fd
                 else:  # a sweep came between creating and locking
-                    self._backend.close_file(fd)
+                    self._backend.let_go(fd)
             return self.token
 
     def note(self, segment: int) -> None:
@@ -49,13 +49,10 @@ class Owner:
     def active_segment(self, token: int) -> int:
         """What the handle with this token noted last; 0 if nothing."""
         try:
-            fd = self._backend.open(self._path(token), os.O_RDONLY)
+            with self._backend.reading(self._path(token)) as fd:
+                return int.from_bytes(self._backend.read(fd, 8, 0), "little")
         except FileNotFoundError:
             return 0
-        try:
-            return int.from_bytes(self._backend.read(fd, 8, 0), "little")
-        finally:
-            self._backend.close_file(fd)
 
     def is_alive(self, token: int) -> bool:
         """True while the handle with this token exists in some process."""
@@ -70,7 +67,7 @@ class Owner:
         except BlockingIOError:
             return True
         finally:
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
         return False
 
     def alive_tokens(self) -> set[int]:
@@ -110,7 +107,7 @@ class Owner:
             with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
                 self._backend.unlink(self._path(self.token))
             self.token = 0
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
 
     def after_fork(self) -> None:
         """The mark stays the parent's: the child lets go of it without removing it."""
@@ -144,7 +141,7 @@ class Users:
     def leave(self) -> None:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
-            self._backend.close_file(fd)
+            self._backend.let_go(fd)
 
     def after_fork(self) -> None:
         if self._fd >= 0:

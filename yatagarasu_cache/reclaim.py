@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from . import checkpoint
@@ -54,13 +54,17 @@ class _NoRoom(Exception):
 class Cleaning:
     """A sealed segment being emptied: what of it is still to be looked at, read as it is asked for."""
 
-    def __init__(self, segment: int, records: Iterator[Record]) -> None:
+    def __init__(self, segment: int, records: Generator[Record, None, None]) -> None:
         self.segment = segment
         self.again: list[Record] = []  # to be tried once more
         self._records = records
 
     def next(self) -> Record | None:
         return self.again.pop() if self.again else next(self._records, None)
+
+    def close(self) -> None:
+        """Close the file, read through or not."""
+        self._records.close()
 
 
 class Reclaimer:
@@ -147,6 +151,10 @@ class Reclaimer:
         thread = self._checkpoint
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        with self._store.appending:
+            if self._cleaning is not None:
+                self._cleaning.close()
+                self._cleaning = None
 
     def after_fork(self) -> None:
         self._pacing, self._cleaning, self._checkpoint = threading.Lock(), None, None
@@ -207,7 +215,7 @@ class Reclaimer:
             store.backend.write(fd, [header], 0)
             index.add_segment(segment, f.ACTIVE, capacity, token, created)
         except BaseException:
-            store.backend.close_file(fd)
+            store.backend.let_go(fd)
             store.backend.unlink(store.files.path(segment))
             raise
         store.names_changed()
@@ -237,7 +245,7 @@ class Reclaimer:
         try:
             header = read_segment_header(store.backend, fd)
             if header is None or (header.segment, header.identity) != (segment, index.identity):
-                store.backend.close_file(fd)
+                store.backend.let_go(fd)
                 return None
             writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes)
             writer.adopt(read_records(store.backend, fd, segment, index.identity))
@@ -249,7 +257,7 @@ class Reclaimer:
             index.resize_segment(segment, self.segment_bytes)
             store.backend.truncate(fd, writer.tail)  # the footer
         except BaseException:
-            store.backend.close_file(fd)
+            store.backend.let_go(fd)
             raise
         store.names_changed()  # who created it may not have made its name durable
         return writer

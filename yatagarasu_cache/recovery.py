@@ -75,8 +75,8 @@ def map_index(store: Handle) -> Index:
         index = Index(store.backend, store.root, fd, writable=not store.read_only)
         _check_version(store.root, index.version)
         index.validate()
-    except (IndexDamaged, FormatError):
-        store.backend.close_file(fd)
+    except BaseException:
+        store.backend.let_go(fd)
         raise
     return index
 
@@ -154,30 +154,19 @@ def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> b
 
 def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     try:
-        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+        with store.backend.reading(store.files.path(segment)) as fd:
+            return read_segment_header(store.backend, fd)
     except OSError:
         return None
-    try:
-        header = read_segment_header(store.backend, fd)
-    except OSError:
-        return None
-    finally:
-        store.backend.close_file(fd)
-    return header
 
 
 def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     """True if an unlisted segment is of this very cache, or its header was never written."""
     try:
-        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
+        with store.backend.reading(store.files.path(segment)) as fd:
+            data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
     except OSError:
         return False
-    try:
-        data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
-    except OSError:
-        return False
-    finally:
-        store.backend.close_file(fd)
     header = f.unpack_segment_header(data)
     if header is None:
         return not any(data)
@@ -295,13 +284,11 @@ def _supersede(store: Handle, path: str) -> None:
         fd = store.backend.open(path, os.O_RDWR)
     except OSError:
         return
-    try:
+    with store.backend.closing(fd):
         if os.fstat(fd).st_size >= f.HEADER_BYTES:
             descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
             store.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)
             store.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
-    finally:
-        store.backend.close_file(fd)
 
 
 def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
@@ -408,8 +395,7 @@ class _Rebuild:
         """Take down the changes in a log. The highest floor that it tells of."""
         store, index, floor = self._store, self._index, 0
         whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
-        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
-        try:
+        with store.backend.reading(store.files.path(segment)) as fd:
             for record in scan(store.backend, fd, segment, index.identity.seed):
                 if record.offset == whole:
                     whole += record.head.record_bytes
@@ -418,22 +404,17 @@ class _Rebuild:
                     floor = max(floor, record.head.stamp)
                 else:
                     self._note_change(record)
-        finally:
-            store.backend.close_file(fd)
         index.words[index.entry(segment) + f.T_TAIL] = whole
         return floor
 
     def _replay(self, segment: int) -> None:
         store, index = self._store, self._index
-        fd = store.backend.open(store.files.path(segment), os.O_RDONLY)
-        try:
+        with store.backend.reading(store.files.path(segment)) as fd:
             footer = read_footer(store.backend, fd)
             if footer is not None and not self._verify:
                 self._collect(segment, footer, -1)
             else:  # after a power cut a footer may list what is not there; without one, the end may be torn
                 self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
-        finally:
-            store.backend.close_file(fd)
 
     def _collect(self, segment: int, records: Iterable[Record], fd: int) -> None:
         """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count."""

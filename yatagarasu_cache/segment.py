@@ -134,8 +134,7 @@ class SegmentFiles:
     def _close_retired(self, age: float) -> None:
         before = time.monotonic() - age
         while self._retired and (self._retired[0][0] <= before or len(self._retired) > _RETIRED_MOST):
-            with contextlib.suppress(OSError):  # opened for reading: nothing is lost
-                self._backend.close_file(self._retired.popleft()[1])
+            self._backend.let_go(self._retired.popleft()[1])
 
     def close(self) -> None:
         with self._lock:
@@ -287,13 +286,18 @@ class SegmentWriter:
         """Close the file, synced first if asked. A caller of `sync` waits and finds it done."""
         with self.syncing:
             if self.fd >= 0:
-                try:
+                self.fd, fd = -1, self.fd
+                with self._backend.closing(fd):
                     if sync:
-                        self._backend.sync(self.fd)
+                        self._backend.sync(fd)
                         self.synced = f.MASK64
-                finally:
-                    self.fd, fd = -1, self.fd
-                    self._backend.close_file(fd)
+
+    def abandon(self) -> None:
+        """Close the file of a segment that is not ours any more."""
+        with self.syncing:
+            if self.fd >= 0:
+                self.fd, fd = -1, self.fd
+                self._backend.let_go(fd)
 
 
 _TAG_AND_KEY = struct.Struct("<6xHI")  # their lengths, in a record

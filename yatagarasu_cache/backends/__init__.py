@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from typing import NamedTuple
 
-from ..config import Settings
+from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
 from .base import Backend
 
@@ -26,21 +27,30 @@ def choose(settings: Settings) -> Choice:
     """The backend that `settings` asks for; only the chosen one's module is imported.
 
     "auto" falls back to "threads" with one log line. A backend asked for by name that cannot run
-    raises `BackendUnavailable` with the reason.
+    raises `BackendUnavailable` with the reason. Where there is no ring, settings of one are logged.
     """
+    choice = _choose(settings)
+    if settings.backend != "threads":
+        line = f"backend {choice.backend.name}: {choice.reason}"
+        _log_once(line)
+    if choice.backend.name == "threads" and (unused := _changed(settings.io_uring)):
+        line = f"settings of io_uring that the portable backend does not use: {', '.join(unused)}"
+        _log_once(line)
+    return choice
+
+
+def _choose(settings: Settings) -> Choice:
     if settings.backend == "threads":
         return _threads(settings, "asked for by name")
     try:
         from .uring import UringBackend
 
         reason = "asked for by name" if settings.backend == "uring" else "available"
-        choice = Choice(UringBackend(settings), reason)
+        return Choice(UringBackend(settings), reason)
     except (ImportError, BackendUnavailable) as error:
         if settings.backend == "uring":
             raise BackendUnavailable(f"backend='uring' cannot run here: {error}") from error
-        choice = _threads(settings, f"io_uring is not available: {error}")
-    _log_once(choice)
-    return choice
+        return _threads(settings, f"io_uring is not available: {error}")
 
 
 def _threads(settings: Settings, reason: str) -> Choice:
@@ -49,8 +59,13 @@ def _threads(settings: Settings, reason: str) -> Choice:
     return Choice(ThreadsBackend(settings.workers), reason)
 
 
-def _log_once(choice: Choice) -> None:
-    line = f"backend {choice.backend.name}: {choice.reason}"
+def _changed(ring: RingSettings) -> list[str]:
+    """Names of the settings that say how a ring is to work, and not as it would anyway."""
+    names = [one.name for one in fields(ring) if getattr(ring, one.name) != one.default]
+    return [name for name in names if name != "enabled"]
+
+
+def _log_once(line: str) -> None:
     if line not in _logged:
         _logged.add(line)
         _log.info(line)

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -47,6 +48,30 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def close_file(self, fd: int) -> None:
         """Close `fd`. An error is raised, and the descriptor is gone all the same."""
+
+    def let_go(self, fd: int) -> None:
+        """`close_file` where an error tells nothing: what was only read or locked, or has failed already."""
+        with contextlib.suppress(OSError):
+            self.close_file(fd)
+
+    @contextlib.contextmanager
+    def closing(self, fd: int) -> Iterator[int]:
+        """Close `fd` behind the block. If both fail, the error of the block is the one that is told."""
+        try:
+            yield fd
+        except BaseException:
+            self.let_go(fd)
+            raise
+        self.close_file(fd)
+
+    @contextlib.contextmanager
+    def reading(self, path: str) -> Iterator[int]:
+        """A descriptor that is only read from, for as long as the block runs."""
+        fd = self.open(path, os.O_RDONLY)
+        try:
+            yield fd
+        finally:
+            self.let_go(fd)
 
     @abc.abstractmethod
     def read(self, fd: int, length: int, offset: int) -> bytes:

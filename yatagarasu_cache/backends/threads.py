@@ -13,11 +13,17 @@ from typing import Any
 
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
 # os.O_* and os.pread* that some systems lack.
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
+_CANNOT_FLUSH = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL})
 _IOV_MAX = 512  # buffers in one pwritev; Linux allows 1024, POSIX only promises 16
 _ZEROS = bytes(1 << 16)
 # Linux takes no more of one call than the read-ahead of the device, which is 128 KiB unless changed.
@@ -115,7 +121,7 @@ class ThreadsBackend(Backend):
     else:
 
         def sync(self, fd: int) -> None:
-            os.fsync(fd)
+            _sync_fully(fd)
 
     def replace(self, source: str, target: str) -> None:
         os.replace(source, target)
@@ -147,7 +153,7 @@ class ThreadsBackend(Backend):
             return
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            os.fsync(fd)
+            _sync_fully(fd)
         finally:
             os.close(fd)
 
@@ -193,6 +199,18 @@ class ThreadsBackend(Backend):
     def stats(self) -> dict[str, Any]:
         pool = self._pool
         return {"workers": pool.started if pool else 0, "queued": pool.waiting if pool else 0}
+
+
+def _sync_fully(fd: int) -> None:
+    """fsync, which on macOS leaves the data in the disk's own cache unless that is told to flush it."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_FLUSH:  # file systems of others do not know it
+                raise
+    os.fsync(fd)
 
 
 def _result_or_error(function: Callable[..., T], *args: Any) -> T | OSError:

@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, cast
 
@@ -349,18 +349,14 @@ class Handle:
                         seen.add(slot.low)
                         yield record, slot
 
-    def records(self, segment: int) -> Iterator[Record]:
+    def records(self, segment: int) -> Generator[Record, None, None]:
         """The records of a segment, read as they are asked for; none if there is no such file."""
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
-            fd = self.backend.open(self.files.path(segment), os.O_RDONLY)
-        except OSError:
-            return
-        try:
-            yield from read_records(self.backend, fd, segment, self.index.identity)
+            with self.backend.reading(self.files.path(segment)) as fd:
+                yield from read_records(self.backend, fd, segment, self.index.identity)
         except OSError as error:
-            raise from_os_error(error, "cannot read a segment") from error
-        finally:
-            self.backend.close_file(fd)
+            if error.errno not in VANISHED:
+                raise from_os_error(error, "cannot read a segment") from error
 
     def alive(self, record: Record, segment: int) -> Slot | None:
         """The slot that shows this very record, expired or not."""
@@ -418,7 +414,7 @@ class Handle:
         with self.appending:
             if self.writer is writer and self.index.state(writer.segment) != f.ACTIVE:
                 self.writer = None
-                writer.close(sync=False)
+                writer.abandon()
 
     def temporary_path(self) -> str:
         return self.large.temporary_path(self.owner.acquire(), next(self._temporary))
@@ -459,15 +455,11 @@ class Handle:
             if pointer >= since:
                 came = True
                 try:
-                    fd = self.backend.open(path, os.O_RDONLY)
+                    with self.backend.reading(path) as fd:
+                        self.backend.sync(fd)
                 except OSError as error:
-                    if error.errno in VANISHED:  # removed meanwhile
-                        continue
-                    raise
-                try:
-                    self.backend.sync(fd)
-                finally:
-                    self.backend.close_file(fd)
+                    if error.errno not in VANISHED:  # removed meanwhile
+                        raise
         if came:
             self.backend.sync_directory(self.large.directory)
         self.index.words[f.W_FLUSHED] = started

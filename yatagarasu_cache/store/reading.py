@@ -141,7 +141,8 @@ class Reading(Removal):
         """The value of just this version of an entry; None if it was replaced or removed."""
         for _ in range(3):
             current = self.lookup(slot.low, slot.high)  # it may have been moved
-            if current is None or current.stamp != slot.stamp:
+            # The checksum too: half of a slot may be read before it is overwritten, and half after.
+            if current is None or (current.stamp, current.value_sum) != (slot.stamp, slot.value_sum):
                 return None
             found = self._try(self._load, current)
             if found is not None:
@@ -175,11 +176,16 @@ class Reading(Removal):
         return None
 
     def read_names(self, slot: Slot) -> Names | None:
-        """Key, tag, metadata and time of creation from the record itself; None if it is damaged."""
+        """Key, tag, metadata and time of creation from the record itself.
+
+        None if it is damaged, or not the record of the value that the slot promises.
+        """
         fd = self.files.get(slot.segment)
         data = self.backend.read(fd, slot.head_bytes, slot.offset)
         head = f.unpack_head(data, 0)
         if head is None or not f.verify_head(data, 0, head, self.index.identity.seed, slot.place):
+            return None
+        if head.value_sum != slot.value_sum:
             return None
         at = f.RECORD_BYTES
         key = data[at : at + head.key_length]
