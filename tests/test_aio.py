@@ -113,7 +113,7 @@ NEVER_WAIT = {"read_nowait", "prefetch"}
 class Watched(WrappedBackend):
     """Notes every call and its thread, and what is under way in its channels.
 
-    `hold` keeps calls of some kinds in their worker until `let_go`. `cold` lets nothing be in
+    `hold` keeps calls of some kinds in their worker until `go_on`. `cold` lets nothing be in
     memory. `errors` maps kinds of calls to errnos with which they fail. A write of anything that
     contains `poison` fails.
     """
@@ -136,7 +136,7 @@ class Watched(WrappedBackend):
         self.released.clear()
         self.where, self.held = where, frozenset(calls)
 
-    def let_go(self) -> None:
+    def go_on(self) -> None:
         self.held = frozenset()
         self.released.set()
 
@@ -209,7 +209,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Watched]]:
     made: list[Any] = wrap_backends(monkeypatch, Watched)
     yield made
     for one in made:
-        one.let_go()
+        one.go_on()
         assert not [call for call, _ in one.calls if call.endswith("was not let go")]
 
 
@@ -836,7 +836,7 @@ def test_the_heart_beats_while_the_disk_is_slow(
             await until(watched[-1].entered)
             await turns_of_the_loop()
             assert not task.done()
-            watched[-1].let_go()
+            watched[-1].go_on()
             await described(task)
 
     run(main())
@@ -866,7 +866,7 @@ def test_a_slow_close_and_a_slow_opening(open_cache: Open, watched: list[Watched
         await until(watched[-1].entered)
         await turns_of_the_loop()
         assert not closing.done() and cache.closed
-        watched[-1].let_go()
+        watched[-1].go_on()
         await closing
 
     run(main())
@@ -887,7 +887,7 @@ def test_closing_a_reader_that_is_still_reading(open_cache: Open, watched: list[
                 await task
             closing = asyncio.create_task(reader.close())
             await turns_of_the_loop()
-            watched[-1].let_go()
+            watched[-1].go_on()
             await closing
             with pytest.raises(ValueError, match="closed"):
                 await reader.read()
@@ -1221,7 +1221,7 @@ def test_cancelled_while_a_worker_is_at_it(
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert_free(cache)
-            watched[-1].let_go()
+            watched[-1].go_on()
             assert await cache.get(7) == OLD[7]
             await cache.set("works", b"still")
             assert await cache.get("works") == b"still"
@@ -1250,7 +1250,7 @@ def test_closing_waits_for_workers_of_cancelled_calls(
         closing = asyncio.create_task(cache.close())
         await asyncio.wait({closing}, timeout=0.05)  # what must not happen would happen in this time
         assert not cache._sync().closed
-        watched[-1].let_go()
+        watched[-1].go_on()
         await closing
         assert task.cancelled()
 
@@ -1305,7 +1305,7 @@ def test_cancelled_while_it_waits_for_its_turn(open_cache: Open, watched: list[W
             await turns_of_the_loop()
             second.cancel()
             fourth = asyncio.create_task(cache.add("fourth", 4))
-            watched[-1].let_go()
+            watched[-1].go_on()
             assert await asyncio.gather(first, third, fourth) == [True] * 3
             assert second.cancelled() and "second" not in cache
 
@@ -1633,7 +1633,7 @@ def test_close_is_idempotent_and_waits(open_cache: Open, watched: list[Watched])
             await cache.add("too late", 1)
         with pytest.raises(ClosedError):
             await cache.set("too late", 1)
-        watched[-1].let_go()
+        watched[-1].go_on()
         await asyncio.gather(*closing)
         found = [task.result() for task in tasks if task.done()]
         assert found[:4] == [True, True, 6, b"old"]
@@ -1679,7 +1679,7 @@ def test_closing_that_is_cancelled_closes(open_cache: Open, watched: list[Watche
         await turns_of_the_loop()
         closing.cancel()
         await turns_of_the_loop()
-        watched[-1].let_go()
+        watched[-1].go_on()
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert await task is True
@@ -1868,7 +1868,7 @@ def test_durable_puts_are_synced_before_they_return(open_cache: Open, watched: l
             await until(watched[-1].entered)
             await turns_of_the_loop()
             assert not any(task.done() for task in tasks)
-            watched[-1].let_go()
+            watched[-1].go_on()
             assert await asyncio.gather(*tasks) == [True] * 10
             watched[-1].errors = {"sync": errno.EIO}
             found = await asyncio.gather(*(cache.set(n, b"y") for n in range(5)), return_exceptions=True)
@@ -1958,7 +1958,7 @@ def test_a_set_is_seen_only_when_it_is_complete(open_cache: Open, watched: list[
             task = asyncio.create_task(cache.set("k", b"new"))
             await until(watched[-1].entered)
             assert await cache.get("k") == b"old"
-            watched[-1].let_go()
+            watched[-1].go_on()
             await task
             assert await cache.get("k") == b"new"
 
