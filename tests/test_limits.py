@@ -305,8 +305,8 @@ def test_a_directory_that_may_not_be_written(tmp_path: Path, backend: str, make:
     cache = make(plain / "cache", file_mode=0o644, directory_mode=0o755)
     cache.set("key", "value")
     cache.close()
-    open_up(plain, 0o555)
     open_up(plain / "cache", 0o555)
+    open_up(plain, 0o555)  # last: to let others reach what is below, its owner was let write
     before = tree(plain)
     as_nobody(
         """
