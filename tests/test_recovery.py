@@ -831,3 +831,51 @@ def test_an_index_much_too_large_is_made_anew(make: Callable[..., DiskCache], di
         handle.set(7, "new")
         assert other.get(7) == cache.get(7) == "new"
         assert handle.check() == []
+
+
+# -- what is said of it -------------------------------------------------------------------------
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_lost_index_is_told_once(
+    make: Callable[..., DiskCache], directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make(**SMALL)
+    cache.set_many({i: b"%d" % i for i in range(50)})
+    cache.close()
+    (directory / f.INDEX_NAME).unlink()
+    caplog.set_level(logging.INFO, logger="yatagarasu_cache")
+    caplog.clear()
+    for _ in range(2):  # the second time there is nothing to tell
+        cache = make(**SMALL)
+        assert cache.get_many(range(50)) == {i: b"%d" % i for i in range(50)}
+        cache.close()
+    (line,) = warnings_of(caplog)
+    assert line == f"{directory}: the index is missing: recovering it from the segments"
+
+
+@pytest.mark.parametrize("size", [200, 5000], ids=["small", "large"])
+def test_corrupt_values_are_told_once(
+    make: Callable[..., DiskCache], directory: Path, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    """A handle that meets many does not fill the log: stats().corrupt counts them."""
+    cache = make(**SMALL)
+    values = {i: b"value %d of it " % i + noise(size, i) for i in range(3)}
+    cache.set_many(values)
+    for path in [*(directory / f.SEGMENTS_NAME).iterdir(), *(directory / f.LARGE_NAME).iterdir()]:
+        data = path.read_bytes()
+        for i in (0, 1):
+            data = data.replace(b"value %d of it" % i, b"other %d of it" % i)
+        with path.open("r+b") as file:
+            file.write(data)
+    caplog.set_level(logging.INFO, logger="yatagarasu_cache")
+    caplog.clear()
+    for _ in range(2):
+        assert cache.get(0) is None and cache.get(1) is None and cache.get(2) == values[2]
+    assert cache.stats().corrupt == 2
+    (line,) = warnings_of(caplog)
+    assert line == f"{directory}: an entry failed its checksum and was dropped (see stats().corrupt)"
+    assert cache.check() == []

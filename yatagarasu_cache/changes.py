@@ -142,7 +142,7 @@ class ChangeLog:
             index.words[index.add_segment(segment, f.LOG, len(header), 0, created) + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.let_go(fd)
-            store.backend.unlink(path)
+            store.backend.clear_away(path)
             raise
         index.words[f.W_LOG] = segment
         self._use(segment, fd)

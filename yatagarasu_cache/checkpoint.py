@@ -66,7 +66,7 @@ def write(store: Handle) -> None:
                     account(store, index)
                     store.changes.cover(floor)
         finally:
-            store.backend.unlink(temporary)
+            store.backend.clear_away(temporary)
         store.reclaim.drop_dead()
 
 

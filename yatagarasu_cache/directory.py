@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -131,7 +132,9 @@ def _make_inside(backend: Backend, settings: Settings) -> None:
     if made:
         backend.sync_directory(settings.directory)
     if not os.access(settings.directory, os.W_OK | os.X_OK):
-        raise PermissionError(13, "no permission to write", settings.directory)
+        read_only = os.statvfs(settings.directory).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+        raise OSError(code, os.strerror(code), settings.directory)
 
 
 def _write_tag(backend: Backend, settings: Settings) -> None:

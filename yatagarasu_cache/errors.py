@@ -74,14 +74,16 @@ class StorageFull(CacheIOError):
 
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
+_ROOM = "free space on the volume or lower size_limit"
+_REMEDIES = {_errno.ENOSPC: _ROOM, _errno.EDQUOT: _ROOM} | {
+    _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True"
+}
 
 
 def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
-    full = error.errno in _FULL
-    kind = StorageFull if full else CacheIOError
-    if full and not remedy:
-        remedy = "free space on the volume or lower size_limit"
+    kind = StorageFull if error.errno in _FULL else CacheIOError
+    remedy = remedy or _REMEDIES.get(error.errno or 0, "")
     text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
     filename = error.filename
     return kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)

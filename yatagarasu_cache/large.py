@@ -48,7 +48,7 @@ class LargeFiles:
                 if sync:
                     self._backend.sync(fd)
         except BaseException:
-            self._backend.unlink(path)
+            self._backend.clear_away(path)
             raise
         return done
 

@@ -216,7 +216,7 @@ class Reclaimer:
             index.add_segment(segment, f.ACTIVE, capacity, token, created)
         except BaseException:
             store.backend.let_go(fd)
-            store.backend.unlink(store.files.path(segment))
+            store.backend.clear_away(store.files.path(segment))
             raise
         store.names_changed()
         return SegmentWriter(store.backend, fd, segment, capacity)

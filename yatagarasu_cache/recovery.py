@@ -196,7 +196,7 @@ def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Inde
     try:
         return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
     except BaseException:
-        store.backend.unlink(path)
+        store.backend.clear_away(path)
         raise
 
 
@@ -229,7 +229,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
         store.backend.replace(path, target)
     except BaseException:
         index.close()
-        store.backend.unlink(path)
+        store.backend.clear_away(path)
         raise
     if old is not None and old.writable:
         old.supersede()
@@ -247,7 +247,7 @@ def shrink_index(store: Handle, old: Index) -> Index:
         store.backend.replace(path, os.path.join(store.root, f.INDEX_NAME))
     except BaseException:
         index.close()
-        store.backend.unlink(path)
+        store.backend.clear_away(path)
         raise
     old.supersede()
     return index

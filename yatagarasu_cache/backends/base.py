@@ -54,6 +54,11 @@ class Backend(abc.ABC):
         with contextlib.suppress(OSError):
             self.close_file(fd)
 
+    def clear_away(self, path: str) -> None:
+        """`unlink` of what is left of something that failed, whose error is the one that is told."""
+        with contextlib.suppress(OSError):
+            self.unlink(path)
+
     @contextlib.contextmanager
     def closing(self, fd: int) -> Iterator[int]:
         """Close `fd` behind the block. If both fail, the error of the block is the one that is told."""

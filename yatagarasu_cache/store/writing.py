@@ -329,9 +329,9 @@ class Writing(Reading):
         finally:
             if not installed:
                 reserved.release()
-                self.backend.unlink(temporary)
+                self.backend.clear_away(temporary)
                 if published is not None:
-                    self.large.remove(*published)
+                    self.backend.clear_away(self.large.path(*published))
         if installed:
             self.sets += 1
             self.reclaim.pace(0)
