@@ -544,7 +544,7 @@ def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> 
             before = (await cache.stats()).backend_stats["submitted"]
             assert await asyncio.gather(*map(cache.get, keys)) == [filled.values[key] for key in keys]
             submitted = (await cache.stats()).backend_stats["submitted"] - before
-            assert submitted > len(keys) // 4  # neighbours come with a page
+            assert submitted > 20  # fewer than keys: neighbours come with a page, looks begin to read
             await asyncio.gather(*map(cache.get, keys[:50]))
             again = (await cache.stats()).backend_stats["submitted"] - before - submitted
             assert again <= 50
