@@ -70,7 +70,8 @@ enum { T_SIZE = 1, T_LIVE = 2, T_TAIL = 7 };
 #define GATHER 8192 /* bytes of a record that are copied into one piece before they are written */
 #define AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
 #define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
-#define PIECE ((uint64_t)256 << 10)    /* of a file, as much as stays in the processor's cache */
+#define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
+#define MOST_PIECES 4096
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0, "heads fit");
 
@@ -745,94 +746,116 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
 
 /* -- whole files -------------------------------------------------------------------------- */
 
-struct part {
+/* A file that threads read together: each takes the piece that comes next. */
+struct reading {
     int fd;
     char *bytes;
-    uint64_t from, to, seed, sum; /* of the file */
-    _Atomic uint64_t reached;     /* what came so far ends here */
-    int64_t result;               /* where it ended, or a negative errno */
+    uint64_t length, piece, pieces;
+    _Atomic uint64_t next;
+    _Atomic int64_t end; /* where the file ended, or a negative errno: nobody goes on then */
+    _Atomic unsigned char done[MOST_PIECES];
+};
+
+/* A file being written whose checksum another thread makes. */
+struct part {
+    char *bytes;
+    uint64_t to, seed, sum;
+    int64_t result;
 };
 
 /* Run `work` in a thread of its own, without signals: those are the interpreter's. */
-static bool start(pthread_t *thread, void *(*work)(void *), struct part *part)
+static bool start(pthread_t *thread, void *(*work)(void *), void *argument)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool started = !pthread_create(thread, NULL, work, part);
+    bool started = !pthread_create(thread, NULL, work, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return started;
 }
 
-/* Reads; each piece goes into the checksum too while the cache holds it, if there is a state. */
-static void read_part(struct part *part, XXH3_state_t *state)
+static bool goes_on(struct reading *file)
 {
-    uint64_t at = part->from;
-    while (at < part->to) {
-        uint64_t length = part->to - at < PIECE ? part->to - at : PIECE;
-        ssize_t done = pread(part->fd, part->bytes + at, length, (off_t)at);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done < 0)
-            part->result = -errno;
-        if (done <= 0)
-            break;
-        if (state)
-            update(state, part->bytes + at, (uint64_t)done);
-        at += (uint64_t)done;
-        atomic_store_explicit(&part->reached, at, memory_order_release);
-    }
-    if (part->result >= 0)
-        part->result = (int64_t)at;
+    return atomic_load_explicit(&file->end, memory_order_relaxed) == (int64_t)file->length;
 }
 
-static void *read_in_thread(void *part)
+static void read_piece(struct reading *file, uint64_t piece)
 {
-    read_part(part, NULL);
+    uint64_t at = piece * file->piece, to = at + file->piece;
+    if (to > file->length)
+        to = file->length;
+    while (at < to) {
+        ssize_t done = pread(file->fd, file->bytes + at, to - at, (off_t)at);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0) { /* the first to see it says so */
+            int64_t whole = (int64_t)file->length;
+            atomic_compare_exchange_strong(&file->end, &whole, done < 0 ? -(int64_t)errno : (int64_t)at);
+            return;
+        }
+        at += (uint64_t)done;
+    }
+    atomic_store_explicit(&file->done[piece], 1, memory_order_release);
+}
+
+/* Read the next piece that nobody has taken. False if there is none. */
+static bool read_next(struct reading *file)
+{
+    if (!goes_on(file) || atomic_load_explicit(&file->next, memory_order_relaxed) >= file->pieces)
+        return false;
+    uint64_t piece = atomic_fetch_add(&file->next, 1);
+    if (piece < file->pieces)
+        read_piece(file, piece);
+    return piece < file->pieces;
+}
+
+static void *read_in_thread(void *file)
+{
+    while (read_next(file))
+        ;
     return NULL;
 }
 
-/* Take into the checksum what another thread reads, as it comes. */
-static void follow(struct part *part, XXH3_state_t *state, pthread_t thread)
+/* Take each piece into the checksum as soon as it is there, and read one while the next is not. A thread
+ * that helps, if there is one, may come late or never: then this one has read most of them, or all. */
+static void read_and_sum(struct reading *file, XXH3_state_t *state, pthread_t *helper)
 {
-    uint64_t at = part->from;
+    uint64_t piece = 0;
     int idle = 0;
-    while (at < part->to && idle < IDLE) {
-        uint64_t reached = atomic_load_explicit(&part->reached, memory_order_acquire);
-        if (reached > at) {
-            update(state, part->bytes + at, reached - at);
-            at = reached;
+    while (piece < file->pieces && goes_on(file)) {
+        if (atomic_load_explicit(&file->done[piece], memory_order_acquire)) {
+            uint64_t at = piece++ * file->piece, left = file->length - at;
+            update(state, file->bytes + at, left < file->piece ? left : file->piece);
             idle = 0;
-        } else {
+        } else if (read_next(file)) {
+            idle = 0;
+        } else if (helper && idle++ < IDLE) {
             pause_a_little();
-            idle++;
+        } else if (helper) {
+            pthread_join(*helper, NULL);
+            helper = NULL;
+        } else {
+            break;
         }
     }
-    pthread_join(thread, NULL);
-    if (part->reached > at)
-        update(state, part->bytes + at, part->reached - at);
+    if (helper)
+        pthread_join(*helper, NULL);
 }
 
 int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
 {
-    struct part first = {.fd = fd, .bytes = bytes, .to = length};
-    struct part second = {.fd = fd, .bytes = bytes, .to = length};
+    struct reading file = {.fd = fd, .bytes = bytes, .length = length, .piece = PIECE, .end = (int64_t)length};
     XXH3_state_t state;
-    pthread_t thread;
+    pthread_t helper;
+    while ((length + file.piece - 1) / file.piece > MOST_PIECES)
+        file.piece *= 2;
+    file.pieces = (length + file.piece - 1) / file.piece;
     XXH3_INITSTATE(&state);
     XXH3_64bits_reset_withSeed(&state, seed);
-    /* Less than half for this thread, which makes the checksum of all. */
-    second.from = second.reached = length >= ONE_THREAD ? length * 2 / 5 & ~(uint64_t)4095 : length;
-    if (second.from < length && start(&thread, read_in_thread, &second))
-        first.to = second.from;
-    read_part(&first, &state);
-    if (first.to < length) {
-        follow(&second, &state, thread);
-        if (first.result == (int64_t)first.to)
-            first.result = second.result;
-    }
+    bool helped = length >= ONE_THREAD && start(&helper, read_in_thread, &file);
+    read_and_sum(&file, &state, helped ? &helper : NULL);
     *sum = XXH3_64bits_digest(&state);
-    return first.result;
+    return file.end;
 }
 
 static void *sum_in_thread(void *argument)
