@@ -1,8 +1,9 @@
 """Measure everything and write it down: ``python -m perf report``.
 
-    python -m perf report [--output FILE] [--only hot,cold]      to perf/REPORT.md
+    python -m perf report [--output FILE]                   to perf/REPORT.md
     python -m perf report --quick                           to perf/out/quick/REPORT.md
-    python -m perf report --from perf/out/results.json      write it again, without measuring
+    python -m perf report --from perf/out/results.json      write it again, without measuring;
+                          ... --only hot,cold               with these parts measured anew
 
 Plots go to `plots/` beside the report, pyperf results (for ``pyperf compare_to``) and all figures
 as JSON to `perf/out/` (``--artefacts``; with ``--quick`` to `perf/out/quick/`).
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", default="", help="parts to measure anew; others stay as in --from")
     parser.add_argument("--from", dest="source", type=Path, help="results.json of an earlier run")
     options = parser.parse_args(arguments)
+    if options.only and not (options.source or options.output):
+        parser.error("--only needs --from results.json, or --output: else the report would lose its other parts")
     found: Data = json.loads(options.source.read_text("utf-8")) if options.source else {}
     # What is kept is never replaced by a quick run, unless somebody says so.
     quick = options.quick or bool(found.get("quick"))

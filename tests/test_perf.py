@@ -432,6 +432,12 @@ def test_a_quick_report_leaves_the_kept_one_alone(
     assert (tmp_path / "REPORT.md").exists()
 
 
+def test_a_few_parts_alone_do_not_replace_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["--only", "hot"])
+    assert "--from" in capsys.readouterr().err
+
+
 def test_a_report_of_few_parts(tmp_path: Path) -> None:
     report.write({"sides": ["ours-threads"]}, tmp_path / "REPORT.md")
     assert (tmp_path / "REPORT.md").read_text("utf-8").startswith("# Performance report")
