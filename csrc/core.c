@@ -348,20 +348,30 @@ static void put_bytes(char **to, const void *from, size_t length)
     *to += length;
 }
 
+static uint64_t names_bytes(const struct yc_entry *entry)
+{
+    return (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
+}
+
+/* What stands before the head of a record in the footer. */
+static void begin_listed(char *listed, uint64_t offset)
+{
+    uint32_t kept = 0; /* of the payload */
+    memcpy(listed, &offset, 8);
+    memcpy(listed + 8, &kept, 4);
+}
+
 /* Header, key, tag and meta as format.pack_record() makes them, and the entry of the footer. The
  * head's bytes, padding included. */
 static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry,
                           uint8_t record_kind)
 {
-    uint64_t names_length = (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
+    uint64_t names_length = names_bytes(entry);
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
     uint8_t kind[2] = {record_kind, (uint8_t)entry->flags};
     uint16_t tag_length = (uint16_t)entry->tag_length;
-    uint64_t offset = (record->slot[S_PLACE] & MASK32) * ALIGN;
-    uint32_t kept = 0; /* of the payload, in the footer */
     char *head = record->listed + YC_LISTED_BYTES;
-    memcpy(record->listed, &offset, 8);
-    memcpy(record->listed + 8, &kept, 4);
+    begin_listed(record->listed, (record->slot[S_PLACE] & MASK32) * ALIGN);
     /* First where the checksum is taken: the fields right before the names. */
     char *fixed = head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
     put_bytes(&to, "YREC", 4);
@@ -540,7 +550,7 @@ static int append(const struct yc_end *end, char *head, uint64_t head_bytes, con
 static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint64_t segment, uint64_t offset,
                   uint64_t now, struct yc_record *record)
 {
-    if (!usable(view) || (uint64_t)entry->key_length + entry->tag_length + entry->meta_length > YC_MAX_NAMES ||
+    if (!usable(view) || names_bytes(entry) > YC_MAX_NAMES ||
         entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE || segment > MASK32 ||
         offset % ALIGN || offset / ALIGN > MASK32)
         return false;
@@ -580,8 +590,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
 
 uint64_t yc_record_bytes(const struct yc_entry *entry)
 {
-    uint64_t names = (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
-    return aligned(RECORD_BYTES + names) + aligned(entry->length);
+    return aligned(RECORD_BYTES + names_bytes(entry)) + aligned(entry->length);
 }
 
 uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count)
@@ -595,10 +604,8 @@ uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count)
 uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed)
 {
     uint64_t head = RECORD_BYTES + entry->key_length + entry->tag_length;
-    uint32_t kept = 0; /* of the payload */
     if (listed) {
-        memcpy(listed, &offset, 8);
-        memcpy(listed + 8, &kept, 4);
+        begin_listed(listed, offset);
         memcpy(listed + YC_LISTED_BYTES, record, head);
     }
     return YC_LISTED_BYTES + head;

@@ -455,6 +455,7 @@ class Filled:
     def __init__(self, directory: Path, direct: Any) -> None:
         self.values: dict[Any, bytes] = {n: os.urandom(3000) for n in range(200)}
         self.values |= {f"key-{n}": os.urandom(3000) for n in range(200)} | {"long": os.urandom(9 << 20)}
+        self.numbers = [key for key in self.values if type(key) is int]
         self.directory = str(directory)
         self.cache = DiskCache(self.directory, backend="uring", io_uring={"direct": direct})
         self.cache.set_many(self.values)
@@ -498,8 +499,7 @@ def test_what_a_cache_does_through_rings(
     tmp_path: Path, core: str, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled = Filled(tmp_path / "cache", direct)
-    cache, values = filled.cache, filled.values
-    numbers = [key for key in values if type(key) is int]
+    cache, values, numbers = filled.cache, filled.values, filled.numbers
 
     def hot() -> None:
         cache.set("key-0", values["key-0"])
@@ -577,8 +577,7 @@ def test_an_entry_that_cannot_be_read_is_kept(
 ) -> None:
     """The ring says EIO: then a plain read decides. If that fails too it is told, and nothing is dropped."""
     filled = Filled(tmp_path / "cache", False)
-    cache, values = filled.cache, filled.values
-    numbers = [key for key in values if type(key) is int]
+    cache, values, numbers = filled.cache, filled.values, filled.numbers
     filled.cool()
     errors: list[CacheIOError] = []
     problems: list[Problem] = []
