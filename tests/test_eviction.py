@@ -311,7 +311,9 @@ def test_full_without_eviction(make: Make, directory: Path, segment: int, length
     cache = make(eviction="none", size_limit=limit, segment_size=segment)
     n = fill_up(cache, length)
     assert cache.volume() <= limit + segment
-    assert cache.stats().live_bytes > limit * 0.5
+    # Measured 0.507 to 0.893. The least is that of empty values: each takes an index record as long
+    # as itself, and the index's pages differ by a few with the directory's random seed.
+    assert cache.stats().live_bytes > limit * 0.45
     expected = {("fill", m): noise(length, m) for m in range(n)}
     refused = 0
     for turn in range(4):
