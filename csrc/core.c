@@ -53,7 +53,7 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define BUSY_CHANGING 0x474e49474e414843u
 
 enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26, W_DELETES,
-       W_LOG = 31, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
+       W_LOG = 31, W_ACTIVE, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
 enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_LIVE_A, J_WAS_A, J_LIVE_B, J_WAS_B, J_IMAGE };
 enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
 enum { T_SIZE = 1, T_LIVE = 2, T_TAIL = 7 };
@@ -402,9 +402,14 @@ static uint64_t record_bytes(uint64_t lengths)
     return (lengths & 0xFFFF) * ALIGN + aligned(payload);
 }
 
+static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
+{
+    return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
+}
+
 static uint64_t live_word(const struct yc_view *view, uint64_t place)
 {
-    return view->table_word + (place >> 32) % view->table_capacity * ENTRY_WORDS + T_LIVE;
+    return entry_of(view, place >> 32) + T_LIVE;
 }
 
 /* Where a new entry of the partition goes, or UNSURE if the partition has to grow first. */
@@ -453,6 +458,15 @@ static void begin(const struct yc_view *view, struct yc_record *record, uint64_t
     change(view, record, W_BUSY, BUSY_CHANGING);
 }
 
+/* Index.settle() of a record that is shown; its segment is active. */
+static void settle(const struct yc_view *view, struct yc_record *record, uint64_t size)
+{
+    uint64_t place = record->slot[S_PLACE], tail = entry_of(view, place >> 32) + T_TAIL;
+    uint64_t start = (place & MASK32) * ALIGN;
+    if (load(view->map, tail) == start)
+        change(view, record, tail, start + size);
+}
+
 /* Index.put(): the slot shows the record. In the same order, with the same undo journal. */
 static void put_slot(const struct yc_view *view, struct yc_record *record, uint64_t at, bool fresh)
 {
@@ -478,6 +492,7 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) + size);
     change(view, record, W_BUSY, 0);
 
+    settle(view, record, size);
     change(view, record, W_WRITTEN, load(map, W_WRITTEN) + 1);
     change(view, record, W_SETS, load(map, W_SETS) + 1);
 }
@@ -488,7 +503,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     const void *map = view->map;
     struct digest key = {record->slot[S_LOW], record->slot[S_HIGH]};
     uint64_t segment = record->slot[S_PLACE] >> 32;
-    uint64_t entry = view->table_word + segment % view->table_capacity * ENTRY_WORDS;
+    uint64_t entry = entry_of(view, segment);
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
         record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
         return false;
@@ -675,11 +690,6 @@ static void remove_slot(const struct yc_view *view, struct yc_record *record, co
         change(view, record, W_DELETES, load(map, W_DELETES) + 1);
 }
 
-static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
-{
-    return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
-}
-
 /* True if a removal can be logged without making the log longer. */
 static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
 {
@@ -711,9 +721,31 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     return true;
 }
 
-/* yc_remove() with the lock held, of the slot at `at`. */
-static int remove_locked(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
+/* Handle.others_append() */
+static bool others_append(const struct yc_view *view, const struct yc_end *own)
+{
+    uint64_t entry = entry_of(view, own->segment);
+    bool settled = own->segment && load(view->map, entry) == (ACTIVE | own->segment) &&
+                   load(view->map, entry + T_TAIL) == own->offset;
+    return load(view->map, W_ACTIVE) > settled;
+}
+
+/* yc_remove() with the lock held, where there is no slot: a record may be there that was not shown. */
+static int remove_absent(const struct yc_view *view, struct digest key, const struct yc_end *log,
                          uint64_t now, struct yc_record *record)
+{
+    if (load(view->map, W_BUSY) || load(view->map, W_SUPERSEDED) || !log_has_room(view, log))
+        return YC_OTHER;
+    uint64_t stamp = new_stamp(view, now);
+    if (stamp <= load(view->map, W_EPOCH) || !log_removal(view, key, stamp, log, record))
+        return YC_OTHER;
+    change(view, record, W_DELETED + key.high % PARTITIONS, stamp);
+    return YC_EXPIRED;
+}
+
+/* The same of the slot at `at`. */
+static int remove_shown(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
+                        uint64_t now, struct yc_record *record)
 {
     const void *map = view->map;
     struct partition part;
@@ -735,18 +767,22 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
 }
 
 int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
-              uint64_t now, struct yc_record *record)
+              const struct yc_end *own, uint64_t now, struct yc_record *record)
 {
     if (!usable(view))
         return YC_OTHER;
     struct digest digest = digest_of(key, key_length, view->seed);
     uint64_t at = find(view, digest);
-    if (!at)
+    if (!at && !others_append(view, own))
         return YC_MISS;
     if (at == UNSURE || log->segment > MASK32 || !lock(log->lock_fd))
         return YC_OTHER;
+    int status = YC_OTHER;
     at = find(view, digest);
-    int status = at == UNSURE ? YC_OTHER : at ? remove_locked(view, digest, at, log, now, record) : YC_MISS;
+    if (!at)
+        status = others_append(view, own) ? remove_absent(view, digest, log, now, record) : YC_MISS;
+    else if (at != UNSURE)
+        status = remove_shown(view, digest, at, log, now, record);
     flock(log->lock_fd, LOCK_UN);
     return status;
 }

@@ -116,10 +116,11 @@ size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t
 uint64_t yc_epoch(const struct yc_view *view);
 
 /* Log a removal of the key and take it out of the index. YC_FOUND if it was there, YC_EXPIRED if
- * it was, but had expired; YC_MISS if not, and nothing was done; YC_OTHER as above. `log->offset` is
- * not used: the index tells where the log ends. */
+ * it was, but had expired, or if it was not, and the removal was logged because others may have
+ * begun to put it; YC_MISS if nothing was done; YC_OTHER as above. `log->offset` is not used: the
+ * index tells where the log ends. `own`: the segment that the caller appends to (or 0), and its end. */
 int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
-              uint64_t now, struct yc_record *record);
+              const struct yc_end *own, uint64_t now, struct yc_record *record);
 
 /* All of a file, from its start, into `bytes`, and its checksum. Bytes read, fewer where the file
  * ends earlier (there is no checksum then); a negative errno. */

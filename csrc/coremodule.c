@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -662,7 +662,7 @@ static PyObject *core_install_many(Core *self, PyObject *args)
     return PyLong_FromSize_t(done);
 }
 
-enum { R_FD, R_SEGMENT, R_LOCK_FD, R_KEY, R_NOW, R_STOP_AFTER, R_COUNT };
+enum { R_FD, R_SEGMENT, R_LOCK_FD, R_KEY, R_OWN_SEGMENT, R_OWN_END, R_NOW, R_STOP_AFTER, R_COUNT };
 
 static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -680,6 +680,10 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
         .lock_fd = (int)PyLong_AsLong(args[R_LOCK_FD]),
         .segment = PyLong_AsUnsignedLongLong(args[R_SEGMENT]),
     };
+    struct yc_end own = {
+        .segment = PyLong_AsUnsignedLongLong(args[R_OWN_SEGMENT]),
+        .offset = PyLong_AsUnsignedLongLong(args[R_OWN_END]),
+    };
     uint64_t now = PyLong_AsUnsignedLongLong(args[R_NOW]);
     record.stop_after = count == R_COUNT ? PyLong_AsLongLong(args[R_STOP_AFTER]) : -1;
     if (PyErr_Occurred())
@@ -688,7 +692,7 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
     int status;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    status = yc_remove(&mapping->view, key, (uint64_t)key_length, &log, now, &record);
+    status = yc_remove(&mapping->view, key, (uint64_t)key_length, &log, &own, now, &record);
     Py_END_ALLOW_THREADS
     release(mapping);
     switch (status) {
@@ -737,8 +741,8 @@ static PyMethodDef core_methods[] = {
      "install_many(slots, first, epoch)\n--\n\nShow records from `first` on while the lock is held: how many, until one "
      "is not plain."},
     {"remove", (PyCFunction)(void (*)(void))core_remove, METH_FASTCALL,
-     "remove(fd, segment, lock_fd, key, now, stop_after=-1)\n--\n\n"
-     "Whether the entry had not expired; None if there was none; NotImplemented."},
+     "remove(fd, segment, lock_fd, key, own_segment, own_end, now, stop_after=-1)\n--\n\n"
+     "Whether there was an entry that had not expired; None if nothing was done; NotImplemented."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot core_slots[] = {

@@ -422,7 +422,7 @@ def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[...,
     assert store.writer is not None
     segment, tail = store.writer.segment, store.writer.tail
     with store.lock:  # as if this handle were believed dead
-        store.index.words[store.index.entry(segment)] = f.SEALED | segment
+        store.index.set_state(segment, f.SEALED)
         store.index.resize_segment(segment, tail)
     cache.set("k", b"v")
     assert cache.get("k") == b"v"
@@ -695,9 +695,19 @@ def test_what_stands_in_the_way_of_a_removal(opened: Callable[..., DiskCache]) -
 
     def remove(key: str = "k", **changed: Any) -> Any:
         given = {"fd": fd, "segment": log, "lock_fd": store.lock.fd, **changed}
-        return core._core.remove(*given.values(), encode_key(key), START * 2)
+        return core._core.remove(*given.values(), encode_key(key), *store.own_end, START * 2)
 
     assert remove("none") is None
+    words[f.W_ACTIVE] += 1  # somebody may have died while putting it: that it is not there is logged
+    assert remove("none") is False
+    for word, value in (
+        (f.W_BUSY, 1), (f.W_SUPERSEDED, 1), (f.W_EPOCH, f.MASK64 >> 1), (entry, f.SEALED | log),
+    ):  # fmt: skip
+        was, words[word] = words[word], value
+        assert remove("none") is NotImplemented, word
+        words[word] = was
+    assert remove("none", fd=-1) is NotImplemented
+    words[f.W_ACTIVE] -= 1
     assert remove("big") is NotImplemented  # its file has to go
     assert remove(lock_fd=-1) is NotImplemented
     assert remove(segment=1 << 32) is NotImplemented
@@ -734,7 +744,9 @@ def test_a_removal_killed_after_every_store(tmp_path: Path, opened: Callable[...
         cache.set(100, b"so that there is a log to write to")
         store, core = cache._store, cast(Any, cache._store.core)
         words = store.index.words
-        done = core._core.remove(*store.changes.opened, store.lock.fd, encode_key(5), time.time_ns(), stores)
+        done = core._core.remove(
+            *store.changes.opened, store.lock.fd, encode_key(5), *store.own_end, time.time_ns(), stores
+        )
         assert done is True
         dead = words[f.W_BUSY]
         with store.appending, store.lock:

@@ -213,6 +213,32 @@ def test_size_per_entry(index: Index) -> None:
         assert index.count() == count
 
 
+def test_active_segments_are_counted(index: Index) -> None:
+    index.add_segment(12, f.ACTIVE, 100, 7, 1)
+    index.add_segment(13, f.ACTIVE, 100, 7, 1)
+    assert index.words[f.W_ACTIVE] == 2
+    index.set_state(12, f.SEALED)
+    index.set_state(12, f.SEALED)
+    assert index.words[f.W_ACTIVE] == 1 and index.state(12) == f.SEALED
+    index.set_state(12, f.ACTIVE)
+    index.drop_segment(13)
+    assert index.words[f.W_ACTIVE] == 1
+    index.words[f.W_ACTIVE] = 9
+    index.words[f.W_BUSY] = f.BUSY_COUNTING  # a process died at it
+    assert index.repair() and index.words[f.W_ACTIVE] == 1
+
+
+def test_settled_is_what_follows_without_a_gap(index: Index) -> None:
+    tail = index.add_segment(12, f.ACTIVE, 1 << 20, 7, 1) + f.T_TAIL
+    index.words[tail] = 64
+    for offset, size, settled in ((64, 80, 144), (160, 16, 144), (144, 16, 160), (160, 16, 176), (64, 80, 176)):
+        index.settle(f.pack_place(12, offset), size)
+        assert index.words[tail] == settled
+    index.set_state(12, f.SEALED)
+    index.settle(f.pack_place(12, 176), 16)
+    assert index.words[tail] == 176
+
+
 def test_segments(index: Index) -> None:
     assert index.segments() == list(SEGMENTS)
     assert index.state(3) == f.SEALED and index.state(3 + TABLE) == 0 and index.state(12) == 0

@@ -32,13 +32,16 @@ import pytest
 from faulty import seeded
 from helpers import noise
 
-from yatagarasu_cache import DiskCache, index, reclaim, segment, store
+from yatagarasu_cache import DiskCache, changes, checkpoint, index, reclaim, segment, store
+from yatagarasu_cache.codec import KIND_BYTES, encode_key
+from yatagarasu_cache.format import key_digest
+from yatagarasu_cache.store import handle, removal, writing
 
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 TIGHT: dict[str, Any] = {"size_limit": 256 << 10, "segment_size": 4096}  # evicts all the time
 MISSING = "(none)"
 PATIENCE = 10.0  # seconds within which a process that lives must get on
-MODULES = (index, reclaim, segment, store)
+MODULES = (changes, checkpoint, index, reclaim, segment, handle, removal, writing)
 
 
 @pytest.fixture
@@ -141,6 +144,12 @@ class Known:
         self.evicts = evicts
         self.values: dict[Any, list[Any]] = {}
 
+    def remove_unsettled(self, cache: DiskCache) -> None:
+        """Delete whatever may have been put or not: from then on it is gone for good."""
+        for key in [key for key, allowed in self.values.items() if len(allowed) > 1]:
+            cache.delete(key)
+            self.done({key: MISSING})
+
     def now(self, key: Any) -> Any:
         return self.values.get(key, [MISSING])[0]
 
@@ -238,12 +247,12 @@ class Worker:
 
     def run(self, cache: DiskCache, acknowledge: Callable[[], None], most: int = 1 << 60) -> None:
         """Here in the child."""
-        for number, (call, changes) in enumerate(self.changes()):
+        for number, (call, changed) in enumerate(self.changes()):
             if number >= most:
                 return
             call(cache)
             acknowledge()
-            self.known.done(changes)
+            self.known.done(changed)
 
     def follow(self, acknowledged: int) -> None:
         """In the parent: what the child did, and may have done."""
@@ -279,12 +288,12 @@ def survivor(directory: Path, options: dict[str, Any], seed: str, shared: mmap.m
         cache = DiskCache(directory, **options)
         known = Known(options.get("eviction") != "none")
         worker = Worker("survivor", seed, known)
-        for number, (call, changes) in enumerate(worker.changes(), 1):
+        for number, (call, changed) in enumerate(worker.changes(), 1):
             started = time.monotonic()
             call(cache)
             taken = time.monotonic() - started
             assert taken < PATIENCE, f"an operation took {taken} s"
-            known.done(changes)
+            known.done(changed)
             if number % 50 == 0:
                 known.look(cache, f"after {number} operations")
             struct.pack_into("q", shared, 0, number)
@@ -503,6 +512,8 @@ class Base:
                 witness.set("witness", when)
                 assert witness.get("witness") == when
                 known.look(witness, f"{when}, another handle, later")
+                if self.points % 3 == 0:
+                    known.remove_unsettled(witness)
                 sound(witness, f"{when}, another handle", leftovers=True)
             witness.close()
             if died:
@@ -511,6 +522,10 @@ class Base:
                 with DiskCache(directory, **self.options) as cache:
                     known.look(cache, f"{when}, opened again, rebuilt: {rebuild}")
                     sound(cache, f"{when}, opened again, rebuilt: {rebuild}")
+                    known.remove_unsettled(cache)
+                lose_index(directory)
+                with DiskCache(directory, **self.options) as cache:
+                    known.look(cache, f"{when}, index made anew at last")
         shutil.rmtree(directory)
         return died
 
@@ -624,3 +639,142 @@ def test_kill_at_lines(
         died += base.try_point(lambda cache: _trace_lines(number, chosen), when, rebuild=lost)
     assert died > points // 8
     print(f"{died} deaths, {most} lines at most")
+
+
+# -- appended, and never shown ------------------------------------------------------------------
+
+
+@pytest.fixture(params=["auto", "python"])
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("YATAGARASU_CORE", request.param)
+    return str(request.param)
+
+
+REMOVALS: dict[str, Callable[[DiskCache], object]] = {
+    "delete": lambda cache: cache.delete(("k", 1)),
+    "delete_many": lambda cache: cache.delete_many([("k", 1), ("k", 2)]),
+    "pop": lambda cache: cache.pop(("k", 1)),
+    "evict": lambda cache: cache.evict("tag"),
+    "delete_prefix": lambda cache: cache.delete_prefix(("k",)),
+    "clear": lambda cache: cache.clear(),
+}
+
+
+def _never_shown(*_: object) -> Any:
+    _die()
+
+
+@pytest.mark.parametrize("who", ["stays", "opens", "opens beside another"])
+@pytest.mark.parametrize("durability", ["none", "sync"])
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_removed_after_its_writer_died(
+    disks: Path, backend: str, core: str, removal: str, durability: str, who: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A record that a dead process appended, and that was never shown, is removed like any other.
+
+    There is nothing in the index to remove; a rebuild would find the record all the same.
+    """
+    options = {**SMALL, "backend": backend, "durability": durability}
+    directory = disks / "cache"
+    DiskCache(directory, **options).close()
+
+    def work(_: Callable[[], None]) -> None:
+        monkeypatch.setenv("YATAGARASU_CORE", "python")  # the compiled one appends and shows in one call
+        with DiskCache(directory, **options) as cache:
+            cache.set("shown", 1)
+            monkeypatch.setattr(store.Store, "_install", _never_shown)
+            cache.set(("k", 1), b"dead", tag="tag")
+
+    with watchdog(60, removal):
+        cache = DiskCache(directory, **options)
+        cache.set("before", 0)
+        assert Child(work).end(kill=False)
+        other = None
+        if who != "stays":
+            if who == "opens":
+                cache.close()
+            else:
+                other = cache
+                other.set("so that it has a segment", 1)
+            cache = DiskCache(directory, **options)
+        assert cache.get(("k", 1)) is None
+        assert not REMOVALS[removal](cache) or removal == "clear"
+        sound(cache, removal)
+        for opened in (cache, other):
+            if opened is not None:
+                opened.close()
+        for _ in range(2):
+            lose_index(directory)
+            with DiskCache(directory, **options) as cache:
+                assert cache.get(("k", 1)) is None
+                assert (cache.get("shown") == 1) is (removal != "clear")
+                sound(cache, removal)
+
+
+@pytest.mark.parametrize("removal", ["delete", "evict"])
+@pytest.mark.parametrize("durability", ["none", "sync"])
+def test_removed_after_a_put_was_interrupted(
+    disks: Path, backend: str, core: str, removal: str, durability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of a put that ended with an exception, such as KeyboardInterrupt, before it was shown."""
+    options = {**SMALL, "backend": backend, "durability": durability}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = DiskCache(disks / "cache", **options)
+    cache.set("shown", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "_install", interrupted)
+        low, high = key_digest(key := encode_key(("k", 1)), cache._store.seed)
+        with pytest.raises(KeyboardInterrupt):
+            cache._store.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
+    assert cache.get(("k", 1)) is None
+    assert not REMOVALS[removal](cache)
+    shutil.copytree(disks / "cache", disks / "as it is")
+    cache.close()
+    for name in ("cache", "as it is"):
+        lose_index(disks / name)
+        with DiskCache(disks / name, **options) as cache:
+            assert cache.get(("k", 1)) is None
+            assert cache.get("shown") == 1
+
+
+def test_an_older_value_stays_where_a_newer_one_was_not_shown(
+    disks: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a dead process did not come to show is taken back; what it would have replaced is not."""
+    monkeypatch.setenv("YATAGARASU_CORE", "python")
+    options = {**SMALL, "backend": backend}
+    directory = disks / "cache"
+
+    def work(_: Callable[[], None]) -> None:
+        with DiskCache(directory, **options) as cache:
+            monkeypatch.setattr(store.Store, "_install", _never_shown)
+            cache.set("k", b"new")
+
+    with DiskCache(directory, **options) as cache:
+        cache.set("k", b"old")
+    assert Child(work).end(kill=False)
+    with DiskCache(directory, **options) as cache:
+        assert cache.get("k") == b"old"
+    lose_index(directory)
+    with DiskCache(directory, **options) as cache:
+        assert cache.get("k") == b"old"
+        sound(cache, "rebuilt")
+
+
+def test_a_lone_process_logs_no_removal_of_nothing(disks: Path, backend: str, core: str) -> None:
+    """It costs a write, so it is done only where somebody may have died."""
+    with DiskCache(disks / "cache", **{**SMALL, "backend": backend}) as cache:
+        cache.set("k", 1)
+        size = cache._store.changes.size
+        assert not cache.delete("none") and cache.pop("none") is None
+        assert not cache.delete_many(["a", "b"]) and not cache.evict("none")
+        assert cache._store.changes.size == size
+        with DiskCache(disks / "cache", **{**SMALL, "backend": backend}) as other:
+            other.set("l", 1)
+            assert not cache.delete("none")
+            assert cache._store.changes.size > size
+            assert cache.get("k") == other.get("l") == 1

@@ -274,6 +274,8 @@ class DiskCache:
                 store.hits += 1
                 return value
         store.misses += 1
+        if store.others_append():
+            store.remove([(low, high)], lambda slot: False, "deletes")
         return default
 
     def delete(self, key: Key) -> bool:
@@ -391,6 +393,8 @@ class DiskCache:
     def _remove_where(self, wanted: Callable[[Any], bool]) -> int:
         store = self._store
         store.ensure_writable("remove entries")
+        if store.others_append():  # the walk does not see what dead ones did not come to show
+            store.reclaim.reap()
         stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
         # An entry replaced since the walk may no longer be one of those meant: it stays.
 

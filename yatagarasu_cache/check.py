@@ -105,7 +105,7 @@ def _mend_segment(store: Store, segment: int) -> None:
             size = os.fstat(fd).st_size
         index.resize_segment(segment, size)
         index.words[entry + f.T_SYNCED] = 0
-        index.words[entry] = f.SEALED | segment
+        index.set_state(segment, f.SEALED)
         index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
     else:
         with contextlib.suppress(IsADirectoryError, PermissionError):  # a directory is none of ours
@@ -138,7 +138,7 @@ def _content_problem(store: Store, segment: int, fd: int) -> str:
     entry = store.index.entry(segment)
     expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
     size = os.fstat(fd).st_size
-    if state == f.SEALED and size != expected:
+    if state == f.SEALED and size != expected and not store.index.words[entry + f.T_OWNER]:
         return f"it has {size} bytes instead of {expected}"
     if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
         return f"its changes can be read up to {end} of {expected} bytes"
@@ -283,6 +283,12 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
                     index.words[entry + f.T_LIVE] = live[segment]
                 yield Problem("space", f.segment_name(segment), detail, fix)
         sizes = sum(index.words[entry + f.T_SIZE] for entry in index.table_entries())
+        active = sum(index.words[entry] & ~f.MASK32 == f.ACTIVE for entry in index.table_entries())
+        if index.words[f.W_ACTIVE] != active:
+            counted = index.words[f.W_ACTIVE]
+            if fix:
+                index.words[f.W_ACTIVE] = active
+            yield Problem("count", f.INDEX_NAME, f"counts {counted} active segments, has {active}", fix)
         totals = ((f.W_LIVE_BYTES, sum(live.values())), (f.W_SEGMENT_BYTES, sizes))
         for word, total in totals:
             if index.words[word] != total:

@@ -277,7 +277,9 @@ class CompiledCore(PythonCore):
         store = self._store
         lock: Any = store.lock
         with lock.threads:
-            done: Any = self._core.remove(*store.changes.opened, lock.fd, key, time.time_ns())
+            done: Any = self._core.remove(
+                *store.changes.opened, lock.fd, key, *store.own_end, time.time_ns()
+            )
         if done is NotImplemented:
             return super().delete(key)
         if done is None:

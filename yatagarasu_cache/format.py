@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
@@ -73,6 +73,7 @@ W_FLUSHED = 23  # stamp at which the newest flush() began
 W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 W_LOG = 31  # id of the log of changes that is written to; 0 if the next change begins one
+W_ACTIVE = 32  # active segments
 
 W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
 BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0

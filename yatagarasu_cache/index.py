@@ -468,6 +468,7 @@ class Index:
     def sum_up(self) -> None:
         """The totals of what the segment table says."""
         entries = self.table_entries()
+        self.words[f.W_ACTIVE] = sum(self.words[entry] & ~f.MASK32 == f.ACTIVE for entry in entries)
         self.words[f.W_SEGMENT_BYTES] = sum(self.words[entry + f.T_SIZE] for entry in entries)
         self.words[f.W_LIVE_BYTES] = sum(self.words[entry + f.T_LIVE] for entry in entries)
         self.words[f.W_INDEX_BYTES] = os.fstat(self.fd).st_size
@@ -617,9 +618,26 @@ class Index:
         words[entry + f.T_CREATED] = created
         words[entry + f.T_TAIL] = 0
         words[entry] = state | segment
+        words[f.W_ACTIVE] += state == f.ACTIVE
         words[f.W_SEGMENT_BYTES] += size
         words[W_BUSY] = 0
         return entry
+
+    def set_state(self, segment: int, state: int) -> None:
+        """Make an active segment a sealed one, or the reverse. The lock is held."""
+        entry, words = self.entry(segment), self.words
+        words[W_BUSY] = f.BUSY_COUNTING
+        was = words[entry] & ~f.MASK32
+        words[entry] = state | segment
+        words[f.W_ACTIVE] = max(0, words[f.W_ACTIVE] + (state == f.ACTIVE) - (was == f.ACTIVE))
+        words[W_BUSY] = 0
+
+    def settle(self, place: int, size: int) -> None:
+        """The index shows the record at `place`, or never will: if all before it is settled, so is this."""
+        entry, start = self.entry(place >> 32), (place & f.MASK32) * f.ALIGN
+        words = self.words
+        if words[entry + f.T_TAIL] == start and words[entry] == f.ACTIVE | place >> 32:
+            words[entry + f.T_TAIL] = start + size
 
     def resize_segment(self, segment: int, size: int) -> None:
         entry = self.entry(segment)
@@ -634,6 +652,8 @@ class Index:
         self.words[W_BUSY] = f.BUSY_COUNTING
         left = self.words[f.W_SEGMENT_BYTES] - self.words[entry + f.T_SIZE]
         self.words[f.W_SEGMENT_BYTES] = max(0, left)
+        active = self.words[entry] & ~f.MASK32 == f.ACTIVE
+        self.words[f.W_ACTIVE] = max(0, self.words[f.W_ACTIVE] - active)
         self.words[entry] = 0
         self.words[W_BUSY] = 0
 

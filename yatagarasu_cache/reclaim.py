@@ -124,7 +124,10 @@ class Reclaimer:
             self.cull()
 
     def reap(self) -> int:
-        """Seal the active segments of handles that are dead, and free what these were cleaning. How many."""
+        """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
+
+        What a dead handle had appended, and did not come to show, is taken back.
+        """
         store, index, reaped = self._store, self._index, 0
         with store.lock:
             owned = [e for e in index.table_entries() if index.words[e + f.T_OWNER]]
@@ -133,13 +136,33 @@ class Reclaimer:
             for entry in owned:
                 if index.words[entry + f.T_OWNER] in dead:
                     segment = index.words[entry] & f.MASK32
-                    active = index.words[entry] & ~f.MASK32 == f.ACTIVE
-                    if active:
+                    state = index.words[entry] & ~f.MASK32
+                    if state == f.ACTIVE and not self._take_back(segment):
+                        continue
+                    if state != f.DOOMED:  # it was being written, sealed, or cleaned
                         index.resize_segment(segment, self._file_size(segment))
-                        index.words[entry] = f.SEALED | segment
+                        index.set_state(segment, f.SEALED)
                     index.words[entry + f.T_OWNER] = 0
                     reaped += 1
         return reaped
+
+    def _take_back(self, segment: int) -> bool:
+        """Make the records no records that a dead handle did not come to show. False, and logged, if
+        that fails: the segment stays active then, and removals reckon with what is in it."""
+        store = self._store
+        try:
+            with store.backend.closing(store.backend.open(store.files.path(segment), os.O_RDWR)) as fd:
+                unshown = store.unshown(segment, fd)
+                for offset in unshown:
+                    store.backend.write(fd, [bytes(len(f.RECORD_MAGIC))], offset)
+                if unshown and self._index.words[f.W_PROMISED]:
+                    store.backend.sync(fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            store.log_once("unshown", f"cannot take back what a dead process did not come to store: {error}")
+            return False
+        return True
 
     def _file_size(self, segment: int) -> int:
         try:
@@ -213,7 +236,8 @@ class Reclaimer:
         try:
             header = f.pack_segment_header(segment, index.identity, created, floor)
             store.backend.write(fd, [header], 0)
-            index.add_segment(segment, f.ACTIVE, capacity, token, created)
+            entry = index.add_segment(segment, f.ACTIVE, capacity, token, created)
+            index.words[entry + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.let_go(fd)
             store.backend.clear_away(store.files.path(segment))
@@ -253,7 +277,8 @@ class Reclaimer:
             entry, owner = index.entry(segment), store.owner.acquire()
             index.words[entry + f.T_SYNCED] = 0
             index.words[entry + f.T_OWNER] = owner
-            index.words[entry] = f.ACTIVE | segment
+            index.words[entry + f.T_TAIL] = writer.tail
+            index.set_state(segment, f.ACTIVE)
             index.resize_segment(segment, self.segment_bytes)
             store.backend.truncate(fd, writer.tail)  # the footer
         except BaseException:
@@ -647,6 +672,7 @@ class Reclaimer:
                         index.move(at, place)
                     else:
                         again.append((record, slot))
+                index.settle(place, record.head.record_bytes)
         return again
 
     @staticmethod

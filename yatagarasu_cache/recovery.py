@@ -414,17 +414,24 @@ class _Rebuild:
             if footer is not None and not self._verify:
                 self._collect(segment, footer, -1)
             else:  # after a power cut a footer may list what is not there; without one, the end may be torn
-                self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
+                whole = self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
+                if index.state(segment) == f.ACTIVE:
+                    index.words[index.entry(segment) + f.T_TAIL] = whole
 
-    def _collect(self, segment: int, records: Iterable[Record], fd: int) -> None:
-        """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count."""
+    def _collect(self, segment: int, records: Iterable[Record], fd: int) -> int:
+        """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count.
+
+        Up to where the segment has records without a gap.
+        """
         store, index = self._store, self._index
-        clock = 0
+        clock, whole = 0, f.SEGMENT_HEADER_BYTES
         seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack
         for record in records:
             head = record.head
             stamp = head.stamp
             clock = max(clock, stamp)
+            if record.offset == whole:
+                whole += head.record_bytes
             if head.kind > f.LARGE:
                 continue
             low, high = f.key_digest(record.key, seed)
@@ -435,6 +442,7 @@ class _Rebuild:
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
             )
         self._tick(clock)
+        return whole
 
     def _is_whole(self, fd: int, record: Record, low: int, high: int) -> bool:
         """False for a value that did not reach the disk: what it replaced must not be lost for it."""

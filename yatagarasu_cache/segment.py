@@ -378,10 +378,11 @@ class _Window:
         return offset - self.start
 
 
-def scan(backend: Backend, fd: int, segment: int, seed: int) -> Iterator[Record]:
+def scan(
+    backend: Backend, fd: int, segment: int, seed: int, offset: int = f.SEGMENT_HEADER_BYTES
+) -> Iterator[Record]:
     """The records of a segment, read from its start; what fails its checksum is skipped over."""
     window = _Window(backend, fd)
-    offset = f.SEGMENT_HEADER_BYTES
     size = os.fstat(fd).st_size
     while offset + f.RECORD_BYTES <= size:
         record = _record_at(window, offset, segment, seed)

@@ -31,7 +31,7 @@ from ..index import Index, IndexDamaged, IndexLock, NoLock
 from ..large import LargeFiles
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer
-from ..segment import Record, SegmentFiles, SegmentWriter, read_records
+from ..segment import Record, SegmentFiles, SegmentWriter, read_records, scan
 
 if TYPE_CHECKING:
     from . import Store
@@ -389,6 +389,7 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is None:
             return
+        self._take_back(writer)
         try:
             size = writer.seal()
         except OSError as error:  # without its footer it will be read through instead
@@ -401,13 +402,69 @@ class Handle:
             durable = False
             self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
-            if self.index.state(writer.segment) == f.ACTIVE:
+            if self._is_ours(writer):
                 self.index.resize_segment(writer.segment, size)
                 entry = self.index.entry(writer.segment)
                 if durable:
                     self.index.words[entry + f.T_SYNCED] = size
-                self.index.words[entry] = f.SEALED | writer.segment
+                self.index.set_state(writer.segment, f.SEALED)
                 self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
+
+    def _is_ours(self, writer: SegmentWriter) -> bool:
+        """True if nobody took the segment from us, believing this handle dead. The lock is held."""
+        state, owner = self.index.state(writer.segment), self.index.entry(writer.segment) + f.T_OWNER
+        return state == f.ACTIVE or state == f.SEALED and self.index.words[owner] == self.owner.token
+
+    def _take_back(self, writer: SegmentWriter) -> None:
+        """Before our segment is sealed: what was appended, and was not shown, never will be."""
+        try:
+            with self.lock:
+                index = self.index
+                tail = index.words[index.entry(writer.segment) + f.T_TAIL]
+                if tail != writer.tail and index.state(writer.segment) == f.ACTIVE:
+                    index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
+                    for offset in self.unshown(writer.segment, writer.fd):
+                        writer.void(offset)
+        except OSError as error:
+            self.log_once("unshown", f"cannot take back what was not stored: {error}")
+
+    def unshown(self, segment: int, fd: int) -> list[int]:
+        """Where records of an active segment are that the index does not show. The lock is held.
+
+        They were appended by puts that did not come to an end; a rebuild would find them, also after
+        somebody was told that there is nothing to remove.
+        """
+        index = self.index
+        settled = max(index.words[index.entry(segment) + f.T_TAIL], f.SEGMENT_HEADER_BYTES)
+        try:
+            index.validate()
+            records = scan(self.backend, fd, segment, self.seed, settled)
+            return [record.offset for record in records if self._is_unshown(record)]
+        except IndexDamaged as error:  # what cannot be found is not lost: the rebuild shows it
+            self.rebuild(str(error))
+            return []
+
+    def _is_unshown(self, record: Record) -> bool:
+        if record.head.kind > f.LARGE:
+            return False
+        at = self.index.find(*record.digest(self.seed))
+        return not at or self.index.words[at + f.S_STAMP] < record.head.stamp
+
+    @property
+    def own_end(self) -> tuple[int, int]:
+        """(id of our active segment, where it ends), for `others_append`; zeros if there is none."""
+        writer = self.writer
+        return (writer.segment, writer.tail) if writer is not None else (0, 0)
+
+    def others_append(self) -> bool:
+        """True if there may be records that the index does not show, by others or by puts of ours.
+
+        Whoever removes something that is not there has to log that then: should those others be
+        dead, a rebuild would find their records, and must not bring back what came before.
+        """
+        index, (segment, tail) = self.index, self.own_end
+        settled = index.state(segment) == f.ACTIVE and index.words[index.entry(segment) + f.T_TAIL] == tail
+        return bool(index.words[f.W_ACTIVE] > settled)
 
     def let_go_if_lost(self, writer: SegmentWriter) -> None:
         """Stop appending to a segment that others took from us, believing this handle dead."""

@@ -29,21 +29,21 @@ class Removal(Handle):
 
     def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
         """Remove an entry (only the version with `stamp`, if given). False if there was none live."""
-        if not self.find(low, high):
+        if not self.find(low, high) and not self.others_append():
             return False
 
         def chosen(slot: Slot) -> bool:
             return stamp is None or slot.stamp == stamp
 
-        alive, removed = self.remove([(low, high)], chosen, "deletes")
-        return bool(alive and removed)
+        return bool(self.remove([(low, high)], chosen, "deletes")[0])
 
     def remove(
         self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
     ) -> tuple[int, int]:
         """Remove those of `digests` whose slots are `chosen`. (of these unexpired, removed).
 
-        Each batch is atomic, and in the log before it is in the index: nothing comes back.
+        Each batch is atomic, and in the log before it is in the index: nothing comes back, be it
+        that there was nothing to remove but what somebody who died had begun to put.
         """
         alive = removed = 0
         for start in range(0, len(digests), _REMOVAL_BATCH):
@@ -56,14 +56,14 @@ class Removal(Handle):
     ) -> tuple[int, int]:
         self.ensure_writable("remove an entry")
         with self.lock:
-            slots = [
-                slot
-                for digest in digests
-                if (at := self.find(*digest)) and chosen(slot := self.index.slot(at))
-            ]
-            if not slots:
+            found = {digest: at for digest in digests if (at := self.find(*digest))}
+            slots = [slot for at in found.values() if chosen(slot := self.index.slot(at))]
+            absent: list[tuple[int, int]] = []
+            if len(found) < len(digests) and self.others_append():
+                absent = [digest for digest in digests if digest not in found]
+            if not slots and not absent:
                 return 0, 0
-            gone = self.remove_slots(slots)
+            gone = self.remove_slots(slots, absent)
             now = time.time_ns()
             alive = sum(not slot.expires or slot.expires > now for slot in slots)
             self.count(counter, alive if counter == "deletes" else len(slots))
@@ -71,11 +71,16 @@ class Removal(Handle):
         self.discard(gone, synced=self.durable)
         return alive, len(slots)
 
-    def remove_slots(self, slots: Sequence[Slot]) -> Gone:
-        """Log the removal, then do it. The lock is held. The large files that can go now."""
-        digests = b"".join(f.pack_digest(slot.low, slot.high) for slot in slots)
+    def remove_slots(self, slots: Sequence[Slot], absent: Sequence[tuple[int, int]] = ()) -> Gone:
+        """Log the removal, then do it. The lock is held. The large files that can go now.
+
+        `absent`: digests without a slot, which are logged as well (see `others_append`).
+        """
+        digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
         stamp = self._stamp_beyond(slots)
         gone = Gone([], self.changes.append(f.REMOVE, digests, stamp))
+        for _, high in absent:
+            self.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
             self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp

@@ -11,7 +11,7 @@ from .. import format as f
 from ..backends.base import Buffer
 from ..changes import Mark
 from ..errors import CacheIOError, ValueTooLarge, from_os_error
-from ..format import FLAG_LARGE, MASK32, PARTITION_MASK, Slot, value_sum
+from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..index import IndexDamaged
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS
@@ -88,10 +88,10 @@ class Writing(Reading):
                 )  # fmt: skip
                 self._append(writer, head, payload)
                 end = writer.tail
-            if self.durable:
-                self._make_durable(writer, end, [place])
             lengths = length << 24 | flags << 16 | len(head) >> 4
             slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
+            if self.durable:
+                self._make_durable(writer, end, [slot])
             if self.show(slot, epoch, size):
                 return
             self.let_go_if_lost(writer)
@@ -99,18 +99,24 @@ class Writing(Reading):
 
     def show(self, slot: Slot, epoch: int, size: int) -> bool:
         """The second half of `put`: let the index show a record. False if it has to be appended again."""
-        try:
-            with self.lock:
-                done, replaced = self._install(slot, epoch)
-        except OSError:
-            self._void([slot.place])
-            raise
+        done, replaced = self._show(slot, epoch)
         if done:
             if replaced is not None:
                 self.discard(Gone([replaced], Mark(slot.place >> 32, 0)), synced=self.durable)
             self.sets += 1
             self.reclaim.pace(size)
         return done
+
+    def _show(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+        """`_install`, with the lock. A record that is not shown then is taken back."""
+        done = False
+        try:
+            with self.lock:
+                done, replaced = self._install(slot, epoch)
+        finally:
+            if not done:
+                self._void([slot])
+        return done, replaced
 
     def _append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
         try:
@@ -129,7 +135,7 @@ class Writing(Reading):
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
         at = self.find(slot.low, slot.high)
-        if self.index is not index:  # it was damaged, and made anew
+        if self.index is not index:  # it was damaged, and made anew: that may have found the record
             return self._shown(slot), None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
@@ -147,31 +153,37 @@ class Writing(Reading):
             self.rebuild(str(error))
             return self._shown(slot), None
         words = index.words
+        index.settle(slot.place, f.record_bytes(slot.lengths))
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
         return True, self.large_file(replaced) if replaced is not None else None
 
     def _shown(self, slot: Slot) -> bool:
-        """True if a rebuild found the record of `slot` in the log: then it must not be appended again."""
+        """True if the index shows the very record of `slot`."""
         at = self.find(slot.low, slot.high)
         return bool(at) and self.index.slot(at).place == slot.place
 
-    def _make_durable(self, writer: SegmentWriter, end: int, places: Sequence[int] = ()) -> None:
-        """Sync what was appended up to `end`. If that fails, the records at `places` are taken back."""
+    def _make_durable(self, writer: SegmentWriter, end: int, slots: Sequence[Slot]) -> None:
+        """Sync what was appended up to `end`. If that fails, the records of `slots` are taken back."""
         try:
             self.promise()
             writer.sync(end)
             self._sync_names()
-        except OSError as error:
-            self._void(places)
+        except BaseException as error:
+            self._void(slots)
+            if not isinstance(error, OSError):
+                raise
             raise from_os_error(error, "cannot make an entry durable") from error
 
-    def _void(self, places: Sequence[int]) -> None:
-        """Take back records that the index never showed: a rebuild must not find them."""
+    def _void(self, slots: Sequence[Slot]) -> None:
+        """Take back records that the index does not show: a rebuild must not find them."""
         with self.appending:
-            for place in places:
-                if self.writer is not None and self.writer.segment == place >> 32:
-                    self.writer.void((place & MASK32) * f.ALIGN)
+            for slot in slots:
+                writer = self.writer
+                if writer is None or writer.segment != slot.segment:
+                    continue  # taken back when it was sealed
+                if not self._shown(slot):  # an interruption may have come after it was shown
+                    writer.void(slot.offset)
 
     # -- many at once ------------------------------------------------------------------------
 
@@ -212,7 +224,7 @@ class Writing(Reading):
             slots, epoch = self._append_many(batch, writer)
             end = writer.tail
         if self.durable:
-            self._make_durable(writer, end, [slot.place for slot in _unpacked(slots)])
+            self._make_durable(writer, end, _unpacked(slots))
         again = self._install_many(batch, slots, epoch, Gone([], Mark(writer.segment, 0)))
         self.sets += len(batch) - len(again)
         self.reclaim.pace(size)
@@ -240,6 +252,7 @@ class Writing(Reading):
         # Of several with the same key the last one counts: an earlier one is not tried again.
         last: dict[tuple[int, int], Item] = {}
         again: list[Item] = []
+        left: list[Slot] = []  # not shown
         at = 0
         try:
             with self.lock:
@@ -247,19 +260,20 @@ class Writing(Reading):
                     at += self.core.install_many(slots, at, epoch)
                     if at == len(batch):
                         break
-                    done, old = self._install(Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES)), epoch)
+                    slot = Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES))
+                    done, old = self._install(slot, epoch)
                     item = batch[at]
                     at += 1
                     if not done:
+                        left.append(slot)
                         last = last or {(item.low, item.high): item for item in batch}
                         if last[item.low, item.high] is item:
                             again.append(item)
                     if old is not None:
                         replaced.names.append(old)
-        except OSError:
-            self._void([slot.place for slot in _unpacked(slots)][at:])
-            raise
         finally:
+            if left or at < len(batch):
+                self._void([*left, *_unpacked(slots)[at:]])
             self.discard(replaced, synced=self.durable)
         return again
 
@@ -378,13 +392,8 @@ class Writing(Reading):
         self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
     ) -> tuple[bool, tuple[int, int, int] | None]:
         if self.durable:
-            self._make_durable(writer, end, [slot.place])
-        try:
-            with self.lock:
-                return self._install(slot, epoch)
-        except OSError:
-            self._void([slot.place])
-            raise
+            self._make_durable(writer, end, [slot])
+        return self._show(slot, epoch)
 
     def check_size(self, length: int) -> None:
         """Refuse what can never fit, before anything changes."""
