@@ -462,9 +462,6 @@ class Failing(io.BytesIO):
             raise OSError(5, "Input/output error")
         return super().read(size)
 
-    def fileno(self) -> int:
-        return self.status_of
-
 
 def test_warm_survives_a_file_that_fails_in_the_middle(
     run: Run, cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
@@ -472,11 +469,11 @@ def test_warm_survives_a_file_that_fails_in_the_middle(
     real = cli.open_regular
 
     def failing(path: str) -> Any:
+        file, status = real(path)
         if not path.endswith("photo.jpg"):
-            return real(path)
-        file = Failing(TREE["img/deep/er/photo.jpg"])
-        file.status_of = os.open(path, os.O_RDONLY)
-        return file
+            return file, status
+        file.close()
+        return Failing(TREE["img/deep/er/photo.jpg"]), status
 
     monkeypatch.setattr(cli, "open_regular", failing)
     result = run("warm", tree, cache)
@@ -484,6 +481,38 @@ def test_warm_survives_a_file_that_fails_in_the_middle(
     assert result.err == "yatagarasu-cache: img/deep/er/photo.jpg: Input/output error\n"
     assert summary(result) == [len(TREE) - 1, 0, 1, 0]
     assert run("check", cache).code == 0
+
+
+def test_warm_has_files_on_their_way_before_it_reads_them(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many at most: a tree of any size needs no more descriptors, and none is left open."""
+    tree = tmp_path / "many"
+    tree.mkdir()
+    for number in range(3 * cli.AHEAD):
+        (tree / str(number)).write_bytes(b"%d" % number)
+    real, opened, most = cli.open_regular, list[Any](), 0
+
+    def noted(path: str) -> Any:
+        nonlocal most
+        opened.append(real(path)[0])
+        most = max(most, sum(not file.closed for file in opened))
+        return opened[-1], os.stat(path)
+
+    monkeypatch.setattr(cli, "open_regular", noted)
+    assert summary(run("warm", tree, cache)) == [3 * cli.AHEAD, 0, 0, 0]
+    assert most == cli.AHEAD + 1
+    assert all(file.closed for file in opened)
+    with DiskCache(cache) as filled:
+        assert {filled[str(number)] for number in range(3 * cli.AHEAD)} == {
+            b"%d" % number for number in range(3 * cli.AHEAD)
+        }
+        monkeypatch.setattr(DiskCache, "set", lambda *_, **__: (_ for _ in ()).throw(StorageFull(28, "full")))
+    opened.clear()
+    (tree / "1").write_bytes(b"changed")
+    (tree / "2").write_bytes(b"changed too")
+    assert run("warm", tree, cache).code == 2
+    assert opened and all(file.closed for file in opened)
 
 
 def test_warm_reports_what_can_never_fit(run: Run, cache: Path, tree: Path) -> None:
