@@ -40,7 +40,12 @@ def files_below(directory: str) -> Iterator[str]:
 
 
 def disk_bytes(directory: str) -> int:
-    return sum(os.lstat(path).st_size for path in files_below(directory))
+    """The sizes of all files; those that vanish meanwhile count nothing."""
+    total = 0
+    for path in files_below(directory):
+        with suppress(FileNotFoundError):
+            total += os.lstat(path).st_size
+    return total
 
 
 def drop_caches(directory: str) -> None:

@@ -340,7 +340,7 @@ def test_kill_at_random(
                     Child(lambda ack: _counter(inherited, directory, options, ack)) if counting else None
                 )
                 if rng.random() < 0.7:
-                    children["a"].wait_for(1)
+                    children["a"].wait_for(rng.choice((1, 1, 10, 30)))
                 time.sleep(rng.uniform(0, 0.03))
                 for name in rng.sample(sorted(children), 2):
                     killed += children[name].end(kill=True)

@@ -464,6 +464,12 @@ def test_a_short_soak(backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert int(re.search(r"([\d,]+) evictions", shown)[1].replace(",", "")) > 0  # type: ignore[index]
 
 
+def test_files_that_vanish_while_they_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").write_bytes(bytes(10))
+    monkeypatch.setattr(bed, "files_below", lambda _: iter([str(tmp_path / "gone"), str(tmp_path / "there")]))
+    assert bed.disk_bytes(str(tmp_path)) == 10
+
+
 def test_a_wrong_byte_is_seen() -> None:
     value = soak.value_for(7, 1000)
     assert soak.is_right(7, value)
