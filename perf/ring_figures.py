@@ -6,14 +6,18 @@ Both sides are interleaved in one process, on data that is larger than any read-
 from memory before each sample; what counts is the median of the pairs' ratios. Run as root, or
 inodes and directories stay in memory. The comparison with `fio` and the counting of system calls
 need `fio` and `strace`. `--only options` compares the ring's settings with their defaults, `--only
-chains` what linking would do for writes.
+chains` what linking would do for writes; `writes`, `recovery` and `warm` measure what is not done on
+a ring.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -31,7 +35,7 @@ from perf.peers import PEERS, ROOM
 from perf.suite import timed
 from perf.timing import Usage, interleave, per_call, ratio
 from perf.work import can_trace, descriptors, resident, system_calls
-from yatagarasu_cache import AsyncDiskCache
+from yatagarasu_cache import AsyncDiskCache, DiskCache, cli
 
 RING, THREADS = "ours-uring", "ours-threads"
 SIDES = (RING, THREADS)
@@ -39,7 +43,7 @@ IN_FLIGHT = 256
 BATCH = 500
 HOT = 2000
 SMALL, LARGE = 4 * KIB, 10 * MIB
-ROUNDS = 9
+ROUNDS, MACRO_ROUNDS = 9, 5
 
 
 class Row(NamedTuple):
@@ -457,6 +461,99 @@ def whole_file(beds: Beds) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def batch_of_writes(beds: Beds) -> Iterator[Row]:
+    """128 records as one batch of writes on a ring, against the one `pwritev` of `set_many`."""
+    from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
+    from yatagarasu_cache.config import RingSettings
+
+    ring, record, number, repeats = Ring(RingSettings(), one_thread=True), value_of(SMALL), 128, 50
+    fd = os.open(os.path.join(beds.path, "writes"), os.O_RDWR | os.O_CREAT)
+    fds, places = ffi.new("int32_t[]", [fd] * number), [address_of(record)] * number
+    done = ffi.new("int64_t[]", number)
+
+    def on_ring(start: int) -> None:
+        offsets = list(range(start, start + number * SMALL, SMALL))
+        lib.yr_write_batch(
+            ring.handle, number, fds, offsets, ffi.NULL, places, [SMALL] * number, done, 0, 0, 0,
+            ffi.NULL, ffi.NULL,
+        )  # fmt: skip
+        assert list(done) == [SMALL] * number
+
+    def plain(start: int) -> None:
+        os.pwritev(fd, [record] * number, start)
+
+    def run(write: Callable[[int], None]) -> float:
+        os.ftruncate(fd, 0)
+        return timed(write, list(range(0, repeats * number * SMALL, number * SMALL))) / (repeats * number)
+
+    taken = interleave({"ring": partial(run, on_ring), "pwritev": partial(run, plain)}, ROUNDS)
+    os.close(fd)
+    ring.destroy()
+    got = ratio(taken["ring"], taken["pwritev"])
+    yield Row(f"{number} writes of 4 KiB on a ring, against one pwritev", "", f"{got:.2f} × {rates(taken)}", True)
+
+
+def recovery(beds: Beds) -> Iterator[Row]:
+    """The index is lost, and each value read. What is in memory already is read as fast as can be."""
+    directory, count = beds.small()
+
+    def run(cold: bool) -> float:
+        os.unlink(os.path.join(directory, "index"))
+        if cold:
+            drop_caches(directory)
+        start = time.perf_counter()
+        DiskCache(directory).close()
+        return time.perf_counter() - start
+
+    logging.getLogger("yatagarasu_cache").setLevel(logging.ERROR)  # it says each time that the index is missing
+    taken = interleave({"cold": partial(run, True), "in memory": partial(run, False)}, MACRO_ROUNDS)
+    most = ratio(taken["in memory"], taken["cold"])
+    seconds = statistics.median(taken["cold"])
+    yield Row(
+        f"recovery of {count:,} values without index, in memory against cold: what no wait for the disk would gain",
+        "", f"{most:.2f} × ({seconds:.2f} s cold)", True,
+    )  # fmt: skip
+
+
+def warming(beds: Beds) -> Iterator[Row]:
+    """`warm` of files that are not in memory, with and without asking for the next ones beforehand."""
+    source, cache = os.path.join(beds.path, "source"), os.path.join(beds.path, "warmed")
+    number = max(40, int(8000 * beds.scale))
+    for i in range(number):
+        path = os.path.join(source, str(i % 40), str(i))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(value_of(16 * KIB))
+
+    def run(ahead: int, cold: bool) -> float:
+        shutil.rmtree(cache, ignore_errors=True)
+        cli.AHEAD = ahead
+        if cold:
+            drop_caches(source)
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert cli.main(["warm", source, cache]) == 0
+        return (time.perf_counter() - start) / number
+
+    usual = cli.AHEAD
+    try:
+        taken = interleave(
+            {
+                "ahead": partial(run, usual, True),
+                "one by one": partial(run, 0, True),
+                "in memory": partial(run, usual, False),
+            },
+            MACRO_ROUNDS,
+        )
+    finally:
+        cli.AHEAD = usual
+    gain, most = ratio(taken["ahead"], taken["one by one"]), ratio(taken["in memory"], taken["one by one"])
+    yield Row(f"warm of {number:,} cold files, {usual} on their way, against one by one", "",
+              f"{gain:.2f} × {rates(taken)}", True)  # fmt: skip
+    yield Row("the same, in memory against one by one: what no wait for the disk would gain", "",
+              f"{most:.2f} × ({statistics.median(taken['in memory']) * 1e6:.0f} us a file)", True)  # fmt: skip
+
+
 async def _for_long(directory: str, count: int, seconds: float, in_flight: int) -> list[tuple[int, int]]:
     """Memory and descriptors, at ten times."""
     kind = PEERS[RING]
@@ -493,6 +590,7 @@ STEPS: dict[str, Callable[[Beds], Iterator[Row]]] = {
     "cold": cold_gets, "batches": cold_batches, "large": cold_large, "hot": hot_gets, "mix": mix, "calls": calls,
     "options": options,
     "durable": durable_sets, "chains": chains, "long": for_long,
+    "writes": batch_of_writes, "recovery": recovery, "warm": warming,
 }  # fmt: skip
 
 

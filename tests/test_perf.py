@@ -547,7 +547,7 @@ def test_a_rate_that_is_not_kept_is_seen() -> None:
 
 
 @pytest.mark.usefixtures("gentle")
-def test_chains_and_options_of_the_ring(
+def test_what_is_compared_beside_the_promised_figures(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend != "uring":
@@ -556,8 +556,12 @@ def test_chains_and_options_of_the_ring(
 
     monkeypatch.setattr(ring_figures, "ROUNDS", 1)
     beds = ring_figures.Beds(str(tmp_path), 1 / 1024)
-    rows = [*ring_figures.chains(beds), *ring_figures.options(beds)]
-    assert len(rows) == 2 + len(ring_figures.OPTIONS)
+    monkeypatch.setattr(ring_figures, "MACRO_ROUNDS", 1)
+    rows = [
+        *ring_figures.chains(beds), *ring_figures.options(beds), *ring_figures.batch_of_writes(beds),
+        *ring_figures.recovery(beds), *ring_figures.warming(beds),
+    ]  # fmt: skip
+    assert len(rows) == 2 + len(ring_figures.OPTIONS) + 4
     for row in rows:
         assert re.match(r"\d+\.\d\d × \(", row.measured), row
     assert (tmp_path / "chain.value").read_bytes() == bed.value_of(4 << 20)
