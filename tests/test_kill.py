@@ -741,6 +741,36 @@ def test_removed_after_a_put_was_interrupted(
             assert cache.get("shown") == 1
 
 
+def test_killed_while_it_takes_back_what_was_interrupted(
+    disks: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segment is sealed already then: whoever finds its owner dead goes on."""
+    monkeypatch.setenv("YATAGARASU_CORE", "python")
+    options = {**SMALL, "backend": backend}
+    directory = disks / "cache"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def work(_: Callable[[], None]) -> None:
+        cache = DiskCache(directory, **options)
+        cache.set("shown", 1)
+        monkeypatch.setattr(segment.SegmentWriter, "void", lambda *_: None)
+        monkeypatch.setattr(store.Store, "_install", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.set("k", b"interrupted")
+        monkeypatch.setattr(segment.SegmentWriter, "void", _never_shown)
+        cache.close()
+
+    assert Child(work).end(kill=False)
+    with DiskCache(directory, **options) as cache:
+        assert not cache.delete("k")
+        assert cache.check() == []
+    lose_index(directory)
+    with DiskCache(directory, **options) as cache:
+        assert cache.get("k") is None and cache.get("shown") == 1
+
+
 def test_an_older_value_stays_where_a_newer_one_was_not_shown(
     disks: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

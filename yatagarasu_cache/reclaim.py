@@ -137,9 +137,9 @@ class Reclaimer:
                 if index.words[entry + f.T_OWNER] in dead:
                     segment = index.words[entry] & f.MASK32
                     state = index.words[entry] & ~f.MASK32
-                    if state == f.ACTIVE and not self._take_back(segment):
-                        continue
                     if state != f.DOOMED:  # it was being written, sealed, or cleaned
+                        if not self._take_back(segment):
+                            continue
                         index.resize_segment(segment, self._file_size(segment))
                         index.set_state(segment, f.SEALED)
                     index.words[entry + f.T_OWNER] = 0
