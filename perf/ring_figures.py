@@ -602,6 +602,8 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
+    if unknown := [name for name in options.only.split(",") if name not in STEPS]:
+        parser.error(f"--only: there is no {unknown[0]!r}, but " + ", ".join(STEPS))
     rows: list[dict[str, Any]] = []
     print("| what | asked | measured | reached |\n|---|---|---|---|")
     with scratch() as path:
