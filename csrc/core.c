@@ -730,37 +730,35 @@ static bool others_append(const struct yc_view *view, const struct yc_end *own)
     return load(view->map, W_ACTIVE) > settled;
 }
 
-/* yc_remove() with the lock held, where there is no slot: a record may be there that was not shown. */
-static int remove_absent(const struct yc_view *view, struct digest key, const struct yc_end *log,
-                         uint64_t now, struct yc_record *record)
+/* A slot without a large file, whose record can be taken off all counts. */
+static bool is_plain(const struct yc_view *view, uint64_t at)
 {
-    if (load(view->map, W_BUSY) || load(view->map, W_SUPERSEDED) || !log_has_room(view, log))
-        return YC_OTHER;
-    uint64_t stamp = new_stamp(view, now);
-    if (stamp <= load(view->map, W_EPOCH) || !log_removal(view, key, stamp, log, record))
-        return YC_OTHER;
-    change(view, record, W_DELETED + key.high % PARTITIONS, stamp);
-    return YC_EXPIRED;
+    const void *map = view->map;
+    uint64_t lengths = load(map, at + S_LENGTHS), size = record_bytes(lengths);
+    uint64_t counts = load(map, W_COUNTS + load(map, at + S_HIGH) % PARTITIONS);
+    return !(lengths >> 16 & FLAG_LARGE) && counts & MASK32 && counts >> 32 &&
+           load(map, live_word(view, load(map, at + S_PLACE))) >= size && load(map, W_LIVE_BYTES) >= size;
 }
 
-/* The same of the slot at `at`. */
-static int remove_shown(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
-                        uint64_t now, struct yc_record *record)
+/* yc_remove() with the lock held, of the slot at `at`; 0: there is none, but maybe a record that was not
+ * shown, so that the removal has to be logged all the same. */
+static int remove_locked(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
+                         uint64_t now, struct yc_record *record)
 {
     const void *map = view->map;
     struct partition part;
-    if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part))
-        return YC_OTHER;
-    uint64_t lengths = load(map, at + S_LENGTHS), size = record_bytes(lengths);
-    uint64_t counts = load(map, W_COUNTS + key.high % PARTITIONS), expires = load(map, at + S_EXPIRES);
-    if (lengths >> 16 & FLAG_LARGE || !(counts & MASK32) || !(counts >> 32) ||
-        load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size ||
-        !log_has_room(view, log))
+    if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part) ||
+        (at && !is_plain(view, at)) || !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);
-    if (stamp <= load(map, at + S_STAMP) || stamp <= load(map, W_EPOCH) ||
+    if (stamp <= load(map, W_EPOCH) || (at && stamp <= load(map, at + S_STAMP)) ||
         !log_removal(view, key, stamp, log, record))
         return YC_OTHER;
+    if (!at) {
+        change(view, record, W_DELETED + key.high % PARTITIONS, stamp);
+        return YC_EXPIRED;
+    }
+    uint64_t expires = load(map, at + S_EXPIRES);
     bool alive = !expires || expires > now;
     remove_slot(view, record, &part, at, alive);
     return alive ? YC_FOUND : YC_EXPIRED;
@@ -779,10 +777,10 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
         return YC_OTHER;
     int status = YC_OTHER;
     at = find(view, digest);
-    if (!at)
-        status = others_append(view, own) ? remove_absent(view, digest, log, now, record) : YC_MISS;
+    if (!at && !others_append(view, own))
+        status = YC_MISS;
     else if (at != UNSURE)
-        status = remove_shown(view, digest, at, log, now, record);
+        status = remove_locked(view, digest, at, log, now, record);
     flock(log->lock_fd, LOCK_UN);
     return status;
 }

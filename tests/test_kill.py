@@ -664,6 +664,10 @@ def _never_shown(*_: object) -> Any:
     _die()
 
 
+def _interrupted(*_: object) -> Any:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("who", ["stays", "opens", "opens beside another"])
 @pytest.mark.parametrize("durability", ["none", "sync"])
 @pytest.mark.parametrize("removal", REMOVALS)
@@ -720,13 +724,10 @@ def test_removed_after_a_put_was_interrupted(
     """The same of a put that ended with an exception, such as KeyboardInterrupt, before it was shown."""
     options = {**SMALL, "backend": backend, "durability": durability}
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     cache = DiskCache(disks / "cache", **options)
     cache.set("shown", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(store.Store, "_install", interrupted)
+        patch.setattr(store.Store, "_install", _interrupted)
         low, high = key_digest(key := encode_key(("k", 1)), cache._store.seed)
         with pytest.raises(KeyboardInterrupt):
             cache._store.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
@@ -749,14 +750,11 @@ def test_killed_while_it_takes_back_what_was_interrupted(
     options = {**SMALL, "backend": backend}
     directory = disks / "cache"
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     def work(_: Callable[[], None]) -> None:
         cache = DiskCache(directory, **options)
         cache.set("shown", 1)
         monkeypatch.setattr(segment.SegmentWriter, "void", lambda *_: None)
-        monkeypatch.setattr(store.Store, "_install", interrupted)
+        monkeypatch.setattr(store.Store, "_install", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache.set("k", b"interrupted")
         monkeypatch.setattr(segment.SegmentWriter, "void", _never_shown)

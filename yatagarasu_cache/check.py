@@ -283,9 +283,8 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
                     index.words[entry + f.T_LIVE] = live[segment]
                 yield Problem("space", f.segment_name(segment), detail, fix)
         sizes = sum(index.words[entry + f.T_SIZE] for entry in index.table_entries())
-        active = sum(index.words[entry] & ~f.MASK32 == f.ACTIVE for entry in index.table_entries())
-        if index.words[f.W_ACTIVE] != active:
-            counted = index.words[f.W_ACTIVE]
+        counted, active = index.words[f.W_ACTIVE], index.count_active()
+        if counted != active:
             if fix:
                 index.words[f.W_ACTIVE] = active
             yield Problem("count", f.INDEX_NAME, f"counts {counted} active segments, has {active}", fix)

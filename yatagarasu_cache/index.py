@@ -468,7 +468,7 @@ class Index:
     def sum_up(self) -> None:
         """The totals of what the segment table says."""
         entries = self.table_entries()
-        self.words[f.W_ACTIVE] = sum(self.words[entry] & ~f.MASK32 == f.ACTIVE for entry in entries)
+        self.words[f.W_ACTIVE] = self.count_active()
         self.words[f.W_SEGMENT_BYTES] = sum(self.words[entry + f.T_SIZE] for entry in entries)
         self.words[f.W_LIVE_BYTES] = sum(self.words[entry + f.T_LIVE] for entry in entries)
         self.words[f.W_INDEX_BYTES] = os.fstat(self.fd).st_size
@@ -622,6 +622,10 @@ class Index:
         words[f.W_SEGMENT_BYTES] += size
         words[W_BUSY] = 0
         return entry
+
+    def count_active(self) -> int:
+        """Active segments in the table: what `W_ACTIVE` should say."""
+        return sum(self.words[entry] & ~f.MASK32 == f.ACTIVE for entry in self.table_entries())
 
     def set_state(self, segment: int, state: int) -> None:
         """Make an active segment a sealed one, or the reverse. The lock is held."""

@@ -25,7 +25,7 @@ from .errors import CacheIOError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
-from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header
+from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header, void_record
 
 if TYPE_CHECKING:
     from .store import Store
@@ -154,7 +154,7 @@ class Reclaimer:
             with store.backend.closing(store.backend.open(store.files.path(segment), os.O_RDWR)) as fd:
                 unshown = store.unshown(segment, fd)
                 for offset in unshown:
-                    store.backend.write(fd, [bytes(len(f.RECORD_MAGIC))], offset)
+                    void_record(store.backend, fd, offset)
                 if unshown and self._index.words[f.W_PROMISED]:
                     store.backend.sync(fd)
         except FileNotFoundError:

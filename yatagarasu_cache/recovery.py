@@ -421,7 +421,7 @@ class _Rebuild:
     def _collect(self, segment: int, records: Iterable[Record], fd: int) -> int:
         """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count.
 
-        Up to where the segment has records without a gap.
+        Up to where the segment has whole records without a gap.
         """
         store, index = self._store, self._index
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
@@ -430,13 +430,13 @@ class _Rebuild:
             head = record.head
             stamp = head.stamp
             clock = max(clock, stamp)
-            if record.offset == whole:
-                whole += head.record_bytes
             if head.kind > f.LARGE:
                 continue
             low, high = f.key_digest(record.key, seed)
             if fd >= 0 and not self._is_whole(fd, record, low, high):
                 continue
+            if record.offset == whole:
+                whole += head.record_bytes
             place = f.pack_place(segment, record.offset)
             slots[high & PARTITION_MASK] += pack(
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)

@@ -152,6 +152,11 @@ def _words(count: int) -> memoryview:
     return memoryview(bytearray(8 * count)).cast("Q")
 
 
+def void_record(backend: Backend, fd: int, offset: int) -> None:
+    """Make the record at `offset` no record any more."""
+    backend.write(fd, [bytes(len(f.RECORD_MAGIC))], offset)
+
+
 class SegmentWriter:
     """The end of one active segment. Its owner serialises calls (`Store.appending`)."""
 
@@ -214,9 +219,9 @@ class SegmentWriter:
             raise
 
     def void(self, offset: int) -> None:
-        """Make a record that was never shown no record any more."""
+        """Take back a record that was never shown: the footer does not list it either."""
         with contextlib.suppress(OSError):
-            self._backend.write(self.fd, [bytes(len(f.RECORD_MAGIC))], offset)
+            void_record(self._backend, self.fd, offset)
         if self._listed is not None:
             begins = offset.to_bytes(8, "little")  # as FOOTER_ENTRY does
             self._listed = [entry for entry in self._listed if not entry.startswith(begins)]
