@@ -497,6 +497,12 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     change(view, record, W_SETS, load(map, W_SETS) + 1);
 }
 
+/* Where the record ends in its segment. */
+static uint64_t end_of(const struct yc_record *record)
+{
+    return (record->slot[S_PLACE] & MASK32) * ALIGN + record_bytes(record->slot[S_LENGTHS]);
+}
+
 /* Store._install() where nothing stands in the way; false leaves the index as it is. */
 static bool install(const struct yc_view *view, struct yc_record *record)
 {
@@ -505,7 +511,8 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = entry_of(view, segment);
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
+        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment) ||
+        end_of(record) > load(map, entry + T_SIZE))
         return false;
     uint64_t at = find(view, key);
     bool fresh = !at;
@@ -528,20 +535,24 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     return true;
 }
 
-/* Space ahead of the writes makes them a tenth cheaper. Segments have whole pieces of it; what is not
- * used goes when the segment is sealed. Where it can't be had, so be it. */
-static void space_ahead(const struct yc_end *end, uint64_t bytes)
+/* Space ahead of the writes makes them a tenth cheaper: a piece at a time, of what counts as the segment's.
+ * What is not used goes when the segment is sealed. Where it can't be had, so be it. */
+static void space_ahead(const struct yc_view *view, const struct yc_end *end, uint64_t bytes)
 {
 #ifdef __linux__
-    if (end->offset / AHEAD != (end->offset + bytes) / AHEAD)
-        fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)((end->offset + bytes) / AHEAD * AHEAD), AHEAD);
+    uint64_t from = (end->offset + bytes) / AHEAD * AHEAD;
+    uint64_t granted = load(view->map, entry_of(view, end->segment) + T_SIZE);
+    uint64_t length = granted > from + AHEAD ? AHEAD : granted - from;
+    if (end->offset < from && from < granted)
+        fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)length);
 #else
-    (void)end, (void)bytes;
+    (void)view, (void)end, (void)bytes;
 #endif
 }
 
 /* Write a record at the end of the segment. 0 or a negative errno. */
-static int append(const struct yc_end *end, char *head, uint64_t head_bytes, const struct yc_entry *entry)
+static int append(const struct yc_view *view, const struct yc_end *end, char *head, uint64_t head_bytes,
+                  const struct yc_entry *entry)
 {
     static const char padding[ALIGN];
     char whole[GATHER];
@@ -557,7 +568,7 @@ static int append(const struct yc_end *end, char *head, uint64_t head_bytes, con
         vector[0] = (struct iovec){whole, bytes};
         count = 1;
     }
-    space_ahead(end, bytes);
+    space_ahead(view, end, bytes);
     return write_all(end->fd, vector, count, end->offset);
 }
 
@@ -591,7 +602,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
 {
     if (!draft(view, entry, end->segment, end->offset, now, record))
         return YC_OTHER;
-    record->error = append(end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
+    record->error = append(view, end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
     if (!lock(end->lock_fd))
@@ -643,7 +654,7 @@ int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, s
         to += padding;
     }
     struct iovec vector = {records, (size_t)(to - records)};
-    space_ahead(end, vector.iov_len);
+    space_ahead(view, end, vector.iov_len);
     *error = write_all(end->fd, &vector, 1, end->offset);
     return *error ? YC_FAILED : 0;
 }

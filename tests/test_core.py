@@ -358,6 +358,8 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     words = store.index.words
 
     def refused(key: str = "k", **changed: Any) -> tuple[Any, ...]:
+        with store.appending:
+            store.room(10_000)  # granted before, not by the put
         before = bytes(store.index.map)
         result = put(key, b"new", **changed)
         assert type(result) is tuple

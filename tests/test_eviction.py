@@ -658,10 +658,10 @@ def test_a_segment_whose_cleaner_closed_is_cleaned_by_the_next(make: Make) -> No
     cleaning = cache._store.reclaim._begin_cleaning()
     assert cleaning is not None
     entry = cache._store.index.entry(cleaning.segment)
-    assert cache._store.index.words[entry + f.T_OWNER]
+    assert cache._store.index.words[entry + f.T_CLEANER]
     cache.close()
     again = make(**SMALL)
-    assert again._store.index.words[entry + f.T_OWNER] == 0
+    assert again._store.index.words[entry + f.T_CLEANER] == 0
 
 
 # -- checkpoints ---------------------------------------------------------------------------------

@@ -700,7 +700,7 @@ DAMAGE: dict[str, Callable[[Index], tuple[int, int]]] = {
     "epoch": lambda i: (f.W_EPOCH, i.words[f.W_CLOCK] + (1 << 41)),
     "floor": lambda i: (f.W_FLOOR, f.MASK64),
     "state 0": lambda i: (i.entry(3), 3),
-    "state 5": lambda i: (i.entry(3), 5 << 32 | 3),
+    "state 6": lambda i: (i.entry(3), 6 << 32 | 3),
     "live bytes": lambda i: (i.live_word(3), f.MASK64),
     "all live bytes": lambda i: (f.W_LIVE_BYTES, f.MASK64 - 5),
     "size": lambda i: (i.entry(3) + f.T_SIZE, 1 << 60),

@@ -12,13 +12,12 @@ that is full can be logged, and makes room there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
-from .errors import StorageFull, from_os_error
+from .errors import from_os_error
 
 if TYPE_CHECKING:
     from .index import Index
@@ -42,7 +41,7 @@ class ChangeLog:
     def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
-        step = store.settings.size_limit // _STEP_SHARE & -_LEAST_STEP
+        step = store.size_limit // _STEP_SHARE & -_LEAST_STEP
         self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
         self._syncing = threading.Lock()
         self._synced = Mark(0, 0)
@@ -72,9 +71,9 @@ class ChangeLog:
 
     def append(self, kind: int, payload: bytes, stamp: int) -> Mark:
         """Log a change, before it is made. If that fails, nothing has happened."""
-        index = self._index
         try:
             segment = self._open()
+            index = self._index  # not before: its table may have become larger
             entry = index.entry(segment)
             start = index.words[entry + f.T_TAIL]
             record = f.pack_change(
@@ -129,10 +128,9 @@ class ChangeLog:
         return self._begin()
 
     def _begin(self) -> int:
-        store, index = self._store, self._index
-        segment = index.next_segment_id()
-        if segment is None:
-            raise StorageFull(errno.ENOSPC, "the segment table is full: raise segment_size")
+        store = self._store
+        segment = store.new_segment()
+        index = self._index  # not before: its table may have become larger
         path = store.files.path(segment)
         fd = store.backend.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
         created = index.stamp()

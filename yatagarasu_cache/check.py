@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from . import checkpoint
 from . import format as f
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
-from .index import IndexDamaged
+from .index import Index, IndexDamaged
 from .segment import read_segment_header, scan
 
 if TYPE_CHECKING:
@@ -169,8 +170,7 @@ def _suspects(store: Store) -> Iterator[tuple[int, int]]:
     for part in range(PARTITIONS):
         batch: list[tuple[int, Slot]] = []
         size = 0
-        for at in store.index.partition_slots(part):
-            slot = store.index.slot(at)
+        for at, slot in store.look(functools.partial(_slots_of, part)):
             if slot.low <= f.REMOVED:
                 continue
             batch.append((at, slot))
@@ -179,6 +179,10 @@ def _suspects(store: Store) -> Iterator[tuple[int, int]]:
                 yield from ((part, at) for at in _not_sound(store, batch))
                 batch, size = [], 0
         yield from ((part, at) for at in _not_sound(store, batch))
+
+
+def _slots_of(part: int, index: Index) -> list[tuple[int, Slot]]:
+    return [(at, index.slot(at)) for at in index.partition_slots(part)]
 
 
 def _not_sound(store: Store, batch: list[tuple[int, Slot]]) -> Iterator[int]:
@@ -253,9 +257,9 @@ def _entry_problem(store: Store, slot: Slot) -> str:
 
 def _counts(store: Store, fix: bool) -> Iterator[Problem]:
     """The index's counts are those of its slots."""
-    index = store.index
     for part in range(PARTITIONS):
         with store.lock:
+            index = store.index
             lows = index.column(index.partition_slots(part), 0)
             live = sum(low > f.REMOVED for low in lows)
             used = live + lows.count(f.REMOVED)
@@ -269,8 +273,8 @@ def _counts(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _space(store: Store, fix: bool) -> Iterator[Problem]:
     """Live bytes of each segment, and the totals, are the sums of what they count."""
-    index = store.index
     with store.lock:
+        index = store.index
         live: Counter[int] = Counter()
         for at in index.live_slots():
             slot = index.slot(at)

@@ -41,8 +41,8 @@ def write(store: Handle) -> None:
     the epoch has changed. One is written at a time. The index lock is not held.
     """
     with store.checkpointing:
-        index = store.index
         with store.lock:
+            index = store.index
             floor = index.stamp()
             index.words[f.W_EPOCH] = floor
             index.words[f.W_WRITTEN] = 0
@@ -54,27 +54,35 @@ def write(store: Handle) -> None:
             store.changes.rotate(floor)
         temporary = store.temporary_path()
         try:
-            _write_file(store, temporary, floor, sealed)
+            _write_file(store, index, temporary, floor, sealed)
             # Now, not before: the parts name records that came after the floor, and what these
             # replaced is not trusted any more once the checkpoint stands.
             store.reclaim.sync_dirty()
             with store.lock:
-                if store.index is index:  # else it is about an index that is no more
+                if store.index is index:
                     store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
                     store.backend.sync_directory(store.root)
                     index.words[f.W_FLOOR] = floor
                     account(store, index)
                     store.changes.cover(floor)
+        except _Replaced:  # it would be about an index that is no more
+            pass
         finally:
             store.backend.clear_away(temporary)
         store.reclaim.drop_dead()
 
 
-def _write_file(store: Handle, path: str, floor: int, sealed: list[tuple[int, int]]) -> None:
+class _Replaced(Exception):
+    """The index was made anew meanwhile."""
+
+
+def _write_file(
+    store: Handle, index: Index, path: str, floor: int, sealed: list[tuple[int, int]]
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with store.backend.closing(store.backend.open(path, flags, store.settings.file_mode)) as fd:
         checksum, size = xxh3_64(), 0
-        for part in _parts(store, floor, sealed):
+        for part in _parts(store, index, floor, sealed):
             checksum.update(part)
             store.backend.write(fd, [part], size)
             size += len(part)
@@ -97,14 +105,15 @@ def account(store: Handle, index: Index) -> None:
     index.words[f.W_CHECKPOINT_BYTES] = size
 
 
-def _parts(store: Handle, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
-    index = store.index
+def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
     yield f.CHECKPOINT_HEADER.pack(
         f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed)
     )
     yield b"".join(f.CHECKPOINT_SEGMENT.pack(*entry) for entry in sealed)
     for part in range(PARTITIONS):
         with store.lock:
+            if store.index is not index:
+                raise _Replaced
             slots = index.partition_slots(part)
             image = index.map[slots.start * 8 : slots.stop * 8]
             lows = index.column(slots, 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
@@ -63,7 +63,7 @@ W_NEXT_SEGMENT = 13  # next segment id
 W_FLOOR = 14  # stamp that the newest checkpoint covers
 W_EPOCH = 15  # changes when a checkpoint begins
 W_PROMISED = 16  # 1: somebody was promised durability (a durable change, or flush())
-W_SEGMENT_BYTES = 17  # bytes of all segments, active ones at full size
+W_SEGMENT_BYTES = 17  # bytes of all segments, active ones with the room that was granted to them
 W_LARGE_BYTES = 18  # bytes of large files, those being written included
 W_LIVE_BYTES = 19  # bytes of live records in segments
 W_INDEX_BYTES = 20  # bytes of the index file
@@ -73,7 +73,7 @@ W_FLUSHED = 23  # stamp at which the newest flush() began
 W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 W_LOG = 31  # id of the log of changes that is written to; 0 if the next change begins one
-W_ACTIVE = 32  # active segments
+W_ACTIVE = 32  # segments to which some handle may append: active or taken
 
 W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
 BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0
@@ -98,9 +98,11 @@ S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
 ENTRY_WORDS = 8
 ENTRY_BYTES = 64
 T_STATE, T_SIZE, T_LIVE, T_OWNER, T_CLOSED, T_SYNCED, T_CREATED, T_TAIL = 0, 1, 2, 3, 4, 5, 6, 7
+T_CLEANER = T_CLOSED  # of a segment, where a log has T_CLOSED: the handle that cleans it, or 0
 # T_STATE: id | state; 0 is a free entry. A doomed segment has nothing live, and its file is going.
-# A log holds changes of entries in other segments.
-ACTIVE, SEALED, DOOMED, LOG = 1 << 32, 2 << 32, 3 << 32, 4 << 32
+# A log holds changes of entries in other segments. A taken segment is an active one in which nothing is
+# shown any more, because others need its room; its owner, which lives, will notice at its next put.
+ACTIVE, SEALED, DOOMED, LOG, TAKEN = 1 << 32, 2 << 32, 3 << 32, 4 << 32, 5 << 32
 
 # -- segments ---------------------------------------------------------------------------------
 

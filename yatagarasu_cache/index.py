@@ -50,6 +50,7 @@ _GRAIN = 4096
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
 _MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
+APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
 
 
@@ -184,7 +185,7 @@ class Index:
             raise IndexDamaged("there is no segment number left")
         for entry in self.table_entries():
             segment, state = self.words[entry] & f.MASK32, self.words[entry] >> 32
-            if not f.ACTIVE <= state << 32 <= f.LOG or self.entry(segment) != entry or segment >= unused:
+            if not f.ACTIVE <= state << 32 <= f.TAKEN or self.entry(segment) != entry or segment >= unused:
                 raise IndexDamaged("a segment is in no known state, or out of place")
         counts = self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist()
         for field in (f.T_SIZE, f.T_LIVE):
@@ -319,7 +320,7 @@ class Index:
     def recover_view(self) -> None:
         """After a word beyond the mapping: a newer file, a longer file, or damage."""
         if self.words[f.W_SUPERSEDED]:
-            raise IndexDamaged("superseded")
+            raise IndexDamaged("superseded: another one has taken its place")
         self.remap()
 
     def slot(self, at: int) -> f.Slot:
@@ -555,12 +556,14 @@ class Index:
         return self.first_slot * SLOT_BYTES + int(slots) * SLOT_BYTES
 
     def copied_to(self, other: Index) -> None:
-        """Fill an empty index of the same identity with what is in this one, without its gaps."""
+        """Fill an empty index of the same identity, and as large a table, with this one, without its gaps."""
         own = self.words
         for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, W_BUSY),
-                           (f.W_DELETED, f.W_DELETED + PARTITIONS),
-                           (self.table_word, self.first_slot * SLOT_WORDS)):  # fmt: skip
+                           (f.W_DELETED, f.W_DELETED + PARTITIONS)):  # fmt: skip
             other.words[first:end] = own[first:end]
+        for entry in self.table_entries():
+            to = other.entry(own[entry] & f.MASK32)
+            other.words[to : to + f.ENTRY_WORDS] = own[entry : entry + f.ENTRY_WORDS]
         for part in range(PARTITIONS):
             slots = self.partition_slots(part)
             lows = self.column(slots, 0)
@@ -601,7 +604,7 @@ class Index:
         return sorted(word & f.MASK32 for word in words if word & ~f.MASK32 == f.LOG)
 
     def state(self, segment: int) -> int:
-        """ACTIVE, SEALED, DOOMED, LOG, or 0 if there is no such segment (any more)."""
+        """ACTIVE, SEALED, DOOMED, LOG, TAKEN, or 0 if there is no such segment (any more)."""
         word = self.words[self.entry(segment)]
         return word & ~f.MASK32 if word & f.MASK32 == segment else 0
 
@@ -618,22 +621,22 @@ class Index:
         words[entry + f.T_CREATED] = created
         words[entry + f.T_TAIL] = 0
         words[entry] = state | segment
-        words[f.W_ACTIVE] += state == f.ACTIVE
+        words[f.W_ACTIVE] += state in APPENDABLE
         words[f.W_SEGMENT_BYTES] += size
         words[W_BUSY] = 0
         return entry
 
     def count_active(self) -> int:
-        """Active segments in the table: what `W_ACTIVE` should say."""
-        return sum(self.words[entry] & ~f.MASK32 == f.ACTIVE for entry in self.table_entries())
+        """Active and taken segments in the table: what `W_ACTIVE` should say."""
+        return sum(self.words[entry] & ~f.MASK32 in APPENDABLE for entry in self.table_entries())
 
     def set_state(self, segment: int, state: int) -> None:
-        """Make an active segment a sealed one, or the reverse. The lock is held."""
+        """Let a segment be active, taken, sealed or doomed. The lock is held."""
         entry, words = self.entry(segment), self.words
         words[W_BUSY] = f.BUSY_COUNTING
         was = words[entry] & ~f.MASK32
         words[entry] = state | segment
-        words[f.W_ACTIVE] = max(0, words[f.W_ACTIVE] + (state == f.ACTIVE) - (was == f.ACTIVE))
+        words[f.W_ACTIVE] = max(0, words[f.W_ACTIVE] + (state in APPENDABLE) - (was in APPENDABLE))
         words[W_BUSY] = 0
 
     def settle(self, place: int, size: int) -> None:
@@ -656,7 +659,7 @@ class Index:
         self.words[W_BUSY] = f.BUSY_COUNTING
         left = self.words[f.W_SEGMENT_BYTES] - self.words[entry + f.T_SIZE]
         self.words[f.W_SEGMENT_BYTES] = max(0, left)
-        active = self.words[entry] & ~f.MASK32 == f.ACTIVE
+        active = self.words[entry] & ~f.MASK32 in APPENDABLE
         self.words[f.W_ACTIVE] = max(0, self.words[f.W_ACTIVE] - active)
         self.words[entry] = 0
         self.words[W_BUSY] = 0
@@ -673,7 +676,7 @@ class Index:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes on disk, active segments and large files under way at their full size."""
+        """Bytes on disk, active segments and large files under way with the room that they were granted."""
         words = self.words
         return (
             words[f.W_SEGMENT_BYTES] + words[f.W_LARGE_BYTES]

@@ -1,12 +1,14 @@
-"""Room: rolling segments, evicting, removing dead segments, cleaning the emptiest, checkpoints.
+"""Room: granting it to writers, evicting, removing dead segments, cleaning the emptiest, checkpoints.
 
-`size_limit` bounds the bytes on disk, an active segment counted at its full size. Eviction keeps
-the live bytes below a share of it (`headroom`), so that segments die or empty out before their
-room is needed; the work is paced by the bytes written, a little after each put.
+`size_limit` bounds the bytes on disk. A handle is granted room in its active segment in small steps,
+as it writes, so that one which is idle, forgotten or dead costs next to nothing. Room is granted
+under the index lock, and only if it fits then, so that handles that fill the cache together don't
+exceed the limit together. What is copied to make room may be one segment above it.
 
-Segments are begun under the index lock, and only if they fit then, so that handles that fill the
-cache together don't exceed the limit together. What is copied to make room may be one segment
-above it.
+Eviction keeps the live bytes below a share of the limit (`headroom`), so that segments die or empty
+out before their room is needed; the work is paced by the bytes written, a little after each put.
+Nothing is evicted for room that is not live: before that what dead handles left is sealed, and the
+active segments of others, who may be idle for ever, are taken from them and cleaned.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .backends.base import Buffer
 from .errors import CacheIOError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
-from .index import Index, IndexDamaged
+from .index import APPENDABLE, Index, IndexDamaged
 from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header, void_record
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _LOOK_BYTES = 256  # looking at a record costs about what copying so much does
 _WHOLE = 1 << 60  # a budget for a segment of any size
-_ROLLS = 1000  # tries to begin a segment while others take the room that was made
+_GRANTS = 1000  # tries to get room while others take what was made
+_MOST_GRANT = 1 << 20  # a writer gets as much room again as it has used, at most so much,
+_LEAST_GRANT = 1 << 12  # at least so much where there is no shortage,
+_GRANT_SHARE = 16  # and no more than its part of 1/16 of the limit
+_ADOPTED_MOST = 1 << 20  # a longer segment takes too long to read for whoever goes on with it
+_REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
 _PATIENCE = 2 * _MIN_GARBAGE  # steps without gain, besides two for each segment there is
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
@@ -45,6 +52,11 @@ _OVERLONG = 4
 _GROWTH_SHARE = 16  # an index grows by one partition of 64 at a time, to 2.6 times of what is live there,
 _LEAST_GROWTH = 1 << 13  # and by whole pages
 _LOOSE = 3  # an index of so many times the bytes that it needs is made anew
+_LEAST_FREE = 10  # 1/10 of the limit, or three segments, are kept free of live records at least,
+_LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
+
+
+_CLEANABLE = frozenset({f.SEALED, f.TAKEN})  # nothing more is shown in these
 
 
 class _NoRoom(Exception):
@@ -72,11 +84,8 @@ class Reclaimer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._size_limit = store.settings.size_limit
-        self.segment_bytes = store.segment_bytes
-        self._headroom = max(int(self._size_limit * store.settings.headroom), 3 * self.segment_bytes)
-        self._quantum = min(self.segment_bytes // 8, 1 << 18)
         self._unpaced = 0
+        self._reaped = time.monotonic()
         self._pacing = threading.Lock()
         self._victims = Victims()
         self._expiry_part = 0
@@ -87,6 +96,19 @@ class Reclaimer:
     @property
     def _index(self) -> Index:
         return self._store.index
+
+    @property
+    def segment_bytes(self) -> int:
+        return self._store.segment_bytes
+
+    @property
+    def _size_limit(self) -> int:
+        return self._store.size_limit
+
+    @property
+    def _quantum(self) -> int:
+        """Bytes written between two looks at what is to be done."""
+        return min(self.segment_bytes // 8, 1 << 18)
 
     @property
     def _limit(self) -> int:
@@ -105,46 +127,68 @@ class Reclaimer:
     @property
     def live_limit(self) -> int:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
-        return self._limit - self._headroom
+        size_limit, limit, fixed = self._size_limit, self._limit, self._fixed_bytes
+        free = max(int(size_limit * self._store.headroom), min(3 * self.segment_bytes, size_limit // _LEAST_FREE))
+        return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
 
     @property
     def largest_value(self) -> int:
         """Bytes that a value may have: what there would be room for without all others."""
+        room = self.live_limit - self._fixed_bytes
+        return room - min(2 * self.segment_bytes, room // 4)
+
+    @property
+    def _fixed_bytes(self) -> int:
+        """Bytes that no eviction gives back: those of the index and of the checkpoint."""
         words = self._index.words
-        index_bytes: int = words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
-        return self.live_limit - 2 * self.segment_bytes - index_bytes
+        fixed: int = words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
+        return fixed
 
     # -- opening, closing ---------------------------------------------------------------------
-
-    def come_within_limit(self) -> None:
-        """Evict what is too much for a limit that was lowered, here rather than in the first puts."""
-        if self._store.policy.evicts and self._index.used_bytes > self._limit:
-            with self._store.appending:
-                self.make_space(0)
-            self.cull()
 
     def reap(self) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
 
         What a dead handle had appended, and did not come to show, is taken back.
         """
-        store, index, reaped = self._store, self._index, 0
+        store, reaped = self._store, 0
         with store.lock:
-            owned = [e for e in index.table_entries() if index.words[e + f.T_OWNER]]
-            owners = {index.words[e + f.T_OWNER] for e in owned} - {store.owner.token}
-            dead = owners - store.owner.alive_tokens() if owners else set()
-            for entry in owned:
-                if index.words[entry + f.T_OWNER] in dead:
-                    segment = index.words[entry] & f.MASK32
-                    state = index.words[entry] & ~f.MASK32
-                    if state != f.DOOMED:  # it was being written, sealed, or cleaned
-                        if not self._take_back(segment):
-                            continue
-                        index.resize_segment(segment, self._file_size(segment))
-                        index.set_state(segment, f.SEALED)
-                    index.words[entry + f.T_OWNER] = 0
+            self._reaped = time.monotonic()
+            dead = self._dead_handles()
+            for segment in self._index.segments() if dead else ():
+                words, entry = self._index.words, self._index.entry(segment)  # a rebuild may replace it
+                if words[entry + f.T_CLEANER] in dead:
+                    words[entry + f.T_CLEANER] = 0
+                if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):
                     reaped += 1
         return reaped
+
+    def _dead_handles(self) -> set[int]:
+        """Owners that the segment table names, and that live no more."""
+        words = self._index.words
+        named = {
+            words[entry + field]
+            for entry in self._index.table_entries()
+            if words[entry] & ~f.MASK32 not in (f.LOG, f.DOOMED)
+            for field in (f.T_OWNER, f.T_CLEANER)
+        } - {0, self._store.owner.token}
+        return named - self._store.owner.alive_tokens() if named else named
+
+    def _reap_if_due(self) -> None:
+        """Now and then, so that what dead handles leave does not pile up until there is need."""
+        if time.monotonic() - self._reaped > _REAP_SECONDS and self._index.words[f.W_ACTIVE] > 1:
+            self.reap()
+
+    def _seal_of_dead(self, segment: int) -> bool:
+        """Seal a segment that a dead handle was writing, or sealing. The lock is held."""
+        if self._index.state(segment) != f.DOOMED:
+            if not self._take_back(segment):
+                return False
+            index = self._index
+            index.resize_segment(segment, self._file_size(segment))
+            index.set_state(segment, f.SEALED)
+        self._index.words[self._index.entry(segment) + f.T_OWNER] = 0
+        return True
 
     def _take_back(self, segment: int) -> bool:
         """Make the records no records that a dead handle did not come to show. False, and logged, if
@@ -155,6 +199,7 @@ class Reclaimer:
                 unshown = store.unshown(segment, fd)
                 for offset in unshown:
                     void_record(store.backend, fd, offset)
+                store.backend.truncate(fd, os.fstat(fd).st_size)  # what was allocated ahead goes
                 if unshown and self._index.words[f.W_PROMISED]:
                     store.backend.sync(fd)
         except FileNotFoundError:
@@ -182,61 +227,91 @@ class Reclaimer:
     def after_fork(self) -> None:
         self._pacing, self._cleaning, self._checkpoint = threading.Lock(), None, None
 
-    # -- segments to write to -----------------------------------------------------------------
+    # -- room to write to ---------------------------------------------------------------------
 
     def roll(self, size: int) -> SegmentWriter:
         """A writer with room for `size` bytes. `appending` is held. `StorageFull` if there is none."""
         store = self._store
-        for _ in range(_ROLLS):
+        for _ in range(_GRANTS):
             writer = store.writer
-            if writer is not None and writer.borrowed:
-                self.make_space(0)
-                if store.writer is writer:
-                    writer.borrowed = False
-            elif writer is not None and writer.room >= size:
+            if writer is not None and writer.room >= size:
                 return writer
-            else:
-                self.make_space(self._capacity(size))
-                if store.writer is writer:  # else copies made room necessary, and there may be enough
-                    self._next_writer(self._capacity(size))
+            if not self._grant(size):
+                self.make_space(self._least_grant(size))
         raise self._full()
 
-    def _capacity(self, size: int) -> int:
-        return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
+    def _least_grant(self, size: int) -> int:
+        """Bytes that a grant of room for `size` takes at least."""
+        writer = self._store.writer
+        if writer is not None and writer.used + size <= writer.capacity:
+            return max(0, size - writer.room)
+        return f.SEGMENT_HEADER_BYTES + f.FOOTER_TRAILER_BYTES + size
 
-    def _next_writer(self, capacity: int, *, beyond: int = 0) -> SegmentWriter | None:
-        """Begin a segment of `capacity` bytes; None if that exceeds the limit by more than `beyond`."""
+    def _grant(self, size: int, *, beyond: int = 0, exactly: bool = False) -> bool:
+        """Give the writer room for `size` bytes, in a segment that is begun if need be, and for some
+        more unless `exactly`. False if that exceeds the limit by more than `beyond`.
+        """
         store = self._store
-        first = store.writer is None
-        store.seal_writer()
         try:
+            first = store.writer is None
+            if store.writer is not None:
+                store.let_go_if_lost(store.writer)
+            if store.writer is not None and store.writer.used + size > store.writer.capacity:
+                store.seal_writer()
             with store.lock:
-                if self._index.used_bytes + capacity > self._limit + beyond:
-                    return None
-                writer = (self._adopt(capacity) if first else None) or self._create(capacity)
-                writer.borrowed = self._index.used_bytes > self._limit
-                store.writer = writer
-                store.owner.note(writer.segment)
-                store.changes.prepare()
+                left = self._limit + beyond - self._index.used_bytes
+                if self._least_grant(size) > left:
+                    return False
+                writer = store.writer or self._next_writer(size, first=first)
+                least = writer.used + size
+                wanted = least if exactly else max(least, self._usual_size(writer))
+                self._extend(writer, min(wanted, max(writer.granted + left, least)))
         except OSError as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot begin a segment") from error
+        return True
+
+    def _usual_size(self, writer: SegmentWriter) -> int:
+        """What a writer's segment may come to: twice what is used of it, but never by much of the limit.
+
+        Whole pieces of _MOST_GRANT, where it is that: the compiled core has the file system allocate these.
+        """
+        part: int = self._size_limit // (_GRANT_SHARE * max(1, self._index.words[f.W_ACTIVE]))
+        grant = min(max(writer.tail, _LEAST_GRANT), part, _MOST_GRANT)
+        size = writer.used + grant
+        return size if grant < _MOST_GRANT else -(-size // _MOST_GRANT) * _MOST_GRANT
+
+    def _extend(self, writer: SegmentWriter, granted: int) -> None:
+        """Let `granted` bytes of the writer's segment count. The lock is held."""
+        writer.granted = max(min(granted, writer.capacity), writer.granted)
+        self._index.resize_segment(writer.segment, writer.granted)
+
+    def _next_writer(self, size: int, *, first: bool) -> SegmentWriter:
+        """Begin a segment, or, if it is the handle's first, go on with a small one. The lock is held."""
+        store = self._store
+        capacity = self._capacity(size)
+        writer = (self._adopt(size) if first else None) or self._create(capacity)
+        store.writer = writer
+        store.owner.note(writer.segment)
+        store.changes.prepare()
         return writer
 
+    def _capacity(self, size: int) -> int:
+        return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
+
     def _create(self, capacity: int) -> SegmentWriter:
-        store, index = self._store, self._index
-        segment = index.next_segment_id()
-        if segment is None:
-            raise StorageFull(errno.ENOSPC, "the segment table is full: raise segment_size")
-        token, created, floor = store.owner.acquire(), index.stamp(), index.words[f.W_FLOOR]
+        store = self._store
+        segment, token = store.new_segment(), store.owner.acquire()
+        index = self._index  # not before: its table may have become larger
+        created, floor = index.stamp(), index.words[f.W_FLOOR]
         fd = store.backend.open(
             store.files.path(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode
         )
         try:
             header = f.pack_segment_header(segment, index.identity, created, floor)
             store.backend.write(fd, [header], 0)
-            entry = index.add_segment(segment, f.ACTIVE, capacity, token, created)
+            entry = index.add_segment(segment, f.ACTIVE, len(header), token, created)
             index.words[entry + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.let_go(fd)
@@ -245,19 +320,22 @@ class Reclaimer:
         store.names_changed()
         return SegmentWriter(store.backend, fd, segment, capacity)
 
-    def _adopt(self, capacity: int) -> SegmentWriter | None:
-        """Go on with a segment that an earlier handle left less than half full.
+    def _adopt(self, size: int) -> SegmentWriter | None:
+        """Go on with a small segment that an earlier handle left, so that handles which come and go
+        don't leave one each.
 
         Not with one that a checkpoint lists as complete, or one being written will: recovery would
         not look into it.
         """
+        if self._index.words[f.W_ACTIVE]:
+            self.reap()
         index = self._index
+        most = min(self.segment_bytes // 2, _ADOPTED_MOST)
         for entry in index.table_entries():
-            small = index.words[entry + f.T_SIZE] < self.segment_bytes // 2
-            small = small and index.words[entry + f.T_CREATED] > index.words[f.W_EPOCH]
-            sealed = index.words[entry] & ~f.MASK32 == f.SEALED and not index.words[entry + f.T_OWNER]
-            if small and sealed and capacity == self.segment_bytes:
-                return self._take_over(index.words[entry] & f.MASK32)
+            words = index.words[entry : entry + f.ENTRY_WORDS]
+            free = words[f.T_STATE] & ~f.MASK32 == f.SEALED and not (words[f.T_OWNER] or words[f.T_CLEANER])
+            if free and words[f.T_SIZE] < most - size and words[f.T_CREATED] > index.words[f.W_EPOCH]:
+                return self._take_over(words[f.T_STATE] & f.MASK32)
         return None
 
     def _take_over(self, segment: int) -> SegmentWriter | None:
@@ -279,8 +357,8 @@ class Reclaimer:
             index.words[entry + f.T_OWNER] = owner
             index.words[entry + f.T_TAIL] = writer.tail
             index.set_state(segment, f.ACTIVE)
-            index.resize_segment(segment, self.segment_bytes)
             store.backend.truncate(fd, writer.tail)  # the footer
+            writer.granted = writer.tail
         except BaseException:
             store.backend.let_go(fd)
             raise
@@ -307,13 +385,14 @@ class Reclaimer:
             self._pacing.release()
 
     def _work(self, budget: int) -> None:
-        index, evicts = self._index, self._store.policy.evicts
-        while evicts and budget > 0 and index.live_bytes > self.live_limit:
+        while self._store.policy.evicts and budget > 0 and self._index.live_bytes > self.live_limit:
             freed = self._evict(budget)
             if not freed:
                 break
             budget -= freed
-        if index.used_bytes + self.segment_bytes > self._limit and not self.drop_one_dead():
+        self._reap_if_due()
+        reserve = min(self.segment_bytes, 4 * self._quantum)
+        if self._index.used_bytes + reserve > self._limit and not self.drop_one_dead():
             self._clean_some(2 * self._quantum)
         self._checkpoint_if_due()
 
@@ -326,7 +405,7 @@ class Reclaimer:
     def reserve_large(self, length: int) -> None:
         """Make room for `length` bytes of a large value, and count them. `StorageFull` if there is none."""
         store = self._store
-        for _ in range(_ROLLS):
+        for _ in range(_GRANTS):
             self.make_space(length)
             with store.lock:
                 if self._index.used_bytes + length <= self._limit:
@@ -337,9 +416,12 @@ class Reclaimer:
     def _reclaim(self, need: int) -> None:
         if self._index.live_bytes + self._size_limit - self._limit > 2 * self._size_limit:
             self._recount()  # first: what is evicted for a damaged count is lost for nothing
-        last_means: list[Callable[[], object]] = [self.reap, self._cover_changes, self._recount]
+        last_means: list[Callable[[], object]] = [
+            self.reap, self._take_active, self._cover_changes, self._recount
+        ]  # fmt: skip
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
+        rounds = 0  # of one of the last means
         while (used := self._index.used_bytes) + need > self._limit:
             live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
@@ -347,15 +429,37 @@ class Reclaimer:
             if stalled <= _PATIENCE + 2 * len(self._index.table_entries()) and self._make_some(need):
                 continue
             if last_means:
-                last_means.pop(0)()
-                stalled = 0
-            elif not (self._store.policy.evicts and self._evict(self.segment_bytes)):
+                if not last_means[0]() or rounds > len(self._index.table_entries()):
+                    del last_means[0]
+                    stalled = rounds = 0
+                rounds += 1
+            elif not self._evict_all_the_same(need):
                 raise self._full()
 
+    def _evict_all_the_same(self, need: int) -> bool:
+        """The very last means: what lives would fit, but what does not live cannot be had back."""
+        if not self._store.policy.evicts or not self._evict(need):
+            return False
+        self._store.log_once("unfit", "segments cannot be cleaned, and entries that would fit are evicted")
+        return True
+
     def _full(self) -> StorageFull:
+        index, words = self._index, self._index.words
+        writers = words[f.W_ACTIVE]
+        active = sum(
+            words[entry + f.T_SIZE] - words[entry + f.T_LIVE]
+            for entry in index.table_entries()
+            if words[entry] & ~f.MASK32 in APPENDABLE
+        )
+        live = words[f.W_LIVE_BYTES] + words[f.W_LARGE_BYTES]
+        remedy = "raise it, or delete entries"
+        if not self._store.policy.evicts:
+            remedy += ", or choose an eviction other than 'none'"
         return StorageFull(
             errno.ENOSPC,
-            f"size_limit={self._size_limit} is used up: raise it, delete entries, or let eviction make room",
+            f"size_limit={self._size_limit} is used up: {live} bytes of live entries, {self._fixed_bytes} of "
+            f"index and checkpoint, {max(0, active)} granted to {writers} writing handles and not live, "
+            f"{index.used_bytes} in all: {remedy}",
         )
 
     def _shrink_index(self) -> bool:
@@ -407,9 +511,7 @@ class Reclaimer:
         if not self._store.policy.evicts:
             return bool(self._evict_expired()) or self._clean_emptiest()
         over = self._index.live_bytes + need - self.live_limit
-        if over > 0 and self._evict(over):
-            return True
-        return self._clean_emptiest() or bool(self._evict(self.segment_bytes))
+        return over > 0 and bool(self._evict(over)) or self._clean_emptiest()
 
     # -- evicting -----------------------------------------------------------------------------
 
@@ -455,7 +557,9 @@ class Reclaimer:
     def expire_part(self, part: int) -> int:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
-        while expired(self._index, part, time.time_ns()):
+        for _ in range(self._index.count() + 1):
+            if not store.look(lambda index: expired(index, part, time.time_ns())):
+                break
             with store.lock:
                 found = expired(self._index, part, time.time_ns())
                 slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
@@ -487,25 +591,26 @@ class Reclaimer:
         index = self._index
         for entry in index.table_entries():
             word = index.words[entry]
-            dead = word & ~f.MASK32 == f.SEALED and not index.words[entry + f.T_LIVE]
+            dead = word & ~f.MASK32 in _CLEANABLE and not index.words[entry + f.T_LIVE]
             if word & ~f.MASK32 == f.DOOMED or dead:
                 segment = word & f.MASK32
-                if not dead or self._doom(segment):
+                if self._doom(segment):
                     self._unlink(segment)
                     return True
         return False
 
     def _doom(self, segment: int) -> bool:
         """Decide that a segment goes: nothing in it is live, and what made it so is durable if it must be."""
-        store, index = self._store, self._index
-        if index.words[f.W_PROMISED]:
+        store = self._store
+        if self._index.words[f.W_PROMISED]:
             self.sync_dirty()
         with store.lock:
-            entry = index.entry(segment)
-            if index.state(segment) != f.SEALED or index.words[entry + f.T_LIVE]:
-                return False
-            index.words[entry] = f.DOOMED | segment
-        return True
+            index = self._index
+            state = index.state(segment)
+            if state in _CLEANABLE and not index.words[index.entry(segment) + f.T_LIVE]:
+                index.set_state(segment, f.DOOMED)
+                return True
+        return state == f.DOOMED
 
     def _unlink(self, segment: int) -> None:
         store = self._store
@@ -545,19 +650,31 @@ class Reclaimer:
 
     # -- cleaning -----------------------------------------------------------------------------
 
-    def _emptiest(self) -> int | None:
-        """The sealed segment that is worth most to clean: fewest live bytes for its size."""
+    def _emptiest(self, allowed: Callable[[int], bool]) -> int | None:
+        """The segment that is worth most to clean, of those whose table entries are `allowed`: fewest
+        live bytes for its size."""
         index, best, best_share = self._index, None, 1.0
         for entry in index.table_entries():
             size, live = index.words[entry + f.T_SIZE], index.words[entry + f.T_LIVE]
-            if index.words[entry] & ~f.MASK32 != f.SEALED or size - live < size // _MIN_GARBAGE:
+            if not allowed(entry) or size - live < size // _MIN_GARBAGE:
                 continue
-            owner = index.words[entry + f.T_OWNER]
-            if live / max(size, 1) < best_share and (not owner or owner == self._store.owner.token):
+            if live / max(size, 1) < best_share:
                 segment = index.words[entry] & f.MASK32
                 if size - live - self._overhead(segment) >= size // _MIN_GARBAGE:
                     best, best_share = segment, live / max(size, 1)
         return best
+
+    def _is_unclaimed(self, entry: int) -> bool:
+        """True of a segment that nobody appends to any more, and that no other handle is cleaning."""
+        words = self._index.words
+        cleaner, owner = words[entry + f.T_CLEANER], words[entry + f.T_OWNER]
+        state = words[entry] & ~f.MASK32
+        mine = not cleaner or cleaner == self._store.owner.token
+        return mine and (state == f.TAKEN or state == f.SEALED and not owner)
+
+    def _is_appendable(self, entry: int) -> bool:
+        """True of what others, or this handle, append to or clean: it can be taken from them."""
+        return self._index.words[entry] & ~f.MASK32 in (f.ACTIVE, *_CLEANABLE)
 
     def _overhead(self, segment: int) -> int:
         """Bytes of a sealed segment that are no records: copies would have as many."""
@@ -565,6 +682,8 @@ class Reclaimer:
         if known is None:
             if len(self._overheads) > 4 * self._index.table_capacity:
                 self._overheads.clear()
+            if self._index.state(segment) != f.SEALED:  # it may get a footer
+                return f.SEGMENT_HEADER_BYTES
             fd = self._store.file_of(segment)
             try:
                 footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
@@ -589,14 +708,39 @@ class Reclaimer:
         """Clean one segment to the end. False if none is worth it or there is no room to copy to."""
         return self._clean_some(_WHOLE)
 
+    def _take_active(self) -> bool:
+        """Clean one segment that some handle, be it this one, appends to or has begun to clean: it may
+        be idle for ever, and nothing that lives goes for what it holds. False if none is worth it.
+        """
+        store = self._store
+        with store.appending:
+            with store.lock:
+                segment = self._emptiest(self._is_appendable)
+                if segment is None:
+                    return False
+                writer = store.writer
+            if writer is not None and writer.segment == segment:
+                store.seal_writer()
+            with store.lock:
+                if self._index.state(segment) == f.ACTIVE:
+                    self._index.set_state(segment, f.TAKEN)
+                    self._index.resize_segment(segment, self._file_size(segment))
+                if self._cleaning is not None and self._cleaning.segment != segment:
+                    self._cleaning.close()
+                    self._cleaning = None
+                self._cleaning = self._cleaning or self._claim(segment)
+            return self._clean_emptiest()
+
     def _begin_cleaning(self) -> Cleaning | None:
-        store, index = self._store, self._index
-        with store.lock:
-            segment = self._emptiest()
-            if segment is None:
-                return None
-            index.words[index.entry(segment) + f.T_OWNER] = store.owner.acquire()
-        return Cleaning(segment, store.records(segment))
+        with self._store.lock:
+            segment = self._emptiest(self._is_unclaimed)
+            return None if segment is None else self._claim(segment)
+
+    def _claim(self, segment: int) -> Cleaning:
+        """Let others see that this handle cleans a segment. The lock is held."""
+        index = self._index
+        index.words[index.entry(segment) + f.T_CLEANER] = self._store.owner.acquire()
+        return Cleaning(segment, self._store.records(segment))
 
     def _copy_live(self, cleaning: Cleaning, budget: int) -> bool:
         """Move live records to the head of the log. True once the segment has none left."""
@@ -620,18 +764,19 @@ class Reclaimer:
             finally:
                 cleaning.again += [record for record, _ in again]
             if record is None and not cleaning.again:
-                self._forget_owner(segment)
+                self._end_cleaning(segment)
                 return True
         return False
 
-    def _forget_owner(self, segment: int) -> None:
+    def _end_cleaning(self, segment: int) -> None:
         """All live records moved: if the count says otherwise, the count is wrong."""
-        store, index = self._store, self._index
+        store = self._store
         with store.lock:
-            if index.state(segment) != f.SEALED:
+            index = self._index
+            if index.state(segment) not in _CLEANABLE:
                 return
             entry = index.entry(segment)
-            index.words[entry + f.T_OWNER] = 0
+            index.words[entry + f.T_CLEANER] = 0
             if index.words[entry + f.T_LIVE] and not any(
                 store.alive(record, segment) for record in store.records(segment)
             ):
@@ -643,7 +788,7 @@ class Reclaimer:
         """Copy records and point their slots to the copies. Those that have to be tried again."""
         if not batch:
             return []
-        store, index = self._store, self._index
+        store = self._store
         fd = store.file_of(segment)
         if fd is None:
             return []
@@ -655,8 +800,9 @@ class Reclaimer:
         ]
         with store.appending:
             heads = [record.head for record, _, _ in sound]
-            writer = self._copy_room(sum(f.room_for(h.names_length, h.payload_length) for h in heads))
-            epoch = index.words[f.W_EPOCH]
+            size = sum(f.room_for(h.names_length, h.payload_length) for h in heads)
+            writer = self._copy_room(size, segment)
+            epoch = self._index.words[f.W_EPOCH]
             places, copies = self._moved(sound, writer)
             try:
                 writer.append_many(copies)
@@ -664,6 +810,7 @@ class Reclaimer:
                 raise from_os_error(error, "cannot copy entries while cleaning") from error
         again = []
         with store.lock:
+            index = self._index
             valid = index.words[f.W_EPOCH] == epoch and index.state(writer.segment) == f.ACTIVE
             for (record, slot, _), place in zip(sound, places, strict=True):
                 at = index.find(slot.low, slot.high)
@@ -719,16 +866,22 @@ class Reclaimer:
             offset += head.record_bytes
         return places, copies
 
-    def _copy_room(self, size: int) -> SegmentWriter:
-        """Room for copies: up to one segment above the limit, since they are about to free one."""
-        writer = self._store.writer
-        if writer is None or writer.copy_room < size:
-            for capacity in (self._capacity(size), f.aligned(size + f.SEGMENT_HEADER_BYTES + 1024)):
-                writer = self._next_writer(capacity, beyond=self.segment_bytes)
-                if writer is not None:
-                    return writer  # a small one where the index has taken some of the room
-            raise _NoRoom
-        return writer
+    def _copy_room(self, size: int, segment: int) -> SegmentWriter:
+        """Room for copies out of `segment`: up to one segment above the limit, since that is about to go.
+
+        Where the limit was lowered, and more than that is above it, one segment above what there is.
+        """
+        for _ in range(_GRANTS):
+            writer = self._store.writer
+            if writer is not None and writer.room >= size:
+                return writer
+            index = self._index  # of old segments each may be longer than those of a limit that was lowered
+            one = max(self.segment_bytes, index.words[index.entry(segment) + f.T_SIZE])
+            over = index.used_bytes - self._limit
+            beyond = one + (over if over > one else 0)
+            if not self._grant(size, beyond=beyond, exactly=True):
+                break
+        raise _NoRoom
 
     # -- checkpoints --------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .store import Handle
 
 _MIN_TABLE = 256
+_TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
+_COMMON_TABLE = 1024  # up to so many, for hundreds of handles; it grows where more are needed
 _MAX_TABLE = 1 << 16
 _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
@@ -118,7 +120,7 @@ def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
     index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
     if alone:
         checkpoint.account(store, index)
-        if not clean or index.words[f.W_LARGE_BYTES] > store.settings.size_limit:
+        if not clean or index.words[f.W_LARGE_BYTES] > store.size_limit:
             tidy(store, index)
     return index
 
@@ -184,7 +186,9 @@ def _new_identity() -> Identity:
 
 
 def _table_capacity(store: Handle, segments: list[int]) -> int:
-    wanted = max(4 * (store.settings.size_limit // store.segment_bytes), 2 * len(segments), _MIN_TABLE)
+    limit = store.size_limit
+    usual = min(limit // _TABLE_SHARE, _COMMON_TABLE)
+    wanted = max(4 * (limit // store.segment_bytes), 2 * len(segments), usual, _MIN_TABLE)
     capacity = min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
     # Segments that a table of another size held, or whose removal did not last, may share an entry.
     while capacity < _MAX_TABLE and len({s % capacity for s in segments}) < len(segments):
@@ -238,10 +242,15 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
     return index
 
 
-def shrink_index(store: Handle, old: Index) -> Index:
+def has_room_for_table(index: Index) -> bool:
+    """True if the index could list twice as many segments."""
+    return 2 * index.table_capacity <= _MAX_TABLE
+
+
+def remake_index(store: Handle, old: Index, table_capacity: int) -> Index:
     """A copy of the index without its gaps, in its place. The lock is held."""
     path = store.temporary_path()
-    index = _create(store, path, old.identity, old.table_capacity)
+    index = _create(store, path, old.identity, table_capacity)
     try:
         old.copied_to(index)
         store.backend.replace(path, os.path.join(store.root, f.INDEX_NAME))
@@ -375,9 +384,8 @@ class _Rebuild:
                     f"{store.root!r} has more segments than the index can list: raise size_limit"
                 )
             owner = owners.get(segment, 0)
-            capacity = max(size, store.segment_bytes) if owner else size
             state = f.LOG if header.log else f.ACTIVE if owner else f.SEALED
-            index.add_segment(segment, state, capacity, owner, header.created)
+            index.add_segment(segment, state, size, owner, header.created)
             self._tick(header.created)
 
     def _collect_saved(self, saved: Checkpoint) -> None:

@@ -166,25 +166,23 @@ class SegmentWriter:
         self._backend = backend
         self.fd = fd
         self.segment = segment
-        self.capacity = capacity
+        self.capacity = capacity  # bytes at which the segment is sealed
+        self.granted = tail  # bytes that count against the limit: those written, and room for some more
         self.tail = tail
         self.synced = 0
         self.syncing = threading.Lock()
         self._listed: list[bytes] | None = []
         self._footer_bytes = f.FOOTER_TRAILER_BYTES
-        # True while the segment is more than `size_limit` allows: it was begun for copies that make
-        # room, and there is none in it for new entries.
-        self.borrowed = False
 
     @property
     def room(self) -> int:
-        """Bytes of new entries that still fit, the footer aside."""
-        return 0 if self.borrowed else self.capacity - self.tail - self._footer_bytes  # asked by every set
+        """Bytes of records that fit into what was granted, the footer aside. Asked by every set."""
+        return self.granted - self.tail - self._footer_bytes
 
     @property
-    def copy_room(self) -> int:
-        """Bytes that fit of what is copied to make room."""
-        return self.capacity - self.tail - self._footer_bytes
+    def used(self) -> int:
+        """Bytes that the segment would have if it were sealed now."""
+        return self.tail + self._footer_bytes
 
     @property
     def next_place(self) -> int:

@@ -58,7 +58,7 @@ def collect(store: Store, reason: str) -> CacheStats:
         entries=index.count(),
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
-        size_limit=store.settings.size_limit,
+        size_limit=store.size_limit,
         segments=len(index.segments()),
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,

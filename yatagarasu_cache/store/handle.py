@@ -13,9 +13,9 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from .. import format as f
 from .. import recovery
@@ -24,10 +24,10 @@ from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
 from ..directory import prepare
-from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, from_os_error
+from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, StorageFull, from_os_error
 from ..eviction import POLICIES
 from ..format import Slot
-from ..index import Index, IndexDamaged, IndexLock, NoLock
+from ..index import APPENDABLE, Index, IndexDamaged, IndexLock, NoLock
 from ..large import LargeFiles
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from . import Store
 
 _log = logging.getLogger("yatagarasu_cache")
+T = TypeVar("T")
 
 MIN_SEGMENT_BYTES = 8 << 10
 MAX_SEGMENT_BYTES = 64 << 20
@@ -61,6 +62,7 @@ class Handle:
         self.root = settings.directory
         self.read_only = settings.read_only
         self.durable = settings.durability == "sync"
+        self.size_limit, self.headroom = settings.size_limit, settings.headroom
         self.policy = POLICIES[settings.eviction]
         self.segment_bytes = settings.segment_size or _segment_bytes(settings.size_limit)
         self.large_bytes = min(settings.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
@@ -114,7 +116,6 @@ class Handle:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
                 self.reclaim.reap()
-            self.reclaim.come_within_limit()
         except OSError as error:
             self._release()
             if isinstance(error, CacheIOError):
@@ -228,7 +229,17 @@ class Handle:
 
     def shrink_index(self) -> None:
         """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
-        self._use(recovery.shrink_index(self, self.index))
+        self._use(recovery.remake_index(self, self.index, self.index.table_capacity))
+
+    def new_segment(self) -> int:
+        """A number for a new segment or log. The lock is held; the index may be another one afterwards."""
+        segment = self.index.next_segment_id()
+        if segment is None and recovery.has_room_for_table(self.index):
+            self._use(recovery.remake_index(self, self.index, 2 * self.index.table_capacity))
+            segment = self.index.next_segment_id()
+        if segment is None:
+            raise StorageFull(errno.ENOSPC, "there are more segments than can be listed: raise segment_size")
+        return segment
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
@@ -325,6 +336,15 @@ class Handle:
 
     # -- walks -------------------------------------------------------------------------------
 
+    def look(self, question: Callable[[Index], T]) -> T:
+        """`question(index)`, asked without the lock: again where the index was replaced meanwhile."""
+        for _ in range(ATTEMPTS):
+            try:
+                return question(self.index)
+            except IndexDamaged as error:
+                self._mend(error)
+        raise CacheIOError(errno.EIO, "the index is damaged again and again: run check(fix=True)")
+
     def walk(self) -> Iterator[tuple[Record, Slot]]:
         """Every live entry with its record's names: segment by segment, from their footers.
 
@@ -402,7 +422,7 @@ class Handle:
             durable = False
             self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
-            if self._is_ours(writer):
+            if self.is_ours(writer):
                 self.index.resize_segment(writer.segment, size)
                 entry = self.index.entry(writer.segment)
                 if durable:
@@ -410,10 +430,11 @@ class Handle:
                 self.index.set_state(writer.segment, f.SEALED)
                 self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
-    def _is_ours(self, writer: SegmentWriter) -> bool:
-        """True if nobody took the segment from us, believing this handle dead. The lock is held."""
+    def is_ours(self, writer: SegmentWriter) -> bool:
+        """True unless our segment is gone, or was sealed by who believed us dead. The lock is held."""
         state, owner = self.index.state(writer.segment), self.index.entry(writer.segment) + f.T_OWNER
-        return state == f.ACTIVE or state == f.SEALED and self.index.words[owner] == self.owner.token
+        known = state in APPENDABLE or state == f.SEALED
+        return known and self.index.words[owner] == self.owner.token
 
     def _take_back(self, writer: SegmentWriter) -> None:
         """Before our segment is sealed: what was appended, and was not shown, never will be."""
@@ -421,7 +442,7 @@ class Handle:
             with self.lock:
                 index = self.index
                 tail = index.words[index.entry(writer.segment) + f.T_TAIL]
-                if tail != writer.tail and index.state(writer.segment) == f.ACTIVE:
+                if tail != writer.tail and index.state(writer.segment) in APPENDABLE:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
                     for offset in self.unshown(writer.segment, writer.fd):
                         writer.void(offset)
@@ -467,9 +488,15 @@ class Handle:
         return bool(index.words[f.W_ACTIVE] > settled)
 
     def let_go_if_lost(self, writer: SegmentWriter) -> None:
-        """Stop appending to a segment that others took from us, believing this handle dead."""
+        """Stop appending to a segment that others took, for its room or because they believed us dead."""
         with self.appending:
-            if self.writer is writer and self.index.state(writer.segment) != f.ACTIVE:
+            if self.writer is not writer:
+                return
+            with self.lock:
+                active, ours = self.index.state(writer.segment) == f.ACTIVE, self.is_ours(writer)
+            if ours and not active:
+                self.seal_writer()
+            elif not ours:
                 self.writer = None
                 writer.abandon()
 

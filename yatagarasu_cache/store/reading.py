@@ -123,7 +123,7 @@ class Reading(Removal):
             return None
 
     def _load(self, slot: Slot) -> Found | None:
-        if slot.value_length > self.settings.size_limit and slot.value_length > self.index.used_bytes:
+        if slot.value_length > self.size_limit and slot.value_length > self.index.used_bytes:
             return None  # damage: nothing that long is here
         if slot.is_large:
             pointer, seed = self.pointer(slot), slot.low ^ slot.flags

@@ -95,7 +95,7 @@ class Writing(Reading):
             if self.show(slot, epoch, size):
                 return
             self.let_go_if_lost(writer)
-        raise CacheIOError(errno.EAGAIN, "could not store an entry: too many concurrent changes; try again")
+        raise _too_many_changes()
 
     def show(self, slot: Slot, epoch: int, size: int) -> bool:
         """The second half of `put`: let the index show a record. False if it has to be appended again."""
@@ -134,6 +134,7 @@ class Writing(Reading):
         index = self.index
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
+        self._count_all_of(slot)
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew: that may have found the record
             return self._shown(slot), None
@@ -157,6 +158,12 @@ class Writing(Reading):
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
         return True, self.large_file(replaced) if replaced is not None else None
+
+    def _count_all_of(self, slot: Slot) -> None:
+        """A record lies within what is counted of its segment, whatever a rebuild found meanwhile."""
+        index, end = self.index, slot.offset + f.record_bytes(slot.lengths)
+        if end > index.words[index.entry(slot.segment) + f.T_SIZE]:
+            index.resize_segment(slot.segment, end)
 
     def _shown(self, slot: Slot) -> bool:
         """True if the index shows the very record of `slot`."""
@@ -360,7 +367,7 @@ class Writing(Reading):
         False if there is an entry already (`only_absent`), or a later one came first.
         """
         need = f.room_for(len(key) + len(tag) + len(meta), 2 * f.LARGE_POINTER.size)
-        while True:
+        for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(need)
                 index = self.index
@@ -387,6 +394,7 @@ class Writing(Reading):
             if done:
                 return True
             self.let_go_if_lost(writer)
+        raise _too_many_changes()
 
     def _show_pointer(
         self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
@@ -405,7 +413,7 @@ class Writing(Reading):
         room = self.reclaim.largest_value
         if length > room:
             raise ValueTooLarge(
-                f"the value has {length} bytes and a cache with size_limit={self.settings.size_limit} "
+                f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
                 f"has room for {max(0, room)}: raise size_limit"
             )
 
@@ -439,25 +447,32 @@ class Writing(Reading):
         The append happens under the lock too, so that a change that loses leaves no record which
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
         """
-        with self.appending:
-            writer = self.room(size)
-            with self.lock:
-                item = decide(self.lookup(low, high))
-                if item is None:
-                    return
-                if self.index.state(writer.segment) != f.ACTIVE:
-                    self.let_go_if_lost(writer)
-                    return self.change(low, high, size, decide)
-                epoch = self.index.words[f.W_EPOCH]
-                records, (slot,) = self._draft([item], writer)
-                self._append(writer, *records[0])
-                done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
-                if not done:  # the clock was set back, or the index rebuilt
-                    return self.change(low, high, size, decide)
-        if replaced is not None:
-            self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable)
-        self.sets += 1
-        self.reclaim.pace(size)
+        for _ in range(ATTEMPTS):
+            with self.appending:
+                writer = self.room(size)
+                with self.lock:
+                    item = decide(self.lookup(low, high))
+                    if item is None:
+                        return
+                    if self.index.state(writer.segment) != f.ACTIVE:
+                        self.let_go_if_lost(writer)
+                        continue
+                    epoch = self.index.words[f.W_EPOCH]
+                    records, (slot,) = self._draft([item], writer)
+                    self._append(writer, *records[0])
+                    done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+            if done:
+                if replaced is not None:
+                    self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable)
+                self.sets += 1
+                self.reclaim.pace(size)
+                return
+            # else the clock was set back, or the index rebuilt
+        raise _too_many_changes()
+
+
+def _too_many_changes() -> CacheIOError:
+    return CacheIOError(errno.EAGAIN, "could not store an entry: too many concurrent changes; try again")
 
 
 def _item_bytes(item: Item) -> int:
