@@ -127,8 +127,9 @@ class Reclaimer:
     @property
     def live_limit(self) -> int:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
-        size_limit, limit, fixed = self._size_limit, self._limit, self._fixed_bytes
-        free = max(int(size_limit * self._store.headroom), min(3 * self.segment_bytes, size_limit // _LEAST_FREE))
+        limit, fixed = self._limit, self._fixed_bytes
+        least = min(3 * self.segment_bytes, self._size_limit // _LEAST_FREE)
+        free = max(int(self._size_limit * self._store.headroom), least)
         return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
 
     @property
@@ -654,14 +655,16 @@ class Reclaimer:
         """The segment that is worth most to clean, of those whose table entries are `allowed`: fewest
         live bytes for its size."""
         index, best, best_share = self._index, None, 1.0
+        writer = self._store.writer
         for entry in index.table_entries():
             size, live = index.words[entry + f.T_SIZE], index.words[entry + f.T_LIVE]
-            if not allowed(entry) or size - live < size // _MIN_GARBAGE:
+            segment = index.words[entry] & f.MASK32
+            if writer is not None and writer.segment == segment:
+                size = writer.tail  # what was granted beyond is for us to use, and no garbage
+            if not allowed(entry) or size - live < size // _MIN_GARBAGE or live >= best_share * size:
                 continue
-            if live / max(size, 1) < best_share:
-                segment = index.words[entry] & f.MASK32
-                if size - live - self._overhead(segment) >= size // _MIN_GARBAGE:
-                    best, best_share = segment, live / max(size, 1)
+            if size - live - self._overhead(segment) >= size // _MIN_GARBAGE:
+                best, best_share = segment, live / size
         return best
 
     def _is_unclaimed(self, entry: int) -> bool:

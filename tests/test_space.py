@@ -1,0 +1,326 @@
+"""Space belongs to bytes, not to handles: who holds room, and who has to give it back.
+
+Programs here are processes of their own that end as real ones do: without closing, killed, or never.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, disk_bytes, noise, run_python
+
+from yatagarasu_cache import DiskCache, StorageFull
+from yatagarasu_cache import format as f
+
+Make = Callable[..., DiskCache]
+MIB = 1 << 20
+SMALL = {"size_limit": MIB, "segment_size": 16 << 10}
+
+# A process that opens the cache, stores what it is told, says so, and then idles until it is killed.
+IDLE = """
+import sys
+from yatagarasu_cache import DiskCache
+cache = DiskCache(sys.argv[1], backend="threads")
+for item in sys.argv[2].split(","):
+    if item:
+        key, size = item.split(":")
+        cache.set(key, b"i" * int(size))
+print("ready", flush=True)
+for line in sys.stdin:
+    key, size = line.split(":")
+    print(cache.set(key, b"n" * int(size)), flush=True)
+"""
+
+
+class Idle:
+    """A living process with the cache open."""
+
+    def __init__(self, directory: Path, stores: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IDLE, str(directory), stores],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+
+    def set(self, key: str, size: int) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{key}:{size}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "True\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def idle(directory: Path) -> Iterator[Callable[[str], Idle]]:
+    """Starts processes that idle; they are killed at the end."""
+    started: list[Idle] = []
+
+    def start(stores: str) -> Idle:
+        started.append(Idle(directory, stores))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+# -- handles that come and go ----------------------------------------------------------------------
+
+FORKS = """
+import os, sys
+from yatagarasu_cache import DiskCache
+directory, limit, forks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+cache = DiskCache(directory, size_limit=limit)
+for i in range(200):
+    cache.set(("old", i), bytes(limit // 10 // 200))
+for i in range(forks):
+    if not (pid := os.fork()):
+        cache.set(i, b"y" * 2000)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stats = cache.stats()
+print(sum(("old", i) in cache for i in range(200)), sum(cache.get(i) == b"y" * 2000 for i in range(forks)))
+print(stats.evictions, stats.segments, len(cache.check()))
+"""
+
+
+@pytest.mark.parametrize("limit", [64 * MIB, 256 * MIB])
+def test_workers_that_end_without_closing(directory: Path, limit: int) -> None:
+    there, rest = run_python(FORKS, directory, limit, 300).splitlines()
+    assert there == "200 300"
+    evictions, segments, problems = map(int, rest.split())
+    assert evictions == problems == 0
+    assert segments <= limit // 10 // (limit // 32) + 6  # each goes on where the one before ended
+
+
+TOGETHER = """
+import os, sys
+from yatagarasu_cache import DiskCache
+directory, limit, writers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+cache = DiskCache(directory, size_limit=limit)
+for i in range(500):
+    cache.set(("old", i), bytes(limit // 2 // 500 - 200))
+ready, say_ready = os.pipe()
+wait, go = os.pipe()
+children = []
+for n in range(writers):
+    if not (pid := os.fork()):
+        try:
+            os.close(go)
+            own = DiskCache(directory)
+            for i in range(50):
+                own.set((n, i), b"x" * 100)
+            os.write(say_ready, b".")
+            os.read(wait, 1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    children.append(pid)
+os.close(say_ready)
+done = 0
+while done < writers and (some := os.read(ready, writers)):
+    done += len(some)
+alive = cache.stats()
+os.close(go)
+failed = sum(os.waitpid(pid, 0)[1] != 0 for pid in children)
+stats = cache.stats()
+print(sum(("old", i) in cache for i in range(500)))
+print(sum(cache.get((n, i)) is not None for n in range(writers) for i in range(50)) - 50 * writers)
+print(stats.evictions, failed, alive.disk_bytes - alive.live_bytes, len(cache.check()))
+"""
+
+
+@pytest.mark.parametrize(("limit", "writers"), [(64 * MIB, 64), (256 * MIB, 256)])
+def test_many_that_write_at_once(directory: Path, limit: int, writers: int) -> None:
+    old, missing, rest = run_python(TOGETHER, directory, limit, writers).splitlines()
+    evictions, failed, not_live, problems = map(int, rest.split())
+    assert (old, missing, evictions, failed, problems) == ("500", "0", 0, 0, 0)
+    assert not_live <= limit // 16 + limit // 32  # the last of it is the parent's own segment
+
+
+def test_an_idle_handle_costs_next_to_nothing(make: Make, directory: Path, idle: Any) -> None:
+    cache = make(size_limit=64 * MIB)
+    cache.set("mine", b"x")
+    before = cache.volume()
+    one = idle("a:10")
+    assert cache.volume() - before <= 8 << 10
+    assert disk_bytes(directory) <= cache.volume() + (64 << 10)
+    one.set("b", 100_000)
+    assert cache.volume() - before <= 3 * 100_000
+    idle("")
+    assert cache.volume() - before <= 3 * 100_000
+
+
+def test_one_room_grows_with_what_is_written(make: Make) -> None:
+    cache = make(size_limit=64 * MIB)
+    most = 0.0
+    for n in range(3000):
+        cache.set(n, noise(1000, n))
+        writer = cache._store.writer
+        assert writer is not None
+        assert writer.used <= writer.granted <= writer.capacity
+        if writer.tail > 1 << 14:
+            most = max(most, writer.granted / writer.used)
+    assert 1.2 < most <= 2.2
+    assert cache.stats().evictions == 0
+
+
+# -- room that others hold ---------------------------------------------------------------------------
+
+
+def test_garbage_in_the_segments_of_idle_handles_is_had_back(make: Make, idle: Any) -> None:
+    """Six processes have stored half of what fits, and idle. Somebody overwrites all of it, twice."""
+    cache = make(size_limit=2 * MIB, segment_size=512 << 10)
+    size, keys = 20_000, [f"{p}-{n}" for p in range(6) for n in range(8)]
+    for p in range(6):
+        idle(",".join(f"{p}-{n}:{size}" for n in range(8)))
+    assert cache.stats().entries == len(keys)
+    for turn in range(3):
+        for key in keys:
+            cache.set(key, bytes([turn]) * size)
+    assert cache.stats().evictions == 0
+    assert all(cache.get(key) == bytes([2]) * size for key in keys)
+    assert cache.volume() <= 2 * MIB
+    assert cache.check() == []
+
+
+def test_whoever_was_taken_its_segment_goes_on(make: Make, idle: Any) -> None:
+    cache = make(**SMALL)
+    one = idle("a:3000,b:3000")
+    index = cache._store.index
+    (entry,) = [e for e in index.table_entries() if index.words[e] & ~f.MASK32 == f.ACTIVE]
+    segment = index.words[entry] & f.MASK32
+    cache.set("a", b"mine")  # garbage in the other's segment
+    assert cache._store.reclaim._take_active()
+    assert cache._store.index.state(segment) == 0
+    one.set("c", 5000)
+    one.set("a", 5000)
+    assert cache.get("b") == b"i" * 3000
+    assert cache.get("c") == cache.get("a") == b"n" * 5000
+    assert cache.check() == []
+    one.kill()
+    cache.set("d", b"1")
+    assert cache._store.reclaim.reap() == 1
+    assert cache._store.index.words[f.W_ACTIVE] == 1
+    assert cache.check() == []
+
+
+def test_a_cleaner_that_idles_does_not_keep_others_from_cleaning(make: Make, idle: Any) -> None:
+    cache = make(**SMALL)
+    for n in range(300):
+        cache.set(n, noise(1000, n))
+    for n in range(300):
+        if n % 3:
+            cache.delete(n)
+    with cache._store.lock:
+        index = cache._store.index
+        for entry in index.table_entries():
+            if index.words[entry] & ~f.MASK32 == f.SEALED:
+                index.words[entry + f.T_CLEANER] = 12345  # of handles that live, for all we can see
+    alive = cache._store.owner.alive_tokens
+    cache._store.owner.alive_tokens = lambda: alive() | {12345}  # type: ignore[method-assign]
+    for n in range(1000, 1500):
+        cache.set(n, noise(1000, n))
+    assert cache.stats().evictions == 0
+    assert all(cache.get(n) is not None for n in range(1000, 1500))
+
+
+def test_the_dead_are_reaped_before_anything_is_evicted(make: Make, idle: Any) -> None:
+    cache = make(size_limit=2 * MIB, segment_size=512 << 10)
+    others = [idle(f"{p}:90000,{p}:90000") for p in range(8)]
+    for one in others:
+        one.kill()
+    for n in range(70):
+        cache.set(n, noise(10_000, n))
+    assert cache.stats().evictions == 0
+    assert all(cache.get(str(p)) is not None for p in range(8))
+    assert all(cache.get(n) is not None for n in range(70))
+    assert cache._store.index.words[f.W_ACTIVE] == 1
+
+
+def test_the_dead_are_looked_for_now_and_then(
+    make: Make, idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make(size_limit=64 * MIB)
+    cache.set("mine", b"1")
+    idle("a:1000").kill()
+    monkeypatch.setattr("yatagarasu_cache.reclaim._REAP_SECONDS", 0.0)
+    for n in range(600):
+        cache.set(n, noise(1000))
+    assert cache._store.index.words[f.W_ACTIVE] == 1
+
+
+# -- lists of segments -------------------------------------------------------------------------------
+
+
+def test_the_segment_table_grows(make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yatagarasu_cache.recovery._table_capacity", lambda store, segments: 16)
+    cache = make(size_limit=8 * MIB, segment_size=4096)
+    other = DiskCache(directory, backend="threads")
+    for n in range(1000):
+        cache.set(n, noise(900, n))
+        cache.delete(n - 1) if n % 100 == 0 else None
+    assert cache._store.index.table_capacity >= 256
+    assert len(cache._store.index.segments()) > 250
+    assert all(other.get(n) == noise(900, n) for n in range(1000) if n % 100 != 99)
+    other.set("more", b"1")
+    assert cache.get("more") == b"1"
+    assert cache.check() == []
+    other.close()
+
+
+# -- what is full --------------------------------------------------------------------------------------
+
+
+def fill(cache: DiskCache) -> StorageFull:
+    with pytest.raises(StorageFull) as caught:
+        for n in range(10_000):
+            cache.set(n, noise(1000, n))
+    return caught.value
+
+
+def test_full_says_what_fills_it_and_what_helps(make: Make) -> None:
+    cache = make(**SMALL, eviction="none")
+    text = str(fill(cache))
+    for part in ("size_limit=1048576", "live entries", "index and checkpoint", "writing handle", "raise it"):
+        assert part in text
+    assert "eviction" in text
+    evicting = make(cache.directory + "-evicting", **SMALL)
+    assert "eviction" not in str(evicting._store.reclaim._full())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_taken_segments_of_handles_that_die(make: Make, idle: Any, how: int) -> None:
+    """Whose segment was taken dies without noticing; so does, elsewhere, who took it."""
+    cache = make(**SMALL)
+    one = idle("a:6000,b:6000")
+    cache.set("a", b"mine")
+    store = cache._store
+    with store.lock:
+        index = store.index
+        (segment,) = [
+            index.words[e] & f.MASK32
+            for e in index.table_entries()
+            if index.words[e] == f.ACTIVE | index.words[e] & f.MASK32
+            and index.words[e + f.T_OWNER] != store.owner.token
+        ]
+        index.set_state(segment, f.TAKEN)
+    os.kill(one.process.pid, how)
+    one.process.communicate()
+    assert store.others_append()  # it may have died in the middle of an append
+    store.reclaim.reap()
+    assert not store.others_append()
+    assert index.state(segment) == f.SEALED
+    assert cache.get("b") == b"i" * 6000
+    assert cache.check() == []
