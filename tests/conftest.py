@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guarded_index import guard
 from hypothesis import HealthCheck, settings
 
 from yatagarasu_cache import BackendUnavailable, DiskCache
@@ -44,6 +45,12 @@ def backend_for(case: object, share: int = 1) -> str:
     """
     number = zlib.crc32(str(case).encode())
     return BACKENDS[number // share % len(BACKENDS)] if number % share == 0 else "threads"
+
+
+@pytest.fixture(autouse=True)
+def changes_are_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever changes an index holds its lock, and changes the one that is in use."""
+    guard(monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)

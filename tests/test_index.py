@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,13 +280,48 @@ def test_one_grows_the_other_follows(path: Path, index: Index) -> None:
     assert len(other.map) > size and mapped
     for seen in (index, other, reader):
         check(seen, model)
-        seen.remap() if len(seen.words) * 8 < os.fstat(seen.fd).st_size else None
+        seen.reach(os.fstat(seen.fd).st_size // 8)
     with pytest.raises(IndexDamaged, match="beyond its end"):
-        reader.remap()  # nothing was added
+        reader.reach(len(reader.words) + 1)  # nothing was added
     with pytest.raises(TypeError):
         reader.words[f.W_CLOCK] = 1
     other.close()
     reader.close()
+
+
+def test_threads_that_meet_growth_at_once(path: Path, index: Index) -> None:
+    """Whoever comes second finds that the file was mapped already: that is no damage."""
+    other = view(path)
+    words = len(other.words)
+    chosen, model = random.Random(9), {}
+    while len(index.words) == words:
+        change(index, model, chosen)
+    here = threading.Barrier(2)
+    mapped = other._map
+
+    def map_late() -> None:
+        here.wait(10)  # both have seen that the mapping is too short
+        mapped()
+
+    other._map = map_late  # type: ignore[method-assign]
+    errors: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            other.reach(words + 1)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    other._map = mapped  # type: ignore[method-assign]
+    other.reach(words + 1)
+    assert {digest for digest in model if not other.find(*digest)} == set()
+    other.close()
 
 
 def test_a_superseded_index_says_so(path: Path, index: Index) -> None:

@@ -224,12 +224,6 @@ class Index:
         if self.on_map is not None:
             self.on_map()
 
-    def remap(self) -> None:
-        """See what another process added to the file. The old mapping lives while it is used."""
-        if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) <= len(self.words) * 8:
-            raise IndexDamaged("it points beyond its end")
-        self._map()
-
     def fetch(self) -> None:
         """Wait until the file, or as much as is sensible, has been read into memory."""
         size = min(len(self.map), _FETCHED_BYTES)
@@ -314,14 +308,21 @@ class Index:
                 # The partition may have been replaced, and its old place reused, meanwhile.
                 if words[W_PARTITIONS + (high & PARTITION_MASK)] == descriptor:
                     return 0
-            except (IndexError, ZeroDivisionError):
-                self.recover_view()
+            except IndexError:
+                self.reach(at + 1)
+            except ZeroDivisionError:
+                raise IndexDamaged("a partition has no slots") from None
 
-    def recover_view(self) -> None:
-        """After a word beyond the mapping: a newer file, a longer file, or damage."""
+    def reach(self, end: int) -> None:
+        """Have `end` words mapped, or more: another process, or thread, may have made the file longer, or
+        put another one in its place. `IndexDamaged` for that, and for what no file explains."""
+        if end <= len(self.words):  # now, if another thread was faster
+            return
         if self.words[f.W_SUPERSEDED]:
             raise IndexDamaged("superseded: another one has taken its place")
-        self.remap()
+        self._map()
+        if end > len(self.words):
+            raise IndexDamaged("it points beyond its end")
 
     def slot(self, at: int) -> f.Slot:
         return f.Slot._make(SLOT.unpack_from(self.map, at * 8))
@@ -331,10 +332,7 @@ class Index:
         descriptor = self.words[W_PARTITIONS + part]
         base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
         end = base + (descriptor & CAPACITY_MASK) * SLOT_WORDS
-        if end > len(self.words):
-            self.recover_view()
-            if end > len(self.words):
-                raise IndexDamaged("a partition lies beyond its end")
+        self.reach(end)
         return range(base, end, SLOT_WORDS)
 
     def column(self, slots: range, field: int) -> list[int]:
@@ -457,8 +455,7 @@ class Index:
         known = busy == f.BUSY_CHANGING and part < PARTITIONS
         if not known or not slot_like or live_a not in in_table or live_b not in in_table:
             raise IndexDamaged("its journal makes no sense")
-        if at * 8 + SLOT_BYTES > len(self.map):
-            self.remap()
+        self.reach(at + SLOT_WORDS)
         self.map[at * 8 : at * 8 + SLOT_BYTES] = slot
         self.words[live_b], self.words[live_a] = was_b, was_a
         self.recount(part)
@@ -494,7 +491,7 @@ class Index:
         base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
         end = base + capacity * SLOT_WORDS
         if end > len(words):
-            self.remap()
+            self.reach(end)
             words = self.words
         at = base + low % capacity * SLOT_WORDS
         for _ in range(capacity):
@@ -529,10 +526,7 @@ class Index:
         descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
         first = self.first_slot
         reached = max((d >> DESCRIPTOR_BITS) + (d & CAPACITY_MASK) for d in descriptors) * SLOT_WORDS
-        if reached > len(self.words):
-            self.recover_view()
-            if reached > len(self.words):
-                raise IndexDamaged("a partition lies beyond its end")
+        self.reach(reached)
         for base, slots in sorted((d >> DESCRIPTOR_BITS, d & CAPACITY_MASK) for d in descriptors if d):
             if base - first >= capacity:
                 return first

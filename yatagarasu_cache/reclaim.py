@@ -255,16 +255,18 @@ class Reclaimer:
         store = self._store
         try:
             first = store.writer is None
-            if store.writer is not None:
+            if store.writer is not None and self._index.state(store.writer.segment) != f.ACTIVE:
                 store.let_go_if_lost(store.writer)
             if store.writer is not None and store.writer.used + size > store.writer.capacity:
                 store.seal_writer()
             with store.lock:
-                left = self._limit + beyond - self._index.used_bytes
-                if self._least_grant(size) > left:
+                if store.writer is not None and self._index.state(store.writer.segment) != f.ACTIVE:
+                    return True  # taken just now: the caller asks again
+                limit = self._limit + beyond
+                if self._index.used_bytes + self._least_grant(size) > limit:
                     return False
                 writer = store.writer or self._next_writer(size, first=first)
-                least = writer.used + size
+                least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
         except OSError as error:
