@@ -27,7 +27,7 @@ TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 # Constants of format.py that say nothing about files.
 NOT_ON_DISK = frozenset({"LITTLE_ENDIAN", "MASK32", "MASK64"})
 KINDS = frozenset({"PUT", "LARGE", "REMOVE", "CLEAR", "TOUCH", "FLOOR"})
-STATES = frozenset({"ACTIVE", "SEALED", "DOOMED", "LOG"})
+STATES = frozenset({"ACTIVE", "SEALED", "DOOMED", "LOG", "TAKEN"})
 FLAGS = frozenset({"CODEC_FLAGS", "FLAG_LARGE"})
 
 Row = dict[str, str]

@@ -658,7 +658,7 @@ def test_checkpoints_are_written_one_at_a_time(
     write, floors = checkpoint._write_file, []
     second = threading.Thread(target=checkpoint.write, args=(two._store,))
 
-    def slow(store: Any, path: str, floor: int, sealed: Any) -> None:
+    def slow(store: Any, index: Any, path: str, floor: int, sealed: Any) -> None:
         floors.append(floor)
         if len(floors) == 1:
             second.start()
@@ -666,7 +666,7 @@ def test_checkpoints_are_written_one_at_a_time(
             assert second.is_alive() and len(floors) == 1
             two.set("b", b"2")
             two.delete("gone")
-        write(store, path, floor, sealed)
+        write(store, index, path, floor, sealed)
 
     monkeypatch.setattr(checkpoint, "_write_file", slow)
     checkpoint.write(one._store)
