@@ -497,12 +497,6 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     change(view, record, W_SETS, load(map, W_SETS) + 1);
 }
 
-/* Where the record ends in its segment. */
-static uint64_t end_of(const struct yc_record *record)
-{
-    return (record->slot[S_PLACE] & MASK32) * ALIGN + record_bytes(record->slot[S_LENGTHS]);
-}
-
 /* Store._install() where nothing stands in the way; false leaves the index as it is. */
 static bool install(const struct yc_view *view, struct yc_record *record)
 {
@@ -511,8 +505,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = entry_of(view, segment);
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment) ||
-        end_of(record) > load(map, entry + T_SIZE))
+        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
         return false;
     uint64_t at = find(view, key);
     bool fresh = !at;

@@ -349,9 +349,8 @@ class Index:
             yield from (at for at, low in zip(slots, lows, strict=True) if low > f.REMOVED)
 
     def count(self) -> int:
-        """Live entries."""
-        counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
-        return sum(counts) - sum(c & f.MASK32 for c in counts) >> 32
+        """Live entries. The lower halves, of slots in use, don't add up to 1 << 32."""
+        return sum(self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()) >> 32
 
     # -- changes (the lock is held) ---------------------------------------------------------
 

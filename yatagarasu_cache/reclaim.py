@@ -37,9 +37,9 @@ _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _LOOK_BYTES = 256  # looking at a record costs about what copying so much does
 _WHOLE = 1 << 60  # a budget for a segment of any size
 _GRANTS = 1000  # tries to get room while others take what was made
-_MOST_GRANT = 1 << 20  # a writer gets as much room again as it has used, at most so much,
-_LEAST_GRANT = 1 << 12  # at least so much where there is no shortage,
-_GRANT_SHARE = 16  # and no more than its part of 1/16 of the limit
+_MOST_GRANT = 1 << 22  # a writer gets as much room again as it has used, at most so much,
+_GRANT_SHARE = 16  # and no more than its part of 1/16 of the limit; at first so that 256 idle handles
+_FIRST_GRANTS, _FIRST_LEAST, _FIRST_MOST = 256, 1 << 12, 1 << 16  # take no more than that together
 _ADOPTED_MOST = 1 << 20  # a longer segment takes too long to read for whoever goes on with it
 _REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
@@ -280,8 +280,10 @@ class Reclaimer:
 
         Whole pieces of _MOST_GRANT, where it is that: the compiled core has the file system allocate these.
         """
-        part: int = self._size_limit // (_GRANT_SHARE * max(1, self._index.words[f.W_ACTIVE]))
-        grant = min(max(writer.tail, _LEAST_GRANT), part, _MOST_GRANT)
+        share = self._size_limit // _GRANT_SHARE
+        first = min(max(share // _FIRST_GRANTS, _FIRST_LEAST), _FIRST_MOST)
+        part: int = share // max(1, self._index.words[f.W_ACTIVE])
+        grant = min(max(writer.tail, first), part, _MOST_GRANT)
         size = writer.used + grant
         return size if grant < _MOST_GRANT else -(-size // _MOST_GRANT) * _MOST_GRANT
 

@@ -130,6 +130,8 @@ class Handle:
         self.index = index
         self.core.attach(index)
         self.seed = index.identity.seed
+        if self.writer is not None:  # an index made anew counts what is written: more is granted anew
+            self.writer.granted = self.writer.tail
         if previous is not None:
             previous.retire()
 

@@ -134,7 +134,6 @@ class Writing(Reading):
         index = self.index
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
-        self._count_all_of(slot)
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew: that may have found the record
             return self._shown(slot), None
@@ -158,12 +157,6 @@ class Writing(Reading):
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
         return True, self.large_file(replaced) if replaced is not None else None
-
-    def _count_all_of(self, slot: Slot) -> None:
-        """A record lies within what is counted of its segment, whatever a rebuild found meanwhile."""
-        index, end = self.index, slot.offset + f.record_bytes(slot.lengths)
-        if end > index.words[index.entry(slot.segment) + f.T_SIZE]:
-            index.resize_segment(slot.segment, end)
 
     def _shown(self, slot: Slot) -> bool:
         """True if the index shows the very record of `slot`."""
