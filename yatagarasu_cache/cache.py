@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, Union
 
 from . import check as _check
@@ -30,7 +32,7 @@ from .codec import (
 from .config import Settings
 from .core import PythonCore
 from .entry import Entry, Location, ValueReader
-from .errors import ReadOnlyError, SerializationError, ValueTooLarge
+from .errors import ClosedError, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
@@ -113,8 +115,10 @@ class DiskCache:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force, all of them."""
-        return self._settings
+        """The settings in force, all of them: this handle's own, and those of the cache."""
+        with contextlib.suppress(ClosedError):
+            self._store.follow_settings()
+        return replace(self._settings, **self._store.in_force._asdict())
 
     @property
     def closed(self) -> bool:
@@ -559,7 +563,9 @@ class DiskCache:
 
 
 def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> DiskCache:
-    return kind(directory, **options)
+    """An unpickled handle. What it names is for a cache that is new."""
+    with config.reopening():
+        return kind(directory, **options)
 
 
 def _encode_tag(tag: Key) -> bytes:

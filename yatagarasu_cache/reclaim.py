@@ -72,17 +72,26 @@ class Reclaimer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._size_limit = store.settings.size_limit
-        self.segment_bytes = store.segment_bytes
-        self._headroom = max(int(self._size_limit * store.settings.headroom), 3 * self.segment_bytes)
-        self._quantum = min(self.segment_bytes // 8, 1 << 18)
         self._unpaced = 0
+        self._size_limit = 0
+        self.follow_settings()
         self._pacing = threading.Lock()
-        self._victims = Victims()
         self._expiry_part = 0
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
         self._checkpoint: threading.Thread | None = None
+
+    def follow_settings(self) -> None:
+        """Take over what the store's settings have become."""
+        store = self._store
+        lowered = store.size_limit < self._size_limit
+        self._size_limit = store.size_limit
+        self.segment_bytes = store.segment_bytes
+        self._headroom = max(int(self._size_limit * store.in_force.headroom), 3 * self.segment_bytes)
+        self._quantum = min(self.segment_bytes // 8, 1 << 18)
+        self._victims = Victims()  # the order may be another one now
+        if lowered:
+            self._unpaced = self._quantum  # the next write begins to do what it asks for
 
     @property
     def _index(self) -> Index:
@@ -95,6 +104,7 @@ class Reclaimer:
         That is a checkpoint under way, beside one that may have become as large as that, and an
         index that grows by a partition.
         """
+        self._store.follow_settings()
         index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
         most = checkpoint.most_bytes(index)
@@ -115,13 +125,6 @@ class Reclaimer:
         return self.live_limit - 2 * self.segment_bytes - index_bytes
 
     # -- opening, closing ---------------------------------------------------------------------
-
-    def come_within_limit(self) -> None:
-        """Evict what is too much for a limit that was lowered, here rather than in the first puts."""
-        if self._store.policy.evicts and self._index.used_bytes > self._limit:
-            with self._store.appending:
-                self.make_space(0)
-            self.cull()
 
     def reap(self) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
@@ -307,6 +310,7 @@ class Reclaimer:
             self._pacing.release()
 
     def _work(self, budget: int) -> None:
+        self._store.follow_settings()
         index, evicts = self._index, self._store.policy.evicts
         while evicts and budget > 0 and index.live_bytes > self.live_limit:
             freed = self._evict(budget)

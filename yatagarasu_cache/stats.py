@@ -51,6 +51,7 @@ class CacheStats:
 
 def collect(store: Store, reason: str) -> CacheStats:
     store.fold_counters()
+    store.follow_settings()
     index = store.index
     shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
     return CacheStats(
@@ -58,7 +59,7 @@ def collect(store: Store, reason: str) -> CacheStats:
         entries=index.count(),
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
-        size_limit=store.settings.size_limit,
+        size_limit=store.size_limit,
         segments=len(index.segments()),
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,
