@@ -271,7 +271,7 @@ def open_to_change(args: argparse.Namespace) -> DiskCache:
 
 
 def open_to_fill(args: argparse.Namespace) -> DiskCache:
-    """The cache named on the command line, created if there is none. What is named holds for all its users."""
+    """The cache named on the command line, created if there is none. What is named holds for all users."""
     named = {"size_limit": args.size_limit, "eviction": args.eviction}
     options = {name: value for name, value in named.items() if value is not None}
     return DiskCache(args.cache, backend=args.backend, **options)

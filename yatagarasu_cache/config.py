@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .errors import ConfigurationError
 from .format import EVICTIONS
@@ -144,8 +144,12 @@ class Settings:
     """Permission bits of files that the cache creates."""
     io_uring: RingSettings = field(default_factory=RingSettings)
     """See `RingSettings`."""
-    named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    """Not a setting: those of the others that the caller named."""
+    _named: ClassVar[frozenset[str]] = frozenset()  # no field: it is not compared, and not a setting
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The settings that the caller named; the others have their defaults."""
+        return self._named
 
 
 # -- errors ---------------------------------------------------------------------------------
@@ -440,10 +444,11 @@ def _decide_backend(backend: str | None, enabled: bool | str, prefix: str) -> st
 def _build(options: Mapping[Any, object], prefix: str = "") -> Settings:
     """Validated settings; `prefix` (such as "cache.disk.") goes before names in messages."""
     values = _checked(options, _CHECKS, prefix)
+    named = frozenset(values) - _OF_THE_CACHE if _reopening.get() else frozenset(values)
     ring = values.get("io_uring", RingSettings())
     values["backend"] = _decide_backend(values.get("backend"), ring.enabled, prefix)
-    named = frozenset(options) - _OF_THE_CACHE if _reopening.get() else frozenset(options)
-    settings = Settings(**values, named=named)
+    settings = Settings(**values)
+    object.__setattr__(settings, "_named", named)
     if "size_limit" in values:
         _check_sizes(settings, prefix)
     return settings
