@@ -6,6 +6,7 @@ file of their own, from which an index that has to be made anew takes them.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .backends.base import Backend
     from .index import Index
     from .store import Handle
+
+_log = logging.getLogger("yatagarasu_cache")
 
 _WORDS = struct.Struct("@QQd")  # the words of the index from W_SIZE_LIMIT on
 
@@ -138,7 +141,7 @@ def settle(store: Handle) -> None:
         )
         store.index.change_settings(wanted)
         store.follow_settings()
-        store.log(f"the settings of the cache change for all who use it: {changes}")
+        _log.warning("%s: the settings of the cache change for all who use it: %s", store.root, changes)
     keep(store)
 
 

@@ -267,13 +267,10 @@ class Handle:
         for follow in self._followers:
             follow()
 
-    def log(self, line: str) -> None:
-        _log.warning("%s: %s", self.root, line)
-
     def log_once(self, topic: str, line: str) -> None:
         if topic not in self._logged:
             self._logged.add(topic)
-            self.log(line)
+            _log.warning("%s: %s", self.root, line)
 
     def ensure_open(self) -> None:
         if self.closed:
