@@ -74,7 +74,9 @@ class Handle:
         self.appending = threading.RLock()
         self.writer: SegmentWriter | None = None
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
-        self._read_once = backend.read_once  # looked up once: it is on the path of every hit
+        # Looked up once: these are on the path of every hit.
+        self._read_once = backend.read_once
+        self._touched = ({} if settings.read_only else TOUCHED).get
         self.core = choose_core(self._whole)
         prepare(backend, settings)
         self._open()
@@ -339,13 +341,12 @@ class Handle:
 
     def touch_slot(self, low: int, high: int) -> None:
         """Note a hit for the eviction order."""
-        if self.read_only:
-            return
-        at = self.find(low, high)
-        words = self.index.words
-        touched = TOUCHED.get(words[f.W_EVICTION])
-        if touched is not None and at and at < len(words):
-            words[at + f.S_ACCESS] = touched(words[at + f.S_ACCESS], self.index.stamp())
+        touched = self._touched(self.index.words[f.W_EVICTION])
+        if touched is not None:
+            at = self.find(low, high)
+            words = self.index.words
+            if at and at < len(words):
+                words[at + f.S_ACCESS] = touched(words[at + f.S_ACCESS], self.index.stamp())
 
     def accessed(self, slot: Slot) -> float | None:
         """Seconds since the epoch of the last hit, where the policy keeps that."""

@@ -12,8 +12,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from .. import format as f
 from ..entry import Location
 from ..errors import CacheIOError, from_os_error
-from ..eviction import TOUCHED
-from ..format import FLAG_LARGE, MASK32, SLOT, W_EVICTION, Slot, value_sum
+from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
 from ..large import CHUNK_BYTES
 from .handle import VANISHED, closed_error
@@ -62,11 +61,9 @@ class Reading(Removal):
                 data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
                 if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
                     self.hits += 1
-                    if not self.read_only:
-                        words = index.words
-                        touched = TOUCHED.get(words[W_EVICTION])
-                        if touched is not None:
-                            words[at + 7] = touched(access, index.stamp())
+                    touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
+                    if touched is not None:
+                        index.words[at + 7] = touched(access, index.stamp())
                     return data, flags
         except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:

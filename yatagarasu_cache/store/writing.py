@@ -11,7 +11,6 @@ from .. import format as f
 from ..backends.base import Buffer
 from ..changes import Mark
 from ..errors import CacheIOError, ValueTooLarge, from_os_error
-from ..eviction import policy_of
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..index import IndexDamaged
 from ..segment import SegmentWriter
@@ -90,7 +89,7 @@ class Writing(Reading):
                 self._append(writer, head, payload)
                 end = writer.tail
             lengths = length << 24 | flags << 16 | len(head) >> 4
-            slot = Slot(low, high, place, lengths, checksum, stamp, expires, policy_of(index).first(stamp))
+            slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
             if self.durable:
                 self._make_durable(writer, end, [slot])
             if self.show(slot, epoch, size):
@@ -135,7 +134,7 @@ class Writing(Reading):
         index = self.index
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
-        if slot.access != (access := policy_of(index).first(slot.stamp)):  # another policy holds by now
+        if slot.access != (access := self.policy.first(slot.stamp)):  # the policy changed since it was made
             slot = slot._replace(access=access)
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew: that may have found the record
@@ -287,7 +286,7 @@ class Writing(Reading):
         records: list[tuple[bytes, Buffer, bytes]] = []
         slots: list[Slot] = []
         offset = writer.tail
-        seed, first = self.index.identity.seed, policy_of(self.index).first
+        seed, first = self.index.identity.seed, self.policy.first
         for low, high, key, payload, flags, expires, tag, meta in batch:
             stamp = self.index.stamp()
             place = f.pack_place(writer.segment, offset)
@@ -373,8 +372,7 @@ class Writing(Reading):
                     size, stamp, expires, stamp, checksum,
                 )  # fmt: skip
                 lengths = f.pack_lengths(size, flags, len(head))
-                access = policy_of(index).first(stamp)
-                slot = Slot(low, high, place, lengths, checksum, stamp, expires, access)
+                slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
                 if only_absent:
                     with self.lock:
                         if self.lookup(low, high) is not None:
@@ -406,7 +404,7 @@ class Writing(Reading):
             raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
         if length > f.MAX_VALUE_BYTES:
             raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
-        room = self.reclaim.largest_value  # of the limit that is in force now
+        room = self.reclaim.largest_value
         if length > room:
             raise ValueTooLarge(
                 f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
