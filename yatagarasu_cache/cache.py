@@ -66,8 +66,9 @@ class DiskCache:
 
         Options, with their defaults (docs/configuration.md has all of them):
 
-        size_limit: bytes on disk that are never exceeded by more than a segment (10 GiB).
-        eviction: "lru", "fifo", "lfu" or "none" ("lru").
+        size_limit: bytes on disk that are never exceeded by more than a segment (what the cache has;
+            10 GiB for a new one). Naming another changes it for all who use the cache.
+        eviction: "lru", "fifo", "lfu" or "none" (what the cache has; "lru" for a new one). Likewise.
         backend: "auto", "uring" or "threads" ("auto").
         durability: "none" or "sync" ("none").
         serializer: "msgpack", "pickle" or an object with name, dumps and loads ("msgpack").

@@ -394,7 +394,7 @@ class _Rebuild:
         policy = policy_of(self._index)
         same = saved.eviction == self._index.words[f.W_EVICTION]
         for slots, part in zip(self._slots, saved.parts, strict=True):
-            image = bytearray(part)
+            image = part if same else bytearray(part)
             words = memoryview(image).cast("Q")
             if not same:
                 take_over(words, range(0, len(words), SLOT_WORDS), policy, _latest(saved))
