@@ -65,9 +65,7 @@ class LeastRecentlyUsed(Policy):
         return stamp
 
     def taken_over(self, word: int, stamp: int, now: int) -> int:
-        if _is_counted(word, stamp, now):
-            return max(stamp, (word & _STAMP_MASK) << _STAMP_SHIFT)
-        return word if stamp <= word <= now else stamp
+        return _last_use(word, stamp, now)
 
 
 class LeastFrequentlyUsed(Policy):
@@ -86,7 +84,7 @@ class LeastFrequentlyUsed(Policy):
     def taken_over(self, word: int, stamp: int, now: int) -> int:
         if _is_counted(word, stamp, now):
             return word
-        return self.first(word if stamp <= word <= now else stamp)
+        return self.first(_last_use(word, stamp, now))
 
 
 class NoEviction(Policy):
@@ -97,9 +95,17 @@ class NoEviction(Policy):
 
 
 def _is_counted(word: int, stamp: int, now: int) -> bool:
-    """True for a word of "lfu": the others' are stamps, and none of these has in its lower bits a
-    stamp in milliseconds from the time in which the entry has been there."""
-    return word > _STAMP_MASK and stamp >> _STAMP_SHIFT <= word & _STAMP_MASK <= now >> _STAMP_SHIFT
+    """True for a word of "lfu", if it is no damage: those of other policies are stamps from the time in
+    which the entry has been there, and "lfu" would have to have counted some 98,000 hits to look like one."""
+    in_time = stamp >> _STAMP_SHIFT <= word & _STAMP_MASK <= now >> _STAMP_SHIFT
+    return in_time and word > _STAMP_MASK and not stamp <= word <= now
+
+
+def _last_use(word: int, stamp: int, now: int) -> int:
+    """When the entry was last used, going by an access word of any policy."""
+    if _is_counted(word, stamp, now):
+        return max(stamp, (word & _STAMP_MASK) << _STAMP_SHIFT)
+    return word if stamp <= word <= now else stamp
 
 
 POLICIES: dict[str, Policy] = {
