@@ -446,6 +446,17 @@ def test_a_file_that_cannot_be_written(
     assert (directory / "settings").read_bytes() != before
 
 
+def test_a_link_in_place_of_the_file_is_not_followed(make: Make, directory: Path, tmp_path: Path) -> None:
+    make(size_limit=LIMIT).close()
+    target = tmp_path / "target"
+    (directory / "settings").rename(target)
+    (directory / "settings").symlink_to(target)
+    before = target.read_bytes()
+    assert kept(make(size_limit=2 * LIMIT))[0] == 2 * LIMIT
+    assert target.read_bytes() == before
+    assert not (directory / "settings").is_symlink()
+
+
 def test_the_file_has_the_mode_of_files(make: Make, directory: Path) -> None:
     make(file_mode=0o640).close()
     assert (directory / "settings").stat().st_mode & 0o777 == 0o640
