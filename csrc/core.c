@@ -53,12 +53,13 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define BUSY_CHANGING 0x474e49474e414843u
 
 enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26, W_DELETES,
-       W_LOG = 31, W_ACTIVE, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
+       W_LOG = 31, W_ACTIVE, W_EVICTION = 34, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
 enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_LIVE_A, J_WAS_A, J_LIVE_B, J_WAS_B, J_IMAGE };
 enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
 enum { T_SIZE = 1, T_LIVE = 2, T_TAIL = 7 };
 
-/* As in eviction.py. */
+/* As in eviction.py. What W_EVICTION holds: any other policy notes no uses. */
+enum { LRU = 1, LFU = 3 };
 #define COUNT_SHIFT 44
 #define COUNT_MAX 0xFFFFFu
 
@@ -143,11 +144,11 @@ static uint64_t new_stamp(const struct yc_view *view, uint64_t now)
     return stamp;
 }
 
-/* An access word after a hit. */
-static uint64_t touched(int32_t touch, uint64_t word, uint64_t stamp)
+/* An access word after a hit, or the first one of an entry: then `word` is 0. */
+static uint64_t touched(uint64_t policy, uint64_t word, uint64_t stamp)
 {
     uint64_t count = word >> COUNT_SHIFT;
-    if (touch != YC_TOUCH_FREQUENT)
+    if (policy != LFU)
         return stamp;
     count = count < COUNT_MAX ? count + 1 : COUNT_MAX;
     return count << COUNT_SHIFT | stamp >> (64 - COUNT_SHIFT);
@@ -264,9 +265,10 @@ static bool is_right(const struct yc_found *found, const void *value)
 
 static void note_use(const struct yc_view *view, uint64_t at, uint64_t now)
 {
-    if (view->touch != YC_TOUCH_NONE) {
+    uint64_t policy = load(view->map, W_EVICTION);
+    if (view->writable && (policy == LRU || policy == LFU)) {
         uint64_t access = load(view->map, at + S_ACCESS);
-        store(view->map, at + S_ACCESS, touched(view->touch, access, new_stamp(view, now)));
+        store(view->map, at + S_ACCESS, touched(policy, access, new_stamp(view, now)));
     }
 }
 
@@ -524,6 +526,8 @@ static bool install(const struct yc_view *view, struct yc_record *record)
         if (load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size)
             return false;
     }
+    /* Another policy may hold since the record was made. */
+    record->slot[S_ACCESS] = touched(load(map, W_EVICTION), 0, record->slot[S_STAMP]);
     put_slot(view, record, at, fresh);
     return true;
 }
@@ -583,7 +587,7 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     slot[S_SUM] = value_sum(entry->payload, entry->length, key.low, entry->flags);
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
-    slot[S_ACCESS] = touched(view->first, 0, stamp);
+    slot[S_ACCESS] = touched(load(view->map, W_EVICTION), 0, stamp);
     record->head_bytes = pack_head(view, record, entry, RECORD_PUT);
     record->listed_bytes = yc_list(entry, 0, NULL, NULL);
     slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;

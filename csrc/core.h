@@ -29,9 +29,6 @@
 #define YC_LISTED_BYTES 12 /* what a footer has before a record's head */
 #define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
 
-/* What a hit does to a slot's access word (eviction.py). */
-enum { YC_TOUCH_NONE, YC_TOUCH_RECENT /* lru */, YC_TOUCH_FREQUENT /* lfu */ };
-
 /* One mapping of an index file. Never changed while a call may use it: a new mapping is a new
  * view. A view of zeros sends every call down the ordinary path. */
 struct yc_view {
@@ -41,8 +38,7 @@ struct yc_view {
     uint64_t table_capacity;
     uint64_t seed; /* of digests and record checksums */
     void *files;   /* table_capacity words: segment << 32 | descriptor + 1, or 0 */
-    int touch;     /* hits: YC_TOUCH_...; NONE for a mapping that can't be written */
-    int first;     /* the same for an entry's first access word */
+    bool writable; /* the mapping: else no use is noted */
 };
 
 enum { YC_OTHER = -1, YC_MISS, YC_FOUND, YC_UNOPENED };

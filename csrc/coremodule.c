@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -95,12 +95,11 @@ static void core_dealloc(Core *self)
 
 static PyObject *core_attach(Core *self, PyObject *args)
 {
-    int fd, writable, touch, first;
+    int fd, writable;
     Py_ssize_t size;
     unsigned long long table_word, table_capacity, seed;
     PyObject *files;
-    if (!PyArg_ParseTuple(args, "inKKKOpii", &fd, &size, &table_word, &table_capacity, &seed, &files,
-                          &writable, &touch, &first))
+    if (!PyArg_ParseTuple(args, "inKKKOp", &fd, &size, &table_word, &table_capacity, &seed, &files, &writable))
         return NULL;
     if (!PyByteArray_Check(files) || !table_capacity ||
         (unsigned long long)PyByteArray_Size(files) / 8 != table_capacity || size < HEADER_BYTES) {
@@ -126,8 +125,7 @@ static PyObject *core_attach(Core *self, PyObject *args)
         .table_capacity = table_capacity,
         .seed = seed,
         .files = PyByteArray_AsString(files),
-        .touch = writable ? touch : YC_TOUCH_NONE,
-        .first = first,
+        .writable = writable,
     };
     replace_mapping(self, mapping);
     return another(Py_None);
@@ -709,7 +707,7 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
 
 static PyMethodDef core_methods[] = {
     {"attach", (PyCFunction)core_attach, METH_VARARGS,
-     "attach(fd, size, table_word, table_capacity, seed, files, writable, touch, first)\n--\n\n"
+     "attach(fd, size, table_word, table_capacity, seed, files, writable)\n--\n\n"
      "Map an index. Calls under way in other threads keep the mapping that they have."},
     {"detach", (PyCFunction)core_detach, METH_NOARGS, "Let go of the mapping: everything is NotImplemented."},
     {"get", (PyCFunction)(void (*)(void))core_get, METH_FASTCALL,
@@ -866,10 +864,7 @@ static int module_exec(PyObject *module)
     if (add_type(module, "Core", PyType_FromSpec(&core_spec)) || add_type(module, "Reads", yc_reads_type()))
         return -1;
     if (PyModule_AddIntConstant(module, "ABI_VERSION", ABI_VERSION) ||
-        PyModule_AddIntConstant(module, "MAX_NAMES", YC_MAX_NAMES) ||
-        PyModule_AddIntConstant(module, "TOUCH_NONE", YC_TOUCH_NONE) ||
-        PyModule_AddIntConstant(module, "TOUCH_RECENT", YC_TOUCH_RECENT) ||
-        PyModule_AddIntConstant(module, "TOUCH_FREQUENT", YC_TOUCH_FREQUENT))
+        PyModule_AddIntConstant(module, "MAX_NAMES", YC_MAX_NAMES))
         return -1;
     return 0;
 }

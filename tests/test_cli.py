@@ -202,15 +202,20 @@ def test_set_from_a_missing_file(run: Run, cache: Path, tmp_path: Path) -> None:
     assert not cache.exists()
 
 
-def test_a_cache_above_the_default_limit_needs_its_limit(
-    run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, tree: Path
-) -> None:
-    assert run("warm", tree, cache).code == 0
-    monkeypatch.setattr(cli, "DEFAULT_SIZE_LIMIT", 1 << 20)
-    refused = run("set", cache, "key", "value")
-    assert refused.code == 2 and "--size-limit" in refused.err
+def test_who_names_no_limit_takes_what_the_cache_has(run: Run, cache: Path, tree: Path) -> None:
+    def settings() -> tuple[int, str]:
+        with DiskCache(cache, read_only=True) as opened:
+            return opened.settings.size_limit, opened.settings.eviction
+
+    assert run("warm", tree, cache, "--size-limit", "64MiB", "--eviction", "fifo").code == 0
+    assert settings() == (64 << 20, "fifo")
+    for command in (["set", cache, "key", "value"], ["warm", tree, cache], ["delete", cache, "key"]):
+        assert run(*command).code == 0
+        assert settings() == (64 << 20, "fifo")
+    changed = run("set", cache, "key", "value", "--size-limit", "128MiB", "--eviction", "lfu")
+    assert changed.code == 0
+    assert settings() == (128 << 20, "lfu")
     assert run("get", cache, "img/deep/er/photo.jpg").out == TREE["img/deep/er/photo.jpg"]
-    assert run("set", cache, "key", "value", "--size-limit", "64MiB").code == 0
 
 
 # -- ls, stats, check --------------------------------------------------------------------------
@@ -585,11 +590,10 @@ def test_storing_refuses_a_foreign_directory(run: Run, tmp_path: Path, tree: Pat
     assert contents(tmp_path) == before
 
 
-def test_what_stores_nothing_evicts_nothing(
-    run: Run, cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stores_nothing_evicts_nothing(run: Run, cache: Path, tree: Path) -> None:
+    """Also where the limit is far below what there is."""
     run("warm", tree, cache)
-    monkeypatch.setattr(cli, "DEFAULT_SIZE_LIMIT", 1 << 18)
+    DiskCache(cache, size_limit=1 << 18).close()
     for command in (*READING[:6], ["delete", "other"], ["evict", "other"], ["expire"]):
         run(command[0], cache, *command[1:])
     assert set(run("ls", cache).text.splitlines()) == set(TREE)

@@ -228,7 +228,7 @@ BAD: dict[str, list[Any]] = {
     "backend": ["io_uring", "Threads", *NOT_CHOICE],
     "durability": [None, "fsync", *NOT_CHOICE],
     "serializer": [None, "json", 1, b"pickle", NoName(), EmptyName(), NotCallable(), Codec, json, {}],
-    "max_value_size": [0, -1, 10 * 2**30 + 1, *NOT_INT],
+    "max_value_size": [0, -1, 2**63, *NOT_INT],
     "default_expire": [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "60", 10**400, [1], 1j],
     "read_only": NOT_BOOL,
     "segment_size": [0, 4095, 2**30 + 1, *NOT_INT],
@@ -478,8 +478,24 @@ def test_to_options_round_trip() -> None:
     )
     options = pickle.loads(pickle.dumps(to_options(made)))
     assert make_settings(**options) == made
-    assert set(options) == {one.name for one in dataclasses.fields(Settings)}
+    assert set(options) == made.named == {"directory", "backend", "default_expire", "workers", "io_uring"}
     assert options["io_uring"]["cpu_affinity"] == (1, 2)
+
+
+def test_options_are_what_was_named_or_is_no_default() -> None:
+    assert set(to_options(make_settings("/x"))) == {"directory"}
+    defaults = {one.name: getattr(make_settings("/x"), one.name) for one in dataclasses.fields(Settings)}
+    assert set(to_options(make_settings(**defaults))) == set(defaults)
+    assert set(to_options(Settings("/x", eviction="lfu"))) == {"directory", "eviction"}
+    assert set(to_options(from_mapping(disk(directory="/x", headroom=0.2)))) == {"directory", "headroom"}
+    assert set(to_options(from_mapping({"disk": None}))) == {"directory"}
+    copied = pickle.loads(pickle.dumps(make_settings("/x", size_limit=10 * 2**30)))
+    assert set(to_options(copied)) == {"directory", "size_limit"}
+
+
+def test_sizes_are_compared_with_a_named_limit_only() -> None:
+    """A cache may have a larger one than the default, or a smaller one."""
+    assert make_settings("/x", max_value_size=11 * 2**30).max_value_size == 11 * 2**30
 
 
 def test_settings_pickle_and_the_backend_stays_decided(monkeypatch: pytest.MonkeyPatch) -> None:

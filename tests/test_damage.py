@@ -230,7 +230,7 @@ def into_symlink(path: Path, rng: random.Random) -> str:
 
 
 CHANGES: list[Callable[[Path, random.Random], str]] = [truncate, flip, zero, garble, lengthen, remove]
-KINDS = ["index", "checkpoint", "segments", "large", "CACHEDIR.TAG", "lock", "users"]
+KINDS = ["index", "checkpoint", "settings", "segments", "large", "CACHEDIR.TAG", "lock", "users"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -310,7 +310,7 @@ def test_swapped_within_the_cache(samples: tuple[Sample, Sample], kind: str) -> 
         shutil.rmtree(sample.path)
 
 
-@pytest.mark.parametrize("kind", ["index", "checkpoint", "segments", "large", "CACHEDIR.TAG"])
+@pytest.mark.parametrize("kind", ["index", "checkpoint", "settings", "segments", "large", "CACHEDIR.TAG"])
 def test_from_another_cache(samples: tuple[Sample, Sample], kind: str) -> None:
     """The file of the same name (of large ones: any) of another cache in place of ours."""
     rng = seeded(f"another {kind}")

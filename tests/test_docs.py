@@ -434,7 +434,7 @@ def test_messages_in_troubleshooting() -> None:
         ("docs/operations.md", f"up to {eviction_module.EXACT_ENTRIES:,} entries"),
         ("docs/operations.md", f"`max_open_files` ({Settings.max_open_files})"),
         ("docs/operations.md", f"`headroom` ({Settings.headroom * 100:.0f} %"),
-        ("docs/operations.md", f"default {cli.DEFAULT_SIZE_LIMIT >> 30} GiB"),
+        ("docs/operations.md", f"default {Settings.size_limit >> 30} GiB"),
         ("docs/format.md", f"at most {store.removal._REMOVAL_BATCH} of them"),
         ("README.md", f"a file for each value from {store.LARGE_VALUE_BYTES >> 20} MiB on"),
     ],

@@ -154,7 +154,7 @@ def test_every_constant_is_in_some_table() -> None:
     ]
     documented += [name for name in STRUCTS if not name.startswith("_")]
     documented += [bare(row["Word"]) for row in TABLES["struct: SLOT fields Slot"] if row["Word"]]
-    documented += ["TAG_TEXT", "COUNTERS", "SLOT_TAIL"]  # each has a test of its own
+    documented += ["TAG_TEXT", "COUNTERS", "EVICTIONS", "SLOT_TAIL"]  # each has a test of its own
     assert sorted(documented) == sorted(constants().keys() - NOT_ON_DISK)
 
 
@@ -201,6 +201,11 @@ def test_header_words() -> None:
 def test_counters() -> None:
     match = re.search(r"<!-- list: COUNTERS -->\n((?:.+\n)+)", TEXT)
     assert match is not None and tuple(re.findall(r"`(\w+)`", match[1])) == layout.COUNTERS
+
+
+def test_policies() -> None:
+    match = re.search(r"<!-- list: EVICTIONS -->\n((?:.+\n)+)", TEXT)
+    assert match is not None and tuple(re.findall(r"`(\w+)`", match[1])) == layout.EVICTIONS
 
 
 def test_words_of_a_segment_table_entry() -> None:

@@ -318,7 +318,8 @@ class AsyncDiskCache:
 
     @property
     def settings(self) -> Settings:
-        return self._settings
+        """As `DiskCache.settings`; before it is opened, what the caller said."""
+        return self._settings if self._cache is None else self._cache.settings
 
     @property
     def closed(self) -> bool:
@@ -733,7 +734,8 @@ class AsyncDiskCache:
 
 
 def _reopen(kind: type[AsyncDiskCache], directory: str, options: dict[str, Any]) -> AsyncDiskCache:
-    return kind(directory, **options)
+    with config.reopening():
+        return kind(directory, **options)
 
 
 async def _finish(awaitable: Any) -> Any:

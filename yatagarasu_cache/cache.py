@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, Union
 
 from . import check as _check
@@ -30,7 +32,7 @@ from .codec import (
 from .config import Settings
 from .core import PythonCore
 from .entry import Entry, Location, ValueReader
-from .errors import ReadOnlyError, SerializationError, ValueTooLarge
+from .errors import ClosedError, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
@@ -64,8 +66,9 @@ class DiskCache:
 
         Options, with their defaults (docs/configuration.md has all of them):
 
-        size_limit: bytes on disk that are never exceeded by more than a segment (10 GiB).
-        eviction: "lru", "fifo", "lfu" or "none" ("lru").
+        size_limit: bytes on disk that are never exceeded by more than a segment (what the cache has;
+            10 GiB for a new one). Naming another changes it for all who use the cache.
+        eviction: "lru", "fifo", "lfu" or "none" (what the cache has; "lru" for a new one). Likewise.
         backend: "auto", "uring" or "threads" ("auto").
         durability: "none" or "sync" ("none").
         serializer: "msgpack", "pickle" or an object with name, dumps and loads ("msgpack").
@@ -113,8 +116,10 @@ class DiskCache:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force, all of them."""
-        return self._settings
+        """The settings in force, all of them: this handle's own, and those of the cache."""
+        with contextlib.suppress(ClosedError):
+            self._store.follow_settings()
+        return replace(self._settings, **self._store.in_force._asdict())
 
     @property
     def closed(self) -> bool:
@@ -559,7 +564,9 @@ class DiskCache:
 
 
 def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> DiskCache:
-    return kind(directory, **options)
+    """An unpickled handle. What it names is for a cache that is new."""
+    with config.reopening():
+        return kind(directory, **options)
 
 
 def _encode_tag(tag: Key) -> bytes:

@@ -41,10 +41,14 @@ class ChangeLog:
     def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
-        step = store.size_limit // _STEP_SHARE & -_LEAST_STEP
-        self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
         self._syncing = threading.Lock()
         self._synced = Mark(0, 0)
+        self.follow_settings()
+
+    def follow_settings(self) -> None:
+        """Take over what the store's settings have become."""
+        step = self._store.size_limit // _STEP_SHARE & -_LEAST_STEP
+        self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
 
     @property
     def _index(self) -> Index:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import checkpoint
+from . import cache_settings, checkpoint
 from . import format as f
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
@@ -34,7 +34,7 @@ _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, er
 class Problem:
     """One thing that is not as it should be.
 
-    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint" or "stray".
+    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint", "settings" or "stray".
     where: the file, or the place in it. detail: what is wrong. fixed: whether it was put in order.
     """
 
@@ -55,7 +55,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
         return [Problem("index", f.INDEX_NAME, str(error), fix)]
     problems: list[Problem] = []
     try:
-        for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint):
+        for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
             problems += step(store, fix)
     except OSError as error:
         if isinstance(error, CacheIOError):
@@ -390,3 +390,15 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
             except OSError:
                 fix = False
         yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)
+
+
+def _settings(store: Store, fix: bool) -> Iterator[Problem]:
+    """The file of the cache's settings says what the index does."""
+    with store.lock:
+        store.follow_settings()
+        if cache_settings.read(store.backend, store.root) == store.in_force:
+            return
+        if fix:
+            cache_settings.keep(store)
+            fix = cache_settings.read(store.backend, store.root) == store.in_force
+    yield Problem("settings", f.SETTINGS_NAME, "it is missing or damaged", fix)

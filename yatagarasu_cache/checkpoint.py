@@ -29,6 +29,7 @@ class Checkpoint(NamedTuple):
 
     identity: f.Identity
     floor: int
+    eviction: int  # the policy whose access words the slots have, by its code
     sealed: frozenset[int]  # segments complete by then
     parts: list[bytes]
 
@@ -107,8 +108,9 @@ def account(store: Handle, index: Index) -> None:
 
 def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
     yield f.CHECKPOINT_HEADER.pack(
-        f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed)
-    )
+        f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed),
+        index.words[f.W_EVICTION],
+    )  # fmt: skip
     yield b"".join(f.CHECKPOINT_SEGMENT.pack(*entry) for entry in sealed)
     for part in range(PARTITIONS):
         with store.lock:
@@ -136,7 +138,7 @@ def read(backend: Backend, root: str) -> Checkpoint | None:
 
 def _parse(data: bytes) -> Checkpoint | None:
     body, checksum = memoryview(data)[: -f.CHECKPOINT_SUM.size], data[-f.CHECKPOINT_SUM.size :]
-    magic, version, partitions, cache_id, seed, floor, count = f.CHECKPOINT_HEADER.unpack_from(body)
+    magic, version, partitions, cache_id, seed, floor, count, eviction = f.CHECKPOINT_HEADER.unpack_from(body)
     if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
         return None
     if checksum != f.CHECKPOINT_SUM.pack(xxh3_64(body).intdigest()):
@@ -153,4 +155,4 @@ def _parse(data: bytes) -> Checkpoint | None:
         at += f.CHECKPOINT_PART.size
         parts.append(bytes(body[at : at + slots * SLOT_BYTES]))
         at += slots * SLOT_BYTES
-    return Checkpoint(f.Identity(cache_id, seed), floor, frozenset(sealed), parts)
+    return Checkpoint(f.Identity(cache_id, seed), floor, eviction, frozenset(sealed), parts)

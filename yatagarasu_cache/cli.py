@@ -35,20 +35,15 @@ from .check import Problem
 from .directory import is_ours
 from .entry import Entry
 from .errors import CacheError, CacheIOError, FormatError, ReadOnlyError, SerializationError, ValueTooLarge
-from .format import INDEX_NAME, LARGE_NAME, SEGMENTS_NAME
+from .format import EVICTIONS, INDEX_NAME
 from .stats import CacheStats
-from .store import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
 
 __all__ = ["main"]
 
 PROG = "yatagarasu-cache"
-DEFAULT_SIZE_LIMIT = 10 << 30
-UNLIMITED = 1 << 60
 STREAM_FROM = 1 << 20  # values from this size on are copied in pieces, never held whole
 AHEAD = 32  # files that `warm` has open, and asked for, before it reads the first of them
 COPY_BUFFER = 1 << 18
-SMALL_SEGMENT = 1 << 18
-SUBDIRECTORIES = (SEGMENTS_NAME, LARGE_NAME)
 DRAW_EVERY = 0.2  # seconds between two states of a progress line
 
 OK, NO, FAILED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -270,59 +265,16 @@ def open_to_read(args: argparse.Namespace) -> DiskCache:
 
 
 def open_to_change(args: argparse.Namespace) -> DiskCache:
-    """For commands that store nothing, on a cache whose limit and policy only its owner knows.
-
-    Nothing is evicted here, and what the command takes for a log of removals is no larger than
-    the segments that the cache has, so that its owner need not evict to make up for it.
-    """
+    """For commands that store nothing."""
     require_cache(args.cache)
-    segment = segment_size(args.cache, at_least=MIN_SEGMENT_BYTES)
-    limit = UNLIMITED
-    try:
-        open_read_only(args).close()
-    except ReadOnlyError:  # the index will be made anew, of a size that follows from the limit
-        limit = max(2 * disk_use(args.cache), 64 * segment)
-    options: dict[str, Any] = {"size_limit": limit, "segment_size": segment, "eviction": "none"}
+    return DiskCache(args.cache, backend=args.backend)
+
+
+def open_to_fill(args: argparse.Namespace) -> DiskCache:
+    """The cache named on the command line, created if there is none. What is named holds for all users."""
+    named = {"size_limit": args.size_limit, "eviction": args.eviction}
+    options = {name: value for name, value in named.items() if value is not None}
     return DiskCache(args.cache, backend=args.backend, **options)
-
-
-def open_to_fill(args: argparse.Namespace, **options: Any) -> DiskCache:
-    """The cache named on the command line, created if there is none.
-
-    A cache that outgrew the default limit belongs to a program with a larger one: opening it with
-    the default would evict what that program wants to keep, so the limit must then be given.
-    """
-    if args.size_limit is None and (used := disk_use(args.cache)) > DEFAULT_SIZE_LIMIT:
-        raise CommandError(
-            f"{args.cache} uses {human_size(used)}, more than the default limit of "
-            f"{human_size(DEFAULT_SIZE_LIMIT)}: give its real limit with --size-limit"
-        )
-    limit = DEFAULT_SIZE_LIMIT if args.size_limit is None else args.size_limit
-    return DiskCache(args.cache, size_limit=limit, eviction=args.eviction, backend=args.backend, **options)
-
-
-def disk_use(directory: str) -> int:
-    """Bytes of all files in a cache, without opening it; 0 if there is none."""
-    return sum(
-        status.st_size
-        for name in ("", *SUBDIRECTORIES)
-        for status in file_statuses(os.path.join(directory, name))
-    )
-
-
-def segment_size(directory: str, at_least: int) -> int:
-    """The size of segment that the cache seems to use: the power of two that holds its largest."""
-    found = file_statuses(os.path.join(directory, SEGMENTS_NAME))
-    largest = max((status.st_size for status in found), default=0)
-    return min(max(1 << max(largest - 1, 1).bit_length(), at_least), MAX_SEGMENT_BYTES)
-
-
-def file_statuses(directory: str) -> Iterator[os.stat_result]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # others may be using the cache
-                if entry.is_file(follow_symlinks=False):
-                    yield entry.stat(follow_symlinks=False)
 
 
 def parse_key(args: argparse.Namespace, text: str) -> Any:
@@ -388,16 +340,9 @@ def run_set(args: argparse.Namespace) -> int:
             value = stack.enter_context(open(args.file, "rb"))
         elif "-" in (args.file, args.value):
             value = sys.stdin.buffer
-        cache = stack.enter_context(open_to_fill(args, **small_log(args)))
+        cache = stack.enter_context(open_to_fill(args))
         cache.set(key, value, expire=args.expire, tag=args.tag)
     return OK
-
-
-def small_log(args: argparse.Namespace) -> dict[str, int]:
-    """For one value, no larger a log than the cache has, or than a small cache can bear."""
-    if args.size_limit is not None:
-        return {}  # the segments follow from it
-    return {"segment_size": segment_size(args.cache, at_least=SMALL_SEGMENT)}
 
 
 def run_delete(args: argparse.Namespace) -> int:
@@ -867,14 +812,14 @@ def add_storing(parser: Parser) -> None:
         "--size-limit",
         type=parse_size,
         metavar="SIZE",
-        help="what the cache may take on disk before entries are evicted: 64MiB, 10G (default: 10GiB); "
-        "as it is not stored in the cache, give the same one as the other users of the cache",
+        help="what the cache may take on disk before entries are evicted: 64MiB, 10G; changes it for all "
+        "who use the cache (default: what the cache has, 10GiB for a new one)",
     )
     parser.add_argument(
         "--eviction",
-        choices=("lru", "fifo", "lfu", "none"),
-        default="lru",
-        help="which entries go when the limit is reached (default: lru); likewise the same for all users",
+        choices=EVICTIONS,
+        help="which entries go when the limit is reached; likewise (default: what the cache has, lru for a "
+        "new one)",
     )
 
 

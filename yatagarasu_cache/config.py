@@ -10,6 +10,7 @@ files, which counts MiB (2**20 bytes).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import itertools
@@ -20,17 +21,21 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .errors import ConfigurationError
+from .format import EVICTIONS
 
 __all__ = [
     "BACKEND_VARIABLE",
+    "MAX_HEADROOM",
     "MAX_QUEUE_DEPTH",
     "MAX_SEGMENT_SIZE",
     "MAX_SIZE_LIMIT",
+    "MIN_HEADROOM",
     "MIN_SEGMENT_SIZE",
     "MIN_SIZE_LIMIT",
     "RingSettings",
@@ -39,6 +44,7 @@ __all__ = [
     "is_enabled",
     "load",
     "make_settings",
+    "reopening",
     "to_options",
 ]
 
@@ -47,9 +53,9 @@ MIN_SIZE_LIMIT = 2**18
 MAX_SIZE_LIMIT = 2**63 - 1  # what a file offset can express
 MIN_SEGMENT_SIZE = 2**12
 MAX_SEGMENT_SIZE = 2**30
+MIN_HEADROOM, MAX_HEADROOM = 0.02, 0.9
 MAX_QUEUE_DEPTH = 4096
 DEFAULT_DIRECTORY = "/var/cache/yatagarasu"
-DEFAULT_SIZE_MB = 10240
 
 _MAX_COUNT = 2**31 - 1
 _MAX_FILES = 2**20
@@ -57,9 +63,12 @@ _ALL_BITS = 0o777
 _MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built with, less one
 _BACKENDS = ("auto", "uring", "threads")
 _DURABILITIES = ("none", "sync")
-_EVICTIONS = ("lru", "fifo", "lfu", "none")
 _SERIALIZERS = ("msgpack", "pickle")
 _MIB = 2**20
+
+# Kept by the cache itself, and the same for all who use it (see cache_settings.py).
+_OF_THE_CACHE = frozenset({"size_limit", "eviction", "headroom"})
+_reopening: ContextVar[bool] = ContextVar("yatagarasu_reopening", default=False)
 
 _log = logging.getLogger("yatagarasu_cache")
 
@@ -93,7 +102,8 @@ class RingSettings:
 class Settings:
     """Everything that a cache can be told, validated. Build it with `make_settings` or `load`.
 
-    The constructor itself checks nothing.
+    The constructor itself checks nothing. `size_limit`, `eviction` and `headroom` belong to the
+    cache: who does not name them takes what it has.
     """
 
     directory: str
@@ -134,6 +144,12 @@ class Settings:
     """Permission bits of files that the cache creates."""
     io_uring: RingSettings = field(default_factory=RingSettings)
     """See `RingSettings`."""
+    _named: ClassVar[frozenset[str]] = frozenset()  # no field: it is not compared, and not a setting
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The settings that the caller named; the others have their defaults."""
+        return self._named
 
 
 # -- errors ---------------------------------------------------------------------------------
@@ -354,7 +370,7 @@ _RING_CHECKS: dict[str, _Check] = {
 _CHECKS: dict[str, _Check] = {
     "directory": _directory,
     "size_limit": _integer(MIN_SIZE_LIMIT, MAX_SIZE_LIMIT, "bytes"),
-    "eviction": _choice(_EVICTIONS),
+    "eviction": _choice(EVICTIONS),
     "backend": _optional(_choice(_BACKENDS)),
     "durability": _choice(_DURABILITIES),
     "serializer": _serializer,
@@ -363,7 +379,7 @@ _CHECKS: dict[str, _Check] = {
     "read_only": _flag,
     "segment_size": _optional(_integer(MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE, "bytes")),
     "large_value_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),
-    "headroom": _fraction(0.02, 0.9),
+    "headroom": _fraction(MIN_HEADROOM, MAX_HEADROOM),
     "max_open_files": _integer(8, _MAX_FILES, "descriptors"),
     "max_in_flight": _integer(1, _MAX_COUNT, "operations"),
     "workers": _optional(_integer(1, 256, "threads")),
@@ -389,6 +405,7 @@ def _checked(options: Mapping[Any, object], checks: Mapping[str, _Check], prefix
 
 
 def _check_sizes(settings: Settings, prefix: str) -> None:
+    """For a limit that was named; where the cache has another, segments are as large as it allows."""
     limit = settings.size_limit
     largest, segment = settings.max_value_size, settings.segment_size
     if largest is not None and largest > limit:
@@ -427,11 +444,24 @@ def _decide_backend(backend: str | None, enabled: bool | str, prefix: str) -> st
 def _build(options: Mapping[Any, object], prefix: str = "") -> Settings:
     """Validated settings; `prefix` (such as "cache.disk.") goes before names in messages."""
     values = _checked(options, _CHECKS, prefix)
+    named = frozenset(values) - _OF_THE_CACHE if _reopening.get() else frozenset(values)
     ring = values.get("io_uring", RingSettings())
     values["backend"] = _decide_backend(values.get("backend"), ring.enabled, prefix)
     settings = Settings(**values)
-    _check_sizes(settings, prefix)
+    object.__setattr__(settings, "_named", named)
+    if "size_limit" in values:
+        _check_sizes(settings, prefix)
     return settings
+
+
+@contextlib.contextmanager
+def reopening() -> Iterator[None]:
+    """Settings made within it change no cache, whatever they name: what they say is for a new one."""
+    token = _reopening.set(True)
+    try:
+        yield
+    finally:
+        _reopening.reset(token)
 
 
 def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings:
@@ -451,12 +481,21 @@ def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings
 def to_options(settings: Settings) -> dict[str, Any]:
     """A dict with which ``make_settings(**options)`` builds equal settings again.
 
-    It holds plain values (a `serializer` object is passed on as it is), so it can be pickled and
-    sent to another process. A backend still left at "auto" is decided anew there.
+    It holds what was named, or is not the default. These are plain values (a `serializer` object is
+    passed on as it is), so it can be pickled and sent to another process. A backend still left at
+    "auto" is decided anew there.
     """
-    options = {one.name: getattr(settings, one.name) for one in fields(Settings)}
-    ring = settings.io_uring
-    options["io_uring"] = {one.name: getattr(ring, one.name) for one in fields(RingSettings)}
+    default = Settings(settings.directory)
+    options = {
+        name: value
+        for name in _CHECKS
+        if (value := getattr(settings, name)) != getattr(default, name)
+        or name in settings.named
+        or name == "directory"
+    }
+    if "io_uring" in options:
+        ring = settings.io_uring
+        options["io_uring"] = {one.name: getattr(ring, one.name) for one in fields(RingSettings)}
     return options
 
 
@@ -544,7 +583,8 @@ def _disk_options(disk: Mapping[Any, object], prefix: str) -> dict[Any, object]:
         options["cache_dir"] = _directory(prefix + "cache_dir", options["cache_dir"])
     _rename(options, "max_disk_cache_size_mb", "size_limit", prefix)
     _rename(options, "cache_dir", "directory", prefix)
-    options["io_uring"] = _section(options.get("io_uring"), prefix + "io_uring")
+    if "io_uring" in options:
+        options["io_uring"] = _section(options["io_uring"], prefix + "io_uring")
     return options
 
 
@@ -556,7 +596,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
           disk:
             enabled: true
             cache_dir: /var/cache/yatagarasu   # the default
-            max_disk_cache_size_mb: 10240      # MiB, the default
+            max_disk_cache_size_mb: 10240      # MiB, the default of a new cache
             io_uring: {enabled: auto, queue_depth: 128}
 
     Under `disk` every field of `Settings` is allowed by its own name too. Sections beside `disk`
@@ -576,7 +616,6 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     below = prefix + "disk."
     options = _disk_options(_section(cache.get("disk"), prefix + "disk"), below)
     options.setdefault("directory", DEFAULT_DIRECTORY)
-    options.setdefault("size_limit", DEFAULT_SIZE_MB * _MIB)
     return _build(options, below)
 
 

@@ -39,6 +39,9 @@ class PythonCore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    def follow_settings(self) -> None:
+        """Take over what the store's settings have become."""
+
     def attach(self, index: Index) -> None:
         """From now on `index` is the store's."""
 
@@ -126,13 +129,14 @@ class CompiledCore(PythonCore):
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
-        self._longest = min(store.unchecked_bytes, store.large_bytes)
-        touches = {"lru": module.TOUCH_RECENT, "lfu": module.TOUCH_FREQUENT}
-        self._touch = touches.get(store.policy.name, module.TOUCH_NONE)
+        self.follow_settings()
         self._index: Index | None = None
         if store.read_only or store.durable:  # a sync costs so much that the rest does not count
             for name in ("set", "put", "delete"):
                 setattr(self, name, getattr(super(), name))
+
+    def follow_settings(self) -> None:
+        self._longest = min(self._store.unchecked_bytes, self._store.large_bytes)
 
     def attach(self, index: Index) -> None:
         self._forget_index()
@@ -146,7 +150,7 @@ class CompiledCore(PythonCore):
         if index is not None:
             self._core.attach(
                 index.fd, len(index.map), index.table_word, index.table_capacity, index.identity.seed,
-                self._store.files.table(index.table_capacity), index.writable, self._touch, self._touch,
+                self._store.files.table(index.table_capacity), index.writable,
             )  # fmt: skip
 
     def _forget_index(self) -> None:
@@ -307,8 +311,7 @@ class CompiledCore(PythonCore):
 
 
 def choose(store: Store) -> PythonCore:
-    """The core of a store: the compiled one if it is there, may be used, and knows the policy."""
+    """The core of a store: the compiled one if it is there and may be used."""
     module = compiled.load()
     # What wraps a backend wants to see its reads and writes.
-    plain = store.backend.plain and store.policy.name in ("lru", "lfu", "fifo", "none")
-    return CompiledCore(store, module) if module is not None and plain else PythonCore(store)
+    return CompiledCore(store, module) if module is not None and store.backend.plain else PythonCore(store)

@@ -1,17 +1,22 @@
 """Which entries go first. A policy is what a hit writes into a slot's access word, nothing more:
 the entry with the smallest word is the next victim.
+
+The index says which policy holds, so that all who use a cache write, and read, the same words.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
 from .format import MASK64, PARTITIONS
-from .index import Index
+
+if TYPE_CHECKING:
+    from .index import Index
 
 EXACT_ENTRIES = 100_000  # up to here the order is exact over the whole cache
 _EXACT_SHARE = 8  # an exact selection takes 1/8 of all entries at once: O(1) amortised a victim
@@ -21,12 +26,15 @@ _SAMPLE = 8192  # words from which the threshold of an exact selection is taken,
 _SHARE_SAMPLE = 16384
 _COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
 _COUNT_MAX = (1 << 20) - 1
+_STAMP_SHIFT = 64 - _COUNT_SHIFT
+_STAMP_MASK = (1 << _COUNT_SHIFT) - 1
 
 
 class Policy:
     """First in, first out: a hit changes nothing. Base of the others.
 
-    A new policy overrides `touched` (and `first` if an entry should not begin with its stamp).
+    A new policy overrides `touched` (and `first` if an entry should not begin with its stamp), and
+    `taken_over`. The compiled core knows them all (csrc/core.c), and so does format.EVICTIONS.
     """
 
     name = "fifo"
@@ -41,6 +49,13 @@ class Policy:
         """The access word after a hit at `stamp`."""
         return word
 
+    def taken_over(self, word: int, stamp: int, now: int) -> int:
+        """The access word of an entry of `stamp`, whichever policy kept it. No hit is later than `now`.
+
+        It may be asked again of its own answer: a change of policy that was interrupted is made once more.
+        """
+        return stamp
+
 
 class LeastRecentlyUsed(Policy):
     name = "lru"
@@ -48,6 +63,9 @@ class LeastRecentlyUsed(Policy):
 
     def touched(self, word: int, stamp: int) -> int:
         return stamp
+
+    def taken_over(self, word: int, stamp: int, now: int) -> int:
+        return _last_use(word, stamp, now)
 
 
 class LeastFrequentlyUsed(Policy):
@@ -61,7 +79,12 @@ class LeastFrequentlyUsed(Policy):
 
     def touched(self, word: int, stamp: int) -> int:
         count = min(_COUNT_MAX, (word >> _COUNT_SHIFT) + 1)
-        return count << _COUNT_SHIFT | stamp >> 64 - _COUNT_SHIFT
+        return count << _COUNT_SHIFT | stamp >> _STAMP_SHIFT
+
+    def taken_over(self, word: int, stamp: int, now: int) -> int:
+        if _is_counted(word, stamp, now):
+            return word
+        return self.first(_last_use(word, stamp, now))
 
 
 class NoEviction(Policy):
@@ -71,10 +94,51 @@ class NoEviction(Policy):
     evicts = False
 
 
+def _is_counted(word: int, stamp: int, now: int) -> bool:
+    """True for a word of "lfu", if it is no damage: those of other policies are stamps from the time in
+    which the entry has been there, and "lfu" would have to have counted some 98,000 hits to look like one."""
+    in_time = stamp >> _STAMP_SHIFT <= word & _STAMP_MASK <= now >> _STAMP_SHIFT
+    return in_time and word > _STAMP_MASK and not stamp <= word <= now
+
+
+def _last_use(word: int, stamp: int, now: int) -> int:
+    """When the entry was last used, going by an access word of any policy."""
+    if _is_counted(word, stamp, now):
+        return max(stamp, (word & _STAMP_MASK) << _STAMP_SHIFT)
+    return word if stamp <= word <= now else stamp
+
+
 POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (LeastRecentlyUsed(), Policy(), LeastFrequentlyUsed(), NoEviction())
 }
+_BY_CODE = {code: POLICIES[name] for code, name in enumerate(f.EVICTIONS, 1)}
+# What a hit makes of an access word, by the policy's code in the index; for a damaged code, nothing.
+TOUCHED: dict[int, Callable[[int, int], int]] = {
+    code: policy.touched for code, policy in _BY_CODE.items() if policy.touches
+}
+
+
+def policy_of(index: Index) -> Policy:
+    """The policy in force. Where the index is damaged, the one that does least."""
+    return _BY_CODE.get(index.words[f.W_EVICTION], POLICIES["fifo"])
+
+
+def take_over(words: memoryview, slots: range, policy: Policy, now: int) -> None:
+    """Make the access words of some slots those of a policy."""
+    if not len(slots):
+        return
+    stamps = words[slots.start + f.S_STAMP : slots.stop : slots.step].tolist()
+    access = words[slots.start + f.S_ACCESS : slots.stop : slots.step]
+    taken_over = policy.taken_over
+    made = array(
+        "Q",
+        [
+            taken_over(word, stamp, now) if word else 0  # 0 marks a slot that is not in use
+            for word, stamp in zip(access.tolist(), stamps, strict=True)
+        ],
+    )
+    access[:] = memoryview(made)
 
 
 class Victim(NamedTuple):

@@ -22,6 +22,7 @@ LOCK_NAME = "lock"
 USERS_NAME = "users"
 CHECKPOINT_NAME = "checkpoint"
 CHECKPOINT_LOCK_NAME = "checkpoint.lock"
+SETTINGS_NAME = "settings"
 TAG_NAME = "CACHEDIR.TAG"
 SEGMENTS_NAME = "segments"
 LARGE_NAME = "large"
@@ -74,11 +75,17 @@ W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 W_LOG = 31  # id of the log of changes that is written to; 0 if the next change begins one
 W_ACTIVE = 32  # segments to which some handle may append: active or taken
+W_SIZE_LIMIT = 33  # settings of the whole cache: bytes on disk,
+W_EVICTION = 34  # the policy: its place in EVICTIONS, counted from 1,
+W_HEADROOM = 35  # a fraction, as a float's bits,
+W_SETTINGS_SUM = 36  # and xxh3-64 of these three words
+EVICTIONS = ("lru", "fifo", "lfu", "none")
 
 W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
 BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0
 BUSY_CLEARING = int.from_bytes(b"CLEARING", "little")
 BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
+BUSY_SETTING = int.from_bytes(b"SETTINGS", "little")
 JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
@@ -143,11 +150,17 @@ FOOTER_ENTRY = struct.Struct("<QI")  # offset of the record, bytes of payload ke
 # -- checkpoint -------------------------------------------------------------------------------
 
 CHECKPOINT_MAGIC = b"YATACKPT"
-# magic, version, partitions, cache id, hash seed, floor (stamp), segments listed
-CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQ")
+# magic, version, partitions, cache id, hash seed, floor (stamp), segments listed, eviction policy
+CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQQ")
 CHECKPOINT_SEGMENT = struct.Struct("<QQ")  # id, bytes
 CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
 CHECKPOINT_SUM = struct.Struct("<Q")
+
+# -- settings of the whole cache --------------------------------------------------------------
+
+SETTINGS_MAGIC = b"YATASETS"
+# magic, version, eviction policy, size limit, headroom, checksum of all before
+SETTINGS = struct.Struct("<8sIIQdQ")
 
 
 class Identity(NamedTuple):

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import cache_settings, eviction
 from . import format as f
 from .backends.base import Backend
+from .cache_settings import CacheSettings
 from .errors import ClosedError, StorageFull
 from .format import (
     CAPACITY_MASK,
@@ -177,6 +179,9 @@ class Index:
             if not count >> 32 <= count & f.MASK32 <= capacity:
                 raise IndexDamaged("a partition's count is impossible")
             reached = first + capacity
+        # Twice: whoever was changing them may just have come to the end.
+        if self.settings is None and self.words[W_BUSY] != f.BUSY_SETTING and self.settings is None:
+            raise IndexDamaged("the cache's settings fail their checksum")
         clock = self.words[W_CLOCK]
         if clock >= f.MAX_STAMP or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
             raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
@@ -198,8 +203,9 @@ class Index:
 
     @classmethod
     def create(
-        cls, backend: Backend, path: str, identity: f.Identity, table_capacity: int, mode: int
-    ) -> Index:
+        cls, backend: Backend, path: str, identity: f.Identity, table_capacity: int, mode: int,
+        settings: CacheSettings = cache_settings.DEFAULT,
+    ) -> Index:  # fmt: skip
         """A new empty index at `path`, which must not exist. It is not synced."""
         fd = backend.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
@@ -212,6 +218,7 @@ class Index:
             raise
         index.words[f.W_INDEX_BYTES] = size
         index.words[f.W_NEXT_SEGMENT] = 1
+        index.change_settings(settings)
         return index
 
     def _map(self) -> None:
@@ -257,6 +264,44 @@ class Index:
         self.words[f.W_SUPERSEDED] = 1
         for part in range(PARTITIONS):
             self.words[W_PARTITIONS + part] = f.SUPERSEDED_DESCRIPTOR
+
+    # -- settings of the cache --------------------------------------------------------------
+
+    @property
+    def settings(self) -> CacheSettings | None:
+        """The cache's settings; None while somebody changes them, and if they are damaged."""
+        return cache_settings.from_words(self.words)
+
+    def change_settings(self, settings: CacheSettings) -> None:
+        """Let all who use the cache have other settings. The lock is held.
+
+        The policy's word first: hits from now on go by it, and the others' are taken over then.
+        """
+        words = self.words
+        before = words[f.W_EVICTION]
+        words[W_BUSY] = f.BUSY_SETTING
+        limit, words[f.W_EVICTION], headroom, checksum = cache_settings.in_words(settings)
+        if words[f.W_EVICTION] != before:
+            self._reorder()
+        words = self.words
+        words[f.W_SIZE_LIMIT], words[f.W_HEADROOM] = limit, headroom
+        words[f.W_SETTINGS_SUM] = checksum  # last: the others believe the words then
+        words[W_BUSY] = 0
+
+    def _reorder(self) -> None:
+        """Make all access words those of the policy in force."""
+        policy, now = eviction.policy_of(self), self.words[W_CLOCK] + _CLOCK_SLACK
+        for part in range(PARTITIONS):
+            slots = self.partition_slots(part)
+            eviction.take_over(self.words, slots, policy, now)
+
+    def _complete_settings(self) -> None:
+        """What somebody had begun to change who died: each word holds its old value or the new one."""
+        self._reorder()
+        self.words[f.W_SETTINGS_SUM] = cache_settings.checksum(self.words)
+        if self.settings is None:
+            raise IndexDamaged("the cache's settings are impossible")
+        self.words[W_BUSY] = 0
 
     # -- stamps -----------------------------------------------------------------------------
 
@@ -447,6 +492,9 @@ class Index:
         if busy == f.BUSY_COUNTING:
             self.sum_up()
             self.words[W_BUSY] = 0
+            return True
+        if busy == f.BUSY_SETTING:
+            self._complete_settings()
             return True
         _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)

@@ -86,12 +86,20 @@ class Reclaimer:
         self._store = store
         self._unpaced = 0
         self._reaped = time.monotonic()
+        self._limit_seen = 0
+        self.follow_settings()
         self._pacing = threading.Lock()
-        self._victims = Victims()
         self._expiry_part = 0
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
         self._checkpoint: threading.Thread | None = None
+
+    def follow_settings(self) -> None:
+        """Take over what the store's settings have become."""
+        self._victims = Victims()  # the order may be another one now
+        if self._size_limit < self._limit_seen:
+            self._unpaced = self._quantum  # the next write does what a lower limit asks for
+        self._limit_seen = self._size_limit
 
     @property
     def _index(self) -> Index:
@@ -117,6 +125,7 @@ class Reclaimer:
         That is a checkpoint under way, beside one that may have become as large as that, and an
         index that grows by a partition.
         """
+        self._store.follow_settings()
         index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
         most = checkpoint.most_bytes(index)
@@ -129,7 +138,7 @@ class Reclaimer:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
         limit, fixed = self._limit, self._fixed_bytes
         least = min(3 * self.segment_bytes, self._size_limit // _LEAST_FREE)
-        free = max(int(self._size_limit * self._store.headroom), least)
+        free = max(int(self._size_limit * self._store.in_force.headroom), least)
         return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
 
     @property
@@ -390,6 +399,9 @@ class Reclaimer:
             self._pacing.release()
 
     def _work(self, budget: int) -> None:
+        self._store.follow_settings()
+        if self._index.used_bytes > self._limit + self.segment_bytes:  # the limit was lowered
+            self.make_space(0)
         while self._store.policy.evicts and budget > 0 and self._index.live_bytes > self.live_limit:
             freed = self._evict(budget)
             if not freed:

@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from . import checkpoint
+from . import cache_settings, checkpoint
 from . import format as f
 from .checkpoint import Checkpoint
 from .directory import boot_id
 from .errors import FormatError, ReadOnlyError
+from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .segment import Record, read_footer, read_segment_header, scan
@@ -57,6 +58,7 @@ def open_index(store: Handle, *, alone: bool) -> Index:
         return index
     if reason == "new":
         path = os.path.join(store.root, f.INDEX_NAME)
+        store.take_over(cache_settings.for_new_index(store, None))
         index = _create(store, path, _new_identity(), _table_capacity(store, []))
         return _begin(store, index, alone=alone)
     if reason:
@@ -120,7 +122,7 @@ def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
     index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
     if alone:
         checkpoint.account(store, index)
-        if not clean or index.words[f.W_LARGE_BYTES] > store.size_limit:
+        if not clean or index.words[f.W_LARGE_BYTES] > index.words[f.W_SIZE_LIMIT]:
             tidy(store, index)
     return index
 
@@ -198,7 +200,8 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
 
 def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Index:
     try:
-        return Index.create(store.backend, path, identity, capacity, store.settings.file_mode)
+        mode = store.settings.file_mode
+        return Index.create(store.backend, path, identity, capacity, mode, store.in_force)
     except BaseException:
         store.backend.clear_away(path)
         raise
@@ -210,6 +213,7 @@ def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Inde
 def rebuild_index(store: Handle, old: Index | None) -> Index:
     """A new index in place of the old one, which others may still map. The lock is held."""
     headers = _headers(store)
+    store.take_over(cache_settings.for_new_index(store, old))
     saved = checkpoint.read(store.backend, store.root)
     identity = _identity(headers, old, saved)
     if saved is not None and saved.identity != identity:
@@ -239,6 +243,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
         old.supersede()
     with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
         store.backend.sync_directory(store.root)
+    cache_settings.keep(store)
     return index
 
 
@@ -285,6 +290,11 @@ def _sane_clock(old: Index) -> int:
     """The old index's clock, unless damage has sent it into the far future."""
     clock: int = old.words[f.W_CLOCK]
     return clock if clock < time.time_ns() + 10**18 else 0
+
+
+def _latest(saved: Checkpoint) -> int:
+    """A stamp that no hit which the checkpoint knows of is beyond."""
+    return max(time.time_ns(), saved.floor) + 10**12
 
 
 def _supersede(store: Handle, path: str) -> None:
@@ -389,8 +399,14 @@ class _Rebuild:
             self._tick(header.created)
 
     def _collect_saved(self, saved: Checkpoint) -> None:
-        for slots, image in zip(self._slots, saved.parts, strict=True):
-            lows = memoryview(image).cast("Q")[::SLOT_WORDS].tolist()
+        policy = policy_of(self._index)
+        same = saved.eviction == self._index.words[f.W_EVICTION]
+        for slots, part in zip(self._slots, saved.parts, strict=True):
+            image = part if same else bytearray(part)
+            words = memoryview(image).cast("Q")
+            if not same:
+                take_over(words, range(0, len(words), SLOT_WORDS), policy, _latest(saved))
+            lows = words[::SLOT_WORDS].tolist()
             for i, low in enumerate(lows):
                 if low > f.REMOVED:
                     slots += image[i * SLOT_BYTES : (i + 1) * SLOT_BYTES]
@@ -431,9 +447,9 @@ class _Rebuild:
 
         Up to where the segment has whole records without a gap.
         """
-        store, index = self._store, self._index
+        index = self._index
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
-        seed, first, slots, pack = index.identity.seed, store.policy.first, self._slots, SLOT.pack
+        seed, first, slots, pack = index.identity.seed, policy_of(index).first, self._slots, SLOT.pack
         for record in records:
             head = record.head
             stamp = head.stamp

@@ -30,6 +30,7 @@ class CacheStats:
     live_bytes: int  # of records and large values that are in use, and of the index
     disk_bytes: int  # of all files, active segments at full size
     size_limit: int
+    eviction: str
     segments: int
     index_bytes: int
     backend: str
@@ -51,6 +52,7 @@ class CacheStats:
 
 def collect(store: Store, reason: str) -> CacheStats:
     store.fold_counters()
+    store.follow_settings()
     index = store.index
     shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
     return CacheStats(
@@ -59,6 +61,7 @@ def collect(store: Store, reason: str) -> CacheStats:
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
         size_limit=store.size_limit,
+        eviction=store.policy.name,
         segments=len(index.segments()),
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,

@@ -17,15 +17,16 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from .. import cache_settings, recovery
 from .. import format as f
-from .. import recovery
 from ..backends.base import Backend
+from ..cache_settings import CacheSettings
 from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
 from ..directory import prepare
 from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, StorageFull, from_os_error
-from ..eviction import POLICIES
+from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged, IndexLock, NoLock
 from ..large import LargeFiles
@@ -62,25 +63,21 @@ class Handle:
         self.root = settings.directory
         self.read_only = settings.read_only
         self.durable = settings.durability == "sync"
-        self.size_limit, self.headroom = settings.size_limit, settings.headroom
-        self.policy = POLICIES[settings.eviction]
-        self.segment_bytes = settings.segment_size or _segment_bytes(settings.size_limit)
-        self.large_bytes = min(settings.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
+        self._followers: list[Callable[[], None]] = []
+        self._settings_seen = -1  # the checksum of those in force, as the index has it
+        self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._folded = [0, 0]
         self._temporary = count(1)
         self._logged: set[str] = set()
-        # A value this long may be refused; shorter ones always fit and are not asked about.
-        self.unchecked_bytes = min(self.large_bytes, settings.max_value_size or self.large_bytes)
         self.appending = threading.RLock()
         self.writer: SegmentWriter | None = None
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
         self._read_once = backend.read_once
-        self._touched = self.policy.touched
-        self._touches = self.policy.touches and not settings.read_only
+        self._touched = ({} if settings.read_only else TOUCHED).get
         self.core = choose_core(self._whole)
         prepare(backend, settings)
         self._open()
@@ -104,6 +101,9 @@ class Handle:
         )
         self.changes = ChangeLog(self)
         self.reclaim = Reclaimer(self._whole)
+        self._followers += [
+            self.core.follow_settings, self.changes.follow_settings, self.reclaim.follow_settings,
+        ]  # fmt: skip
         self.lock: IndexLock | NoLock = NoLock()
         self.checkpointing: IndexLock | NoLock = NoLock()
         try:
@@ -115,6 +115,7 @@ class Handle:
             with lock:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
+                cache_settings.settle(self)
                 self.reclaim.reap()
         except OSError as error:
             self._release()
@@ -130,6 +131,7 @@ class Handle:
         self.index = index
         self.core.attach(index)
         self.seed = index.identity.seed
+        self.follow_settings()
         if self.writer is not None:  # an index made anew counts what is written: more is granted anew
             self.writer.granted = self.writer.tail
         if previous is not None:
@@ -203,6 +205,7 @@ class Handle:
             self.log_once("repair", "a process died while it changed the index: this was put in order")
         if words[f.W_SUPERSEDED]:
             self.follow_index()
+        self.follow_settings()
 
     def follow_index(self) -> None:
         """Another process has put a rebuilt index in place: use that. The lock is held."""
@@ -253,6 +256,31 @@ class Handle:
     def names_changed(self) -> None:
         """A segment was begun: its name is to be made durable before its records are promised to be."""
         self._names += 1
+
+    # -- settings of the cache ---------------------------------------------------------------
+
+    def follow_settings(self) -> None:
+        """Take over what the index says, if somebody has changed that. Cheap if nobody has."""
+        index = self.index
+        checksum = index.words[f.W_SETTINGS_SUM]
+        if checksum != self._settings_seen:
+            settings = index.settings
+            if settings is not None:  # else somebody is changing them, or they are damaged
+                self._settings_seen = checksum
+                self.take_over(settings)
+
+    def take_over(self, settings: CacheSettings) -> None:
+        """Go by other settings of the cache, and whatever follows from them."""
+        own = self.settings
+        self.in_force = settings
+        self.size_limit = limit = settings.size_limit
+        self.policy: Policy = POLICIES[settings.eviction]
+        self.segment_bytes = min(own.segment_size or _segment_bytes(limit), limit // 4)
+        self.large_bytes = min(own.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
+        # A value this long may be refused; shorter ones always fit and are not asked about.
+        self.unchecked_bytes = min(self.large_bytes, own.max_value_size or self.large_bytes)
+        for follow in self._followers:
+            follow()
 
     def log_once(self, topic: str, line: str) -> None:
         if topic not in self._logged:
@@ -326,15 +354,16 @@ class Handle:
 
     def touch_slot(self, low: int, high: int) -> None:
         """Note a hit for the eviction order."""
-        if self._touches:
+        touched = self._touched(self.index.words[f.W_EVICTION])
+        if touched is not None:
             at = self.find(low, high)
             words = self.index.words
             if at and at < len(words):
-                words[at + f.S_ACCESS] = self._touched(words[at + f.S_ACCESS], self.index.stamp())
+                words[at + f.S_ACCESS] = touched(words[at + f.S_ACCESS], self.index.stamp())
 
     def accessed(self, slot: Slot) -> float | None:
         """Seconds since the epoch of the last hit, where the policy keeps that."""
-        return slot.access / 1e9 if self.policy.name == "lru" else None
+        return slot.access / 1e9 if policy_of(self.index).name == "lru" else None
 
     # -- walks -------------------------------------------------------------------------------
 

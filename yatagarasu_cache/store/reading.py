@@ -15,7 +15,7 @@ from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
 from ..large import CHUNK_BYTES
-from .handle import LARGE_VALUE_BYTES, VANISHED, closed_error
+from .handle import VANISHED, closed_error
 from .removal import Removal
 
 T = TypeVar("T")
@@ -61,8 +61,9 @@ class Reading(Removal):
                 data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
                 if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
                     self.hits += 1
-                    if self._touches:
-                        index.words[at + 7] = self._touched(access, index.stamp())
+                    touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
+                    if touched is not None:
+                        index.words[at + 7] = touched(access, index.stamp())
                     return data, flags
         except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:
@@ -215,10 +216,18 @@ class Reading(Removal):
         self._get_cold(cold, results)
         return results
 
-    @staticmethod
-    def in_segment(slot: Slot) -> bool:
+    def in_segment(self, slot: Slot) -> bool:
         """True for a value in a segment. One that is too long for that is damage: no memory is asked for."""
-        return not slot.is_large and slot.value_length <= LARGE_VALUE_BYTES
+        if slot.is_large:
+            return False
+        index, end = self.index, slot.offset + slot.head_bytes + slot.value_length
+        if index.state(slot.segment) and end <= index.words[index.entry(slot.segment) + f.T_SIZE]:
+            return True
+        # Another handle may write larger segments than the index was told of when it was made anew.
+        try:
+            return end <= os.fstat(self.files.get(slot.segment)).st_size
+        except OSError:
+            return False
 
     def get_nowait(self, slot: Slot) -> Found | None:
         """The value if it is in memory and verifies. Counted only then."""

@@ -134,6 +134,8 @@ class Writing(Reading):
         index = self.index
         if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
             return False, None
+        if slot.access != (access := self.policy.first(slot.stamp)):  # the policy changed since it was made
+            slot = slot._replace(access=access)
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew: that may have found the record
             return self._shown(slot), None
