@@ -170,7 +170,7 @@ def test_many_writers_at_once(limit: int, processes: int, how: str, place: Path,
         assert 0 <= cache["sets"] - sum(turns.values()) <= 1  # the one that was killed may not have said so
 
 
-@pytest.mark.parametrize("how", ["kept", "dropped", "pickled"])
+@pytest.mark.parametrize("how", ["kept", "dropped", "pickled", "asynchronous"])
 @pytest.mark.parametrize("limit", [64 * MIB, 10240 * MIB])
 def test_handles_that_nobody_closes(limit: int, how: str, place: Path, directory: Path) -> None:
     """500 in one process: descriptors and memory as for a few."""
