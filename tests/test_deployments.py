@@ -454,10 +454,10 @@ def test_the_guides_pool(place: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("pool", ["executor", "recycled", "attribute"])
+@pytest.mark.parametrize("pool", ["executor", "recycled", "attribute", "uses"])
 def test_pools(pool: str, method: str, place: Path, directory: Path) -> None:
     """`pool.map(thumbnail, [cache] * n, names)`, a process for every task, a `Process` with a cache."""
-    tasks = 200 if pool == "executor" or method == "fork" else 15  # a new interpreter takes long to start
+    tasks = 200 if pool != "recycled" or method == "fork" else 15  # a new interpreter takes long to start
     expected = fill(directory, LIMIT, LIMIT // 10, 200)
     write_example("thumbnails.py", place)
     answer = run_app(place, "pools.py", directory, method, pool, tasks)

@@ -1,7 +1,8 @@
 """Pools that run the guide's `thumbnails.py`, which has to be importable: DIRECTORY METHOD POOL TASKS.
 
-METHOD is a start method, POOL `executor`, `recycled` (a new process for every task) or `attribute`
-(processes that hold the cache as an attribute, one of them killed in the middle).
+METHOD is a start method, POOL `executor`, `recycled` (a new process for every task), `attribute`
+(processes that hold the cache as an attribute, one of them killed in the middle) or `uses` (whose hits
+have to be in the totals). Prints, as JSON, how many thumbnails were made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from thumbnails import make_thumbnail, thumbnail
 from yatagarasu_cache import DiskCache
 
 WORKERS = 3
+REPEATS = 25
+USES_MISSING = 256  # of a process that was killed, at most
 
 
 def worker_class(context: Any) -> type[Any]:
@@ -93,10 +96,21 @@ def attribute(cache: DiskCache, names: list[str], context: Any) -> list[bytes]:
     return [cache[name] for name in names]
 
 
+def uses(cache: DiskCache, names: list[str], context: Any) -> list[bytes]:
+    made = [thumbnail(cache, name) for name in names]
+    before = cache.stats().hits
+    with context.Pool(WORKERS) as pool:  # which kills its processes at the end
+        found = pool.starmap(thumbnail, [(cache, name) for name in names * REPEATS], chunksize=50)
+    assert found == made * REPEATS
+    missing = len(found) - (cache.stats().hits - before)
+    assert 0 <= missing <= WORKERS * USES_MISSING, f"{missing} of {len(found)} hits are missing"
+    return made
+
+
 def main(directory: str, method: str, kind: str, tasks: int) -> None:
     context: Any = multiprocessing.get_context(method)
     names = [f"photo-{number}.jpg" for number in range(tasks)]
-    run = {"executor": executor, "recycled": recycled, "attribute": attribute}[kind]
+    run = {"executor": executor, "recycled": recycled, "attribute": attribute, "uses": uses}[kind]
     if method == "forkserver":
         context.set_forkserver_preload(["thumbnails"])
     with DiskCache(directory) as cache:
