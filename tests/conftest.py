@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers import open_apart
 from yatagarasu_cache import BackendUnavailable, DiskCache
 from yatagarasu_cache.backends import choose
 from yatagarasu_cache.config import make_settings
@@ -51,6 +52,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handles of one process on one directory share nothing: each stands for a process."""
+    open_apart(monkeypatch)
 
 
 @pytest.fixture

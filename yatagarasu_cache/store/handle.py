@@ -6,6 +6,7 @@ durability. What stands above (removing, reading, writing) is a layer each.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -54,20 +55,20 @@ class Handle:
     """One open handle on a cache directory."""
 
     ORPHAN_AGE = 60 * 10**9  # nanoseconds for which a large file may wait for its entry
+    durable = False  # see DurableStore
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
         self.root = settings.directory
         self.read_only = settings.read_only
-        self.durable = settings.durability == "sync"
+        self.syncs_segments = False  # when they are sealed: somebody may wait for that
         self.policy = POLICIES[settings.eviction]
         self.segment_bytes = settings.segment_size or _segment_bytes(settings.size_limit)
         self.large_bytes = min(settings.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
         self.closed = False
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
-        self._folded = [0, 0]
         self._temporary = count(1)
         self._logged: set[str] = set()
         # A value this long may be refused; shorter ones always fit and are not asked about.
@@ -140,13 +141,19 @@ class Handle:
         _handles.discard(self)
         try:
             self.reclaim.close()
+            self.fold_counters()
             if not self.read_only:
                 self._close_writing()
         finally:
             self._release()
 
-    def _close_writing(self) -> None:
+    def rest(self) -> None:
+        """Have everything in order for an end without `close`."""
         self.fold_counters()
+        with self.appending, self.lock:
+            self.seal_writer()
+
+    def _close_writing(self) -> None:
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
@@ -187,7 +194,6 @@ class Handle:
         self.core.counted()
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
-        self._folded = [0, 0]
 
     def _on_lock(self) -> None:
         """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
@@ -395,7 +401,7 @@ class Handle:
         except OSError as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
-        durable = self.durable
+        durable = self.syncs_segments
         try:
             writer.close(sync=durable)
         except OSError as error:  # whoever waits for this sync gets an error as well
@@ -528,17 +534,35 @@ class Handle:
         setattr(self, counter, getattr(self, counter) + number)
         self.index.words[f.W_COUNTERS + f.COUNTERS.index(counter)] += number
 
+    def use(self, hit: bool) -> None:
+        """Count a get: the one way in which this is done outside of the core."""
+        self.core.use(hit, not hit, time.time_ns())
+
     def fold_counters(self) -> None:
-        """Add this handle's hits and misses, which are counted without a lock, to the shared ones."""
+        """Add hits and misses, which are counted without a lock, to this handle's and the cache's totals."""
+        with self.lock:
+            self._fold()
+
+    def try_to_fold(self) -> None:
+        """The same, if nobody is in the way. Whoever gets a value hears nothing of what goes wrong here."""
+        if not isinstance(self.lock, IndexLock):
+            return
+        with contextlib.suppress(Exception):  # they stay counted, and the next one who folds has them
+            if self.lock.try_to_enter():
+                try:
+                    self._fold()
+                finally:
+                    self.lock.__exit__()
+
+    def _fold(self) -> None:
+        """The lock is held."""
+        words = self.index.words
         hits, misses = self.core.counted()
         self.hits += hits
         self.misses += misses
-        if self.read_only:
-            return
-        with self.lock:
-            for i, now in enumerate((self.hits, self.misses)):
-                self.index.words[f.W_COUNTERS + i] += now - self._folded[i]
-                self._folded[i] = now
+        if not self.read_only:
+            words[f.W_COUNTERS] += hits
+            words[f.W_COUNTERS + 1] += misses
 
 
 def closed_error(root: str) -> ClosedError:
