@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import open_apart
 from hypothesis import HealthCheck, settings
 
-from helpers import open_apart
 from yatagarasu_cache import BackendUnavailable, DiskCache
 from yatagarasu_cache.backends import choose
 from yatagarasu_cache.config import make_settings

@@ -34,7 +34,7 @@ from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
-from .store import Item, Store, sharing
+from .store import Item, sharing
 
 __all__ = ["DiskCache"]
 
@@ -137,8 +137,8 @@ class DiskCache:
     def close(self) -> None:
         """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
         if not self._lease.closed:
-            closed = _ClosedStore(self._settings.directory)
-            self._store = closed  # type: ignore[assignment]
+            closed: Any = _ClosedStore(self._settings.directory)
+            self._store = closed
             self._get = self._put = self._set = self._delete = closed.refuse
             self._lease.close()
 

@@ -47,6 +47,7 @@ _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _TRIES = 30  # for the lock file, before waiting asleep
 _FEW_TRIES = 8  # where nobody is waited for
+_WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
 _GRAIN = 4096
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
@@ -74,28 +75,20 @@ class IndexLock:
 
     def __enter__(self) -> IndexLock:
         self.threads.acquire()
-        self._enter(_TRIES, wait=True)
+        if not self._depth:
+            try:
+                self._lock_file()
+            except BaseException as error:
+                self.threads.release()
+                if self.fd < 0:
+                    raise ClosedError("the cache is closed: open it anew") from error
+                raise
+            self._entered()
+        else:
+            self._depth += 1
         return self
 
-    def try_to_enter(self) -> bool:
-        """Enter, unless somebody else has it: then nobody is waited for. Leave it as by ``with``."""
-        return self.threads.acquire(blocking=False) and self._enter(_FEW_TRIES, wait=False)
-
-    def _enter(self, tries: int, wait: bool) -> bool:
-        """The rest of the way in for the thread that has `threads`, which is given back if it fails."""
-        if self._depth:
-            self._depth += 1
-            return True
-        try:
-            locked = self._lock_file(tries, wait)
-        except BaseException as error:
-            self.threads.release()
-            if self.fd < 0:
-                raise ClosedError("the cache is closed: open it anew") from error
-            raise
-        if not locked:
-            self.threads.release()
-            return False
+    def _entered(self) -> None:
         self._depth = 1
         if self.on_enter is not None:
             try:
@@ -103,20 +96,36 @@ class IndexLock:
             except BaseException:
                 self.__exit__()
                 raise
-        return True
 
-    def _lock_file(self, tries: int, wait: bool) -> bool:
+    def try_to_enter(self) -> bool:
+        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
+        if not self.threads.acquire(False):
+            return False
+        if self._depth:
+            self._depth += 1
+            return True
+        for _ in range(_FEW_TRIES):
+            try:
+                fcntl.flock(self.fd, _WITHOUT_WAITING)
+            except BlockingIOError:
+                continue
+            except BaseException:
+                self.threads.release()
+                raise
+            self._entered()
+            return True
+        self.threads.release()
+        return False
+
+    def _lock_file(self) -> None:
         # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
         # processors are busy: so first it is tried for a while.
-        for _ in range(tries):
+        for _ in range(_TRIES):
             try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                return fcntl.flock(self.fd, _WITHOUT_WAITING)
             except BlockingIOError:
                 pass
-        if wait:
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-        return wait
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1

@@ -19,8 +19,8 @@ from .removal import Gone, Removal
 from .writing import Item, Writing
 
 __all__ = [
-    "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "DurableStore", "Found", "Gone", "Handle", "Item", "Names",
-    "Reading", "Removal", "Store", "Writing", "closed_error",
+    "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "DurableStore", "Found", "Gone", "Handle",
+    "Item", "Names", "Reading", "Removal", "Store", "Writing", "closed_error",
 ]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ durability. What stands above (removing, reading, writing) is a layer each.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -48,6 +47,7 @@ ATTEMPTS = 100
 # What reading a file that is gone, or is no file of ours any more, can give.
 VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
@@ -544,25 +544,29 @@ class Handle:
             self._fold()
 
     def try_to_fold(self) -> None:
-        """The same, if nobody is in the way. Whoever gets a value hears nothing of what goes wrong here."""
-        if not isinstance(self.lock, IndexLock):
+        """The same, if nobody is in the way. Whoever gets a value hears nothing of what goes wrong here:
+        uses stay counted, and the next one who folds them has them."""
+        lock = self.lock
+        if self.read_only:
             return
-        with contextlib.suppress(Exception):  # they stay counted, and the next one who folds has them
-            if self.lock.try_to_enter():
+        try:
+            if lock.try_to_enter():
                 try:
                     self._fold()
                 finally:
-                    self.lock.__exit__()
+                    lock.__exit__()
+        except Exception:
+            pass
 
     def _fold(self) -> None:
         """The lock is held."""
-        words = self.index.words
         hits, misses = self.core.counted()
         self.hits += hits
         self.misses += misses
         if not self.read_only:
-            words[f.W_COUNTERS] += hits
-            words[f.W_COUNTERS + 1] += misses
+            words = self.index.words
+            words[_W_HITS] += hits
+            words[_W_MISSES] += misses
 
 
 def closed_error(root: str) -> ClosedError:

@@ -19,6 +19,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from types import FrameType
 from typing import Any
 
 from .. import compiled
@@ -294,7 +295,7 @@ def _close_kept_that_are_gone() -> None:
 
 def _is_in_place(shared: Shared) -> bool:
     try:
-        return identify(os.lstat(shared.store.root)) == shared.key[0]
+        return bool(identify(os.lstat(shared.store.root)) == shared.key[0])
     except OSError:
         return False
 
@@ -348,17 +349,21 @@ def _is_at_ease() -> bool:
     That is where garbage was collected in the middle of something of ours, or of what ours may ask
     for in another thread that is waited for.
     """
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") == "weakref":
-        frame = frame.f_back  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and _module(frame) == "weakref":  # which called for this
+        frame = frame.f_back
     innermost = True
     while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package in (_PACKAGE, "logging") or innermost and package in ("threading", "weakref"):
+        module = _module(frame)
+        if module in (_PACKAGE, "logging") or innermost and module == "threading":
             return False
         innermost = False
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return True
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _let_go_of_dropped() -> None:
