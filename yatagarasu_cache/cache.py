@@ -133,14 +133,17 @@ class DiskCache:
     def closed(self) -> bool:
         return self._lease.closed or self._lease.store.closed
 
-    @guarded
     def close(self) -> None:
         """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
         if not self._lease.closed:
             closed: Any = _ClosedStore(self._settings.directory)
             self._store = closed
             self._get = self._put = self._set = self._delete = closed.refuse
-            self._lease.close()
+            try:
+                self._lease.close()
+            except Exception as error:
+                tell(error, self._settings)  # not `self`: that it is closed explains nothing
+                raise
 
     def __enter__(self) -> DiskCache:
         return self

@@ -144,8 +144,18 @@ class Handle:
             self.fold_counters()
             if not self.read_only:
                 self._close_writing()
+        except OSError:
+            if self.is_in_place():  # else there is nothing to be left in order
+                raise
         finally:
             self._release()
+
+    def is_in_place(self) -> bool:
+        """False if the files of this cache were removed, with the directory or without."""
+        try:
+            return os.fstat(self.index.fd if isinstance(self.lock, NoLock) else self.lock.fd).st_nlink > 0
+        except (OSError, ValueError):
+            return False
 
     def rest(self) -> None:
         """Have everything in order for an end without `close`."""
@@ -585,6 +595,8 @@ def _renew_after_fork() -> None:
             store.after_fork()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
             store.closed = True
+            store.core.detach()
+            store.index.close()
             store.log_once("fork", f"cannot be used after a fork: {error}")
 
 

@@ -26,6 +26,7 @@ from .. import compiled
 from .. import format as f
 from ..backends import choose
 from ..backends.base import Channel
+from ..backends.threads import WorkerPool
 from ..config import Settings
 from ..errors import CacheError
 from . import DurableStore, Store
@@ -36,6 +37,7 @@ _PACKAGE = __name__.partition(".")[0]
 _MOST_KEPT = 4
 # Lower than what others may have asked for: they may still use a cache then.
 _LAST_OF_ALL = -100
+_BETWEEN_JOBS = WorkerPool.work.__code__
 
 Key = tuple[Any, ...]
 Directory = tuple[int, ...]
@@ -92,13 +94,7 @@ class Shared:
 
     def is_sound(self) -> bool:
         """Whether it may get more users: it is open, and its files are those of the directory."""
-        store = self.store
-        if store.closed:
-            return False
-        try:
-            return os.fstat(store.index.fd if store.read_only else store.lock.fd).st_nlink > 0  # type: ignore[union-attr]
-        except (OSError, ValueError):
-            return False
+        return not self.store.closed and self.store.is_in_place()
 
     # -- event loops --------------------------------------------------------------------------
 
@@ -355,7 +351,8 @@ def _is_at_ease() -> bool:
     innermost = True
     while frame is not None:
         module = _module(frame)
-        if module in (_PACKAGE, "logging") or innermost and module == "threading":
+        busy = module == "logging" or module == _PACKAGE and frame.f_code is not _BETWEEN_JOBS
+        if busy or innermost and module == "threading":
             return False
         innermost = False
         frame = frame.f_back
