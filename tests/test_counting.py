@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, Clock, open_apart
+
 from yatagarasu_cache import AsyncDiskCache, DiskCache, compiled
 from yatagarasu_cache import core as core_module
 from yatagarasu_cache import format as f

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers import noise
+
 from yatagarasu_cache import (
     AsyncDiskCache,
     CacheError,

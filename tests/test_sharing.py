@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from conftest import BACKENDS
 from helpers import noise, open_apart, run_python
+
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache, ReadOnlyError
 from yatagarasu_cache.store import sharing
 
