@@ -438,6 +438,11 @@ class AsyncDiskCache:
         async with state.turns:
             return await state.run(function, *args)
 
+    @guarded
+    async def _run_for_others(self, function: Callable[..., T], *args: Any) -> T:
+        """For what was handed out."""
+        return await self._run(function, *args)
+
     async def _call(self, name: str, *args: Any) -> Any:
         """A method of the synchronous cache, in a worker thread."""
         cache = await self._opened()
@@ -687,7 +692,7 @@ class AsyncDiskCache:
     async def entries(self, prefix: Prefix | None = None, tag: Key = None) -> AsyncIterator[AsyncEntry]:
         """As `DiskCache.entries`; values are awaited."""
         async for entry in self._walk(lambda cache: cache.entries(prefix, tag)):
-            yield AsyncEntry(entry, self._run)
+            yield AsyncEntry(entry, self._run_for_others)
 
     @guarded
     async def _walk(self, begin: Callable[[DiskCache], Iterator[T]]) -> AsyncIterator[T]:
@@ -732,12 +737,12 @@ class AsyncDiskCache:
     async def get_entry(self, key: Key) -> AsyncEntry | None:
         """As `DiskCache.get_entry`; its value is awaited."""
         entry = await self._call("get_entry", key)
-        return None if entry is None else AsyncEntry(entry, self._run)
+        return None if entry is None else AsyncEntry(entry, self._run_for_others)
 
     @guarded
     async def open(self, key: Key) -> AsyncValueReader:
         """As `DiskCache.open`, with awaited methods."""
-        return AsyncValueReader(await self._resource("open", key), self._run)
+        return AsyncValueReader(await self._resource("open", key), self._run_for_others)
 
     @guarded
     async def location(self, key: Key) -> Location:

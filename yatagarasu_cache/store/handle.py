@@ -138,7 +138,6 @@ class Handle:
         if self.closed:
             return
         self.closed = True
-        _handles.discard(self)
         try:
             self.reclaim.close()
             self.fold_counters()
@@ -149,6 +148,7 @@ class Handle:
                 raise
         finally:
             self._release()
+            _handles.discard(self)
 
     def is_in_place(self) -> bool:
         """False if the files of this cache were removed, with the directory or without."""
@@ -557,7 +557,7 @@ class Handle:
         """The same, if nobody is in the way. Whoever gets a value hears nothing of what goes wrong here:
         uses stay counted, and the next one who folds them has them."""
         lock = self.lock
-        if self.read_only:
+        if isinstance(lock, NoLock):
             return
         try:
             if lock.try_to_enter():
@@ -591,13 +591,17 @@ def _segment_bytes(size_limit: int) -> int:
 
 def _renew_after_fork() -> None:
     for store in list(_handles):
+        was_closed = store.closed  # by another thread of the parent, which had not finished
         try:
             store.after_fork()
+            if was_closed:
+                store._release()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
             store.closed = True
             store.core.detach()
             store.index.close()
-            store.log_once("fork", f"cannot be used after a fork: {error}")
+            if not was_closed:
+                store.log_once("fork", f"cannot be used after a fork: {error}")
 
 
 if hasattr(os, "register_at_fork"):

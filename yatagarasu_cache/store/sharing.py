@@ -480,9 +480,11 @@ def _after_fork_in_child() -> None:
     _closing.clear()
     for place in list(_places.values()):
         place.own.clear()
-        place.past = dict.fromkeys(f.COUNTERS, 0)
-        for shared in place.stores:
+        for shared in list(place.stores):
             shared.after_fork()
+            if shared.store.closed:
+                _forget(shared)
+        place.past = dict.fromkeys(f.COUNTERS, 0)
     if _places:
         _watch_multiprocessing()
 
