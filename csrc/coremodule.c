@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -23,6 +23,11 @@
 #define HEADER_BYTES 4096 /* of an index: nothing shorter is one */
 #define AHEAD 256         /* reads of a batch that the disk is told of beforehand */
 #define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for a value is asked for in these */
+/* Uses are told to others when there are so many of them, or some have waited for so long; if that did
+ * not come off, after so many more. */
+#define USES_MOST 192u
+#define USES_MORE 16u
+#define USES_NANOSECONDS 1000000000u
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
 struct mapping {
@@ -37,6 +42,9 @@ typedef struct {
     PyObject_HEAD
     struct mapping *mapping;
     unsigned long long hits, misses; /* since they were asked for */
+    unsigned long long due;          /* so many of both, or */
+    unsigned long long told;         /* so long after this time, and `tell` is called */
+    PyObject *tell;                  /* or NULL */
 } Core;
 
 static PyObject *another(PyObject *object)
@@ -81,6 +89,8 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *keywords
         Py_DECREF(self);
         return NULL;
     }
+    if (self)
+        self->due = USES_MOST;
     return (PyObject *)self;
 }
 
@@ -89,6 +99,7 @@ static void core_dealloc(Core *self)
     PyTypeObject *type = Py_TYPE(self);
     freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self->mapping);
+    Py_XDECREF(self->tell);
     free_object(self);
     Py_DECREF(type);
 }
@@ -138,7 +149,29 @@ static PyObject *core_detach(Core *self, PyObject *unused)
     if (!mapping)
         return NULL;
     replace_mapping(self, mapping);
+    Py_CLEAR(self->tell);
     return another(Py_None);
+}
+
+/* `result`, after uses were told, if that is due. They were counted, and the call's work is done: what is
+ * told may attach another mapping. Takes the reference. */
+static PyObject *tell_uses(Core *self, uint64_t now, PyObject *result)
+{
+    self->due = self->hits + self->misses + USES_MORE;
+    self->told = now;
+    PyObject *tell = another(self->tell), *done = result ? PyObject_CallNoArgs(tell) : NULL;
+    Py_DECREF(tell);
+    if (done)
+        Py_DECREF(done);
+    else
+        Py_CLEAR(result);
+    return result;
+}
+
+static inline PyObject *used(Core *self, uint64_t now, PyObject *result)
+{
+    bool due = self->hits + self->misses >= self->due || now - self->told >= USES_NANOSECONDS;
+    return due && self->tell ? tell_uses(self, now, result) : result;
 }
 
 /* The value of what was found, into `bytes`; true if it is there and right. */
@@ -214,7 +247,7 @@ static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bo
     case YC_MISS:
         self->misses++;
         found->fd = -1;
-        return another(Py_None);
+        return used(self, *now, another(Py_None));
     case YC_FOUND:
         return NULL;
     default:
@@ -238,7 +271,7 @@ static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool e
         return another(Py_NotImplemented);
     }
     self->hits++;
-    return with_flags(value, found.flags);
+    return used(self, now, with_flags(value, found.flags));
 }
 
 static PyObject *core_get(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -371,7 +404,7 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
         Py_XDECREF(results);
         return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     }
-    return results;
+    return used(self, now, results);
 }
 
 static PyObject *core_place(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -408,16 +441,40 @@ static PyObject *core_accept(Core *self, PyObject *const *args, Py_ssize_t count
     if ((uint64_t)size != found.length || !yc_verify_late(&self->mapping->view, &found, data, now))
         return another(Py_NotImplemented);
     self->hits++;
-    return with_flags(another(args[1]), found.flags);
+    return used(self, now, with_flags(another(args[1]), found.flags));
 }
 
 static PyObject *core_counted(Core *self, PyObject *unused)
 {
     (void)unused;
     PyObject *result = Py_BuildValue("KK", self->hits, self->misses);
-    if (result)
+    if (result) {
         self->hits = self->misses = 0;
+        self->due = USES_MOST;
+    }
     return result;
+}
+
+static PyObject *core_use(Core *self, PyObject *args)
+{
+    unsigned long long hits, misses, now;
+    if (!PyArg_ParseTuple(args, "KKK", &hits, &misses, &now))
+        return NULL;
+    self->hits += hits;
+    self->misses += misses;
+    return used(self, now, another(Py_None));
+}
+
+static PyObject *core_tell(Core *self, PyObject *args)
+{
+    PyObject *tell, *old = self->tell;
+    unsigned long long now;
+    if (!PyArg_ParseTuple(args, "OK", &tell, &now))
+        return NULL;
+    self->tell = another(tell);
+    self->told = now;
+    Py_XDECREF(old);
+    return another(Py_None);
 }
 
 static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
@@ -716,6 +773,10 @@ static PyMethodDef core_methods[] = {
     {"get_encoded", (PyCFunction)(void (*)(void))core_get_encoded, METH_FASTCALL,
      "get_encoded(key, now)\n--\n\nThe same of an encoded key."},
     {"counted", (PyCFunction)core_counted, METH_NOARGS, "Hits and misses since this was last asked."},
+    {"use", (PyCFunction)core_use, METH_VARARGS,
+     "use(hits, misses, now)\n--\n\nCount what others found or did not find."},
+    {"tell", (PyCFunction)core_tell, METH_VARARGS,
+     "tell(function, now)\n--\n\nFrom now on function() is called when uses should be asked for, until detach()."},
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from guarded_index import guard
+from helpers import open_apart
 from hypothesis import HealthCheck, settings
 
 from yatagarasu_cache import BackendUnavailable, DiskCache
@@ -58,6 +59,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handles of one process on one directory share nothing: each stands for a process."""
+    open_apart(monkeypatch)
 
 
 @pytest.fixture

@@ -647,7 +647,7 @@ def open_faulty(
         return Choice(backend, "for a test")
 
     with monkeypatch.context() as patch:
-        patch.setattr("yatagarasu_cache.cache.choose", chosen)
+        patch.setattr("yatagarasu_cache.store.sharing.choose", chosen)
         return DiskCache(directory, **options)
 
 

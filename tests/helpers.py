@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from yatagarasu_cache.backends import Choice, choose
 from yatagarasu_cache.backends.base import Backend, Buffer, Channel, ReadRequest, WriteRequest
 from yatagarasu_cache.config import Settings
+from yatagarasu_cache.store import sharing
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = 10**9
@@ -217,18 +219,26 @@ class FailingBackend(WrappedBackend):
         raise OSError(self.error, os.strerror(self.error), path or None)
 
 
+def open_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on every cache opened gets a store of its own, as if it were in another process."""
+    numbers = itertools.count()
+    identify = sharing.identify
+    monkeypatch.setattr(sharing, "identify", lambda status: (*identify(status), next(numbers)))
+
+
 def wrap_backends(
     monkeypatch: pytest.MonkeyPatch, wrapper: Callable[[Backend], WrappedBackend]
 ) -> list[WrappedBackend]:
     """From here on every cache opened gets its backend wrapped; the wrappers, as they are made."""
     made: list[WrappedBackend] = []
+    open_apart(monkeypatch)
 
     def chosen(settings: Settings) -> Choice:
         choice = choose(settings)
         made.append(wrapper(choice.backend))
         return Choice(made[-1], choice.reason)
 
-    monkeypatch.setattr("yatagarasu_cache.cache.choose", chosen)
+    monkeypatch.setattr("yatagarasu_cache.store.sharing.choose", chosen)
     return made
 
 

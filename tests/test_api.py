@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Clock, disk_bytes, named, noise, run_python, tree
+from helpers import Clock, disk_bytes, named, noise, open_apart, run_python, tree
 
 from yatagarasu_cache import (
     CacheError,
@@ -903,14 +903,18 @@ def test_stats(make: Make, backend: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {name: getattr(stats, name) for name in expected} == expected
 
 
-def test_counters_of_two_handles_add_up(make: Make) -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_counters_of_two_handles_add_up(make: Make, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    if not shared:
+        open_apart(monkeypatch)
     one, two = make(), make()
     one["k"] = 1
     for cache, number in ((one, 3), (two, 4)):
         for _ in range(number):
             cache.get("k"), cache.get("missing")
     two.delete("k")
-    assert one.stats().process["hits"] == 3 and two.stats().process["hits"] == 4
+    assert one.stats().process["hits"] == (7 if shared else 3)
+    assert two.stats().process["hits"] == (7 if shared else 4)
     stats = one.stats()
     assert (stats.hits, stats.misses, stats.sets, stats.deletes) == (7, 7, 1, 1)
 

@@ -23,6 +23,8 @@ from yatagarasu_cache import BackendUnavailable, CacheIOError, ConfigurationErro
 from yatagarasu_cache import format as f
 from yatagarasu_cache.codec import encode_key
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 try:
     module: Any = importlib.import_module("yatagarasu_cache._core")
 except ImportError:

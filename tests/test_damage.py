@@ -33,6 +33,8 @@ from hypothesis import strategies as st
 from yatagarasu_cache import CacheError, DiskCache, FormatError, ReadOnlyError, StorageFull
 from yatagarasu_cache import format as f
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 OPTIONS: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 MISSING = "(none)"
 SIZES = (0, 30, 200, 900, 1500, 3000, 6000)  # from 2048 on a value has a file of its own

@@ -22,6 +22,8 @@ from yatagarasu_cache.eviction import POLICIES, Victims
 from yatagarasu_cache.format import Slot, key_digest
 from yatagarasu_cache.index import Index
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 Make = Callable[..., DiskCache]
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 16 << 10}
 

@@ -37,6 +37,8 @@ from yatagarasu_cache.codec import KIND_BYTES, encode_key
 from yatagarasu_cache.format import key_digest
 from yatagarasu_cache.store import handle, removal, writing
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 TIGHT: dict[str, Any] = {"size_limit": 256 << 10, "segment_size": 4096}  # evicts all the time
 MISSING = "(none)"

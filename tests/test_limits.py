@@ -24,6 +24,8 @@ from yatagarasu_cache import (
 from yatagarasu_cache import directory as directory_module
 from yatagarasu_cache import format as f
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 Make = Callable[..., DiskCache]
 NOBODY = 65534
 LARGE = 300_000  # with LARGE_FROM a file of its own

@@ -31,6 +31,8 @@ from yatagarasu_cache import (
 )
 from yatagarasu_cache.format import Identity
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 TAGS = [None, "red", ("blue", 1)]
 LENGTHS = st.one_of(st.integers(0, 1500), st.integers(1000, 3000), st.integers(0, 40_000))
 

@@ -32,6 +32,8 @@ from hypothesis import strategies as st
 
 from yatagarasu_cache import CacheError, DiskCache, reclaim
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 SMALL: dict[str, Any] = {"size_limit": 262144, "segment_size": 4096}
 LARGE = 1500  # bytes: with such segments this has a file of its own
 MISSING = "(none)"

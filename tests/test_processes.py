@@ -25,6 +25,8 @@ from helpers import disk_bytes, noise
 from yatagarasu_cache import ClosedError, DiskCache, EntryGone
 from yatagarasu_cache import format as f
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 WORKERS = 4
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192}
 PATIENCE = 40.0  # seconds after which processes that don't end are a failure

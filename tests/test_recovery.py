@@ -26,6 +26,8 @@ from helpers import Clock, noise, tree
 from yatagarasu_cache import DiskCache, FormatError, ReadOnlyError, checkpoint, recovery
 from yatagarasu_cache import format as f
 
+pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 LARGE = 3000  # bytes: with such segments this has a file of its own
 _boots = itertools.count(1)

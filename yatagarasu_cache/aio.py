@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 
 from . import config
 from .backends.base import Buffer, Channel
-from .cache import DiskCache, as_stream, stream_length
+from .cache import DiskCache, _settings, as_stream, configured, listed, stream_length
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key
 from .config import Settings
 from .entry import Entry, Location
 from .errors import CacheError, ClosedError, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
+from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
 from .stats import CacheStats
 from .store import Found, Item, Store
@@ -70,18 +71,26 @@ class AsyncValueReader:
         self._file, self._run = file, run
         self._reading = threading.Lock()  # by a worker, which goes on when its caller was cancelled
 
+    @guarded
     async def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes; all that is left if it is negative."""
         data: bytes = await self._run(self._read, size)
         return data
 
+    @callers
     def _read(self, size: int) -> bytes:
         with self._reading:
             data: bytes = self._file.read(size)
             return data
 
+    @guarded
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        position: int = await self._run(self._file.seek, offset, whence)
+        position: int = await self._run(self._seek, offset, whence)
+        return position
+
+    @callers
+    def _seek(self, offset: int, whence: int) -> int:
+        position: int = self._file.seek(offset, whence)
         return position
 
     def tell(self) -> int:
@@ -162,15 +171,17 @@ class _Turns:
 class _Loop:
     """What belongs to one event loop: its channel, its bound on operations, its puts to come."""
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, bound: int) -> None:
+    def __init__(self, cache: DiskCache, loop: asyncio.AbstractEventLoop, bound: int) -> None:
         self.loop = loop
-        self.channel: Channel = store.backend.channel(loop)
+        self._cache = cache  # not collected, and so not closed, while anything is under way
+        self._shared = cache._lease.shared
+        self.channel: Channel = self._shared.join(loop)
         self.turns = _Turns(bound)
         # Apart, and in threads of their own: an asynchronous iterator may itself need turns and workers.
         self.streams = _Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
         self._working: set[Future[None]] = set()
-        self._store = store
+        self._store = cache._store
         self._puts: list[tuple[Item, asyncio.Future[None]]] = []
         self._putting = False
 
@@ -271,7 +282,7 @@ class _Loop:
         while self.running:  # nobody waits for these any more
             await asyncio.wait(set(self.running))
         await asyncio.gather(*map(asyncio.wrap_future, list(self._working)))
-        self.channel.close()
+        self._shared.leave(self.loop)
 
 
 def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
@@ -290,11 +301,14 @@ class AsyncDiskCache:
     leaks nothing.
     """
 
+    _unpickled = False
+
+    @guarded
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         """Options as in `DiskCache`, besides: max_in_flight, operations of a loop under way before
         further ones wait (1024). Raises `ConfigurationError`; the rest is raised when it opens.
         """
-        self._settings = config.make_settings(directory, **options)
+        self._settings = _settings(directory, options)
         self._cache: DiskCache | None = None
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock = threading.Lock()
@@ -304,9 +318,10 @@ class AsyncDiskCache:
         self._in_place = self._cold = self._skipped = 0
 
     @classmethod
+    @guarded
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> AsyncDiskCache:
         """As `DiskCache.from_config`."""
-        settings = config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
+        settings = configured(source)
         options = config.to_options(settings)
         return cls(options.pop("directory"), **options)
 
@@ -325,6 +340,7 @@ class AsyncDiskCache:
     def closed(self) -> bool:
         return self._closed
 
+    @guarded
     async def __aenter__(self) -> AsyncDiskCache:
         try:
             await self._opened()
@@ -333,6 +349,7 @@ class AsyncDiskCache:
             raise
         return self
 
+    @guarded
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
@@ -365,6 +382,7 @@ class AsyncDiskCache:
 
     def _opened_now(self) -> DiskCache:
         cache = DiskCache.__new__(DiskCache)
+        cache._unpickled = self._unpickled
         cache._begin(self._settings)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
             cache._store.index.fetch()
@@ -383,11 +401,11 @@ class AsyncDiskCache:
         state = self._loops.get(loop)
         if state is None:
             for old in [known for known in list(self._loops) if known.is_closed()]:
-                if (forgotten := self._loops.pop(old, None)) is not None:
-                    forgotten.channel.close()
-            state = self._loops[loop] = _Loop(cache._store, loop, self._settings.max_in_flight)
+                self._loops.pop(old, None)
+            state = self._loops[loop] = _Loop(cache, loop, self._settings.max_in_flight)
         return state
 
+    @guarded
     async def close(self) -> None:
         """End the use: operations under way complete first. Idempotent."""
         with self._opening_lock:
@@ -421,6 +439,11 @@ class AsyncDiskCache:
         async with state.turns:
             return await state.run(function, *args)
 
+    @guarded
+    async def _run_for_others(self, function: Callable[..., T], *args: Any) -> T:
+        """For what was handed out."""
+        return await self._run(function, *args)
+
     async def _call(self, name: str, *args: Any) -> Any:
         """A method of the synchronous cache, in a worker thread."""
         cache = await self._opened()
@@ -430,31 +453,35 @@ class AsyncDiskCache:
 
     async def get(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.get`. Does not leave the task if the value is in memory."""
-        cache = self._cache or await self._opened()
-        core = cache._store.core
-        found: Any = NotImplemented
-        looks = self._cold <= COLD or self._tries()
-        if looks:
-            found = core.get_nowait(key, time.time_ns())
-            if self._cold and found is not NotImplemented:
-                self._cold = max(self._cold - _FOUND_COUNTS, 0)
-        if found is NotImplemented:
-            place = core.place(key, time.time_ns())
-            if type(place) is tuple:
-                if looks and self._cold < COLD_MOST and cache._store.backend.prefers_together:
-                    self._cold += 1
-                found = await self._get_placed(cache, place)
-            else:
-                found = None if place is None else await self._get_ordinary(cache, key)
-        self._in_place += 1
-        if self._in_place >= _YIELD_EVERY:
-            await self._yield()
-        if type(found) is bytes:
-            return found
-        if found is None:
-            return default
-        payload, flags = found
-        return cache._decode(payload, flags & CODEC_FLAGS) if flags else payload
+        try:
+            cache = self._cache or await self._opened()
+            core = cache._store.core
+            found: Any = NotImplemented
+            looks = self._cold <= COLD or self._tries()
+            if looks:
+                found = core.get_nowait(key, time.time_ns())
+                if self._cold and found is not NotImplemented:
+                    self._cold = max(self._cold - _FOUND_COUNTS, 0)
+            if found is NotImplemented:
+                place = core.place(key, time.time_ns())
+                if type(place) is tuple:
+                    if looks and self._cold < COLD_MOST and cache._store.backend.prefers_together:
+                        self._cold += 1
+                    found = await self._get_placed(cache, place)
+                else:
+                    found = None if place is None else await self._get_ordinary(cache, key)
+            self._in_place += 1
+            if self._in_place >= _YIELD_EVERY:
+                await self._yield()
+            if type(found) is bytes:
+                return found
+            if found is None:
+                return default
+            payload, flags = found
+            return cache._decode(payload, flags & CODEC_FLAGS) if flags else payload
+        except Exception as error:  # as `guarded` does, without a coroutine
+            tell(error, self)
+            raise
 
     async def _yield(self) -> None:
         self._in_place = 0
@@ -471,7 +498,7 @@ class AsyncDiskCache:
         low, high = key_digest(encode_key(key), store.seed)
         slot = store.lookup(low, high)
         if slot is None:
-            store.misses += 1
+            store.use(False)
             return None
         return store.get_nowait(slot) or await self._get_cold(self._loop(cache), store, slot)
 
@@ -515,37 +542,42 @@ class AsyncDiskCache:
 
         Cancelling it leaves the old value or the new one.
         """
-        cache = self._cache or await self._opened()
-        state = self._loop(cache)
-        store = cache._store
-        store.ensure_writable("store an entry")
-        pull = _Pull(value, state.loop) if isinstance(value, AsyncIterable) else None
-        stream = as_stream(value if pull is None else iter(pull))
-        item = cache._item(key, value if stream is None else b"", expire, tag, meta)
-        if stream is None:
-            if not state.turns.enter():
-                await state.turns.wait()
-            try:
-                await state.put(item)
-            finally:
-                state.turns.leave()
-            return True
-        put = (
-            store.put_stream, item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag,
-            item.meta, stream_length(value),
-        )  # fmt: skip
-        if pull is None:
-            async with state.turns:
-                return await state.run(*put)
-        async with state.streams:
-            putting = state.run_aside(*put)
-            try:
-                await asyncio.wait({putting})
-            except asyncio.CancelledError:
-                pull.stop()
-                raise
-            return putting.result()
+        try:
+            cache = self._cache or await self._opened()
+            state = self._loop(cache)
+            store = cache._store
+            store.ensure_writable("store an entry")
+            pull = _pull(value, state.loop)
+            stream = as_stream(value if pull is None else iter(pull))
+            item = cache._item(key, value if stream is None else b"", expire, tag, meta)
+            if stream is None:
+                if not state.turns.enter():
+                    await state.turns.wait()
+                try:
+                    await state.put(item)
+                finally:
+                    state.turns.leave()
+                return True
+            put = (
+                store.put_stream, item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag,
+                item.meta, stream_length(value),
+            )  # fmt: skip
+            if pull is None:
+                async with state.turns:
+                    return await state.run(*put)
+            async with state.streams:
+                putting = state.run_aside(*put)
+                try:
+                    await asyncio.wait({putting})
+                except asyncio.CancelledError:
+                    pull.stop()
+                    raise
+                return putting.result()
+        except Exception as error:  # as `guarded` does, without a coroutine
+            tell(error, self)
+            raise
 
+    @guarded
     async def add(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
@@ -553,25 +585,30 @@ class AsyncDiskCache:
         added: bool = await self._call("add", key, value, expire, tag, meta)
         return added
 
+    @guarded
     async def touch(self, key: Key, expire: float | None = None) -> bool:
         """As `DiskCache.touch`."""
         touched: bool = await self._call("touch", key, expire)
         return touched
 
+    @guarded
     async def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """As `DiskCache.incr`."""
         value: int = await self._call("incr", key, delta, default)
         return value
 
+    @guarded
     async def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """As `DiskCache.decr`."""
         value: int = await self._call("decr", key, delta, default)
         return value
 
+    @guarded
     async def pop(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.pop`."""
         return await self._call("pop", key, default)
 
+    @guarded
     async def delete(self, key: Key) -> bool:
         """As `DiskCache.delete`."""
         deleted: bool = await self._call("delete", key)
@@ -582,10 +619,12 @@ class AsyncDiskCache:
             raise ClosedError("the cache is not open yet: use `async with`, or await an operation first")
         return self._cache
 
+    @guarded
     def __contains__(self, key: Key) -> bool:
         """As in `DiskCache`: looks at the index only, so it does not block."""
         return key in self._sync()
 
+    @guarded
     def __len__(self) -> int:
         """As in `DiskCache`: does not block."""
         return len(self._sync())
@@ -595,10 +634,11 @@ class AsyncDiskCache:
 
     # -- many entries -------------------------------------------------------------------------
 
+    @guarded
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
-        state, store, wanted = self._loop(cache), cache._store, list(keys)
+        state, store, wanted = self._loop(cache), cache._store, listed(keys)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
         done = state.track(state.loop.create_future())  # what closes the cache waits for all of it
@@ -609,7 +649,7 @@ class AsyncDiskCache:
                     slot = store.lookup(*key_digest(encode_key(key), store.seed))
                     found[i] = None if slot is None else store.get_nowait(slot)
                     if slot is None:
-                        store.misses += 1
+                        store.use(False)
                     elif found[i] is None:
                         cold.append((i, slot))
                 self._in_place += 1
@@ -626,6 +666,7 @@ class AsyncDiskCache:
             if hit is not None
         }
 
+    @guarded
     async def set_many(
         self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], expire: float | None = None,
         tag: Key = None, meta: Any = None,
@@ -634,9 +675,10 @@ class AsyncDiskCache:
         stored: int = await self._call("set_many", items, expire, tag, meta)
         return stored
 
+    @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
         """As `DiskCache.delete_many`."""
-        deleted: int = await self._call("delete_many", list(keys))
+        deleted: int = await self._call("delete_many", listed(keys))
         return deleted
 
     def __aiter__(self) -> AsyncIterator[Key]:
@@ -647,37 +689,44 @@ class AsyncDiskCache:
         """``aiter(cache)``."""
         return self.__aiter__()
 
+    @guarded
     async def entries(self, prefix: Prefix | None = None, tag: Key = None) -> AsyncIterator[AsyncEntry]:
         """As `DiskCache.entries`; values are awaited."""
         async for entry in self._walk(lambda cache: cache.entries(prefix, tag)):
-            yield AsyncEntry(entry, self._run)
+            yield AsyncEntry(entry, self._run_for_others)
 
+    @guarded
     async def _walk(self, begin: Callable[[DiskCache], Iterator[T]]) -> AsyncIterator[T]:
         iterator = begin(await self._opened())
         while batch := await self._run(lambda: list(islice(iterator, _WALK_BATCH))):
             for item in batch:
                 yield item
 
+    @guarded
     async def evict(self, tag: Key) -> int:
         """As `DiskCache.evict`."""
         removed: int = await self._call("evict", tag)
         return removed
 
+    @guarded
     async def delete_prefix(self, prefix: Prefix) -> int:
         """As `DiskCache.delete_prefix`."""
         removed: int = await self._call("delete_prefix", prefix)
         return removed
 
+    @guarded
     async def expire(self) -> int:
         """As `DiskCache.expire`."""
         removed: int = await self._call("expire")
         return removed
 
+    @guarded
     async def cull(self) -> int:
         """As `DiskCache.cull`."""
         removed: int = await self._call("cull")
         return removed
 
+    @guarded
     async def clear(self) -> int:
         """As `DiskCache.clear`."""
         removed: int = await self._call("clear")
@@ -685,15 +734,18 @@ class AsyncDiskCache:
 
     # -- large values and metadata ------------------------------------------------------------
 
+    @guarded
     async def get_entry(self, key: Key) -> AsyncEntry | None:
         """As `DiskCache.get_entry`; its value is awaited."""
         entry = await self._call("get_entry", key)
-        return None if entry is None else AsyncEntry(entry, self._run)
+        return None if entry is None else AsyncEntry(entry, self._run_for_others)
 
+    @guarded
     async def open(self, key: Key) -> AsyncValueReader:
         """As `DiskCache.open`, with awaited methods."""
-        return AsyncValueReader(await self._resource("open", key), self._run)
+        return AsyncValueReader(await self._resource("open", key), self._run_for_others)
 
+    @guarded
     async def location(self, key: Key) -> Location:
         """As `DiskCache.location`."""
         location: Location = await self._resource("location", key)
@@ -713,20 +765,24 @@ class AsyncDiskCache:
 
     # -- the cache as a whole -----------------------------------------------------------------
 
+    @guarded
     async def volume(self) -> int:
         """As `DiskCache.volume`."""
         size: int = await self._call("volume")
         return size
 
+    @guarded
     async def flush(self) -> None:
         """As `DiskCache.flush`."""
         await self._call("flush")
 
+    @guarded
     async def check(self, fix: bool = False) -> list[Problem]:
         """As `DiskCache.check`."""
         problems: list[Problem] = await self._call("check", fix)
         return problems
 
+    @guarded
     async def stats(self) -> CacheStats:
         """As `DiskCache.stats`."""
         stats: CacheStats = await self._call("stats")
@@ -735,7 +791,9 @@ class AsyncDiskCache:
 
 def _reopen(kind: type[AsyncDiskCache], directory: str, options: dict[str, Any]) -> AsyncDiskCache:
     with config.reopening():
-        return kind(directory, **options)
+        cache = kind(directory, **options)
+    cache._unpickled = True
+    return cache
 
 
 async def _finish(awaitable: Any) -> Any:
@@ -765,6 +823,7 @@ class _Pull:
         while (part := self._following()) is not _MISSING:
             yield part
 
+    @callers
     def _following(self) -> Any:
         self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
         if self._stopped:
@@ -778,3 +837,8 @@ class _Pull:
         self._stopped = True
         if self._next is not None:
             self._next.cancel()
+
+
+@callers
+def _pull(value: Any, loop: asyncio.AbstractEventLoop) -> _Pull | None:
+    return _Pull(value, loop) if isinstance(value, AsyncIterable) else None

@@ -10,11 +10,10 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, NoReturn, Union
 
 from . import check as _check
 from . import config
-from .backends import choose
 from .backends.base import Buffer
 from .check import Problem
 from .codec import (
@@ -32,11 +31,12 @@ from .codec import (
 from .config import Settings
 from .core import PythonCore
 from .entry import Entry, Location, ValueReader
-from .errors import ClosedError, ReadOnlyError, SerializationError, ValueTooLarge
+from .errors import ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
+from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
-from .store import Item, Store
+from .store import Item, sharing
 
 __all__ = ["DiskCache"]
 
@@ -46,6 +46,19 @@ _META = MsgpackSerializer()
 # Types that are values as they stand; anything else may be a stream.
 _PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple, set, frozenset, bytearray})
 Stream = Union[BinaryIO, Iterator[Buffer]]
+
+
+class _ClosedStore:
+    """What a handle has instead of its store once it was closed."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def refuse(self, *_: Any) -> Any:
+        raise ClosedError(f"the cache in {self._root!r} is closed: open it anew")
+
+    def __getattr__(self, name: str) -> Any:
+        self.refuse()
 
 
 class DiskCache:
@@ -61,6 +74,9 @@ class DiskCache:
     `StorageFull` if it is full, `SerializationError` for keys and values that can't be kept exactly.
     """
 
+    _unpickled = False
+
+    @guarded
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         """Open the cache in `directory`, creating it if it is missing or empty.
 
@@ -79,32 +95,29 @@ class DiskCache:
         Raises `ConfigurationError` naming the option, `FormatError` for a directory that is not a
         cache of this format, `BackendUnavailable` for a backend that can't run here.
         """
-        self._begin(config.make_settings(directory, **options))
+        self._begin(_settings(directory, options))
 
     def _begin(self, settings: Settings) -> None:
         self._settings = settings
         self._codec = ValueCodec(settings.serializer)  # type: ignore[arg-type]
         self._decode = self._codec.decode
-        choice = choose(settings)
-        self._reason = choice.reason
-        try:
-            self._store = Store(settings, choice.backend)
-        except BaseException:
-            choice.backend.close()
-            raise
-        core = self._store.core
-        self._get, self._put = core.get, core.put
-        self._set = core.set if settings.default_expire is None else PythonCore(self._store).set
+        self._lease = lease = sharing.acquire(settings, self._unpickled)
+        sharing.finalize(self, lease)
+        self._store = store = lease.store
+        # A sync costs so much that the rest does not count.
+        core = PythonCore(store) if store.durable else store.core
+        self._get, self._put, self._delete = store.core.get, core.put, core.delete
+        self._set = core.set if settings.default_expire is None else PythonCore(store).set
 
     @classmethod
+    @guarded
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> DiskCache:
         """A cache from a mapping, or a YAML, TOML or JSON file, of the shape ``cache.disk.{...}``.
 
         Raises `ConfigurationError` naming the setting, or the file and what is wrong with it.
         """
-        settings = config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
         cache = cls.__new__(cls)
-        cache._begin(settings)
+        cache._begin(configured(source))
         return cache
 
     # -- life ---------------------------------------------------------------------------------
@@ -117,18 +130,26 @@ class DiskCache:
     @property
     def settings(self) -> Settings:
         """The settings in force, all of them: this handle's own, and those of the cache."""
+        store = self._lease.store
         with contextlib.suppress(ClosedError):
-            self._store.follow_settings()
-        return replace(self._settings, **self._store.in_force._asdict())
+            store.follow_settings()
+        return replace(self._settings, **store.in_force._asdict())
 
     @property
     def closed(self) -> bool:
-        return self._store.closed
+        return self._lease.closed or self._lease.store.closed
 
     def close(self) -> None:
         """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
-        self._store.close()
-        self._store.backend.close()
+        if not self._lease.closed:
+            closed: Any = _ClosedStore(self._settings.directory)
+            self._store = closed
+            self._get = self._put = self._set = self._delete = closed.refuse
+            try:
+                self._lease.close()
+            except Exception as error:
+                tell(error, self._settings)  # not `self`: that it is closed explains nothing
+                raise
 
     def __enter__(self) -> DiskCache:
         return self
@@ -141,7 +162,7 @@ class DiskCache:
         return _reopen, (type(self), options.pop("directory"), options)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else self._store.backend.name
+        state = "closed" if self.closed else self._lease.store.backend.name
         return f"<DiskCache {self.directory!r} ({state})>"
 
     # -- one entry ----------------------------------------------------------------------------
@@ -152,15 +173,19 @@ class DiskCache:
         Counts as a hit or a miss, and as a use in the eviction order. The bytes were verified.
         A value that is damaged on disk is a miss (counted in ``stats().corrupt``).
         """
-        found = self._get(key, time.time_ns())
-        if type(found) is bytes:
-            return found
-        if found is NotImplemented:
-            found = self._store.core.ordinary(key)
-        if found is None:
-            return default
-        payload, flags = found
-        return self._decode(payload, flags & CODEC_FLAGS) if flags else payload
+        try:
+            found = self._get(key, time.time_ns())
+            if type(found) is bytes:
+                return found
+            if found is NotImplemented:
+                found = self._store.core.ordinary(key)
+            if found is None:
+                return default
+            payload, flags = found
+            return self._decode(payload, flags & CODEC_FLAGS) if flags else payload
+        except Exception as error:  # as `guarded` does, without a call
+            tell(error, self)
+            raise
 
     def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None,
@@ -177,11 +202,18 @@ class DiskCache:
         Raises `ValueTooLarge` if it can never fit; `StorageFull` if there is no room now. If it
         raises, the old entry is still there.
         """
-        if (
-            type(value) is bytes and expire is None and tag is None and meta is None
-            and self._set(key, value)
-        ):  # fmt: skip
-            return True
+        try:
+            if (
+                type(value) is bytes and expire is None and tag is None and meta is None
+                and self._set(key, value)
+            ):  # fmt: skip
+                return True
+            return self._set_ordinary(key, value, expire, tag, meta)
+        except Exception as error:  # as `guarded` does, without a call
+            tell(error, self)
+            raise
+
+    def _set_ordinary(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> bool:
         data = encode_key(key)
         expires = self._expires(expire)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
@@ -202,6 +234,7 @@ class DiskCache:
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
 
+    @guarded
     def add(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
@@ -212,21 +245,22 @@ class DiskCache:
         )
         return self._store.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
 
+    @guarded
     def touch(self, key: Key, expire: float | None = None) -> bool:
         """Give `key` a new time to live (seconds from now, as in `set`). False if it has no entry."""
         store = self._store
         return store.touch(*key_digest(encode_key(key), store.seed), self._expires(expire))
 
+    @guarded
     def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """Add `delta` to the integer of `key` and return the sum. Atomic among all processes.
 
         A missing entry counts as `default`; with ``default=None`` it raises KeyError. A value that
         is no integer raises TypeError and stays as it is. Expiry, tag and meta are kept.
         """
-        if type(delta) is not int:
-            raise TypeError(f"delta must be an int, not {type(delta).__name__}")
-        if default is not None and type(default) is not int:
-            raise TypeError(f"default must be an int or None, not {type(default).__name__}")
+        _check_int("delta", delta)
+        if default is not None:
+            _check_int("default", default, " or None")
         data = encode_key(key)
         low, high = key_digest(data, self._store.seed)
         result = 0
@@ -243,8 +277,7 @@ class DiskCache:
 
     def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """`incr` by ``-delta``."""
-        if type(delta) is not int:
-            raise TypeError(f"delta must be an int, not {type(delta).__name__}")
+        _check_int("delta", delta)
         return self.incr(key, -delta, default)
 
     def _counter_bytes(self, low: int, high: int, data: bytes) -> int:
@@ -262,9 +295,10 @@ class DiskCache:
             return default, self._expires(None), b"", b""
         payload, flags = found
         if flags & CODEC_FLAGS != KIND_INT:
-            raise TypeError(f"the value of {key!r} is not an integer: incr and decr leave it as it is")
+            _wrong_type(f"the value of {key!r} is not an integer: incr and decr leave it as it is")
         return self._decode(payload, flags & CODEC_FLAGS), slot.expires, names.tag, names.meta
 
+    @guarded
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
         store = self._store
@@ -276,18 +310,20 @@ class DiskCache:
                 continue
             value = self._decode(found.payload, found.flags & CODEC_FLAGS)  # first: it may refuse
             if store.delete(low, high, slot.stamp):
-                store.hits += 1
+                store.use(True)
                 return value
-        store.misses += 1
+        store.use(False)
         if store.others_append():
             store.remove([(low, high)], lambda slot: False, "deletes")
         return default
 
+    @guarded
     def delete(self, key: Key) -> bool:
         """Remove `key`. True if it had a live entry."""
         store = self._store
         store.ensure_writable("delete an entry")
-        return store.core.delete(encode_key(key))
+        deleted: bool = self._delete(encode_key(key))
+        return deleted
 
     def __getitem__(self, key: Key) -> Any:
         value = self.get(key, _MISSING)
@@ -302,6 +338,7 @@ class DiskCache:
         if not self.delete(key):
             raise KeyError(key)
 
+    @guarded
     def __contains__(self, key: Key) -> bool:
         """True if `key` has a live entry. Counts nothing, touches nothing, reads no value."""
         store = self._store
@@ -309,9 +346,10 @@ class DiskCache:
 
     # -- many entries -------------------------------------------------------------------------
 
+    @guarded
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those of `keys` that have one. What is not in memory is read in one batch."""
-        wanted = list(keys)
+        wanted = listed(keys)
         store = self._store
         store.ensure_open()
         found = store.core.get_many(wanted, time.time_ns())
@@ -328,6 +366,7 @@ class DiskCache:
             if hit is not None
         }
 
+    @guarded
     def set_many(
         self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], expire: float | None = None,
         tag: Key = None, meta: Any = None,
@@ -337,27 +376,30 @@ class DiskCache:
         Each entry is atomic, the whole is not: if it raises, the pairs before some point are
         stored. Keys and values are checked before anything is stored.
         """
-        pairs = items.items() if isinstance(items, Mapping) else items
         self._store.ensure_writable("store entries")
-        drafts = [self._item(key, value, expire, tag, meta) for key, value in pairs]
+        drafts = [self._item(key, value, expire, tag, meta) for key, value in _pairs(items)]
         self._store.put_many(drafts)
         return len(drafts)
 
+    @guarded
     def delete_many(self, keys: Iterable[Key]) -> int:
         """Remove each of `keys`; how many of them had a live entry. Atomic in batches of 128."""
         store = self._store
         store.ensure_writable("delete entries")
-        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in keys))
+        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in listed(keys)))
         return store.remove(digests, lambda slot: True, "deletes")[0]
 
+    @guarded
     def __len__(self) -> int:
         """Entries in the cache, those included that have expired but were not removed yet."""
         self._store.ensure_open()
         return self._store.count_entries()
 
+    @guarded
     def __iter__(self) -> Iterator[Key]:
         """Keys of live entries, roughly oldest first. Changes meanwhile may or may not be seen."""
-        return (decode_key(record.key) for record, _ in self._live())
+        for record, _ in self._live():
+            yield decode_key(record.key)
 
     def keys(self) -> Iterator[Key]:
         """`iter(cache)`."""
@@ -366,6 +408,7 @@ class DiskCache:
     def __bool__(self) -> bool:
         return True  # a cache that happens to be empty is not false
 
+    @guarded
     def entries(self, prefix: Prefix | None = None, tag: Key = None) -> Iterator[Entry]:
         """Live entries, without their values, of a key prefix (as in `delete_prefix`) and a tag."""
         begin = b"" if prefix is None else encode_prefix(prefix)
@@ -377,15 +420,20 @@ class DiskCache:
                     yield entry
 
     def _live(self) -> Iterator[Any]:
-        for record, slot in self._store.walk():
+        store = self._store
+        for record, slot in store.walk():
+            if self._store is not store:
+                self._store.ensure_open()
             if not slot.expires or slot.expires > time.time_ns():
                 yield record, slot
 
+    @guarded
     def evict(self, tag: Key) -> int:
         """Remove all entries with `tag`. How many live ones went."""
         wanted = _encode_tag(tag)
         return self._remove_where(lambda record: record.tag == wanted)
 
+    @guarded
     def delete_prefix(self, prefix: Prefix) -> int:
         """Remove all entries whose key begins with `prefix`. How many live ones went.
 
@@ -408,22 +456,26 @@ class DiskCache:
 
         return store.remove(list(stamps), is_meant, "deletes")[0]
 
+    @guarded
     def expire(self) -> int:
         """Remove entries that have expired. How many. Each batch of 128 is atomic."""
         self._store.ensure_writable("remove entries")
         return self._store.expire_all()
 
+    @guarded
     def cull(self) -> int:
         """Evict until the entries fit the limit, headroom included. How many went."""
         self._store.ensure_writable("evict entries")
         return self._store.reclaim.cull()
 
+    @guarded
     def clear(self) -> int:
         """Remove everything at once; how many entries. Hits, misses and evictions keep their counts."""
         return self._store.clear()
 
     # -- large values and metadata ------------------------------------------------------------
 
+    @guarded
     def get_entry(self, key: Key) -> Entry | None:
         """What is known of `key` beside its value, which is loaded when it is asked for; or None.
 
@@ -436,9 +488,9 @@ class DiskCache:
         if slot is not None:
             entry = self._entry(slot) or store.verified(low, high, self._entry)
         if entry is None:
-            store.misses += 1
+            store.use(False)
             return None
-        store.hits += 1
+        store.use(True)
         store.touch_slot(low, high)
         return entry
 
@@ -464,13 +516,12 @@ class DiskCache:
     def _load_entry(self, slot: Slot) -> Any:
         found = self._store.fetch_version(slot)
         if found is None:
-            from .errors import EntryGone
-
             raise EntryGone(
                 "the entry expired, or was replaced or removed, before its value was read: get it again"
             )
         return self._decode(found.payload, found.flags & CODEC_FLAGS)
 
+    @guarded
     def open(self, key: Key) -> BinaryIO:
         """The value of `key`, bytes or text, as a binary file: seekable, in constant memory.
 
@@ -480,6 +531,7 @@ class DiskCache:
         location = self.location(key)
         return io.BufferedReader(ValueReader(self._store.backend, location), CHUNK_BYTES // 4)
 
+    @guarded
     def location(self, key: Key) -> Location:
         """Where the bytes of `key` lie: (fd, offset, length), for `os.sendfile` and the like.
 
@@ -491,25 +543,28 @@ class DiskCache:
         low, high = key_digest(encode_key(key), store.seed)
         location = store.verified(low, high, store.locate)
         if location is None:
-            store.misses += 1
+            store.use(False)
             raise KeyError(key)
         if location.flags & CODEC_FLAGS not in (KIND_BYTES, KIND_STR):
             location.close()
-            raise TypeError(f"the value of {key!r} is neither bytes nor str: read it with get()")
-        store.hits += 1
+            _wrong_type(f"the value of {key!r} is neither bytes nor str: read it with get()")
+        store.use(True)
         return location
 
     # -- the cache as a whole -----------------------------------------------------------------
 
+    @guarded
     def volume(self) -> int:
         """Bytes on disk: segments (active ones at full size), large values, index, checkpoint."""
         self._store.ensure_open()
         return self._store.index.used_bytes
 
+    @guarded
     def flush(self) -> None:
         """Make everything durable that was completed before, by whichever process."""
         self._store.flush()
 
+    @guarded
     def check(self, fix: bool = False) -> list[Problem]:
         """Read everything and verify it; with `fix`, also put in order what is wrong.
 
@@ -520,13 +575,16 @@ class DiskCache:
         self._store.ensure_open()
         return _check.check(self._store, fix)
 
+    @guarded
     def stats(self) -> CacheStats:
         """Counters, sizes, and which backend is in use and why."""
-        self._store.ensure_open()
-        return collect(self._store, self._reason)
+        store = self._store
+        store.ensure_open()
+        return collect(store, self._lease.shared.reason, sharing.counters(self._lease))
 
     # -- arguments ----------------------------------------------------------------------------
 
+    @callers
     def _expires(self, expire: float | None) -> int:
         """Nanoseconds since the epoch; 0 for never."""
         if expire is None:
@@ -563,10 +621,43 @@ class DiskCache:
             raise ValueTooLarge(f"key, tag and meta have {size} bytes together: keep meta small")
 
 
-def _reopen(kind: type[DiskCache], directory: str, options: dict[str, Any]) -> DiskCache:
+def _reopen(kind: Any, directory: str, options: dict[str, Any]) -> DiskCache:
     """An unpickled handle. What it names is for a cache that is new."""
+    cache: DiskCache = kind.__new__(kind, directory, **options)
+    cache._unpickled = True
     with config.reopening():
-        return kind(directory, **options)
+        kind.__init__(cache, directory, **options)
+    return cache
+
+
+@callers
+def _settings(directory: str | os.PathLike[str], options: dict[str, Any]) -> Settings:
+    return config.make_settings(directory, **options)
+
+
+@callers
+def configured(source: Mapping[str, Any] | str | os.PathLike[str]) -> Settings:
+    return config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
+
+
+@callers
+def listed(keys: Iterable[Key]) -> list[Key]:
+    return list(keys)
+
+
+@callers
+def _pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> list[tuple[Key, Any]]:
+    return [(key, value) for key, value in (items.items() if isinstance(items, Mapping) else items)]
+
+
+def _check_int(name: str, value: object, otherwise: str = "") -> None:
+    if type(value) is not int:
+        _wrong_type(f"{name} must be an int{otherwise}, not {type(value).__name__}")
+
+
+@callers
+def _wrong_type(what: str) -> NoReturn:
+    raise TypeError(what)
 
 
 def _encode_tag(tag: Key) -> bytes:
@@ -584,17 +675,25 @@ def _encode_meta(meta: Any) -> bytes:
         raise SerializationError(f"meta: {error}") from error
 
 
+@callers
 def as_stream(value: Any) -> Iterator[Buffer] | None:
     """The parts of a value that is a binary file or an iterator of bytes; None if it is neither."""
     if isinstance(value, io.TextIOBase):
         raise SerializationError("value is a text file: open it in binary mode")
     if callable(getattr(value, "read", None)):
-        return iter(lambda: _bytes_only(value.read(CHUNK_BYTES)), b"")
+        return _parts(iter(lambda: value.read(CHUNK_BYTES), b""))
     if isinstance(value, Iterator):
-        return map(_bytes_only, value)
+        return _parts(value)
     return None
 
 
+@callers
+def _parts(iterator: Iterator[Any]) -> Iterator[Buffer]:
+    for part in iterator:
+        yield _bytes_only(part)
+
+
+@callers
 def stream_length(value: Any) -> int | None:
     """Bytes that a regular file still has; None for other streams. What can't fit is refused early."""
     try:

@@ -128,11 +128,27 @@ def for_new_index(store: Handle, old: Index | None) -> CacheSettings:
     return kept or (old.settings if old is not None else None) or store.in_force
 
 
-def settle(store: Handle) -> None:
-    """From now on what the caller named holds for everybody. The lock is held."""
+def join(store: Handle, settings: Settings) -> None:
+    """A handle with such settings gets a share in a store that is open."""
+    if settings.named.isdisjoint(CacheSettings._fields) or store.read_only:
+        return
+    store.follow_settings()
+    if _wanted(store, settings) != store.in_force:
+        with store.lock:
+            settle(store, settings)
+
+
+def _wanted(store: Handle, settings: Settings) -> CacheSettings:
+    """Those in force, but for what the caller named."""
     there = store.in_force
-    named = {name: getattr(store.settings, name) for name in there._fields if name in store.settings.named}
-    wanted = there._replace(**named)
+    return there._replace(
+        **{name: getattr(settings, name) for name in there._fields if name in settings.named}
+    )
+
+
+def settle(store: Handle, settings: Settings) -> None:
+    """From now on what the caller named holds for everybody. The lock is held."""
+    there, wanted = store.in_force, _wanted(store, settings)
     if wanted != there:
         changes = ", ".join(
             f"{name} from {was} to {new}"

@@ -746,7 +746,7 @@ class ValueCodec:
             return payload
         try:
             return self._decoders[flags & KIND_MASK](payload)
-        except SerializationError:
+        except (SerializationError, MemoryError):
             raise
         except Exception as error:
             raise SerializationError(f"a stored value is damaged: {error}") from error
@@ -755,7 +755,7 @@ class ValueCodec:
         serializer = self._serializer
         try:
             data = serializer.dumps(value)
-        except SerializationError:
+        except (SerializationError, MemoryError):
             raise
         except Exception as error:
             raise SerializationError(
@@ -773,7 +773,7 @@ class ValueCodec:
             raise _made_by_another(payload, self._serializer.name)
         try:
             return self._serializer.loads(payload[len(header) :])
-        except SerializationError:
+        except (SerializationError, MemoryError):
             raise
         except Exception as error:
             raise SerializationError(

@@ -29,6 +29,9 @@ _LISTED = FOOTER_ENTRY.size - 15
 # `room_for` of the longest such key, and of a key by the length of its entry in the footer, without a call.
 _MOST_ROOM = room_for(_MOST_NAMES, 0)
 _ROOM_BESIDE_ENTRY = room_for(-RECORD_BYTES - FOOTER_ENTRY.size, 0)
+# Uses go to the cache's totals when there are so many, or some have waited for so long; where that did not
+# come off, because others had the lock, after so many more. As in coremodule.c.
+USES_MOST, USES_MORE, USES_NANOSECONDS = 192, 16, 10**9
 
 
 class PythonCore:
@@ -38,6 +41,8 @@ class PythonCore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._hits = self._misses = 0
+        self._due, self._told = USES_MOST, time.time_ns()
 
     def follow_settings(self) -> None:
         """Take over what the store's settings have become."""
@@ -48,9 +53,21 @@ class PythonCore:
     def detach(self) -> None:
         """The store was closed."""
 
+    def use(self, hits: int, misses: int, now: int) -> None:
+        """Count what was found, or was not; and see to it that totals have it before long."""
+        self._hits += hits
+        self._misses += misses
+        uses = self._hits + self._misses
+        if uses >= self._due or not 0 <= now - self._told < USES_NANOSECONDS:
+            self._due, self._told = uses + USES_MORE, now
+            self._store.try_to_fold()
+
     def counted(self) -> tuple[int, int]:
-        """Hits and misses that are not in the store's own counts, since this was last asked."""
-        return 0, 0
+        """Hits and misses since this was last asked."""
+        counted = self._hits, self._misses
+        self._hits = self._misses = 0
+        self._due = USES_MOST
+        return counted
 
     def get(self, key: Key, now: int) -> Any:
         """The verified value of `key`: (payload, flags), or the payload alone if it has no flags.
@@ -125,13 +142,14 @@ class CompiledCore(PythonCore):
         super().__init__(store)
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
-        self.counted, self._put, self._set = core.counted, core.put, core.set  # type: ignore[method-assign]
+        self.counted, self.use = core.counted, core.use  # type: ignore[method-assign]
+        self._put, self._set = core.put, core.set
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
         self.follow_settings()
         self._index: Index | None = None
-        if store.read_only or store.durable:  # a sync costs so much that the rest does not count
+        if store.read_only:
             for name in ("set", "put", "delete"):
                 setattr(self, name, getattr(super(), name))
 
@@ -139,6 +157,8 @@ class CompiledCore(PythonCore):
         self._longest = min(self._store.unchecked_bytes, self._store.large_bytes)
 
     def attach(self, index: Index) -> None:
+        if self._index is None and not self._store.read_only:
+            self._core.tell(self._store.try_to_fold, time.time_ns())
         self._forget_index()
         self._index = index
         self._map()

@@ -9,6 +9,7 @@ from typing import Any
 
 from .backends.base import Backend
 from .codec import Key
+from .guard import callers, guarded
 
 _UNLOADED: Any = object()
 
@@ -31,6 +32,7 @@ class Entry:
         self._load, self._value = load, _UNLOADED
 
     @property
+    @guarded
     def value(self) -> Any:
         """The value, loaded and verified when first asked for.
 
@@ -59,6 +61,7 @@ class Location:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @guarded
     def close(self) -> None:
         """Give the descriptor back. Idempotent."""
         if self.fd >= 0:
@@ -80,18 +83,22 @@ class ValueReader(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    @callers
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._location.length}[whence]
-        if start + offset < 0:
-            raise ValueError(f"seek to a negative position {start + offset}")
-        self._at = start + offset
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._location.length}
+        if whence not in starts:
+            raise ValueError(f"whence is {whence!r}; it must be 0, 1 or 2")
+        if starts[whence] + offset < 0:
+            raise ValueError(f"seek to a negative position {starts[whence] + offset}")
+        self._at = starts[whence] + offset
         return self._at
 
     def tell(self) -> int:
         return self._at
 
+    @guarded
     def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")
+        view = _writable(buffer, self.closed)
         length = max(0, min(len(view), self._location.length - self._at))
         fd, start, _ = self._location
         data = self._backend.read(fd, length, start + self._at) if length else b""
@@ -99,7 +106,18 @@ class ValueReader(io.RawIOBase):
         self._at += len(data)
         return len(data)
 
+    @guarded
     def close(self) -> None:
         if not self.closed:
             self._location.close()
         super().close()
+
+
+@callers
+def _writable(buffer: Any, closed: bool) -> memoryview:
+    if closed:
+        raise ValueError("I/O operation on closed file")
+    view = memoryview(buffer).cast("B")
+    if view.readonly:
+        raise TypeError("readinto() needs a buffer that can be written")
+    return view

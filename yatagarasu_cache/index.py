@@ -48,6 +48,8 @@ MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _TRIES = 30  # for the lock file, before waiting asleep
+_FEW_TRIES = 8  # where nobody is waited for
+_WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
 _GRAIN = 4096
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
@@ -84,23 +86,46 @@ class IndexLock:
                 if self.fd < 0:
                     raise ClosedError("the cache is closed: open it anew") from error
                 raise
-            self._depth = 1
-            if self.on_enter is not None:
-                try:
-                    self.on_enter()
-                except BaseException:
-                    self.__exit__()
-                    raise
+            self._entered()
         else:
             self._depth += 1
         return self
+
+    def _entered(self) -> None:
+        self._depth = 1
+        if self.on_enter is not None:
+            try:
+                self.on_enter()
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def try_to_enter(self) -> bool:
+        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
+        if not self.threads.acquire(False):
+            return False
+        if self._depth:
+            self._depth += 1
+            return True
+        for _ in range(_FEW_TRIES):
+            try:
+                fcntl.flock(self.fd, _WITHOUT_WAITING)
+            except BlockingIOError:
+                continue
+            except BaseException:
+                self.threads.release()
+                raise
+            self._entered()
+            return True
+        self.threads.release()
+        return False
 
     def _lock_file(self) -> None:
         # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
         # processors are busy: so first it is tried for a while.
         for _ in range(_TRIES):
             try:
-                return fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(self.fd, _WITHOUT_WAITING)
             except BlockingIOError:
                 pass
         fcntl.flock(self.fd, fcntl.LOCK_EX)

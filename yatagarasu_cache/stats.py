@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class CacheStats:
     """Figures of the whole cache (all processes, since it was created or last rebuilt).
 
-    `process` has the same counters for this handle alone. Sizes are bytes. Hits and misses of
-    other processes appear when they ask for their own stats, or close.
+    `process` has the same counters for this process alone: of all its handles on this directory,
+    since it has had one open. Sizes are bytes. Hits and misses of other processes appear within a
+    second, or some hundred uses; at the latest when they end.
     """
 
     hits: int
@@ -50,8 +51,8 @@ class CacheStats:
         return dataclasses.asdict(self) | {"hit_ratio": self.hit_ratio}
 
 
-def collect(store: Store, reason: str) -> CacheStats:
-    store.fold_counters()
+def collect(store: Store, reason: str, process: dict[str, int]) -> CacheStats:
+    """`process`: see `sharing.counters`, which has folded them."""
     store.follow_settings()
     index = store.index
     shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
@@ -67,6 +68,6 @@ def collect(store: Store, reason: str) -> CacheStats:
         backend=store.backend.name,
         backend_reason=reason,
         core=store.core.name,
-        process={name: getattr(store, name) for name in f.COUNTERS},
+        process=process,
         backend_stats=store.backend.stats(),
     )

@@ -275,21 +275,25 @@ class WorkerPool:
                 self._start()
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._work, name="yatagarasu-worker", daemon=True)
+        thread = threading.Thread(target=self.work, name="yatagarasu-worker", daemon=True)
         thread.start()
         self._threads.append(thread)
 
-    def _work(self) -> None:
-        while True:
-            with self._ready:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
-                job = self._queue.popleft()
+    def work(self) -> None:
+        """What a thread does. Between two jobs it holds nothing, neither locks nor what these held on to."""
+        while (job := self._next()) is not None:
             job()
+            job = None
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._ready:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._idle += 1
+                self._ready.wait()
+                self._idle -= 1
+            return self._queue.popleft()
 
     def close(self) -> None:
         """Run what is queued, then end the threads."""

@@ -19,10 +19,20 @@ from .removal import Gone, Removal
 from .writing import Item, Writing
 
 __all__ = [
-    "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "Found", "Gone", "Handle", "Item", "Names",
-    "Reading", "Removal", "Store", "Writing", "closed_error",
+    "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "DurableStore", "Found", "Gone", "Handle",
+    "Item", "Names", "Reading", "Removal", "Store", "Writing", "closed_error",
 ]  # fmt: skip
 
 
 class Store(Writing):
     """One open handle on a cache directory, with all layers."""
+
+
+class DurableStore(Store):
+    """The very same as another store, in all that it has, but for making durable what is done by it."""
+
+    durable = True
+
+    def __init__(self, store: Store) -> None:
+        self.__dict__ = store.__dict__
+        self.syncs_segments = True

@@ -49,6 +49,10 @@ ATTEMPTS = 100
 # What reading a file that is gone, or is no file of ours any more, can give.
 VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting then
+_PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
+_PATIENT_STEP = 0.0003
+_W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
@@ -56,20 +60,21 @@ class Handle:
     """One open handle on a cache directory."""
 
     ORPHAN_AGE = 60 * 10**9  # nanoseconds for which a large file may wait for its entry
+    durable = False  # see DurableStore
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
         self.root = settings.directory
         self.read_only = settings.read_only
-        self.durable = settings.durability == "sync"
+        self.syncs_segments = False  # when they are sealed: somebody may wait for that
         self._followers: list[Callable[[], None]] = []
         self._settings_seen = -1  # the checksum of those in force, as the index has it
         self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
-        self._folded = [0, 0]
+        self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._temporary = count(1)
         self._logged: set[str] = set()
         self.appending = threading.RLock()
@@ -115,7 +120,7 @@ class Handle:
             with lock:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
-                cache_settings.settle(self)
+                cache_settings.settle(self, self.settings)
                 self.reclaim.reap()
         except OSError as error:
             self._release()
@@ -142,16 +147,32 @@ class Handle:
         if self.closed:
             return
         self.closed = True
-        _handles.discard(self)
         try:
             self.reclaim.close()
+            self.fold_counters()
             if not self.read_only:
                 self._close_writing()
+        except OSError:
+            if self.is_in_place():  # else there is nothing to be left in order
+                raise
         finally:
             self._release()
+            _handles.discard(self)
+
+    def is_in_place(self) -> bool:
+        """False if the files of this cache were removed, with the directory or without."""
+        try:
+            return os.fstat(self.index.fd if isinstance(self.lock, NoLock) else self.lock.fd).st_nlink > 0
+        except (OSError, ValueError):
+            return False
+
+    def rest(self) -> None:
+        """Have everything in order for an end without `close`."""
+        self.fold_counters()
+        with self.appending, self.lock:
+            self.seal_writer()
 
     def _close_writing(self) -> None:
-        self.fold_counters()
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
@@ -192,7 +213,6 @@ class Handle:
         self.core.counted()
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
-        self._folded = [0, 0]
 
     def _on_lock(self) -> None:
         """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
@@ -446,7 +466,7 @@ class Handle:
         except OSError as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
-        durable = self.durable
+        durable = self.syncs_segments
         try:
             writer.close(sync=durable)
         except OSError as error:  # whoever waits for this sync gets an error as well
@@ -586,17 +606,53 @@ class Handle:
         setattr(self, counter, getattr(self, counter) + number)
         self.index.words[f.W_COUNTERS + f.COUNTERS.index(counter)] += number
 
+    def use(self, hit: bool) -> None:
+        """Count a get: the one way in which this is done outside of the core."""
+        self.core.use(hit, not hit, time.time_ns())
+
     def fold_counters(self) -> None:
-        """Add this handle's hits and misses, which are counted without a lock, to the shared ones."""
+        """Add hits and misses, which are counted without a lock, to this handle's and the cache's totals."""
+        with self.lock:
+            self._fold()
+
+    def try_to_fold(self) -> None:
+        """The same, if nobody is in the way. Whoever gets a value hears nothing of what goes wrong here:
+        uses stay counted, and the next one who folds them has them."""
+        lock = self.lock
+        if isinstance(lock, NoLock):
+            return
+        try:
+            if lock.try_to_enter() or self._enter_patiently(lock):
+                try:
+                    self._in_vain = 0
+                    self._fold()
+                finally:
+                    lock.__exit__()
+        except Exception:
+            pass
+
+    def _enter_patiently(self, lock: IndexLock) -> bool:
+        """Wait a moment, after some tries in vain and not often: whoever has the lock may not be running."""
+        self._in_vain += 1
+        now = time.monotonic()
+        if self._in_vain < _TRIES_IN_VAIN or now < self._patient_again:
+            return False
+        while time.monotonic() < now + _PATIENCE:
+            time.sleep(_PATIENT_STEP)
+            if lock.try_to_enter():
+                return True
+        self._patient_again = time.monotonic() + _PATIENT_EVERY
+        return False
+
+    def _fold(self) -> None:
+        """The lock is held."""
         hits, misses = self.core.counted()
         self.hits += hits
         self.misses += misses
-        if self.read_only:
-            return
-        with self.lock:
-            for i, now in enumerate((self.hits, self.misses)):
-                self.index.words[f.W_COUNTERS + i] += now - self._folded[i]
-                self._folded[i] = now
+        if not self.read_only:
+            words = self.index.words
+            words[_W_HITS] += hits
+            words[_W_MISSES] += misses
 
 
 def closed_error(root: str) -> ClosedError:
@@ -611,11 +667,17 @@ def _segment_bytes(size_limit: int) -> int:
 
 def _renew_after_fork() -> None:
     for store in list(_handles):
+        was_closed = store.closed  # by another thread of the parent, which had not finished
         try:
             store.after_fork()
+            if was_closed:
+                store._release()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
             store.closed = True
-            store.log_once("fork", f"cannot be used after a fork: {error}")
+            store.core.detach()
+            store.index.close()
+            if not was_closed:
+                store.log_once("fork", f"cannot be used after a fork: {error}")
 
 
 if hasattr(os, "register_at_fork"):

@@ -48,11 +48,11 @@ class Reading(Removal):
             index = self.index
             at = index.find(low, high)
             if not at:
-                self.misses += 1
+                self.use(False)
                 return None
             _, _, place, lengths, checksum, _, expires, access = SLOT.unpack_from(index.map, at * 8)
             if expires and expires <= time.time_ns():
-                self.misses += 1
+                self.use(False)
                 return None
             flags = lengths >> 16 & 0xFF
             fd = self.files.open_files.get(place >> 32)
@@ -60,10 +60,10 @@ class Reading(Removal):
                 head = (lengths & 0xFFFF) << 4
                 data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
                 if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
-                    self.hits += 1
                     touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
                     if touched is not None:
                         index.words[at + 7] = touched(access, index.stamp())
+                    self.use(True)
                     return data, flags
         except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:
@@ -73,10 +73,7 @@ class Reading(Removal):
     def get_carefully(self, low: int, high: int) -> Found | None:
         """For what is not plain: large values, unopened segments, races and damage."""
         found = self.fetch(low, high)
-        if found is None:
-            self.misses += 1
-        else:
-            self.hits += 1
+        self.use(found is not None)
         return found
 
     def fetch(self, low: int, high: int) -> Found | None:
@@ -208,7 +205,7 @@ class Reading(Removal):
         for i, (low, high) in enumerate(digests):
             slot = self.lookup(low, high)
             if slot is None:
-                self.misses += 1
+                self.use(False)
                 continue
             results[i] = self.get_nowait(slot)
             if results[i] is None:
@@ -246,8 +243,8 @@ class Reading(Removal):
         """`data` as a counted hit if it is what the slot promises."""
         if value_sum(data, slot.low, slot.flags) != slot.value_sum:
             return None
-        self.hits += 1
         self.touch_slot(slot.low, slot.high)
+        self.use(True)
         return Found(data, slot.flags)
 
     def _get_cold(

@@ -12,6 +12,7 @@ from ..backends.base import Buffer
 from ..changes import Mark
 from ..errors import CacheIOError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
+from ..guard import is_callers
 from ..index import IndexDamaged
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS
@@ -339,7 +340,7 @@ class Writing(Reading):
                 low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
             )
         except OSError as error:
-            if isinstance(error, CacheIOError):
+            if isinstance(error, CacheIOError) or is_callers(error):  # the stream's own
                 raise
             raise from_os_error(error, "cannot write a large value") from error
         finally:

@@ -1,0 +1,133 @@
+"""What may leave a public method: errors of this package, and what is not its business.
+
+That is `CacheError`; what is wrong with an argument; KeyError, MemoryError and RecursionError; whatever is
+no `Exception`; and what the caller's own code raised, for a method calls serializers, streams, iterables
+and mappings that it was given. Whose an exception is follows from where it was raised: functions that only
+call the caller's code, or only look at arguments, are marked as `callers`. Everything else that comes up is
+a failure of ours, or of the disk's, and is told as one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import CodeType, TracebackType
+from typing import Any, TypeVar, cast
+
+from .errors import CacheError, CacheIOError, ClosedError, from_os_error
+from .index import IndexDamaged
+
+__all__ = ["callers", "guarded", "is_callers", "tell"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PASSING = (CacheError, KeyError, MemoryError, RecursionError)
+_callers: set[CodeType] = set()
+
+
+def callers(function: F) -> F:
+    """Mark a function that does nothing but call the caller's code, or look at arguments."""
+    _callers.add(function.__code__)
+    return function
+
+
+def is_callers(error: BaseException) -> bool:
+    """Whether an exception came out of a function that is marked as the caller's."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in _callers:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def tell(error: Exception, subject: object) -> None:
+    """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is."""
+    if isinstance(error, _PASSING) or is_callers(error):
+        return
+    if isinstance(error, TypeError) and _was_no_call(error.__traceback__):
+        return
+    root = None if isinstance(subject, type) else getattr(subject, "directory", None)
+    if root is not None and _is_closed(subject):
+        raise ClosedError(f"the cache in {root!r} is closed: open it anew") from error
+    if isinstance(error, IndexDamaged):
+        raise CacheIOError(errno.EIO, f"the index is damaged ({error}): run check(fix=True)", root) from error
+    if isinstance(error, OSError):
+        raise from_os_error(error, "the cache cannot do this") from error
+    raise CacheError(f"internal error, please report it: {type(error).__name__}: {error}") from error
+
+
+def _was_no_call(traceback: TracebackType | None) -> bool:
+    """True if the arguments did not fit the method: it never ran."""
+    if traceback is None or traceback.tb_frame.f_globals is not globals():
+        return False
+    return traceback.tb_next is None
+
+
+def _is_closed(subject: object) -> bool:
+    try:
+        return bool(subject.closed)  # type: ignore[attr-defined]
+    except Exception:  # it was never opened
+        return False
+
+
+def guarded(method: F) -> F:
+    """A public method, generator or coroutine out of which nothing else comes."""
+    if inspect.isasyncgenfunction(method):
+        wrapper = _guarded_async_generator(method)
+    elif inspect.iscoroutinefunction(method):
+        wrapper = _guarded_coroutine(method)
+    elif inspect.isgeneratorfunction(method):
+        wrapper = _guarded_generator(method)
+    else:
+        wrapper = _guarded_function(method)
+    return cast("F", functools.update_wrapper(wrapper, method))
+
+
+def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(self: object, *args: Any, **options: Any) -> Any:
+        try:
+            return method(self, *args, **options)
+        except Exception as error:
+            tell(error, self)
+            raise
+
+    return wrapper
+
+
+def _guarded_generator(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(self: object, *args: Any, **options: Any) -> Iterator[Any]:
+        try:
+            yield from method(self, *args, **options)
+        except Exception as error:
+            tell(error, self)
+            raise
+
+    return wrapper
+
+
+def _guarded_coroutine(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapper(self: object, *args: Any, **options: Any) -> Any:
+        try:
+            return await method(self, *args, **options)
+        except Exception as error:
+            tell(error, self)
+            raise
+
+    return wrapper
+
+
+def _guarded_async_generator(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapper(self: object, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        iterator = method(self, *args, **options)
+        try:
+            async for item in iterator:
+                yield item
+        except Exception as error:
+            tell(error, self)
+            raise
+        finally:
+            await iterator.aclose()
+
+    return wrapper
