@@ -90,6 +90,11 @@ def steps_of_set(cache: DiskCache) -> dict[str, Step]:
     fd = os.open(f"{cache.directory}.append", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     end = iter(range(0, 1 << 50, len(head) + len(value)))
 
+    store.lock.__enter__()  # for good: nobody else uses this cache
+
+    def change(i: int) -> None:
+        index.put(*places[i])
+
     def lock(i: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX)
         fcntl.flock(fd, fcntl.LOCK_UN)
@@ -103,7 +108,7 @@ def steps_of_set(cache: DiskCache) -> dict[str, Step]:
         ),
         "append it (`pwritev`)": lambda i: os.pwritev(fd, [head, value], next(end)),
         "lock and unlock (`flock`)": lock,
-        "change the index": lambda i: index.put(*places[i]),
+        "change the index": change,
     }
 
 

@@ -956,9 +956,7 @@ def test_values_of_another_serializer_are_refused_with_directions(writer: Any, r
             assert f"this cache uses {reader.name!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("no"), TypeError("no"), RecursionError("no"), MemoryError("no")]
-)
+@pytest.mark.parametrize("error", [ValueError("no"), TypeError("no"), RecursionError("no")])
 def test_errors_of_serializers_are_wrapped(error: Exception) -> None:
     with pytest.raises(
         SerializationError, match="'returning' cannot store a value of type list: no"
@@ -973,7 +971,7 @@ def test_errors_of_serializers_are_wrapped(error: Exception) -> None:
 
 def test_errors_of_ours_and_interrupts_pass_unchanged() -> None:
     payload, flags = ValueCodec(Returning()).encode([1])
-    for error in (SerializationError("mine"), KeyboardInterrupt("stop")):
+    for error in (SerializationError("mine"), KeyboardInterrupt("stop"), MemoryError("no")):
         with pytest.raises(type(error)) as caught:
             ValueCodec(Returning(dumped=error)).encode([1])
         assert caught.value is error

@@ -564,7 +564,7 @@ def test_owners_and_temporary_files(directory: Path) -> None:
     assert os.listdir(directory / "writers") == []
 
 
-def test_a_footer_is_at_most_a_quarter(directory: Path) -> None:
+def test_a_footer_is_at_most_a_sixteenth(directory: Path) -> None:
     """Small values: the list would be larger than the records, so there is none."""
     with DiskCache(directory, backend="threads") as cache:
         for i in range(10):

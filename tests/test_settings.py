@@ -393,6 +393,7 @@ def test_a_damaged_word_under_an_open_handle(
     assert len(cache) == 1000
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_change_that_was_interrupted_is_completed(make: Make, directory: Path) -> None:
     """The policy's word is there and half of the order, when the process is killed."""
     cache = make(size_limit=LIMIT, eviction="lru")

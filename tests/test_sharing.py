@@ -504,12 +504,13 @@ def test_pool_map_of_the_cache_itself(directory: Path, method: str) -> None:
     context = multiprocessing.get_context(method)
     with DiskCache(directory, **SMALL) as cache:
         names = [f"n{number % 100}" for number in range(400)]
+        before = descriptors()
         with context.Pool(2) as pool:
             results = pool.starmap(_thumbnail, [(cache, name) for name in names], 1)
             pool.close()
             pool.join()
         assert [found for _, found in results] == [f"made {name}" for name in names]
-        assert max(number for number, _ in results) < 60
+        assert max(number for number, _ in results) < before + 60  # a fork inherits what is open here
         stats = cache.stats()
         assert cache["calls"] == 400 and stats.evictions == 0
         assert stats.hits + stats.misses == 400  # workers that ended in order have counted all

@@ -202,7 +202,7 @@ def test_whoever_was_taken_its_segment_goes_on(make: Make, idle: Any) -> None:
     (entry,) = [e for e in index.table_entries() if index.words[e] & ~f.MASK32 == f.ACTIVE]
     segment = index.words[entry] & f.MASK32
     cache.set("a", b"mine")  # garbage in the other's segment
-    assert cache._store.reclaim._take_active()
+    assert cache._store.reclaim._clean_active()
     assert cache._store.index.state(segment) == 0
     one.set("c", 5000)
     one.set("a", 5000)

@@ -6,6 +6,7 @@ file of their own, from which an index that has to be made anew takes them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("yatagarasu_cache")
 
+# What stands in the place of the file, if anything does, is none that was written.
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 _WORDS = struct.Struct("@QQd")  # the words of the index from W_SIZE_LIMIT on
 
 
@@ -90,12 +93,14 @@ def pack(settings: CacheSettings) -> bytes:
 
 
 def read(backend: Backend, root: str) -> CacheSettings | None:
-    """What the file says; None if there is none, or it is damaged."""
+    """What the file says; None if there is none, or it is damaged. OSError if that can't be told."""
     try:
         with backend.reading(os.path.join(root, f.SETTINGS_NAME)) as fd:
             data = backend.read(fd, f.SETTINGS.size + 1, 0)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
     if len(data) != f.SETTINGS.size:
         return None
     magic, version, eviction, size_limit, headroom, checksum = f.SETTINGS.unpack(data)
@@ -163,9 +168,8 @@ def settle(store: Handle, settings: Settings) -> None:
 
 def keep(store: Handle) -> None:
     """Have the settings in force in the file. The lock is held."""
-    if read(store.backend, store.root) == store.in_force:
-        return
     try:
-        write(store, store.in_force)
+        if read(store.backend, store.root) != store.in_force:
+            write(store, store.in_force)
     except OSError as error:  # they are in the index; what asked for it may be what makes room
         store.log_once("settings", f"cannot store the settings, a lost index would take them along: {error}")

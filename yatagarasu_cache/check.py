@@ -396,9 +396,18 @@ def _settings(store: Store, fix: bool) -> Iterator[Problem]:
     """The file of the cache's settings says what the index does."""
     with store.lock:
         store.follow_settings()
-        if cache_settings.read(store.backend, store.root) == store.in_force:
+        detail = _settings_problem(store)
+        if not detail:
             return
         if fix:
             cache_settings.keep(store)
-            fix = cache_settings.read(store.backend, store.root) == store.in_force
-    yield Problem("settings", f.SETTINGS_NAME, "it is missing or damaged", fix)
+            fix = not _settings_problem(store)
+    yield Problem("settings", f.SETTINGS_NAME, detail, fix)
+
+
+def _settings_problem(store: Store) -> str:
+    try:
+        same = cache_settings.read(store.backend, store.root) == store.in_force
+    except OSError as error:
+        return _fault(error)
+    return "" if same else "it is missing or damaged"

@@ -51,11 +51,11 @@ _LEAST_LOG = 1 << 13
 _OVERLONG = 4
 _GROWTH_SHARE = 16  # an index grows by one partition of 64 at a time, to 2.6 times of what is live there,
 _LEAST_GROWTH = 1 << 13  # and by whole pages
-_LOOSE = 3  # an index of so many times the bytes that it needs is made anew
+_LOOSE = 3  # an index of so many times the bytes that it needs is made anew; one of the other, where the
+_LITTLE_LOOSE = 1.25  # limit was lowered: entries go for what it has too much
+_FOR_COPIES = 64  # 1/64 of the limit, or half a segment, is for copies that make room, and not for entries
 _LEAST_FREE = 10  # 1/10 of the limit, or three segments, are kept free of live records at least,
 _LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
-
-
 _CLEANABLE = frozenset({f.SEALED, f.TAKEN})  # nothing more is shown in these
 
 
@@ -120,6 +120,11 @@ class Reclaimer:
 
     @property
     def _limit(self) -> int:
+        """What `used_bytes` may come to by what is stored. Copies that make room may take more."""
+        return self._whole_limit - min(self.segment_bytes // 2, self._size_limit // _FOR_COPIES)
+
+    @property
+    def _whole_limit(self) -> int:
         """What `used_bytes` may come to: less than `size_limit` by what may come in between.
 
         That is a checkpoint under way, beside one that may have become as large as that, and an
@@ -136,7 +141,7 @@ class Reclaimer:
     @property
     def live_limit(self) -> int:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
-        limit, fixed = self._limit, self._fixed_bytes
+        limit, fixed = self._whole_limit, self._fixed_bytes
         least = min(3 * self.segment_bytes, self._size_limit // _LEAST_FREE)
         free = max(int(self._size_limit * self._store.in_force.headroom), least)
         return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
@@ -400,7 +405,7 @@ class Reclaimer:
 
     def _work(self, budget: int) -> None:
         self._store.follow_settings()
-        if self._index.used_bytes > self._limit + self.segment_bytes:  # the limit was lowered
+        if self._is_far_above and self._store.policy.evicts:
             self.make_space(0)
         while self._store.policy.evicts and budget > 0 and self._index.live_bytes > self.live_limit:
             freed = self._evict(budget)
@@ -410,13 +415,18 @@ class Reclaimer:
         self._reap_if_due()
         reserve = min(self.segment_bytes, 4 * self._quantum)
         if self._index.used_bytes + reserve > self._limit and not self.drop_one_dead():
-            self._clean_some(2 * self._quantum)
+            self._clean_some(2 * self._quantum, beyond=False)
         self._checkpoint_if_due()
+
+    @property
+    def _is_far_above(self) -> bool:
+        """True where the limit was lowered, and the cache does not keep it yet."""
+        return self._index.used_bytes > self._limit + self.segment_bytes
 
     def make_space(self, need: int) -> None:
         """Reclaim until `need` more bytes fit. `StorageFull` if they can't."""
         if self._index.used_bytes + need > self._limit:
-            with self._store.appending:
+            with self._store.appending, self._store.reclaiming:  # one at a time: who waited may find room
                 self._reclaim(need)
 
     def reserve_large(self, length: int) -> None:
@@ -434,7 +444,7 @@ class Reclaimer:
         if self._index.live_bytes + self._size_limit - self._limit > 2 * self._size_limit:
             self._recount()  # first: what is evicted for a damaged count is lost for nothing
         last_means: list[Callable[[], object]] = [
-            self.reap, self._take_active, self._cover_changes, self._recount
+            self.reap, self._clean_active, self._clean_little, self._cover_changes, self._recount
         ]  # fmt: skip
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
@@ -482,7 +492,8 @@ class Reclaimer:
     def _shrink_index(self) -> bool:
         """Make an index anew that has grown for many more entries than there are. False if it has not."""
         index, store = self._index, self._store
-        if index.words[f.W_INDEX_BYTES] <= _LOOSE * index.fitting_bytes():
+        loose = _LITTLE_LOOSE if self._is_far_above else _LOOSE
+        if index.words[f.W_INDEX_BYTES] <= loose * index.fitting_bytes():
             return False
         try:
             with store.lock:
@@ -667,9 +678,9 @@ class Reclaimer:
 
     # -- cleaning -----------------------------------------------------------------------------
 
-    def _emptiest(self, allowed: Callable[[int], bool]) -> int | None:
+    def _emptiest(self, allowed: Callable[[int], bool], least: int = _MIN_GARBAGE) -> int | None:
         """The segment that is worth most to clean, of those whose table entries are `allowed`: fewest
-        live bytes for its size."""
+        live bytes for its size. At least 1/`least` of it has to be garbage."""
         index, best, best_share = self._index, None, 1.0
         writer = self._store.writer
         for entry in index.table_entries():
@@ -677,9 +688,9 @@ class Reclaimer:
             segment = index.words[entry] & f.MASK32
             if writer is not None and writer.segment == segment:
                 size = writer.tail  # what was granted beyond is for us to use, and no garbage
-            if not allowed(entry) or size - live < size // _MIN_GARBAGE or live >= best_share * size:
+            if not allowed(entry) or size - live < size // least or live >= best_share * size:
                 continue
-            if size - live - self._overhead(segment) >= size // _MIN_GARBAGE:
+            if size - live - self._overhead(segment) >= size // least:
                 best, best_share = segment, live / size
         return best
 
@@ -711,12 +722,15 @@ class Reclaimer:
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known
 
-    def _clean_some(self, budget: int) -> bool:
-        """Copy about `budget` bytes of live records out of the segment being cleaned. True if it went."""
+    def _clean_some(self, budget: int, *, beyond: bool = True) -> bool:
+        """Copy about `budget` bytes of live records out of the segment being cleaned. True if it went.
+
+        `beyond`: copies may be above the limit. `reclaiming` is held then.
+        """
         with self._store.appending:
             cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
             try:
-                if cleaning is None or not self._copy_live(cleaning, budget):
+                if cleaning is None or not self._copy_live(cleaning, budget, beyond):
                     return False
             except _NoRoom:  # whoever needs room will evict
                 return False
@@ -727,14 +741,21 @@ class Reclaimer:
         """Clean one segment to the end. False if none is worth it or there is no room to copy to."""
         return self._clean_some(_WHOLE)
 
-    def _take_active(self) -> bool:
+    def _clean_active(self) -> bool:
         """Clean one segment that some handle, be it this one, appends to or has begun to clean: it may
         be idle for ever, and nothing that lives goes for what it holds. False if none is worth it.
         """
+        return self._clean_any(_MIN_GARBAGE)
+
+    def _clean_little(self) -> bool:
+        """The same where there is little to be had, which costs much: still nothing that lives has to go."""
+        return self._clean_any(_MIN_GARBAGE * _MIN_GARBAGE)
+
+    def _clean_any(self, least: int) -> bool:
         store = self._store
         with store.appending:
             with store.lock:
-                segment = self._emptiest(self._is_appendable)
+                segment = self._emptiest(self._is_appendable, least)
                 if segment is None:
                     return False
                 writer = store.writer
@@ -761,7 +782,7 @@ class Reclaimer:
         index.words[index.entry(segment) + f.T_CLEANER] = self._store.owner.acquire()
         return Cleaning(segment, self._store.records(segment))
 
-    def _copy_live(self, cleaning: Cleaning, budget: int) -> bool:
+    def _copy_live(self, cleaning: Cleaning, budget: int, beyond: bool) -> bool:
         """Move live records to the head of the log. True once the segment has none left."""
         store, segment = self._store, cleaning.segment
         while budget > 0:
@@ -779,7 +800,7 @@ class Reclaimer:
             budget -= size
             again = batch
             try:
-                again = self._copy(batch, segment)
+                again = self._copy(batch, segment, beyond)
             finally:
                 cleaning.again += [record for record, _ in again]
             if record is None and not cleaning.again:
@@ -803,7 +824,9 @@ class Reclaimer:
                 index.words[f.W_LIVE_BYTES] = max(0, live)  # below zero only by damage
                 index.words[entry + f.T_LIVE] = 0
 
-    def _copy(self, batch: list[tuple[Record, Slot]], segment: int) -> list[tuple[Record, Slot]]:
+    def _copy(
+        self, batch: list[tuple[Record, Slot]], segment: int, beyond: bool
+    ) -> list[tuple[Record, Slot]]:
         """Copy records and point their slots to the copies. Those that have to be tried again."""
         if not batch:
             return []
@@ -820,7 +843,7 @@ class Reclaimer:
         with store.appending:
             heads = [record.head for record, _, _ in sound]
             size = sum(f.room_for(h.names_length, h.payload_length) for h in heads)
-            writer = self._copy_room(size, segment)
+            writer = self._copy_room(size, segment if beyond else 0)
             epoch = self._index.words[f.W_EPOCH]
             places, copies = self._moved(sound, writer)
             try:
@@ -887,6 +910,7 @@ class Reclaimer:
 
     def _copy_room(self, size: int, segment: int) -> SegmentWriter:
         """Room for copies out of `segment`: up to one segment above the limit, since that is about to go.
+        Without a `segment`, within the limit.
 
         Where the limit was lowered, and more than that is above it, one segment above what there is.
         """
@@ -894,13 +918,17 @@ class Reclaimer:
             writer = self._store.writer
             if writer is not None and writer.room >= size:
                 return writer
-            index = self._index  # of old segments each may be longer than those of a limit that was lowered
-            one = max(self.segment_bytes, index.words[index.entry(segment) + f.T_SIZE])
-            over = index.used_bytes - self._limit
-            beyond = one + (over if over > one else 0)
-            if not self._grant(size, beyond=beyond, exactly=True):
+            if not self._grant(size, beyond=self._beyond(segment) if segment else 0, exactly=True):
                 break
         raise _NoRoom
+
+    def _beyond(self, segment: int) -> int:
+        """Bytes above `_limit` that there may be while `segment` is cleaned."""
+        index = self._index  # of old segments each may be longer than those of a limit that was lowered
+        one = max(self.segment_bytes, index.words[index.entry(segment) + f.T_SIZE])
+        beyond = self._whole_limit - self._limit + one
+        over = index.used_bytes - self._limit
+        return beyond + (over if over > beyond else 0)
 
     # -- checkpoints --------------------------------------------------------------------------
 

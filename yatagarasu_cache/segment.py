@@ -1,7 +1,7 @@
 """Segments: append-only logs of records. One writer each; anybody reads.
 
 A sealed segment ends with a footer that lists its records, so that walks and rebuilds read
-footers and not data. It is left out where it would be more than a quarter of the data: reading
+footers and not data. It is left out where it would be more than 1/16 of the data: reading
 such a segment through costs about the same.
 """
 
@@ -25,7 +25,7 @@ from .errors import ClosedError
 from .format import Head, Identity
 
 _SCAN_BYTES = 1 << 20
-_FOOTER_SHARE = 4  # a footer is at most a quarter of the records' bytes
+_FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
 _CHECK_EVERY = 1024  # records between looks at that share
 _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
 _RETIRED_MOST = 32  # or when so many others came after it

@@ -10,7 +10,7 @@ keep it right are few:
 * whatever is read is verified against the slot that led there; a mismatch is looked at again
   under the lock, and only then dropped and counted.
 
-Lock order: `appending` (threads of this handle), `checkpointing`, `lock` (both everybody's).
+Lock order: `appending` (threads of this handle), `reclaiming`, `checkpointing`, `lock` (everybody's).
 """
 
 from .handle import LARGE_VALUE_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Handle, closed_error

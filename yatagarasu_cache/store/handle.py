@@ -111,12 +111,14 @@ class Handle:
         ]  # fmt: skip
         self.lock: IndexLock | NoLock = NoLock()
         self.checkpointing: IndexLock | NoLock = NoLock()
+        self.reclaiming: IndexLock | NoLock = NoLock()
         try:
             if self.read_only:
                 self._use(recovery.open_index(self, alone=False))
                 return
             self.lock = lock = IndexLock(self.backend, os.path.join(root, f.LOCK_NAME), mode)
             self.checkpointing = IndexLock(self.backend, os.path.join(root, f.CHECKPOINT_LOCK_NAME), mode)
+            self.reclaiming = IndexLock(self.backend, os.path.join(root, f.RECLAIM_LOCK_NAME), mode)
             with lock:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
@@ -190,7 +192,7 @@ class Handle:
         self.core.detach()
         for name, release in (
             ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
-            ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
+            ("reclaiming", "close"), ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
         ):  # fmt: skip
             held = getattr(self, name, None)
             if held is not None:
@@ -206,6 +208,7 @@ class Handle:
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
+        self.reclaiming.after_fork()
         self.changes.after_fork()
         self.owner.after_fork()
         self.users.after_fork()
@@ -245,8 +248,9 @@ class Handle:
 
     def rebuild(self, reason: str) -> None:
         """Replace a damaged index by one made from the checkpoint and the segments."""
-        self.ensure_writable("rebuild its index")
-        damaged = self.index
+        if self.read_only:
+            self.ensure_writable("rebuild its index")
+        damaged = self.index  # also while the handle closes
         with self.lock:
             if self.index is damaged:  # nobody else did, or has: then taking the lock followed it
                 self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
