@@ -216,7 +216,7 @@ def test_order_of_eviction_survives_through_a_checkpoint(
     evicted: list[int] = []
     for _ in range(60):
         before = set(cache)
-        cache._store.reclaim._evict(1)
+        cache._store.reclaim._evict(lambda: 1)
         evicted += before - set(cache)
     expected = [i for i in range(60) if i not in used] + used
     assert evicted == expected

@@ -32,6 +32,12 @@ from yatagarasu_cache.segment import (
 SEED = 99
 IDENTITY = Identity(b"sixteen bytes id", SEED)
 NUMBER = 7
+@pytest.fixture(autouse=True)
+def footers_of_small_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records here are small; their footers would be left out."""
+    monkeypatch.setattr("yatagarasu_cache.segment._FOOTER_SHARE", 4)
+
+
 BACKEND = ThreadsBackend()
 PUTS = tuple[int, bytes, bytes, bytes, bytes]  # kind, key, tag, meta, payload
 

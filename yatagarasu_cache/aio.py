@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -293,6 +294,9 @@ def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
     return None
 
 
+_caches: weakref.WeakSet[AsyncDiskCache] = weakref.WeakSet()
+
+
 class AsyncDiskCache:
     """`DiskCache` for asyncio: the same options, names and meanings; no call blocks the loop.
 
@@ -313,6 +317,7 @@ class AsyncDiskCache:
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock = threading.Lock()
         self._closing_lock = threading.Lock()
+        _caches.add(self)
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._closed = False
         self._in_place = self._cold = self._skipped = 0
@@ -367,15 +372,20 @@ class AsyncDiskCache:
                 raise self._closed_error()
             opening = self._opening
             if opening is None:
-                self._opening = opening = Future()
-                asyncio.get_running_loop().run_in_executor(None, self._open, opening)
+                opening = Future()
+                # Not in the loop's executor, whose threads others may keep waiting.
+                threading.Thread(
+                    target=self._open, args=(opening,), name="yatagarasu-opening", daemon=True
+                ).start()
+                self._opening = opening
             return opening
 
     def _open(self, opening: Future[BaseException | None]) -> None:
         try:
             self._cache = self._opened_now()
         except BaseException as error:
-            self._opening = None  # it may be tried again
+            with self._opening_lock:
+                self._opening = None  # it may be tried again
             opening.set_result(error)
         else:
             opening.set_result(None)
@@ -390,6 +400,12 @@ class AsyncDiskCache:
             cache.close()
             raise from_os_error(error, "cannot read the index") from error
         return cache
+
+    def _after_fork(self) -> None:
+        """In a child, which has none of the threads that were opening or closing it."""
+        self._opening_lock, self._closing_lock = threading.Lock(), threading.Lock()
+        if self._opening is not None and not self._opening.done():
+            self._opening = None
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the cache in {self.directory!r} is closed: open it anew")
@@ -842,3 +858,12 @@ class _Pull:
 @callers
 def _pull(value: Any, loop: asyncio.AbstractEventLoop) -> _Pull | None:
     return _Pull(value, loop) if isinstance(value, AsyncIterable) else None
+
+
+def _renew_after_fork() -> None:
+    for cache in list(_caches):
+        cache._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_after_fork)

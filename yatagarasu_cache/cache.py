@@ -681,10 +681,17 @@ def as_stream(value: Any) -> Iterator[Buffer] | None:
     if isinstance(value, io.TextIOBase):
         raise SerializationError("value is a text file: open it in binary mode")
     if callable(getattr(value, "read", None)):
-        return _parts(iter(lambda: value.read(CHUNK_BYTES), b""))
+        return _parts(_pieces(value))
     if isinstance(value, Iterator):
         return _parts(value)
     return None
+
+
+@callers
+def _pieces(value: Any) -> Iterator[Any]:
+    """What a file has, to its end. A generator: a StopIteration of its own is no end."""
+    while (piece := value.read(CHUNK_BYTES)) != b"":
+        yield piece
 
 
 @callers

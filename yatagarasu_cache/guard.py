@@ -44,13 +44,16 @@ def is_callers(error: BaseException) -> bool:
 
 def tell(error: Exception, subject: object) -> None:
     """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is."""
-    if isinstance(error, _PASSING) or is_callers(error):
+    bad_descriptor = isinstance(error, CacheIOError) and error.errno == errno.EBADF  # of who was closed
+    if isinstance(error, _PASSING) and not bad_descriptor or is_callers(error):
         return
     if isinstance(error, TypeError) and _was_no_call(error.__traceback__):
         return
     root = None if isinstance(subject, type) else getattr(subject, "directory", None)
     if root is not None and _is_closed(subject):
         raise ClosedError(f"the cache in {root!r} is closed: open it anew") from error
+    if bad_descriptor:
+        return
     if isinstance(error, IndexDamaged):
         raise CacheIOError(errno.EIO, f"the index is damaged ({error}): run check(fix=True)", root) from error
     if isinstance(error, OSError):

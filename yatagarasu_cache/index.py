@@ -132,9 +132,11 @@ class IndexLock:
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if not self._depth:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
-        self.threads.release()
+        try:
+            if not self._depth and self.fd >= 0:  # else it was closed, which gave it up
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+        finally:  # others of this process must not wait for ever
+            self.threads.release()
 
     def after_fork(self) -> None:
         """A child needs an open file of its own: it shares the parent's lock otherwise."""
@@ -144,9 +146,11 @@ class IndexLock:
         self.fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
 
     def close(self) -> None:
-        if self.fd >= 0:
-            self.fd, fd = -1, self.fd
-            self._backend.let_go(fd)
+        """Whoever waits for the lock finds it closed; whoever has it goes on first."""
+        with self.threads:
+            if self.fd >= 0:
+                self.fd, fd = -1, self.fd
+                self._backend.let_go(fd)
 
 
 class NoLock(contextlib.nullcontext[None]):

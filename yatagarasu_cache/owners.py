@@ -25,6 +25,7 @@ class Owner:
         self.token = 0
         self._fd = -1
         self._acquiring = threading.Lock()
+        self._stays = False
 
     def _path(self, token: int) -> str:
         return os.path.join(self.directory, f"{token:016x}{f.WRITER_SUFFIX}")
@@ -101,11 +102,16 @@ class Owner:
                 dead.append(token)
         return alive, dead
 
+    def stay_marked(self) -> None:
+        """Leave the mark where it is, as the dead do: something is left to be tidied up."""
+        self._stays = True
+
     def release(self) -> None:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
-            with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
-                self._backend.unlink(self._path(self.token))
+            if not self._stays:
+                with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
+                    self._backend.unlink(self._path(self.token))
             self.token = 0
             self._backend.let_go(fd)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from . import checkpoint
 from . import format as f
 from .backends.base import Buffer
-from .errors import CacheIOError, StorageFull, from_os_error
+from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
@@ -86,9 +86,8 @@ class Reclaimer:
         self._store = store
         self._unpaced = 0
         self._reaped = time.monotonic()
-        self._limit_seen = 0
         self.follow_settings()
-        self._pacing = threading.Lock()
+        self._pacing = threading.RLock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
@@ -97,9 +96,7 @@ class Reclaimer:
     def follow_settings(self) -> None:
         """Take over what the store's settings have become."""
         self._victims = Victims()  # the order may be another one now
-        if self._size_limit < self._limit_seen:
-            self._unpaced = self._quantum  # the next write does what a lower limit asks for
-        self._limit_seen = self._size_limit
+        self._behind = True  # as far as is known: a limit that was lowered takes effect with the next write
 
     @property
     def _index(self) -> Index:
@@ -231,7 +228,8 @@ class Reclaimer:
             return 0
 
     def close(self) -> None:
-        thread = self._checkpoint
+        with self._pacing:  # who paces now may begin a checkpoint; nobody does so later
+            thread = self._checkpoint
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         with self._store.appending:
@@ -240,7 +238,7 @@ class Reclaimer:
                 self._cleaning = None
 
     def after_fork(self) -> None:
-        self._pacing, self._cleaning, self._checkpoint = threading.Lock(), None, None
+        self._pacing, self._cleaning, self._checkpoint = threading.RLock(), None, None
 
     # -- room to write to ---------------------------------------------------------------------
 
@@ -290,14 +288,14 @@ class Reclaimer:
         return True
 
     def _usual_size(self, writer: SegmentWriter) -> int:
-        """What a writer's segment may come to: twice what is used of it, but never by much of the limit.
+        """What a writer's segment may come to: twice what is used of it, but never by much more of the limit.
 
         Whole pieces of _MOST_GRANT, where it is that: the compiled core has the file system allocate these.
         """
         share = self._size_limit // _GRANT_SHARE
         first = min(max(share // _FIRST_GRANTS, _FIRST_LEAST), _FIRST_MOST)
         part: int = share // max(1, self._index.words[f.W_ACTIVE])
-        grant = min(max(writer.tail, first), part, _MOST_GRANT)
+        grant = min(max(writer.used, first - writer.used), part, _MOST_GRANT)
         size = writer.used + grant
         return size if grant < _MOST_GRANT else -(-size // _MOST_GRANT) * _MOST_GRANT
 
@@ -389,7 +387,7 @@ class Reclaimer:
     def pace(self, written: int) -> None:
         """Do as much work as `written` bytes ask for; called after every put."""
         self._unpaced += written
-        if self._unpaced < self._quantum and written:
+        if self._unpaced < self._quantum and written and not self._behind:
             return
         if not self._pacing.acquire(blocking=False):
             return
@@ -405,12 +403,13 @@ class Reclaimer:
 
     def _work(self, budget: int) -> None:
         self._store.follow_settings()
-        if self._is_far_above and self._store.policy.evicts:
-            self.make_space(0)
-        while self._store.policy.evicts and budget > 0 and self._index.live_bytes > self.live_limit:
-            freed = self._evict(budget)
-            if not freed:
-                break
+        if self._is_far_above:
+            try:
+                self.make_space(0)
+            finally:
+                self._behind = self._is_far_above
+        self._behind = False
+        while self._store.policy.evicts and budget > 0 and (freed := self._evict_surplus(0, budget)):
             budget -= freed
         self._reap_if_due()
         reserve = min(self.segment_bytes, 4 * self._quantum)
@@ -465,7 +464,7 @@ class Reclaimer:
 
     def _evict_all_the_same(self, need: int) -> bool:
         """The very last means: what lives would fit, but what does not live cannot be had back."""
-        if not self._store.policy.evicts or not self._evict(need):
+        if not self._store.policy.evicts or not self._evict(lambda: need):
             return False
         self._store.log_once("unfit", "segments cannot be cleaned, and entries that would fit are evicted")
         return True
@@ -538,16 +537,22 @@ class Reclaimer:
             return True
         if not self._store.policy.evicts:
             return bool(self._evict_expired()) or self._clean_emptiest()
-        over = self._index.live_bytes + need - self.live_limit
-        return over > 0 and bool(self._evict(over)) or self._clean_emptiest()
+        return bool(self._evict_surplus(need)) or self._clean_emptiest()
 
     # -- evicting -----------------------------------------------------------------------------
 
-    def _evict(self, wanted: int) -> int:
-        """Evict the next victims, about `wanted` bytes but a bounded number. Bytes that went."""
+    def _evict_surplus(self, need: int, most: int = _WHOLE) -> int:
+        """Evict what does not fit beside `need` more bytes, about `most` at once. Bytes that went.
+
+        How much that is, is looked at under the lock: of several that find too much, one evicts it.
+        """
+        return self._evict(lambda: min(most, self._index.live_bytes + need - self.live_limit))
+
+    def _evict(self, wanted: Callable[[], int]) -> int:
+        """Evict the next victims, about `wanted()` bytes but a bounded number. Bytes that went."""
         store = self._store
         with store.lock:
-            victims, freed = self._choose(wanted)
+            victims, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
             if not victims:
                 return 0
             gone = store.remove_slots(victims)
@@ -602,8 +607,8 @@ class Reclaimer:
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
         before = self._store.evictions + self._store.expirations
-        while self._store.policy.evicts and (over := self._index.live_bytes - self.live_limit) > 0:
-            if not self._shrink_index() and not self._evict(over):
+        while self._store.policy.evicts and self._index.live_bytes > self.live_limit:
+            if not self._shrink_index() and not self._evict_surplus(0):
                 break
         self.drop_dead()
         return self._store.evictions + self._store.expirations - before
@@ -933,11 +938,19 @@ class Reclaimer:
     # -- checkpoints --------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        if self._is_checkpoint_due() and not (self._checkpoint is not None and self._checkpoint.is_alive()):
-            self._checkpoint = threading.Thread(
-                target=self._write_due_checkpoint, name="yatagarasu-checkpoint", daemon=True
-            )
-            self._checkpoint.start()
+        """Begin one, in a thread of its own. `_pacing` is held."""
+        under_way = self._checkpoint is not None and self._checkpoint.is_alive()
+        if under_way or self._store.closed or not self._is_checkpoint_due():
+            return
+        thread = threading.Thread(
+            target=self._write_due_checkpoint, name="yatagarasu-checkpoint", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # a limit of the system, or the end of the interpreter
+            self._go_without_checkpoint(error)
+        else:
+            self._checkpoint = thread
 
     def _is_checkpoint_due(self) -> bool:
         index = self._index
@@ -963,7 +976,12 @@ class Reclaimer:
                 if due():
                     checkpoint.write(self._store)
             return True
-        except (CacheIOError, OSError) as error:
-            line = f"cannot write a checkpoint, recovery will take longer: {error}"
-            self._store.log_once("checkpoint", line)
+        except ClosedError:  # meanwhile
             return False
+        except (OSError, IndexDamaged) as error:
+            self._go_without_checkpoint(error)
+            return False
+
+    def _go_without_checkpoint(self, error: Exception) -> None:
+        line = f"cannot write a checkpoint, recovery will take longer: {error}"
+        self._store.log_once("checkpoint", line)

@@ -273,11 +273,16 @@ class WorkerPool:
                 self._ready.notify()
             elif len(self._threads) < self._limit:
                 self._start()
+            if self._threads:
+                return
+            self._queue.pop()
+        job()  # no thread is to be had: whoever asks waits
 
     def _start(self) -> None:
         thread = threading.Thread(target=self.work, name="yatagarasu-worker", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        with contextlib.suppress(RuntimeError):  # a limit of the system; those there are do the work later
+            thread.start()
+            self._threads.append(thread)
 
     def work(self) -> None:
         """What a thread does. Between two jobs it holds nothing, neither locks nor what these held on to."""

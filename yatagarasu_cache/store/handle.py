@@ -79,6 +79,7 @@ class Handle:
         self._logged: set[str] = set()
         self.appending = threading.RLock()
         self.writer: SegmentWriter | None = None
+        self.streams: set[object] = set()  # large values that threads are storing
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
         self._read_once = backend.read_once
@@ -178,7 +179,7 @@ class Handle:
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
-                if self.owner.any_dead():
+                if self.owner.any_dead() or self.streams:
                     recovery.tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
@@ -187,6 +188,12 @@ class Handle:
                 self.index.sync()
                 self.index.words[f.W_CLEAN] = 1
                 self.index.sync()
+            elif self.streams:  # as if it had died: the last to close tidies up
+                self.owner.stay_marked()
+            # Before the lock is given up: whoever closes next may be the last, and no thread of ours, which
+            # may be waiting for the lock, changes anything any more.
+            self.users.leave()
+            self.lock.close()
 
     def _release(self) -> None:
         self.core.detach()

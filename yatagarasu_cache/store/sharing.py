@@ -393,7 +393,10 @@ def _close_aside(shared: Shared) -> None:
 
     thread = threading.Thread(target=work, name="yatagarasu-close", daemon=True)
     _closing.add(thread)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # there is no thread to be had
+        work()
 
 
 class _Warning:

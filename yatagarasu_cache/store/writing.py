@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -10,12 +11,12 @@ from typing import NamedTuple
 from .. import format as f
 from ..backends.base import Buffer
 from ..changes import Mark
-from ..errors import CacheIOError, ValueTooLarge, from_os_error
+from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
 from ..segment import SegmentWriter
-from .handle import ATTEMPTS
+from .handle import ATTEMPTS, closed_error
 from .reading import Reading
 from .removal import Gone
 
@@ -53,7 +54,8 @@ class _Reservation:
         self._bytes += length
 
     def release(self) -> None:
-        with self._store.lock:
+        """Give back what is not used. If the handle was closed meanwhile, the last to close does that."""
+        with contextlib.suppress(ClosedError), self._store.lock:
             self._store.account_large(-self._bytes)
         self._bytes = 0
 
@@ -326,6 +328,7 @@ class Writing(Reading):
             return True
         flags |= FLAG_LARGE
         reserved = _Reservation(self)
+        self.streams.add(reserved)
         temporary = self.temporary_path()
         published: tuple[int, int, int] | None = None
         installed = False
@@ -340,15 +343,20 @@ class Writing(Reading):
                 low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
             )
         except OSError as error:
-            if isinstance(error, CacheIOError) or is_callers(error):  # the stream's own
+            if is_callers(error):  # the stream's own
+                raise
+            if self.closed:  # and tidied up, perhaps
+                raise closed_error(self.root) from error
+            if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot write a large value") from error
         finally:
             if not installed:
-                reserved.release()
                 self.backend.clear_away(temporary)
                 if published is not None:
                     self.backend.clear_away(self.large.path(*published))
+                reserved.release()
+            self.streams.discard(reserved)
         if installed:
             self.sets += 1
             self.reclaim.pace(0)
