@@ -324,3 +324,38 @@ def test_taken_segments_of_handles_that_die(make: Make, idle: Any, how: int) -> 
     assert index.state(segment) == f.SEALED
     assert cache.get("b") == b"i" * 6000
     assert cache.check() == []
+
+
+KILLED = """
+import itertools, os, sys
+from yatagarasu_cache import DiskCache
+cache = DiskCache(sys.argv[1], backend="threads")
+cache.set("there", b"1")
+def parts():
+    yield bytes(3 << 20)
+    yield bytes(1 << 20)
+    os.kill(os.getpid(), 9)
+cache.set("big", parts())
+"""
+
+
+def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory: Path) -> None:
+    """Temporary files of handles that were killed don't pile up until somebody is alone."""
+    cache = make(size_limit=64 * MIB)
+    cache.set("mine", b"1")
+    before = cache.volume()
+    for _ in range(4):
+        with pytest.raises(AssertionError):
+            run_python(KILLED, directory)
+        assert os.listdir(directory / "tmp")
+        cache._store.reclaim.reap()
+        assert os.listdir(directory / "tmp") == []
+        assert cache.volume() - before < MIB
+    segment = directory / "segments" / "000000ff.seg"
+    header = f.pack_segment_header(255, cache._store.index.identity, 1, 0)
+    segment.write_bytes(header)  # of one that was killed as it began it
+    with pytest.raises(AssertionError):
+        run_python(KILLED, directory)
+    cache._store.reclaim.reap()
+    assert not segment.exists()
+    assert cache.check() == [] and cache["there"] == b"1"

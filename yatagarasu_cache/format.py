@@ -31,6 +31,7 @@ TEMPORARY_NAME = "tmp"
 WRITERS_NAME = "writers"
 SEGMENT_SUFFIX = ".seg"
 TEMPORARY_SUFFIX = ".tmp"
+VALUE_SUFFIX = ".value.tmp"
 WRITER_SUFFIX = ".lock"
 
 # The first line is fixed by https://bford.info/cachedir/ ; the second makes the directory ours.
@@ -386,11 +387,18 @@ def segment_name(segment: int) -> str:
     return f"{segment:08x}{SEGMENT_SUFFIX}"
 
 
-def is_temporary_name(name: str) -> bool:
-    """True for `<owner's token>-<number>.tmp`."""
-    owner, dash, number = name.removesuffix(TEMPORARY_SUFFIX).partition("-")
-    ours = name.endswith(TEMPORARY_SUFFIX) and bool(dash) and _is_hex(owner, 16)
-    return ours and _is_hex(number, len(number) or 1)
+def temporary_name(owner: int, number: int, *, value: bool) -> str:
+    return f"{owner:016x}-{number:x}{VALUE_SUFFIX if value else TEMPORARY_SUFFIX}"
+
+
+def parse_temporary_name(name: str) -> tuple[int, bool] | None:
+    """(owner's token, whether it is a value) of `<token>-<number>[.value].tmp`; None of other names."""
+    is_value = name.endswith(VALUE_SUFFIX)
+    stem = name.removesuffix(VALUE_SUFFIX if is_value else TEMPORARY_SUFFIX)
+    owner, _, number = stem.partition("-")
+    if stem == name or not _is_hex(owner, 16) or not _is_hex(number, len(number) or 1):
+        return None
+    return int(owner, 16), is_value
 
 
 def parse_segment_name(name: str) -> int | None:

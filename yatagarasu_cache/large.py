@@ -29,8 +29,8 @@ class LargeFiles:
     def path(self, low: int, high: int, pointer: int) -> str:
         return os.path.join(self.directory, f.large_name(low, high, pointer))
 
-    def temporary_path(self, owner: int, number: int) -> str:
-        return os.path.join(self.temporary, f"{owner:016x}-{number:x}{f.TEMPORARY_SUFFIX}")
+    def temporary_path(self, owner: int, number: int, *, value: bool = False) -> str:
+        return os.path.join(self.temporary, f.temporary_name(owner, number, value=value))
 
     def write(
         self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None]

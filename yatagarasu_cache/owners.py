@@ -72,11 +72,17 @@ class Owner:
         return False
 
     def alive_tokens(self) -> set[int]:
-        """Tokens of all living handles. Of dead ones a mark is kept: the last to close tidies up after it."""
+        """Tokens of all living handles."""
+        return self.sweep_most()[0]
+
+    def sweep_most(self) -> tuple[set[int], int]:
+        """Tokens of all living handles, and how many dead ones left a mark. Of these one is kept: the
+        last to close tidies up after it.
+        """
         alive, dead = self._sorted_marks()
         for token in dead[1:]:
             self._backend.unlink(self._path(token))
-        return alive
+        return alive, len(dead)
 
     def any_dead(self) -> bool:
         """True if a handle died since marks were last swept."""
@@ -119,7 +125,7 @@ class Owner:
         """The mark stays the parent's: the child lets go of it without removing it."""
         if self._fd >= 0:
             os.close(self._fd)
-        self.token, self._fd, self._acquiring = 0, -1, threading.Lock()
+        self.token, self._fd, self._stays, self._acquiring = 0, -1, False, threading.Lock()
 
 
 class Users:

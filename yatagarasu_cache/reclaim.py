@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from . import checkpoint
+from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
@@ -86,6 +86,7 @@ class Reclaimer:
         self._store = store
         self._unpaced = 0
         self._reaped = time.monotonic()
+        self._marks = 0  # of dead handles, that were there when this was last looked at
         self.follow_settings()
         self._pacing = threading.RLock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
@@ -166,7 +167,11 @@ class Reclaimer:
         store, reaped = self._store, 0
         with store.lock:
             self._reaped = time.monotonic()
-            dead = self._dead_handles()
+            alive, marks = store.owner.sweep_most()
+            dead = self._named_owners() - alive
+            if marks > self._marks:
+                recovery.remove_unfinished(store, self._index, alive)
+            self._marks = min(marks, 1)
             for segment in self._index.segments() if dead else ():
                 words, entry = self._index.words, self._index.entry(segment)  # a rebuild may replace it
                 if words[entry + f.T_CLEANER] in dead:
@@ -175,16 +180,15 @@ class Reclaimer:
                     reaped += 1
         return reaped
 
-    def _dead_handles(self) -> set[int]:
-        """Owners that the segment table names, and that live no more."""
+    def _named_owners(self) -> set[int]:
+        """Other handles that the segment table names."""
         words = self._index.words
-        named = {
+        return {
             words[entry + field]
             for entry in self._index.table_entries()
             if words[entry] & ~f.MASK32 not in (f.LOG, f.DOOMED)
             for field in (f.T_OWNER, f.T_CLEANER)
         } - {0, self._store.owner.token}
-        return named - self._store.owner.alive_tokens() if named else named
 
     def _reap_if_due(self) -> None:
         """Now and then, so that what dead handles leave does not pile up until there is need."""

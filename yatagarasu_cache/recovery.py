@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
@@ -129,12 +129,7 @@ def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
 
 def tidy(store: Handle, index: Index) -> None:
     """Nobody else has the cache open: remove what dead handles left half done."""
-    for name, _ in store.backend.scandir(store.large.temporary):
-        if f.is_temporary_name(name):
-            store.backend.unlink(os.path.join(store.large.temporary, name))
-    for segment in _segments_there(store):
-        if not index.state(segment) and _is_leftover(store, segment, index.identity):
-            store.backend.unlink(store.files.path(segment))  # killed before its first record
+    remove_unfinished(store, index, alive=frozenset())
     total = 0
     for (low, high, pointer), size, path in store.large.listed():
         if _refers(store, index, low, high, pointer):
@@ -143,6 +138,22 @@ def tidy(store: Handle, index: Index) -> None:
             store.backend.unlink(path)
     index.words[f.W_LARGE_BYTES] = total
     store.owner.sweep()  # last: should we be killed here, somebody looks again
+
+
+def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
+    """Remove files that dead handles did not come to give a name or a place. The lock is held, and
+    `alive` names the handles that live.
+    """
+    words = index.words
+    for name, status in store.backend.scandir(store.large.temporary):
+        parsed = f.parse_temporary_name(name)
+        if parsed is not None and parsed[0] not in alive:
+            store.backend.unlink(os.path.join(store.large.temporary, name))
+            if parsed[1]:  # about as much was reserved for it; who closes last counts anew
+                words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - status.st_size)
+    for segment in _segments_there(store):
+        if not index.state(segment) and _is_leftover(store, segment, index.identity):
+            store.backend.unlink(store.files.path(segment))  # killed before its first record
 
 
 def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:

@@ -211,7 +211,7 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is not None:
             os.close(writer.fd)
-        self.appending = threading.RLock()
+        self.appending, self.streams = threading.RLock(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
@@ -562,8 +562,9 @@ class Handle:
                 self.writer = None
                 writer.abandon()
 
-    def temporary_path(self) -> str:
-        return self.large.temporary_path(self.owner.acquire(), next(self._temporary))
+    def temporary_path(self, *, value: bool = False) -> str:
+        """Of a file that is renamed when it is complete; `value`: that of a large value, which counts."""
+        return self.large.temporary_path(self.owner.acquire(), next(self._temporary), value=value)
 
     def account_large(self, length: int) -> None:
         """Count bytes of large files. The lock is held."""

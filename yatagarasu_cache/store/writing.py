@@ -329,7 +329,7 @@ class Writing(Reading):
         flags |= FLAG_LARGE
         reserved = _Reservation(self)
         self.streams.add(reserved)
-        temporary = self.temporary_path()
+        temporary = self.temporary_path(value=True)
         published: tuple[int, int, int] | None = None
         installed = False
         try:
