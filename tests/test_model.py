@@ -457,7 +457,7 @@ WAYS: dict[str, list[tuple[str, str]]] = {
 class AtOnce:
     """In place of `threading`: a checkpoint is written when it is due, and not at some moment after."""
 
-    Lock = threading.Lock
+    RLock = threading.RLock
     current_thread = threading.current_thread
 
     class Thread:

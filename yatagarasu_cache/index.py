@@ -146,9 +146,11 @@ class IndexLock:
         self.fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
 
     def close(self) -> None:
-        """Whoever waits for the lock finds it closed; whoever has it goes on first."""
+        """Whoever waits for the lock finds it closed; whoever has it goes on first, or closes it himself."""
         with self.threads:
             if self.fd >= 0:
+                # A child that is forked just now may keep the file open, and with it the lock.
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
 
