@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from typing import Any
 import pytest
 from helpers import ROOT, disk_bytes, noise, run_python
 
-from yatagarasu_cache import DiskCache, StorageFull
+from yatagarasu_cache import DiskCache, StorageFull, checkpoint
 from yatagarasu_cache import format as f
+from yatagarasu_cache import reclaim as reclaim_module
 
 Make = Callable[..., DiskCache]
 MIB = 1 << 20
@@ -234,6 +237,45 @@ def test_a_cleaner_that_idles_does_not_keep_others_from_cleaning(make: Make, idl
         cache.set(n, noise(1000, n))
     assert cache.stats().evictions == 0
     assert all(cache.get(n) is not None for n in range(1000, 1500))
+
+
+def test_a_checkpoint_under_way_is_waited_for_before_anything_is_evicted(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log that it covers, beside the new one, takes the room that copies need."""
+    cache = make(**SMALL)
+    reclaim, changes = cache._store.reclaim, cache._store.changes
+    monkeypatch.setattr(reclaim, "_is_checkpoint_due", lambda: False)
+    for n in range(400):
+        cache.set(n, noise(1000, n))
+    cache.delete_many([n for n in range(400) if n % 2])
+    begun, copies, refused = threading.Event(), threading.Event(), []
+    write, copy_room = checkpoint._write_file, reclaim._copy_room
+
+    def write_slowly(*args: Any) -> None:
+        begun.set()
+        copies.wait(10)
+        time.sleep(0.2)
+        write(*args)
+
+    def without_room(size: int, segment: int) -> Any:
+        if changes.total_size > changes.size:  # one that the checkpoint covers
+            copies.set()
+            refused.append(size)
+            raise reclaim_module._NoRoom
+        return copy_room(size, segment)
+
+    monkeypatch.setattr(checkpoint, "_write_file", write_slowly)
+    monkeypatch.setattr(reclaim, "_copy_room", without_room)
+    thread = threading.Thread(target=checkpoint.write, args=(cache._store,))
+    thread.start()
+    assert begun.wait(10)
+    for n in range(400, 800):
+        cache.set(n, noise(1000, n))
+    thread.join()
+    assert refused
+    assert cache.stats().evictions == 0
+    assert all(cache.get(n) is not None for n in range(400, 800))
 
 
 def test_the_dead_are_reaped_before_anything_is_evicted(make: Make, idle: Any) -> None:

@@ -67,6 +67,14 @@ class ChangeLog:
         return self._index.words[self._index.entry(segment) + f.T_TAIL] if segment else 0
 
     @property
+    def total_size(self) -> int:
+        """Bytes of this log, and of those before it that no checkpoint covers yet."""
+        index = self._index
+        logs = [entry for entry in index.table_entries() if index.words[entry] & ~f.MASK32 == f.LOG]
+        closed = sum(index.words[entry + f.T_SIZE] for entry in logs if index.words[entry + f.T_CLOSED])
+        return self.size + closed
+
+    @property
     def opened(self) -> tuple[int, int]:
         """(descriptor, id) of the log that this handle wrote to last, for compiled code."""
         return self._fd, self._segment

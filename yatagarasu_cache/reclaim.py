@@ -508,9 +508,9 @@ class Reclaimer:
             return False
 
     def _cover_changes(self) -> None:
-        """What the log of changes takes can be had back by a checkpoint."""
-        if self._store.changes.size > _LEAST_LOG // 2:
-            self._write_checkpoint()
+        """What the logs of changes take can be had back by a checkpoint: the one under way, or a new one."""
+        if self._store.changes.total_size > _LEAST_LOG // 2:
+            self._write_checkpoint(lambda: self._store.changes.total_size > _LEAST_LOG // 2)
 
     def _recount(self) -> None:
         """Count anew what can be: a damaged count makes a cache look full."""
