@@ -14,8 +14,10 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -56,7 +58,7 @@ enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITT
        W_LOG = 31, W_ACTIVE, W_EVICTION = 34, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
 enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_LIVE_A, J_WAS_A, J_LIVE_B, J_WAS_B, J_IMAGE };
 enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
-enum { T_SIZE = 1, T_LIVE = 2, T_TAIL = 7 };
+enum { T_SIZE = 1, T_LIVE = 2, T_OWNER = 3, T_TAIL = 7 };
 
 /* As in eviction.py. What W_EVICTION holds: any other policy notes no uses. */
 enum { LRU = 1, LFU = 3 };
@@ -66,6 +68,8 @@ enum { LRU = 1, LFU = 3 };
 #define UNSURE UINT64_MAX /* the index is not as a plain case has it: the ordinary path sorts it out */
 #define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
 #define TRIES 50          /* for the lock file, before waiting asleep */
+#define SHORTEST_PAUSE 50000L /* nanoseconds between further tries; each is half as long again */
+#define LONGEST_WAIT 20000000L
 #define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
 #define GATHER 8192 /* bytes of a record that are copied into one piece before they are written */
@@ -303,19 +307,35 @@ static void pause_a_little(void)
     }
 }
 
-/* Lock the file that all processes lock. Others hold it for microseconds, and who sleeps gets his
- * turn milliseconds later where the processors are busy: so first it is tried for a while. */
-static bool lock(int fd)
+/* Both files still have their names: else others lock, or change, other ones. */
+static bool in_place(const struct yc_view *view, int fd)
 {
-    for (int i = 0; i < TRIES; i++) {
-        if (!flock(fd, LOCK_EX | LOCK_NB))
-            return true;
-        if (errno != EWOULDBLOCK)
-            break;
-        pause_a_little();
+    struct stat status;
+    return !fstat(fd, &status) && status.st_nlink && !fstat(view->fd, &status) && status.st_nlink;
+}
+
+/* Lock the file that all processes lock. Others hold it for microseconds, and who sleeps gets his
+ * turn milliseconds later where the processors are busy: so first it is tried for a while. False, after
+ * a while, if that did not come off: the ordinary path waits on, and heeds signals and its timeout. */
+static bool lock(const struct yc_view *view, int fd)
+{
+    struct timespec pause = {.tv_nsec = SHORTEST_PAUSE};
+    int tries = 0;
+    for (long waited = 0; flock(fd, LOCK_EX | LOCK_NB);) {
+        if (errno != EWOULDBLOCK || waited > LONGEST_WAIT)
+            return false;
+        if (tries++ < TRIES) {
+            pause_a_little();
+        } else {
+            nanosleep(&pause, NULL);
+            waited += pause.tv_nsec;
+            pause.tv_nsec += pause.tv_nsec / 2;
+        }
     }
-    /* A signal may end the waiting: its handler runs in Python, which then waits on. */
-    return !flock(fd, LOCK_EX);
+    if (in_place(view, fd))
+        return true;
+    flock(fd, LOCK_UN);
+    return false;
 }
 
 /* Write all of the vectors, which it uses up. 0 or a negative errno. */
@@ -507,7 +527,8 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = entry_of(view, segment);
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment))
+        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment) ||
+        load(map, entry + T_OWNER) != record->owner)
         return false;
     uint64_t at = find(view, key);
     bool fresh = !at;
@@ -602,7 +623,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
     record->error = append(view, end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
-    if (!lock(end->lock_fd))
+    if (!lock(view, end->lock_fd))
         return YC_APPENDED;
     bool installed = install(view, record);
     flock(end->lock_fd, LOCK_UN);
@@ -656,9 +677,10 @@ int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, s
     return *error ? YC_FAILED : 0;
 }
 
-size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch)
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch,
+                       uint64_t owner)
 {
-    struct yc_record record = {.epoch = epoch, .stop_after = -1};
+    struct yc_record record = {.epoch = epoch, .owner = owner, .stop_after = -1};
     size_t done = 0;
     while (done < count && usable(view)) {
         memcpy(record.slot, &slots[done * SLOT_WORDS], sizeof record.slot);
@@ -781,7 +803,7 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
     uint64_t at = find(view, digest);
     if (!at && !others_append(view, own))
         return YC_MISS;
-    if (at == UNSURE || log->segment > MASK32 || !lock(log->lock_fd))
+    if (at == UNSURE || log->segment > MASK32 || !lock(view, log->lock_fd))
         return YC_OTHER;
     int status = YC_OTHER;
     at = find(view, digest);

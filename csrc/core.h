@@ -39,6 +39,7 @@ struct yc_view {
     uint64_t seed; /* of digests and record checksums */
     void *files;   /* table_capacity words: segment << 32 | descriptor + 1, or 0 */
     bool writable; /* the mapping: else no use is noted */
+    int fd;        /* the file: it has to have its name when the lock is taken */
 };
 
 enum { YC_OTHER = -1, YC_MISS, YC_FOUND, YC_UNOPENED };
@@ -83,6 +84,7 @@ struct yc_end {
 struct yc_record {
     uint64_t slot[8]; /* what its slot shows, or should show */
     uint64_t epoch;   /* the index's when the append began */
+    uint64_t owner;   /* who appends: nobody else's segment shows it */
     uint64_t head_bytes, listed_bytes;
     int error;          /* of YC_FAILED: a negative errno */
     int64_t stop_after; /* for tests: stores to the index after so many are lost; -1 for none */
@@ -93,7 +95,7 @@ enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1, YC_EXPIRED = 2 };
 
 /* Append a record and show it in the index. YC_INSTALLED; YC_APPENDED if the index is left to the
  * ordinary path; YC_FAILED if it could not be written, and the segment ends where it did; or
- * YC_OTHER if nothing was done. `record->stop_after` is read, the rest of it is set. */
+ * YC_OTHER if nothing was done. `record->stop_after` and `owner` are read, the rest of it is set. */
 int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
            struct yc_record *record);
 
@@ -108,7 +110,8 @@ uint64_t yc_record_bytes(const struct yc_entry *entry);
 uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed);
 /* Show records in the index, one after the other, while the lock is held. How many, from the first,
  * until one that is left to the ordinary path. `epoch`: the index's before they were appended. */
-size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch);
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch,
+                       uint64_t owner);
 uint64_t yc_epoch(const struct yc_view *view);
 
 /* Log a removal of the key and take it out of the index. YC_FOUND if it was there, YC_EXPIRED if

@@ -14,8 +14,9 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-#define ABI_VERSION 6
+#define ABI_VERSION 7
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -45,7 +46,38 @@ typedef struct {
     unsigned long long due;          /* so many of both, or */
     unsigned long long told;         /* so long after this time, and `tell` is called */
     PyObject *tell;                  /* or NULL */
+    unsigned long long owner;        /* whom the segment belongs to that is appended to */
 } Core;
+
+/* A byte of a page that the kernel wipes in children: 0 there, until everything is renewed. Where the kernel
+ * can't, the process id tells. Of the process, and not of an interpreter. */
+static volatile unsigned char *ours;
+static pid_t process;
+
+static void begin_process(void)
+{
+    process = getpid();
+#ifdef MADV_WIPEONFORK
+    if (!ours) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        void *map = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == MAP_FAILED)
+            return;
+        if (madvise(map, page, MADV_WIPEONFORK))
+            munmap(map, page);
+        else
+            ours = map;
+    }
+    if (ours)
+        *ours = 1;
+#endif
+}
+
+/* True in a child whose parent forked without Python's hooks: what was opened is the parent's. */
+static inline bool is_forked(void)
+{
+    return ours ? !*ours : getpid() != process;
+}
 
 static PyObject *another(PyObject *object)
 {
@@ -137,6 +169,7 @@ static PyObject *core_attach(Core *self, PyObject *args)
         .seed = seed,
         .files = PyByteArray_AsString(files),
         .writable = writable,
+        .fd = fd,
     };
     replace_mapping(self, mapping);
     return another(Py_None);
@@ -241,7 +274,7 @@ static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bo
         return NULL;
     if (PyErr_Occurred())
         return NULL;
-    if (!encoded && !(key_length = encode_key(args[0], buffer)))
+    if (is_forked() || (!encoded && !(key_length = encode_key(args[0], buffer))))
         return another(Py_NotImplemented);
     switch (yc_find(&self->mapping->view, key, (uint64_t)key_length, *now, found)) {
     case YC_MISS:
@@ -477,6 +510,11 @@ static PyObject *core_tell(Core *self, PyObject *args)
     return another(Py_None);
 }
 
+static PyObject *core_own(Core *self, PyObject *args)
+{
+    return PyArg_ParseTuple(args, "K", &self->owner) ? another(Py_None) : NULL;
+}
+
 static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
 {
     char *start;
@@ -515,6 +553,9 @@ static PyObject *put(Core *self, const struct yc_entry *entry, const struct yc_e
 {
     if (PyErr_Occurred())
         return NULL;
+    if (is_forked())
+        return another(Py_NotImplemented);
+    record->owner = self->owner;
     struct mapping *mapping = self->mapping;
     int status;
     mapping->users++;
@@ -711,7 +752,8 @@ static PyObject *core_install_many(Core *self, PyObject *args)
     size_t done;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    done = yc_install_many(&mapping->view, (const uint64_t *)words + first * 8, (size_t)(bytes / 64 - first), epoch);
+    done = yc_install_many(&mapping->view, (const uint64_t *)words + first * 8, (size_t)(bytes / 64 - first), epoch,
+                           self->owner);
     Py_END_ALLOW_THREADS
     release(mapping);
     return PyLong_FromSize_t(done);
@@ -743,6 +785,8 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
     record.stop_after = count == R_COUNT ? PyLong_AsLongLong(args[R_STOP_AFTER]) : -1;
     if (PyErr_Occurred())
         return NULL;
+    if (is_forked())
+        return another(Py_NotImplemented);
     struct mapping *mapping = self->mapping;
     int status;
     mapping->users++;
@@ -777,6 +821,8 @@ static PyMethodDef core_methods[] = {
      "use(hits, misses, now)\n--\n\nCount what others found or did not find."},
     {"tell", (PyCFunction)core_tell, METH_VARARGS,
      "tell(function, now)\n--\n\nFrom now on function() is called when uses should be asked for, until detach()."},
+    {"own", (PyCFunction)core_own, METH_VARARGS,
+     "own(token)\n--\n\nWhom the segment belongs to that is appended to from now on."},
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
@@ -902,7 +948,16 @@ static PyObject *module_write_file(PyObject *module, PyObject *args)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+static PyObject *module_begin_process(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    begin_process();
+    return another(Py_None);
+}
+
 static PyMethodDef module_methods[] = {
+    {"begin_process", module_begin_process, METH_NOARGS,
+     "Everything was renewed after a fork: calls are answered again."},
     {"read_file", module_read_file, METH_VARARGS,
      "read_file(fd, length, seed)\n--\n\n(content, its checksum); None if the file is shorter."},
     {"write_file", module_write_file, METH_VARARGS,
@@ -922,6 +977,7 @@ static int add_type(PyObject *module, const char *name, PyObject *type)
 
 static int module_exec(PyObject *module)
 {
+    begin_process();
     if (add_type(module, "Core", PyType_FromSpec(&core_spec)) || add_type(module, "Reads", yc_reads_type()))
         return -1;
     if (PyModule_AddIntConstant(module, "ABI_VERSION", ABI_VERSION) ||

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache.index import Index, IndexLock
+from yatagarasu_cache.index import Index
+from yatagarasu_cache.locks import FileLock
 from yatagarasu_cache.store import Store
 from yatagarasu_cache.store.handle import Handle
 
@@ -34,7 +35,7 @@ class Unlocked(BaseException):
 
 def is_held(lock: Any) -> bool:
     """True if this thread has the index lock."""
-    return isinstance(lock, IndexLock) and lock.threads._is_owned() and lock._depth > 0  # type: ignore[attr-defined]
+    return isinstance(lock, FileLock) and lock.threads._is_owned() and lock._depth > 0
 
 
 def guard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from yatagarasu_cache import index as index_module
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.errors import ClosedError
 from yatagarasu_cache.format import PARTITION_MASK, PARTITIONS, SLOT_BYTES, SLOT_WORDS, Identity, Slot
-from yatagarasu_cache.index import Index, IndexDamaged, IndexLock
+from yatagarasu_cache.index import Index, IndexDamaged
+from yatagarasu_cache.locks import FileLock
 
 IDENTITY = Identity(b"sixteen bytes id", 12345)
 TABLE = 16  # capacity of the segment table
@@ -643,8 +644,8 @@ def test_a_journal_that_makes_no_sense_is_damage(path: Path, index: Index) -> No
 
 
 def test_the_lock_may_be_taken_again_and_is_given_back(tmp_path: Path) -> None:
-    lock = IndexLock(BACKEND, str(tmp_path / "lock"), 0o600)
-    other = IndexLock(BACKEND, str(tmp_path / "lock"), 0o600)
+    lock = FileLock(BACKEND, str(tmp_path / "lock"), 0o600)
+    other = FileLock(BACKEND, str(tmp_path / "lock"), 0o600)
     entered: list[int] = []
     lock.on_enter = lambda: entered.append(1)
 

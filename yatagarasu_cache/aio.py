@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Any, TypeVar
 
-from . import config
+from . import config, forks
 from .backends.base import Buffer, Channel
 from .cache import DiskCache, _settings, as_stream, configured, listed, stream_length
 from .check import Problem
@@ -865,5 +865,4 @@ def _renew_after_fork() -> None:
         cache._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_after_fork)
+forks.register(_renew_after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -31,12 +32,12 @@ from .codec import (
 from .config import Settings
 from .core import PythonCore
 from .entry import Entry, Location, ValueReader
-from .errors import ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
+from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
-from .store import Item, sharing
+from .store import ATTEMPTS, Item, sharing
 
 __all__ = ["DiskCache"]
 
@@ -178,12 +179,13 @@ class DiskCache:
             if type(found) is bytes:
                 return found
             if found is NotImplemented:
+                self._store.entering()
                 found = self._store.core.ordinary(key)
             if found is None:
                 return default
             payload, flags = found
             return self._decode(payload, flags & CODEC_FLAGS) if flags else payload
-        except Exception as error:  # as `guarded` does, without a call
+        except BaseException as error:  # as `guarded` does, without a call
             tell(error, self)
             raise
 
@@ -208,8 +210,9 @@ class DiskCache:
                 and self._set(key, value)
             ):  # fmt: skip
                 return True
+            self._store.entering()
             return self._set_ordinary(key, value, expire, tag, meta)
-        except Exception as error:  # as `guarded` does, without a call
+        except BaseException as error:  # as `guarded` does, without a call
             tell(error, self)
             raise
 
@@ -304,7 +307,10 @@ class DiskCache:
         store = self._store
         store.ensure_writable("remove an entry")
         low, high = key_digest(encode_key(key), store.seed)
-        while (slot := store.lookup(low, high)) is not None:
+        for _ in range(ATTEMPTS):
+            slot = store.lookup(low, high)
+            if slot is None:
+                break
             found = store.fetch_version(slot)
             if found is None:
                 continue
@@ -312,6 +318,10 @@ class DiskCache:
             if store.delete(low, high, slot.stamp):
                 store.use(True)
                 return value
+        else:
+            raise CacheIOError(
+                errno.EAGAIN, "cannot remove an entry: it cannot be read, or changes all the time: try again"
+            )
         store.use(False)
         if store.others_append():
             store.remove([(low, high)], lambda slot: False, "deletes")

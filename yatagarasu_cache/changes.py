@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
 from .errors import from_os_error
+from .locks import new_lock
 
 if TYPE_CHECKING:
     from .index import Index
@@ -41,7 +41,7 @@ class ChangeLog:
     def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
-        self._syncing = threading.Lock()
+        self._syncing = new_lock()
         self._synced = Mark(0, 0)
         self.follow_settings()
 
@@ -229,4 +229,4 @@ class ChangeLog:
 
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""
-        self._syncing = threading.Lock()
+        self._syncing = new_lock()

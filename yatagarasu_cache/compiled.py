@@ -6,10 +6,13 @@ import importlib
 import os
 from types import ModuleType
 
+from . import forks
 from .errors import BackendUnavailable, ConfigurationError
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 6  # of the module that this code calls
+ABI_VERSION = 7  # of the module that this code calls
+
+_begun: set[ModuleType] = set()
 
 
 def load() -> ModuleType | None:
@@ -27,4 +30,7 @@ def load() -> ModuleType | None:
         if wanted == "c":
             raise BackendUnavailable(f"{VARIABLE}=c, but the compiled core is not there: {error}") from error
         return None
+    if module not in _begun:
+        _begun.add(module)
+        forks.register(module.begin_process, order=1)  # last: from then on it answers again
     return module

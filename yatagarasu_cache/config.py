@@ -134,6 +134,8 @@ class Settings:
     """Segment descriptors kept open."""
     max_in_flight: int = 1024
     """asyncio operations under way before callers wait."""
+    lock_timeout: float | None = 60.0
+    """Seconds to wait for a lock that another process holds, which may be stopped. None: for ever."""
     workers: int | None = None
     """Threads of the portable backend. None: chosen by the backend."""
     allow_network_fs: bool = False
@@ -382,6 +384,7 @@ _CHECKS: dict[str, _Check] = {
     "headroom": _fraction(MIN_HEADROOM, MAX_HEADROOM),
     "max_open_files": _integer(8, _MAX_FILES, "descriptors"),
     "max_in_flight": _integer(1, _MAX_COUNT, "operations"),
+    "lock_timeout": _optional(_seconds),
     "workers": _optional(_integer(1, 256, "threads")),
     "allow_network_fs": _flag,
     "directory_mode": _mode(0o700),

@@ -50,6 +50,9 @@ class PythonCore:
     def attach(self, index: Index) -> None:
         """From now on `index` is the store's."""
 
+    def own(self, token: int) -> None:
+        """Whom the segment belongs to that is appended to from now on."""
+
     def detach(self) -> None:
         """The store was closed."""
 
@@ -144,6 +147,7 @@ class CompiledCore(PythonCore):
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
         self.counted, self.use = core.counted, core.use  # type: ignore[method-assign]
         self._put, self._set = core.put, core.set
+        self.own = core.own  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
@@ -203,10 +207,10 @@ class CompiledCore(PythonCore):
 
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
-        if length >= self._longest:
+        lock: Any = store.lock
+        if length >= self._longest or store.appending._is_owned() or lock.threads._is_owned():
             return False
         size = _MOST_ROOM + length & ~15
-        lock: Any = store.lock
         with store.appending:
             writer = store.writer
             if writer is None or size > writer.room:

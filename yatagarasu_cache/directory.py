@@ -12,7 +12,7 @@ from . import format as f
 from .backends.base import Backend
 from .config import Settings
 from .errors import BackendUnavailable, ConfigurationError, FormatError, ReadOnlyError, from_os_error
-from .index import fcntl
+from .locks import fcntl
 
 # Mappings and locks are not safe on these: other hosts don't see them, or see them late.
 NETWORK_FILE_SYSTEMS = frozenset(

@@ -15,7 +15,9 @@ __all__ = [
     "ConfigurationError",
     "EntryGone",
     "FormatError",
+    "LockTimeout",
     "ReadOnlyError",
+    "Reentered",
     "SerializationError",
     "StorageFull",
     "ValueTooLarge",
@@ -71,6 +73,15 @@ class CacheIOError(CacheError, OSError):
 
 class StorageFull(CacheIOError):
     """No room: the volume is full, a quota is used up, or `size_limit` is reached without eviction."""
+
+
+class LockTimeout(CacheIOError):
+    """A lock was not to be had within `lock_timeout`; the message says who holds it."""
+
+
+class Reentered(CacheError):
+    """The cache was used where it had been interrupted in the middle of a change: by a signal handler, a
+    destructor or a logging handler, in the same thread. Nothing was done."""
 
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})

@@ -12,12 +12,14 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import CodeType, TracebackType
 from typing import Any, TypeVar, cast
 
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 from .index import IndexDamaged
+from .locks import at_the_outside, give_back, is_holding
 
 __all__ = ["callers", "guarded", "is_callers", "tell"]
 
@@ -42,8 +44,24 @@ def is_callers(error: BaseException) -> bool:
     return False
 
 
-def tell(error: Exception, subject: object) -> None:
-    """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is."""
+def _enter(subject: object) -> None:
+    store = getattr(subject, "_store", None)
+    if store is not None:
+        store.entering()
+
+
+def tell(error: BaseException, subject: object) -> None:
+    """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is.
+
+    Called by the public method that it leaves. Whatever this thread held is given back before.
+    """
+    if is_holding() and at_the_outside(sys._getframe(2)):
+        give_back()
+    if isinstance(error, Exception):
+        _tell(error, subject)
+
+
+def _tell(error: Exception, subject: object) -> None:
     bad_descriptor = isinstance(error, CacheIOError) and error.errno == errno.EBADF  # of who was closed
     if isinstance(error, _PASSING) and not bad_descriptor or is_callers(error):
         return
@@ -91,8 +109,9 @@ def guarded(method: F) -> F:
 def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: object, *args: Any, **options: Any) -> Any:
         try:
+            _enter(self)
             return method(self, *args, **options)
-        except Exception as error:
+        except BaseException as error:
             tell(error, self)
             raise
 
@@ -102,8 +121,9 @@ def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:
 def _guarded_generator(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: object, *args: Any, **options: Any) -> Iterator[Any]:
         try:
+            _enter(self)
             yield from method(self, *args, **options)
-        except Exception as error:
+        except BaseException as error:
             tell(error, self)
             raise
 
@@ -114,7 +134,7 @@ def _guarded_coroutine(method: Callable[..., Any]) -> Callable[..., Any]:
     async def wrapper(self: object, *args: Any, **options: Any) -> Any:
         try:
             return await method(self, *args, **options)
-        except Exception as error:
+        except BaseException as error:
             tell(error, self)
             raise
 
@@ -127,7 +147,7 @@ def _guarded_async_generator(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             async for item in iterator:
                 yield item
-        except Exception as error:
+        except BaseException as error:
             tell(error, self)
             raise
         finally:

@@ -7,11 +7,9 @@ so that a process killed in the middle leaves what was there before: the next wr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -36,20 +34,12 @@ from .format import (
     W_PARTITIONS,
 )
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock; opening says so
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["Index", "IndexDamaged", "IndexLock", "NoLock", "fcntl", "grown_capacity", "rebuilt"]
+__all__ = ["Index", "IndexDamaged", "grown_capacity", "rebuilt"]
 
 MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear probing gets slow
 MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
-_TRIES = 30  # for the lock file, before waiting asleep
-_FEW_TRIES = 8  # where nobody is waited for
-_WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
 _GRAIN = 4096
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
@@ -60,109 +50,6 @@ _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss
 
 class IndexDamaged(Exception):
     """The index contradicts itself: it has to be rebuilt from the segments."""
-
-
-class IndexLock:
-    """Excludes other threads and processes; may be taken again by the thread that has it.
-
-    The lock file is of its own and is never handed to a ring: the kernel may keep a registered
-    file, and so its lock, alive after the process was killed.
-    """
-
-    def __init__(self, backend: Backend, path: str, mode: int) -> None:
-        self._backend, self._path, self._mode = backend, path, mode
-        self.threads = threading.RLock()
-        self._depth = 0
-        self.fd = backend.open(path, os.O_RDWR | os.O_CREAT, mode)
-        self.on_enter: Any = None  # called once the lock is held by a new owner
-
-    def __enter__(self) -> IndexLock:
-        self.threads.acquire()
-        if not self._depth:
-            try:
-                self._lock_file()
-            except BaseException as error:
-                self.threads.release()
-                if self.fd < 0:
-                    raise ClosedError("the cache is closed: open it anew") from error
-                raise
-            self._entered()
-        else:
-            self._depth += 1
-        return self
-
-    def _entered(self) -> None:
-        self._depth = 1
-        if self.on_enter is not None:
-            try:
-                self.on_enter()
-            except BaseException:
-                self.__exit__()
-                raise
-
-    def try_to_enter(self) -> bool:
-        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
-        if not self.threads.acquire(False):
-            return False
-        if self._depth:
-            self._depth += 1
-            return True
-        for _ in range(_FEW_TRIES):
-            try:
-                fcntl.flock(self.fd, _WITHOUT_WAITING)
-            except BlockingIOError:
-                continue
-            except BaseException:
-                self.threads.release()
-                raise
-            self._entered()
-            return True
-        self.threads.release()
-        return False
-
-    def _lock_file(self) -> None:
-        # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
-        # processors are busy: so first it is tried for a while.
-        for _ in range(_TRIES):
-            try:
-                return fcntl.flock(self.fd, _WITHOUT_WAITING)
-            except BlockingIOError:
-                pass
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        try:
-            if not self._depth and self.fd >= 0:  # else it was closed, which gave it up
-                fcntl.flock(self.fd, fcntl.LOCK_UN)
-        finally:  # others of this process must not wait for ever
-            self.threads.release()
-
-    def after_fork(self) -> None:
-        """A child needs an open file of its own: it shares the parent's lock otherwise."""
-        inherited, self.fd = self.fd, -1
-        os.close(inherited)
-        self.threads, self._depth = threading.RLock(), 0
-        self.fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
-
-    def close(self) -> None:
-        """Whoever waits for the lock finds it closed; whoever has it goes on first, or closes it himself."""
-        with self.threads:
-            if self.fd >= 0:
-                # A child that is forked just now may keep the file open, and with it the lock.
-                fcntl.flock(self.fd, fcntl.LOCK_UN)
-                self.fd, fd = -1, self.fd
-                self._backend.let_go(fd)
-
-
-class NoLock(contextlib.nullcontext[None]):
-    """For a cache opened read-only: there is nothing to exclude others from."""
-
-    def after_fork(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class Index:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import threading
 
 from . import format as f
 from .backends.base import Backend
-from .index import fcntl
+from .locks import fcntl, new_lock
 
 
 class Owner:
@@ -24,7 +23,7 @@ class Owner:
         self.directory = os.path.join(root, f.WRITERS_NAME)
         self.token = 0
         self._fd = -1
-        self._acquiring = threading.Lock()
+        self._acquiring = new_lock()
         self._stays = False
 
     def _path(self, token: int) -> str:
@@ -42,6 +41,11 @@ class Owner:
                 else:  # a sweep came between creating and locking
                     self._backend.let_go(fd)
             return self.token
+
+    def ensure_marked(self) -> None:
+        """Take another token if somebody has removed our mark: others believe us dead."""
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+            self.release()
 
     def note(self, segment: int) -> None:
         """Say which segment this handle appends to, for whoever has to rebuild the index."""
@@ -125,7 +129,7 @@ class Owner:
         """The mark stays the parent's: the child lets go of it without removing it."""
         if self._fd >= 0:
             os.close(self._fd)
-        self.token, self._fd, self._stays, self._acquiring = 0, -1, False, threading.Lock()
+        self.token, self._fd, self._stays, self._acquiring = 0, -1, False, new_lock()
 
 
 class Users:

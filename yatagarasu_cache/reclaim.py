@@ -27,7 +27,16 @@ from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
-from .segment import Record, SegmentWriter, footer_bytes, read_records, read_segment_header, void_record
+from .locks import claim, new_lock, runs_alone
+from .segment import (
+    VANISHED,
+    Record,
+    SegmentWriter,
+    footer_bytes,
+    read_records,
+    read_segment_header,
+    void_record,
+)
 
 if TYPE_CHECKING:
     from .store import Store
@@ -88,7 +97,7 @@ class Reclaimer:
         self._reaped = time.monotonic()
         self._marks = 0  # of dead handles, that were there when this was last looked at
         self.follow_settings()
-        self._pacing = threading.RLock()  # a signal handler may close what it has interrupted
+        self._pacing = new_lock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
@@ -212,6 +221,8 @@ class Reclaimer:
         store = self._store
         try:
             with store.backend.closing(store.backend.open(store.files.path(segment), os.O_RDWR)) as fd:
+                if not claim(fd):  # it lives, and somebody has removed its mark
+                    return False
                 unshown = store.unshown(segment, fd)
                 for offset in unshown:
                     void_record(store.backend, fd, offset)
@@ -242,7 +253,7 @@ class Reclaimer:
                 self._cleaning = None
 
     def after_fork(self) -> None:
-        self._pacing, self._cleaning, self._checkpoint = threading.RLock(), None, None
+        self._pacing, self._cleaning, self._checkpoint = new_lock(), None, None
 
     # -- room to write to ---------------------------------------------------------------------
 
@@ -271,12 +282,12 @@ class Reclaimer:
         store = self._store
         try:
             first = store.writer is None
-            if store.writer is not None and self._index.state(store.writer.segment) != f.ACTIVE:
+            if store.writer is not None and not store.may_show(store.writer.segment):
                 store.let_go_if_lost(store.writer)
             if store.writer is not None and store.writer.used + size > store.writer.capacity:
                 store.seal_writer()
             with store.lock:
-                if store.writer is not None and self._index.state(store.writer.segment) != f.ACTIVE:
+                if store.writer is not None and not store.may_show(store.writer.segment):
                     return True  # taken just now: the caller asks again
                 limit = self._limit + beyond
                 if self._index.used_bytes + self._least_grant(size) > limit:
@@ -312,8 +323,10 @@ class Reclaimer:
         """Begin a segment, or, if it is the handle's first, go on with a small one. The lock is held."""
         store = self._store
         capacity = self._capacity(size)
+        store.owner.ensure_marked()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
         store.writer = writer
+        store.core.own(store.owner.token)
         store.owner.note(writer.segment)
         store.changes.prepare()
         return writer
@@ -330,6 +343,7 @@ class Reclaimer:
             store.files.path(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode
         )
         try:
+            claim(fd)
             header = f.pack_segment_header(segment, index.identity, created, floor)
             store.backend.write(fd, [header], 0)
             entry = index.add_segment(segment, f.ACTIVE, len(header), token, created)
@@ -366,7 +380,7 @@ class Reclaimer:
         except OSError:
             return None
         try:
-            header = read_segment_header(store.backend, fd)
+            header = read_segment_header(store.backend, fd) if claim(fd) else None
             if header is None or (header.segment, header.identity) != (segment, index.identity):
                 store.backend.let_go(fd)
                 return None
@@ -391,6 +405,7 @@ class Reclaimer:
     def pace(self, written: int) -> None:
         """Do as much work as `written` bytes ask for; called after every put."""
         self._unpaced += written
+        self._store.say()
         if self._unpaced < self._quantum and written and not self._behind:
             return
         if not self._pacing.acquire(blocking=False):
@@ -673,9 +688,12 @@ class Reclaimer:
                 size = index.words[entry + f.T_SIZE]
                 if state == f.DOOMED or state == f.SEALED and index.words[entry + f.T_SYNCED] >= size:
                     continue
-                fd = store.file_of(segment)
-                if fd is None:
-                    continue
+                try:
+                    fd = store.files.get(segment)
+                except OSError as error:
+                    if error.errno not in VANISHED:
+                        raise
+                    continue  # it was removed, or is no file of ours: there is nothing to be synced
                 store.backend.sync(fd)
                 if state == f.SEALED and index.words[entry] == f.SEALED | segment:
                     index.words[entry + f.T_SYNCED] = size
@@ -862,7 +880,7 @@ class Reclaimer:
         again = []
         with store.lock:
             index = self._index
-            valid = index.words[f.W_EPOCH] == epoch and index.state(writer.segment) == f.ACTIVE
+            valid = index.words[f.W_EPOCH] == epoch and store.may_show(writer.segment)
             for (record, slot, _), place in zip(sound, places, strict=True):
                 at = index.find(slot.low, slot.high)
                 if at and index.words[at + f.S_PLACE] == slot.place:
@@ -970,6 +988,7 @@ class Reclaimer:
         """So much longer that whoever needs room waits for a checkpoint: none came in time by itself."""
         return self._store.changes.size > _OVERLONG * max(self._size_limit // _LOG_SHARE, _LEAST_LOG)
 
+    @runs_alone
     def _write_due_checkpoint(self) -> None:
         self._write_checkpoint(self._is_checkpoint_due)
 

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import struct
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from . import format as f
 from .backends.base import Backend, Buffer
 from .errors import ClosedError
 from .format import Head, Identity
+from .locks import new_lock
 
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
@@ -31,6 +31,8 @@ _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possib
 _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NOATIME = getattr(os, "O_NOATIME", 0)  # noting each read as an access costs a read 4 % of its time
+# What reading a file that is gone, or is no file of ours any more, can give.
+VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
 
 
 class Record(NamedTuple):
@@ -56,7 +58,7 @@ class SegmentFiles:
     def __init__(self, backend: Backend, directory: str, limit: int, alive: Callable[[int], bool]) -> None:
         self._backend, self._limit, self._alive = backend, limit, alive
         self._directory = directory
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._retired: deque[tuple[float, int]] = deque()
         self._closed = False
         self.open_files: dict[int, int] = {}
@@ -125,6 +127,12 @@ class SegmentFiles:
                 self._retire(segment)
             self._close_retired(_RETIRED_SECONDS)
 
+    def forget_all(self) -> None:
+        """They are of a cache that is no more."""
+        with self._lock:
+            for segment in list(self.open_files):
+                self._retire(segment)
+
     def _retire(self, segment: int) -> None:
         at = segment % len(self._table)
         if self._table[at] >> 32 == segment:
@@ -145,7 +153,7 @@ class SegmentFiles:
 
     def after_fork(self) -> None:
         """Descriptors for reading may be shared; a lock that another thread held may not."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
 
 def _words(count: int) -> memoryview:
@@ -170,7 +178,7 @@ class SegmentWriter:
         self.granted = tail  # bytes that count against the limit: those written, and room for some more
         self.tail = tail
         self.synced = 0
-        self.syncing = threading.Lock()
+        self.syncing = new_lock()
         self._listed: list[bytes] | None = []
         self._footer_bytes = f.FOOTER_TRAILER_BYTES
 

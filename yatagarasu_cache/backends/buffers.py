@@ -8,9 +8,10 @@ and is freed when the pool is closed and the last buffer of it has been given ba
 from __future__ import annotations
 
 import mmap
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
+
+from ..locks import new_lock
 
 __all__ = ["Buffer", "BufferPool", "LockedMemory", "PoolStats"]
 
@@ -56,7 +57,7 @@ class BufferPool:
         self._stride = -(-buffer_size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._locate = locate
         self._zeros = bytes(buffer_size)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._free: list[Buffer] = []
         self._made = 0
         self._hits = self._misses = self._allocations = self._in_use = 0
@@ -161,7 +162,7 @@ class LockedMemory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     @property
     def used(self) -> int:
@@ -181,5 +182,5 @@ class LockedMemory:
 
     def after_fork(self) -> None:
         """A child has pinned nothing yet."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._used = 0

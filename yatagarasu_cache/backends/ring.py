@@ -9,14 +9,15 @@ import mmap
 import operator
 import os
 import re
-import threading
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .. import forks
 from ..config import RingSettings
 from ..errors import BackendUnavailable
+from ..locks import new_lock
 from .buffers import BufferPool, LockedMemory, PoolStats
 
 try:
@@ -58,7 +59,7 @@ COUNTERS = ("submitted", "completed", "enters", "resumed", "retried", "overflows
 
 # Pinned by registered buffers, over all rings of this process.
 locked = LockedMemory(4 << 20)
-os.register_at_fork(after_in_child=locked.after_fork)
+forks.register(locked.after_fork)
 # Memory that the kernel may still write to although its ring is gone. It must never be freed.
 _lost: list[Any] = []
 _said: set[str] = set()
@@ -164,7 +165,7 @@ class Ring:
         self._unpin = _once(self, locked.give_back, 0)
         self.depth = settings.queue_depth
         self.polled = settings.sqpoll
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._info = ffi.new("struct yr_info *")
         self._settings = settings
         self._bound_workers()
@@ -247,7 +248,7 @@ class Ring:
 
     def after_fork(self) -> None:
         """In a child: the parent's ring is let go of, whatever is in flight."""
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         handle, self.handle = self.handle, None
         self._unpin.detach()
         if handle is not None:
@@ -278,7 +279,7 @@ class Rings:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._open: dict[Ring, int] = {}
         self._pools: dict[BufferPool, None] = {}
         self._pool_totals: dict[int, list[int]] = {}

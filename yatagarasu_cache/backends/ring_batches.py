@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from ..locks import new_lock
 from .base import ReadRequest
 from .buffers import Buffer, BufferPool
 from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
@@ -87,7 +88,7 @@ class Lender:
         self._idle.append(self._equip(first))
 
     def _begin(self) -> None:
-        self._returned = threading.Condition(threading.Lock())
+        self._returned = threading.Condition(new_lock())
         self._idle: list[LentRing] = []
         self._made = 0
         self._closed = False

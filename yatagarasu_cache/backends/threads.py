@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..locks import new_lock
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 
 try:
@@ -41,7 +42,7 @@ class ThreadsBackend(Backend):
     def __init__(self, workers: int | None = None) -> None:
         self._workers = workers or DEFAULT_WORKERS
         self._pool: WorkerPool | None = None
-        self._pool_lock = threading.Lock()
+        self._pool_lock = new_lock()
 
     # -- calls in place ---------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class ThreadsBackend(Backend):
             return self._pool
 
     def after_fork(self) -> None:
-        self._pool, self._pool_lock = None, threading.Lock()
+        self._pool, self._pool_lock = None, new_lock()
 
     def close(self) -> None:
         with self._pool_lock:
@@ -250,7 +251,7 @@ class WorkerPool:
     def __init__(self, workers: int) -> None:
         self._limit = workers
         self._queue: deque[Callable[[], None]] = deque()
-        self._ready = threading.Condition(threading.Lock())
+        self._ready = threading.Condition(new_lock())
         self._idle = 0
         self._threads: list[threading.Thread] = []
         self._closed = False

@@ -13,13 +13,13 @@ import contextlib
 import errno
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
+from ..locks import new_lock
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch
@@ -53,7 +53,7 @@ class UringBackend(ThreadsBackend):
         self._channels: set[RingChannel] = set()
         self._direct = settings.io_uring.direct
         self._seen: dict[tuple[int, int, int], None] = {}
-        self._seen_lock = threading.Lock()
+        self._seen_lock = new_lock()
         _backends.add(self)
 
     # -- calls in place ---------------------------------------------------------------------
@@ -189,7 +189,7 @@ class UringBackend(ThreadsBackend):
 
     def after_fork(self) -> None:
         super().after_fork()
-        self._seen_lock = threading.Lock()
+        self._seen_lock = new_lock()
         for channel in self._channels:
             channel.after_fork()
         self.rings.after_fork()

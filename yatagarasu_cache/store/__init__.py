@@ -13,12 +13,13 @@ keep it right are few:
 Lock order: `appending` (threads of this handle), `reclaiming`, `checkpointing`, `lock` (everybody's).
 """
 
-from .handle import LARGE_VALUE_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Handle, closed_error
+from .handle import ATTEMPTS, LARGE_VALUE_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Handle, closed_error
 from .reading import Found, Names, Reading
 from .removal import Gone, Removal
 from .writing import Item, Writing
 
 __all__ = [
+    "ATTEMPTS",
     "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "DurableStore", "Found", "Gone", "Handle",
     "Item", "Names", "Reading", "Removal", "Store", "Writing", "closed_error",
 ]  # fmt: skip

@@ -6,18 +6,20 @@ durability. What stands above (removing, reading, writing) is a layer each.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import struct
-import threading
 import time
+import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from .. import cache_settings, recovery
+from .. import cache_settings, forks, recovery
 from .. import format as f
 from ..backends.base import Backend
 from ..cache_settings import CacheSettings
@@ -25,14 +27,23 @@ from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
 from ..directory import prepare
-from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, StorageFull, from_os_error
+from ..errors import (
+    CacheError,
+    CacheIOError,
+    ClosedError,
+    FormatError,
+    ReadOnlyError,
+    StorageFull,
+    from_os_error,
+)
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
-from ..index import APPENDABLE, Index, IndexDamaged, IndexLock, NoLock
+from ..index import APPENDABLE, Index, IndexDamaged
 from ..large import LargeFiles
+from ..locks import FileLock, NoLock, ensure_not_within, new_lock
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer
-from ..segment import Record, SegmentFiles, SegmentWriter, read_records, scan
+from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
 
 if TYPE_CHECKING:
     from . import Store
@@ -46,8 +57,6 @@ _SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
 # From here a value gets a file of its own; see docs/operations.md.
 LARGE_VALUE_BYTES = 1 << 20
 ATTEMPTS = 100
-# What reading a file that is gone, or is no file of ours any more, can give.
-VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting then
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
@@ -76,8 +85,10 @@ class Handle:
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._temporary = count(1)
+        self._place: tuple[int, int] | None = None  # of the directory
         self._logged: set[str] = set()
-        self.appending = threading.RLock()
+        self._unlogged: deque[str] = deque()
+        self.appending = new_lock()
         self.writer: SegmentWriter | None = None
         self.streams: set[object] = set()  # large values that threads are storing
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
@@ -98,6 +109,7 @@ class Handle:
 
     def _open(self) -> None:
         root, mode = self.root, self.settings.file_mode
+        self._place = _directory_id(root)
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
         self.large = LargeFiles(self.backend, root, mode, self.core)
         self.owner = Owner(self.backend, root, mode)
@@ -110,16 +122,16 @@ class Handle:
         self._followers += [
             self.core.follow_settings, self.changes.follow_settings, self.reclaim.follow_settings,
         ]  # fmt: skip
-        self.lock: IndexLock | NoLock = NoLock()
-        self.checkpointing: IndexLock | NoLock = NoLock()
-        self.reclaiming: IndexLock | NoLock = NoLock()
+        self.lock: FileLock | NoLock = NoLock()
+        self.checkpointing: FileLock | NoLock = NoLock()
+        self.reclaiming: FileLock | NoLock = NoLock()
         try:
             if self.read_only:
                 self._use(recovery.open_index(self, alone=False))
                 return
-            self.lock = lock = IndexLock(self.backend, os.path.join(root, f.LOCK_NAME), mode)
-            self.checkpointing = IndexLock(self.backend, os.path.join(root, f.CHECKPOINT_LOCK_NAME), mode)
-            self.reclaiming = IndexLock(self.backend, os.path.join(root, f.RECLAIM_LOCK_NAME), mode)
+            self.lock = lock = self._new_lock(f.LOCK_NAME)
+            self.checkpointing = self._new_lock(f.CHECKPOINT_LOCK_NAME)
+            self.reclaiming = self._new_lock(f.RECLAIM_LOCK_NAME)
             with lock:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
@@ -133,6 +145,12 @@ class Handle:
         except BaseException:
             self._release()
             raise
+
+    def _new_lock(self, name: str) -> FileLock:
+        path, settings = os.path.join(self.root, name), self.settings
+        lock = FileLock(self.backend, path, settings.file_mode, settings.lock_timeout, self._on_lock_gone)
+        lock.waiting, lock.on_exit = self._unlogged, self.say
+        return lock
 
     def _use(self, index: Index) -> None:
         previous: Index | None = getattr(self, "index", None)
@@ -165,7 +183,7 @@ class Handle:
     def is_in_place(self) -> bool:
         """False if the files of this cache were removed, with the directory or without."""
         try:
-            return os.fstat(self.index.fd if isinstance(self.lock, NoLock) else self.lock.fd).st_nlink > 0
+            return os.fstat(self.index.fd).st_nlink > 0
         except (OSError, ValueError):
             return False
 
@@ -211,7 +229,7 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is not None:
             os.close(writer.fd)
-        self.appending, self.streams = threading.RLock(), set()
+        self.appending, self.streams = new_lock(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
@@ -226,6 +244,8 @@ class Handle:
 
     def _on_lock(self) -> None:
         """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
+        if not os.fstat(self.index.fd).st_nlink and not self.index.words[f.W_SUPERSEDED]:
+            self._follow_removed()
         words = self.index.words
         if words[f.W_BUSY]:
             try:
@@ -252,6 +272,49 @@ class Handle:
         if index is None or not sound and not self.read_only:
             index = recovery.rebuild_index(self, index)
         self._use(index)
+
+    # -- files that were removed -------------------------------------------------------------
+
+    def _on_lock_gone(self) -> None:
+        """A lock's file was removed, maybe with all others: have a directory in which to make it anew."""
+        self.log_once("lock", "a lock file was removed while the cache was in use: it is made anew")
+        if not self.closed:
+            prepare(self.backend, self.settings)
+
+    def _follow_removed(self) -> None:
+        """The index has lost its name to somebody who is not of ours. The lock is held.
+
+        Where others have begun a new one, that is followed: theirs was made of the same segments. Where
+        the directory is another one, or empty, its cache is gone, and what is there now is ours as well.
+        """
+        if _directory_id(self.root) != self._place or not self._has_files():
+            self.log_once("removed", "the cache was removed while it was in use: going on with a new one")
+            return self._begin_anew()
+        self.log_once("index", "the index was removed while the cache was in use: it is put in place again")
+        try:
+            index = recovery.map_index(self)
+        except FileNotFoundError:  # nobody else was here: ours is as good as ever
+            index = recovery.remake_index(self, self.index, self.index.table_capacity)
+        except IndexDamaged:
+            index = recovery.rebuild_index(self, self.index)
+        self._use(index)
+
+    def _has_files(self) -> bool:
+        """Whether an index has been put in place, or segments that ours lists are still there."""
+        if os.path.lexists(os.path.join(self.root, f.INDEX_NAME)):
+            return True
+        listed = self.index.segments()
+        return not listed or any(os.path.lexists(self.files.path(segment)) for segment in listed)
+
+    def _begin_anew(self) -> None:
+        """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
+        prepare(self.backend, self.settings)
+        self._place = _directory_id(self.root)
+        self.owner.release()
+        self.users.leave()
+        self.changes.close()
+        self.files.forget_all()
+        self._use(recovery.open_index(self, alone=self.users.enter()))
 
     def rebuild(self, reason: str) -> None:
         """Replace a damaged index by one made from the checkpoint and the segments."""
@@ -316,7 +379,35 @@ class Handle:
     def log_once(self, topic: str, line: str) -> None:
         if topic not in self._logged:
             self._logged.add(topic)
-            _log.warning("%s: %s", self.root, line)
+            self._unlogged.append(line)
+            self.say()
+
+    def say(self) -> None:
+        """Log what is waiting for that, unless this thread holds a lock: handlers run whatever they like."""
+        while self._unlogged and not self._is_within:
+            with contextlib.suppress(IndexError):  # another thread took it
+                line = self._unlogged.popleft()
+                try:
+                    _log.warning("%s: %s", self.root, line)
+                except Exception:  # a handler's; what we do goes on, and it is told as logging itself does
+                    if logging.raiseExceptions:
+                        traceback.print_exc()
+
+    @property
+    def _is_within(self) -> bool:
+        """Whether this thread is in the middle of a change."""
+        held: bool = (
+            self.appending._is_owned()
+            or self.lock.threads._is_owned()
+            or self.checkpointing.threads._is_owned()
+        )
+        return held
+
+    def entering(self) -> None:
+        """What a public method begins with: the handle is this process's, and in the middle of nothing."""
+        forks.ensure_own()
+        if self._is_within:
+            ensure_not_within(self.root)
 
     def ensure_open(self) -> None:
         if self.closed:
@@ -492,6 +583,13 @@ class Handle:
                 self.index.set_state(writer.segment, f.SEALED)
                 self.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
+    def may_show(self, segment: int) -> bool:
+        """True of an active segment of ours: what was appended to it counts. The lock is held."""
+        index = self.index
+        if index.state(segment) != f.ACTIVE:
+            return False
+        return bool(index.words[index.entry(segment) + f.T_OWNER] == self.owner.token)
+
     def is_ours(self, writer: SegmentWriter) -> bool:
         """True unless our segment is gone, or was sealed by who believed us dead. The lock is held."""
         state, owner = self.index.state(writer.segment), self.index.entry(writer.segment) + f.T_OWNER
@@ -640,10 +738,10 @@ class Handle:
                     self._fold()
                 finally:
                     lock.__exit__()
-        except Exception:
+        except (CacheError, OSError, IndexDamaged):
             pass
 
-    def _enter_patiently(self, lock: IndexLock) -> bool:
+    def _enter_patiently(self, lock: FileLock) -> bool:
         """Wait a moment, after some tries in vain and not often: whoever has the lock may not be running."""
         self._in_vain += 1
         now = time.monotonic()
@@ -665,6 +763,14 @@ class Handle:
             words = self.index.words
             words[_W_HITS] += hits
             words[_W_MISSES] += misses
+
+
+def _directory_id(root: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(root)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def closed_error(root: str) -> ClosedError:
@@ -692,5 +798,4 @@ def _renew_after_fork() -> None:
                 store.log_once("fork", f"cannot be used after a fork: {error}")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_after_fork)
+forks.register(_renew_after_fork)

@@ -15,7 +15,8 @@ from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
 from ..large import CHUNK_BYTES
-from .handle import VANISHED, closed_error
+from ..segment import VANISHED
+from .handle import closed_error
 from .removal import Removal
 
 T = TypeVar("T")

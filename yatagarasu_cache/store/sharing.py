@@ -22,7 +22,7 @@ from collections import deque
 from types import FrameType
 from typing import Any
 
-from .. import cache_settings, compiled
+from .. import cache_settings, compiled, forks
 from .. import format as f
 from ..backends import choose
 from ..backends.base import Channel
@@ -53,7 +53,7 @@ def _key(directory: Directory, settings: Settings) -> Key:
     return (
         directory, settings.read_only, settings.backend, settings.io_uring, settings.workers,
         settings.max_value_size, settings.segment_size, settings.large_value_size, settings.max_open_files,
-        settings.file_mode, settings.directory_mode, settings.allow_network_fs,
+        settings.file_mode, settings.directory_mode, settings.allow_network_fs, settings.lock_timeout,
         os.environ.get(compiled.VARIABLE),
     )  # fmt: skip
 
@@ -497,9 +497,6 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_close_all)
+forks.register(_after_fork_in_child)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

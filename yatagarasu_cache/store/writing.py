@@ -135,7 +135,7 @@ class Writing(Reading):
         Else (True, large file that this entry replaced, if any).
         """
         index = self.index
-        if index.words[f.W_EPOCH] != epoch or index.state(slot.place >> 32) != f.ACTIVE:
+        if index.words[f.W_EPOCH] != epoch or not self.may_show(slot.place >> 32):
             return False, None
         if slot.access != (access := self.policy.first(slot.stamp)):  # the policy changed since it was made
             slot = slot._replace(access=access)

@@ -1,0 +1,355 @@
+"""Locks of threads and of processes, such that nothing leaves them taken.
+
+An exception may come between any two steps of the interpreter: that of Ctrl-C or of another signal's
+handler, one that a thread throws into another, want of memory. No `finally` helps where it comes before
+the block has begun, or after its last line. So what a thread holds is not noted but asked of the locks
+themselves, and a public method that ends with an exception gives all of it back (`give_back`).
+
+Signal handlers, destructors and handlers of log records run wherever they like, also where this thread
+is in the middle of a change. A cache that is used there would change what is half changed: it refuses
+(`ensure_not_within`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sized
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from .errors import ClosedError, LockTimeout, Reentered
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock; opening says so
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl", "give_back", "is_holding",
+    "new_lock", "runs_alone",
+]  # fmt: skip
+
+_PACKAGE = __name__.partition(".")[0]
+_TRIES = 30  # for the lock file, before waiting asleep
+_FEW_TRIES = 8  # where nobody is waited for
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.002  # seconds between tries
+_GRACE = 0.05  # seconds that whoever is inside of a lock file that was removed may need to come out
+_RENEWALS = 100  # of a lock file that is removed again and again
+_WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
+_alone: set[CodeType] = set()
+
+
+class _Registry:
+    """Locks, as long as anybody has them. Other threads may add some while they are looked through."""
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, lock: Any) -> None:
+        key, references = id(lock), self._references
+        references[key] = weakref.ref(lock, lambda _: references.pop(key, None))
+
+    def __iter__(self) -> Iterator[Any]:
+        for reference in self._references.copy().values():
+            lock = reference()
+            if lock is not None:
+                yield lock
+
+
+_thread_locks = _Registry()
+_file_locks = _Registry()
+
+
+def new_lock() -> Any:
+    """A lock of threads that `give_back` knows; its thread may take it again."""
+    lock: Any = threading.RLock()
+    _thread_locks.add(lock)
+    return lock
+
+
+def runs_alone(function: Any) -> Any:
+    """Mark a function that is the outermost of ours in a thread of ours."""
+    _alone.add(function.__code__)
+    return function
+
+
+def at_the_outside(frame: FrameType | None) -> bool:
+    """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE and frame.f_code not in _alone:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def is_holding() -> bool:
+    """Whether this thread holds any lock of ours."""
+    return any(lock.threads._is_owned() for lock in _file_locks) or any(
+        lock._is_owned() for lock in _thread_locks
+    )
+
+
+def give_back() -> None:
+    """Release whatever this thread holds. What it was about to change is mended as after a kill."""
+    for file_lock in _file_locks:
+        if file_lock.threads._is_owned():
+            file_lock.give_up()
+    for lock in _thread_locks:
+        while lock._is_owned():
+            lock.release()
+
+
+def ensure_not_within(root: str) -> None:
+    """Refuse to go on in a thread that holds locks because it is in the middle of something.
+
+    If it is not, an exception kept it from giving them back: that is done now.
+    """
+    if not at_the_outside(sys._getframe(2).f_back):
+        raise Reentered(
+            f"the cache in {root!r} is in the middle of a change, which a signal handler, a destructor or a "
+            "logging handler has interrupted: have that use the cache later, or in another thread"
+        )
+    give_back()
+
+
+class FileLock:
+    """Excludes other threads and processes; may be taken again by the thread that has it.
+
+    The lock file is of its own and is never handed to a ring: the kernel may keep a registered
+    file, and so its lock, alive after the process was killed.
+
+    A file that was removed excludes nobody: whoever gets the lock looks whether it still has its name,
+    and goes on with the one that has. `timeout`: seconds to wait for it, None for any time.
+    """
+
+    def __init__(
+        self, backend: Backend, path: str, mode: int, timeout: float | None = None,
+        on_gone: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._backend, self._path, self._mode = backend, path, mode
+        self._timeout = timeout
+        self.threads: Any = threading.RLock()
+        self._depth = 0
+        self.fd = -1
+        self.on_enter: Any = None  # called once the lock is held by a new owner
+        self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
+        self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
+        self.on_exit: Any = None  # this is called
+        self.fd, _ = self._open()
+        _file_locks.add(self)
+
+    def _open(self) -> tuple[int, bool]:
+        """The file, and whether it had to be made."""
+        try:
+            return self._backend.open(self._path, os.O_RDWR), False
+        except FileNotFoundError:
+            return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), True
+
+    # -- taking it ----------------------------------------------------------------------------
+
+    def __enter__(self) -> FileLock:
+        if not self.threads.acquire(timeout=-1 if self._timeout is None else self._timeout):
+            raise self._timed_out("another thread of this process")
+        if not self._depth:
+            try:
+                self._lock_file()
+            except BaseException as error:
+                self.give_up()  # it may have come just after the file was locked
+                if self.fd < 0:
+                    raise ClosedError("the cache is closed: open it anew") from error
+                raise
+            self._entered()
+        else:
+            self._depth += 1
+        return self
+
+    def _entered(self) -> None:
+        self._depth = 1
+        if self.on_enter is not None:
+            try:
+                self.on_enter()
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def try_to_enter(self) -> bool:
+        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
+        if not self.threads.acquire(False):
+            return False
+        if self._depth:
+            self._depth += 1
+            return True
+        try:
+            taken = self._try(_FEW_TRIES) and self._is_in_place()
+        except BaseException:
+            self.give_up()
+            raise
+        if taken:
+            self._entered()
+        else:
+            self._unlock()
+            self.threads.release()
+        return taken
+
+    def _is_in_place(self) -> bool:
+        return os.fstat(self.fd).st_nlink > 0
+
+    def _lock_file(self) -> None:
+        for _ in range(_RENEWALS):
+            # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
+            # processors are busy: so first it is tried for a while.
+            if not self._try(_TRIES):
+                self._wait()
+            if self._is_in_place():
+                return
+            self._renew()
+        raise OSError(errno.ESTALE, "the lock file is removed again and again", self._path)
+
+    def _try(self, times: int) -> bool:
+        for _ in range(times):
+            try:
+                fcntl.flock(self.fd, _WITHOUT_WAITING)
+                return True
+            except BlockingIOError:
+                pass
+        return False
+
+    def _wait(self) -> None:
+        """Wait until the others give it up. Not by the call that waits by itself: that knows no bound."""
+        if self._is_mine_elsewhere():
+            raise Reentered(
+                f"this thread has locked {self._path!r} by another handle, whose work a signal handler, a "
+                "destructor or a logging handler has interrupted: have that use the cache in another thread"
+            )
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        sleep = _SHORTEST_SLEEP
+        while not self._try(1):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self._timed_out(_holder(self.fd))
+            time.sleep(sleep)
+            sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+
+    def _is_mine_elsewhere(self) -> bool:
+        """Whether this thread has the same file locked, and so waits for itself."""
+        own = os.fstat(self.fd)
+        for other in _file_locks:
+            if other is not self and other.fd >= 0 and other._depth and other.threads._is_owned():
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(own, os.fstat(other.fd)):
+                        return True
+        return False
+
+    def _timed_out(self, holder: str) -> LockTimeout:
+        return LockTimeout(
+            errno.ETIMEDOUT,
+            f"waited {self._timeout:g} s (lock_timeout) for the lock, which is held by {holder}: "
+            "end it, or let it go on",
+            self._path,
+        )
+
+    def _renew(self) -> None:
+        """The file was removed. Go on with the one that has its name now, or make it."""
+        if self.on_gone is not None:
+            self.on_gone()
+        fd, made = self._open()
+        self.fd, old = fd, self.fd
+        self._backend.let_go(old)
+        if made:  # somebody may still be inside of the one that was removed
+            time.sleep(_GRACE)
+
+    # -- giving it back -----------------------------------------------------------------------
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        try:
+            if not self._depth:
+                self._unlock()
+        finally:  # others of this process must not wait for ever
+            self.threads.release()
+        if self.waiting and not self._depth:
+            self.on_exit()
+
+    def _unlock(self) -> None:
+        if self.fd >= 0:  # else it was closed, which gave it up
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def give_up(self) -> None:
+        """Give it back, however often this thread has taken it, and however far it came with that."""
+        self._depth = 0
+        with contextlib.suppress(OSError):
+            self._unlock()
+        while self.threads._is_owned():
+            self.threads.release()
+
+    def after_fork(self) -> None:
+        """A child needs an open file of its own: it shares the parent's lock otherwise."""
+        inherited, self.fd = self.fd, -1
+        os.close(inherited)
+        self.threads, self._depth = threading.RLock(), 0
+        self.fd, _ = self._open()
+
+    def close(self) -> None:
+        """Whoever waits for the lock finds it closed; whoever has it goes on first, or closes it himself."""
+        with self.threads:
+            if self.fd >= 0:
+                # A child that is forked just now may keep the file open, and with it the lock.
+                self._unlock()
+                self.fd, fd = -1, self.fd
+                self._backend.let_go(fd)
+
+
+class NoLock(contextlib.nullcontext[None]):
+    """For a cache opened read-only: there is nothing to exclude others from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: Any = threading.RLock()
+
+    def after_fork(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def claim(fd: int) -> bool:
+    """Lock a file for as long as it is open. False if another open file of it is locked."""
+    try:
+        fcntl.flock(fd, _WITHOUT_WAITING)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(fd: int) -> str:
+    """Who has locked a file, as far as the system tells."""
+    status = os.fstat(fd)
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF
+                if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
+                    return _process(int(fields[4]))
+    except (OSError, ValueError):
+        pass
+    return "another process"
+
+
+def _process(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            name, _, rest = file.read().partition("(")[2].rpartition(")")
+    except OSError:
+        return f"process {pid}"
+    stopped = rest.split()[:1] in (["T"], ["t"])
+    return f"process {pid} ({name}{', which is stopped' if stopped else ''})"
