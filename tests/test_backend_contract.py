@@ -791,26 +791,26 @@ def test_the_faulty_backend_fails_when_it_is_told_to(tmp_path: Path, kind: str) 
     assert outcomes == [None, errno.EIO, errno.EIO, None]
 
 
+CREATE = os.O_RDWR | os.O_CREAT
+
+
 def test_an_error_of_closing_does_not_hide_another(tmp_path: Path) -> None:
     """The first error is told; alone, that of closing is, but not where it says nothing."""
     backend = FaultyBackend(plan=[Fault("close_file", times=ALWAYS, error=errno.ENOSPC)])
     path = str(tmp_path / "a")
 
-    def opened() -> int:
-        return backend.open(path, os.O_RDWR | os.O_CREAT)
-
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError) as raised, backend.closing(opened()) as fd:
+    with pytest.raises(OSError) as raised, backend.opened(path, CREATE) as fd:
         backend.write(fd, [b"x"], 0)
     assert raised.value.errno == errno.ENOSPC
-    with pytest.raises(OSError) as raised, backend.closing(opened()):
+    with pytest.raises(OSError) as raised, backend.opened(path, CREATE):
         raise OSError(errno.EIO, "first")
     assert raised.value.errno == errno.EIO
     with backend.reading(path) as fd:
         assert backend.read(fd, 2, 0) == b"x"
     with pytest.raises(KeyError, match="first"), backend.reading(path):
         raise KeyError("first")
-    backend.let_go(opened())
+    backend.let_go(backend.open(path, CREATE))
     assert len(os.listdir("/proc/self/fd")) == before
     assert backend.calls["close_file"] == 5 and backend.closed_twice == []
 

@@ -115,7 +115,7 @@ def write(store: Handle, settings: CacheSettings) -> None:
     temporary = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with backend.closing(backend.open(temporary, flags, store.settings.file_mode)) as fd:
+        with backend.opened(temporary, flags, store.settings.file_mode) as fd:
             backend.write(fd, [pack(settings)], 0)
             backend.sync(fd)
         backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))

@@ -101,7 +101,7 @@ def _mend_segment(store: Store, segment: int) -> None:
     if any(index.slot(at).segment == segment for at in index.live_slots()):
         floor = index.words[f.W_FLOOR]
         header = f.pack_segment_header(segment, index.identity, index.words[entry + f.T_CREATED], floor)
-        with store.backend.closing(store.backend.open(path, os.O_RDWR)) as fd:
+        with store.backend.opened(path, os.O_RDWR) as fd:
             store.backend.write(fd, [header], 0)
             size = os.fstat(fd).st_size
         index.resize_segment(segment, size)

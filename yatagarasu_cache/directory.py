@@ -140,7 +140,7 @@ def _make_inside(backend: Backend, settings: Settings) -> None:
 def _write_tag(backend: Backend, settings: Settings) -> None:
     """Make the directory ours, durably before anything else is in it: a torn tag would be a stranger's."""
     path = os.path.join(settings.directory, f.TAG_NAME)
-    with backend.closing(backend.open(path, os.O_WRONLY | os.O_CREAT, settings.file_mode)) as fd:
+    with backend.opened(path, os.O_WRONLY | os.O_CREAT, settings.file_mode) as fd:
         backend.write(fd, [f.TAG_TEXT], 0)  # another process that creates the cache too writes the same
         backend.sync(fd)
     backend.sync_directory(settings.directory)

@@ -55,10 +55,13 @@ def tell(error: BaseException, subject: object) -> None:
 
     Called by the public method that it leaves. Whatever this thread held is given back before.
     """
-    if is_holding() and at_the_outside(sys._getframe(2)):
+    outside = at_the_outside(sys._getframe(2))
+    if outside and is_holding():
         give_back()
     if isinstance(error, Exception):
         _tell(error, subject)
+    elif outside and (store := getattr(subject, "_store", None)) is not None:
+        store.interrupted = True
 
 
 def _tell(error: Exception, subject: object) -> None:

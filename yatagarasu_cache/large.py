@@ -41,9 +41,9 @@ class LargeFiles:
 
         `account` is told of each part's bytes before they are written, and may raise.
         """
-        fd = self._backend.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+        file = self._backend.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
         try:
-            with self._backend.closing(fd):
+            with file as fd:
                 done = self._write_parts(fd, parts, seed, account)
                 if sync:
                     self._backend.sync(fd)

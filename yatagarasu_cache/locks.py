@@ -269,12 +269,15 @@ class FileLock:
     # -- giving it back -----------------------------------------------------------------------
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        try:
-            if not self._depth:
+        # In this order: as long as the thread's lock is held, `give_back` finds what an exception left.
+        if self._depth == 1:
+            try:
                 self._unlock()
-        finally:  # others of this process must not wait for ever
-            self.threads.release()
+            except OSError:  # others of this process must not wait for ever
+                self.give_up()
+                raise
+        self._depth -= 1
+        self.threads.release()
         if self.waiting and not self._depth:
             self.on_exit()
 

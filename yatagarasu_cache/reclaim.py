@@ -220,7 +220,7 @@ class Reclaimer:
         that fails: the segment stays active then, and removals reckon with what is in it."""
         store = self._store
         try:
-            with store.backend.closing(store.backend.open(store.files.path(segment), os.O_RDWR)) as fd:
+            with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:
                 if not claim(fd):  # it lives, and somebody has removed its mark
                     return False
                 unshown = store.unshown(segment, fd)

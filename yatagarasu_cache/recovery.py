@@ -127,12 +127,16 @@ def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
     return index
 
 
-def tidy(store: Handle, index: Index) -> None:
-    """Nobody else has the cache open: remove what dead handles left half done."""
-    remove_unfinished(store, index, alive=frozenset())
+def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
+    """Nobody else has the cache open: remove what dead handles left half done.
+
+    `began`: a stamp, where threads of this handle may go on storing what is later than that.
+    """
+    alive: Set[int] = frozenset() if began is None else frozenset({store.owner.token})
+    remove_unfinished(store, index, alive=alive)
     total = 0
     for (low, high, pointer), size, path in store.large.listed():
-        if _refers(store, index, low, high, pointer):
+        if began is not None and pointer > began or _refers(store, index, low, high, pointer):
             total += size
         else:
             store.backend.unlink(path)
@@ -311,10 +315,10 @@ def _latest(saved: Checkpoint) -> int:
 def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
-        fd = store.backend.open(path, os.O_RDWR)
+        file = store.backend.opened(path, os.O_RDWR)
     except OSError:
         return
-    with store.backend.closing(fd):
+    with file as fd:
         if os.fstat(fd).st_size >= f.HEADER_BYTES:
             descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
             store.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)

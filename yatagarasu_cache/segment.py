@@ -298,10 +298,14 @@ class SegmentWriter:
         with self.syncing:
             if self.fd >= 0:
                 self.fd, fd = -1, self.fd
-                with self._backend.closing(fd):
+                try:
                     if sync:
                         self._backend.sync(fd)
                         self.synced = f.MASK64
+                except BaseException:
+                    self._backend.let_go(fd)
+                    raise
+                self._backend.close_file(fd)
 
     def abandon(self) -> None:
         """Close the file of a segment that is not ours any more."""

@@ -19,7 +19,7 @@ import abc
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -59,24 +59,13 @@ class Backend(abc.ABC):
         with contextlib.suppress(OSError):
             self.unlink(path)
 
-    @contextlib.contextmanager
-    def closing(self, fd: int) -> Iterator[int]:
-        """Close `fd` behind the block. If both fail, the error of the block is the one that is told."""
-        try:
-            yield fd
-        except BaseException:
-            self.let_go(fd)
-            raise
-        self.close_file(fd)
+    def opened(self, path: str, flags: int, mode: int = 0o600) -> OpenFile:
+        """A descriptor for as long as a block runs. If both fail, the block's error is told, not closing's."""
+        return OpenFile(self, path, flags, mode)
 
-    @contextlib.contextmanager
-    def reading(self, path: str) -> Iterator[int]:
-        """A descriptor that is only read from, for as long as the block runs."""
-        fd = self.open(path, os.O_RDONLY)
-        try:
-            yield fd
-        finally:
-            self.let_go(fd)
+    def reading(self, path: str) -> OpenFile:
+        """The same of one that is only read from: an error of closing it tells nothing."""
+        return OpenFile(self, path, os.O_RDONLY, quiet=True)
 
     @abc.abstractmethod
     def read(self, fd: int, length: int, offset: int) -> bytes:
@@ -171,6 +160,32 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:
         """Counters for `CacheStats.backend_stats`: plain names to numbers."""
+
+
+class OpenFile:
+    """A descriptor that is closed behind a block, also where an exception keeps the block from beginning."""
+
+    __slots__ = ("_backend", "_fd", "_quiet")
+
+    def __init__(
+        self, backend: Backend, path: str, flags: int, mode: int = 0o600, *, quiet: bool = False
+    ) -> None:
+        self._backend, self._quiet, self._fd = backend, quiet, -1
+        self._fd = backend.open(path, flags, mode)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._fd, fd = -1, self._fd
+        if kind is None and not self._quiet:
+            self._backend.close_file(fd)
+        else:
+            self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            self._backend.let_go(self._fd)
 
 
 class Channel(abc.ABC):

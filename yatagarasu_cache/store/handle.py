@@ -11,13 +11,14 @@ import errno
 import logging
 import os
 import struct
+import threading
 import time
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from .. import cache_settings, forks, recovery
 from .. import format as f
@@ -65,6 +66,12 @@ _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.C
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
+class Stream(Protocol):
+    """A large value on its way."""
+
+    thread: int  # that stores it
+
+
 class Handle:
     """One open handle on a cache directory."""
 
@@ -90,7 +97,8 @@ class Handle:
         self._unlogged: deque[str] = deque()
         self.appending = new_lock()
         self.writer: SegmentWriter | None = None
-        self.streams: set[object] = set()  # large values that threads are storing
+        self.streams: set[Stream] = set()  # large values that threads are storing
+        self.interrupted = False  # and maybe something left half done by it
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
         self._read_once = backend.read_once
@@ -408,6 +416,27 @@ class Handle:
         forks.ensure_own()
         if self._is_within:
             ensure_not_within(self.root)
+        if self.interrupted:
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """An exception that is not ours left a method: no room stays taken for what it left half done.
+
+        What that is cannot be known while others are at work: then the last to close tidies up.
+        """
+        self.interrupted = False
+        if self.read_only or self.closed:
+            return
+        for stream in [one for one in list(self.streams) if one.thread == threading.get_ident()]:
+            self.streams.discard(stream)
+        try:
+            with self.lock:
+                if self.streams or not self.users.is_alone():
+                    self.owner.stay_marked()
+                else:
+                    recovery.tidy(self, self.index, began=self.index.stamp())
+        except (CacheError, OSError, IndexDamaged) as error:
+            self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
 
     def ensure_open(self) -> None:
         if self.closed:

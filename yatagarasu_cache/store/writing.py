@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class _Reservation:
 
     def __init__(self, store: Writing) -> None:
         self._store, self._bytes = store, 0
+        self.thread = threading.get_ident()
 
     def grow(self, length: int) -> None:
         store = self._store

@@ -1,0 +1,180 @@
+"""An exception at any step of any public method: nothing stays taken, and the next call works.
+
+Ctrl-C, a signal handler that raises, and what one thread throws into another come between any two steps
+of the interpreter. Here they come at a chosen one, counted with a tracing function, and at each in turn:
+of the interpreter's instructions with the compiled core, of the lines with the one in Python. In a usual
+run those that are tried are picked with a printed seed; YATAGARASU_TEST_INTERRUPTS=all tries every one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import io
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from helpers import noise
+
+from yatagarasu_cache import DiskCache, locks
+from yatagarasu_cache import format as f
+
+PACKAGE = str(Path(locks.__file__).parent)
+ALL = os.environ.get("YATAGARASU_TEST_INTERRUPTS") == "all"
+SEED = int(os.environ.get("YATAGARASU_TEST_SEED", "0")) or random.randrange(1, 1 << 31)
+PICKED = 40  # steps of a method that a usual run tries
+LIMIT = {"size_limit": 1 << 20, "segment_size": 16 << 10}
+
+
+class Interrupt(BaseException):
+    """What comes up; nobody of ours can know it."""
+
+
+class Interrupter:
+    """Counts the steps of our code, and raises at one of them."""
+
+    def __init__(self, at: int, opcodes: bool) -> None:
+        self.at, self.opcodes, self.steps = at, opcodes, 0
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = self.opcodes, not self.opcodes
+        return self.step
+
+    def step(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == ("opcode" if self.opcodes else "line"):
+            self.steps += 1
+            if self.steps == self.at:
+                self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
+                raise Interrupt
+        return self.step
+
+
+def steps_of(call: Callable[[], object], at: int, opcodes: bool) -> Interrupter:
+    """Run `call`, interrupted at step `at` if that is above 0."""
+    interrupter = Interrupter(at, opcodes)
+    before = sys.gettrace()
+    sys.settrace(interrupter)
+    try:
+        call()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return interrupter
+
+
+def free_of_locks(cache: DiskCache) -> None:
+    """Nobody holds a lock of the cache: no thread, and no process."""
+    assert not locks.is_holding()
+    checkpoint = cache._store.reclaim._checkpoint
+    if checkpoint is not None and checkpoint.ident is not None:  # it works on its own
+        checkpoint.join()
+    found: list[str] = []
+
+    def look() -> None:
+        for lock in [*locks._thread_locks, *(one.threads for one in locks._file_locks)]:
+            if lock.acquire(blocking=False):
+                lock.release()
+            else:
+                found.append(repr(lock))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert not found
+    for name in (f.LOCK_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME):
+        fd = os.open(Path(cache.directory) / name, os.O_RDWR)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+
+
+def descriptors() -> list[str]:
+    """What this process has open, but for segments: how many of these are kept open has a bound."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the directory itself
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if not path.removesuffix(" (deleted)").endswith(".seg")]
+
+
+def stream() -> Iterator[bytes]:
+    for n in range(5):
+        yield noise(1500, n)
+
+
+Method = Callable[[DiskCache], object]
+METHODS: dict[str, Method] = {
+    "set": lambda c: c.set("a", noise(500)),
+    "set text": lambda c: c.set("a", "text", expire=60, tag="t", meta={"m": 1}),
+    "set large": lambda c: c.set("large", noise(6000)),
+    "set stream": lambda c: c.set("large", stream()),
+    "set file": lambda c: c.set("large", io.BytesIO(noise(9000))),
+    "set_many": lambda c: c.set_many({n: noise(300, n) for n in range(10)}),
+    "add": lambda c: c.add("new", 1),
+    "get": lambda c: c.get("text"),
+    "get large": lambda c: c.get("big"),
+    "get miss": lambda c: c.get("nothing"),
+    "get_many": lambda c: c.get_many(["text", "big", "gone"]),
+    "get_entry": lambda c: c.get_entry("text"),
+    "touch": lambda c: c.touch("text", 60),
+    "incr": lambda c: c.incr("n"),
+    "pop": lambda c: c.pop("text"),
+    "delete": lambda c: c.delete("text"),
+    "delete_many": lambda c: c.delete_many(["text", "big"]),
+    "evict": lambda c: c.evict("t"),
+    "expire": lambda c: c.expire(),
+    "clear": lambda c: c.clear(),
+    "flush": lambda c: c.flush(),
+    "check": lambda c: c.check(),
+    "stats": lambda c: c.stats(),
+    "cull": lambda c: c.cull(),
+    "iterate": lambda c: list(c),
+    "length": lambda c: len(c),
+}
+
+
+def fill(cache: DiskCache) -> None:
+    cache.set("text", "some text", expire=1000)
+    cache.set("tagged", b"1", tag="t")
+    cache.set("big", noise(7000))
+    cache.set("n", 5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_stays_taken(make: Any, name: str) -> None:
+    cache = make(**LIMIT)
+    opcodes = cache._store.core.name == "c"
+    method = METHODS[name]
+    fill(cache)
+    total = steps_of(lambda: method(cache), 0, opcodes).steps
+    steps = range(1, total + 1)
+    picked = steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    gc.collect()
+    before = descriptors()
+    for at in picked:
+        fill(cache)
+        where = steps_of(lambda: method(cache), at, opcodes).where
+        try:
+            free_of_locks(cache)
+            assert cache.set("after", b"1")
+            assert cache.get("after") == b"1"
+            assert cache.incr("counter") > 0
+        except BaseException as error:
+            raise AssertionError(f"after an interruption at step {at}, {where} (seed {SEED})") from error
+    gc.collect()
+    # Between the system's giving a descriptor and our noting it lie a few steps.
+    assert len(descriptors()) <= len(before) + len(picked) // 10, descriptors()
+    assert cache.check() == []
