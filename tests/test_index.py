@@ -22,7 +22,6 @@ from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.errors import ClosedError
 from yatagarasu_cache.format import PARTITION_MASK, PARTITIONS, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from yatagarasu_cache.index import Index, IndexDamaged
-from yatagarasu_cache.locks import FileLock
 
 IDENTITY = Identity(b"sixteen bytes id", 12345)
 TABLE = 16  # capacity of the segment table
@@ -638,48 +637,6 @@ def test_a_journal_that_makes_no_sense_is_damage(path: Path, index: Index) -> No
             index.repair()
         index.map[:] = before
     check(index, model)
-
-
-# -- the lock -----------------------------------------------------------------------------------
-
-
-def test_the_lock_may_be_taken_again_and_is_given_back(tmp_path: Path) -> None:
-    lock = FileLock(BACKEND, str(tmp_path / "lock"), 0o600)
-    other = FileLock(BACKEND, str(tmp_path / "lock"), 0o600)
-    entered: list[int] = []
-    lock.on_enter = lambda: entered.append(1)
-
-    def free() -> bool:
-        try:
-            index_module.fcntl.flock(other.fd, index_module.fcntl.LOCK_EX | index_module.fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        index_module.fcntl.flock(other.fd, index_module.fcntl.LOCK_UN)
-        return True
-
-    with lock:
-        assert not free()
-        with lock:
-            assert not free()
-        assert not free()
-    assert free() and entered == [1]
-
-    def trouble() -> None:
-        raise ValueError("on entering")
-
-    lock.on_enter = trouble
-    with pytest.raises(ValueError, match="on entering"), lock:
-        pass
-    assert free()
-    lock.on_enter = None
-    with lock:
-        assert not free()
-    lock.close()
-    lock.close()
-    with pytest.raises(ClosedError), lock:
-        pass
-    assert lock.threads.acquire(blocking=False)
-    other.close()
 
 
 # -- stamps -------------------------------------------------------------------------------------

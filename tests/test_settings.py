@@ -674,6 +674,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "headroom": (0.02, 0.5),
     "max_open_files": (8, 1 << 20),
     "max_in_flight": (1, 1 << 20),
+    "lock_timeout": (0.5, None),
     "workers": (1, 32),
     "allow_network_fs": (False, True),
     "directory_mode": (0o700, 0o750),
@@ -835,6 +836,7 @@ def drawn_settings(draw: st.DrawFn) -> dict[str, Any]:
         "max_value_size": st.sampled_from([1, 2, 5000, limit - 1, limit]),
         "durability": st.sampled_from(["none", "sync"]),
         "max_in_flight": st.sampled_from([1, 2**31 - 1]),
+        "lock_timeout": st.sampled_from([None, 1, 60.0]),
         "workers": st.sampled_from([1, 256]),
         "default_expire": st.sampled_from([1e-9, 1000, 1e300]),
     }

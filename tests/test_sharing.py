@@ -81,6 +81,7 @@ OTHERS: list[dict[str, Any]] = [
     {"max_open_files": 10},
     {"file_mode": 0o660},
     {"workers": 3},
+    {"lock_timeout": 3.0},
 ]
 OWN: list[dict[str, Any]] = [
     {"serializer": "pickle"},

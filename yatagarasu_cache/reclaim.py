@@ -323,6 +323,7 @@ class Reclaimer:
         """Begin a segment, or, if it is the handle's first, go on with a small one. The lock is held."""
         store = self._store
         capacity = self._capacity(size)
+        store.ensure_in_place()
         store.owner.ensure_marked()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
         store.writer = writer

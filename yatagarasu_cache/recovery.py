@@ -35,8 +35,11 @@ _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong t
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
 
 
-def open_index(store: Handle, *, alone: bool) -> Index:
-    """The index of the cache, fit for use. The lock is held (unless the cache is read-only)."""
+def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
+    """The index of the cache, fit for use. The lock is held (unless the cache is read-only).
+
+    `seed`: of the digests of a cache that is begun here, where some are under way.
+    """
     reason = ""
     index = None
     try:
@@ -59,7 +62,7 @@ def open_index(store: Handle, *, alone: bool) -> Index:
     if reason == "new":
         path = os.path.join(store.root, f.INDEX_NAME)
         store.take_over(cache_settings.for_new_index(store, None))
-        index = _create(store, path, _new_identity(), _table_capacity(store, []))
+        index = _create(store, path, _new_identity(seed), _table_capacity(store, []))
         return _begin(store, index, alone=alone)
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
@@ -198,8 +201,8 @@ def _segments_there(store: Handle) -> list[int]:
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
-def _new_identity() -> Identity:
-    return Identity(secrets.token_bytes(16), secrets.randbits(64))
+def _new_identity(seed: int | None = None) -> Identity:
+    return Identity(secrets.token_bytes(16), secrets.randbits(64) if seed is None else seed)
 
 
 def _table_capacity(store: Handle, segments: list[int]) -> int:

@@ -60,7 +60,7 @@ class Backend(abc.ABC):
             self.unlink(path)
 
     def opened(self, path: str, flags: int, mode: int = 0o600) -> OpenFile:
-        """A descriptor for as long as a block runs. If both fail, the block's error is told, not closing's."""
+        """A descriptor for as long as a block runs. If both fail, the block's error is told."""
         return OpenFile(self, path, flags, mode)
 
     def reading(self, path: str) -> OpenFile:

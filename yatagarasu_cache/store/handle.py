@@ -295,8 +295,7 @@ class Handle:
         Where others have begun a new one, that is followed: theirs was made of the same segments. Where
         the directory is another one, or empty, its cache is gone, and what is there now is ours as well.
         """
-        if _directory_id(self.root) != self._place or not self._has_files():
-            self.log_once("removed", "the cache was removed while it was in use: going on with a new one")
+        if self.is_elsewhere() or not self._has_files():
             return self._begin_anew()
         self.log_once("index", "the index was removed while the cache was in use: it is put in place again")
         try:
@@ -314,15 +313,25 @@ class Handle:
         listed = self.index.segments()
         return not listed or any(os.path.lexists(self.files.path(segment)) for segment in listed)
 
+    def is_elsewhere(self) -> bool:
+        """Whether the directory is another one than was opened: it was moved away, or removed."""
+        return _directory_id(self.root) != self._place
+
+    def ensure_in_place(self) -> None:
+        """Before a file is made by its name, and not found by a descriptor. The lock is held."""
+        if self.is_elsewhere():
+            self._begin_anew()
+
     def _begin_anew(self) -> None:
         """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
+        self.log_once("removed", "the cache was removed while it was in use: going on with a new one")
         prepare(self.backend, self.settings)
         self._place = _directory_id(self.root)
         self.owner.release()
         self.users.leave()
         self.changes.close()
         self.files.forget_all()
-        self._use(recovery.open_index(self, alone=self.users.enter()))
+        self._use(recovery.open_index(self, alone=self.users.enter(), seed=self.seed))
 
     def rebuild(self, reason: str) -> None:
         """Replace a damaged index by one made from the checkpoint and the segments."""

@@ -79,8 +79,10 @@ class Writing(Reading):
             self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
             return
         size = f.room_for(len(key) + len(tag) + len(meta), length)
-        checksum = value_sum(payload, low, flags)
+        checksum, seed = value_sum(payload, low, flags), self.seed
         for _ in range(ATTEMPTS):
+            if seed != self.seed:  # another cache is in the place of ours, which was removed
+                return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
             with self.appending:
                 writer = self.room(size)
                 index = self.index
@@ -225,7 +227,7 @@ class Writing(Reading):
         """Store one of `batches`."""
         if len(batch[0].payload) >= self.large_bytes:
             return self.put(*batch[0])
-        size = sum(map(_item_bytes, batch))
+        size, seed = sum(map(_item_bytes, batch)), self.seed
         with self.appending:
             writer = self.room(size)
             slots, epoch = self._append_many(batch, writer)
@@ -238,7 +240,8 @@ class Writing(Reading):
         if again:
             self.let_go_if_lost(writer)
         for item in again:
-            self.put(*item)
+            low, high = item[:2] if seed == self.seed else f.key_digest(item.key, self.seed)
+            self.put(*item._replace(low=low, high=high))
 
     def _append_many(self, batch: list[Item], writer: SegmentWriter) -> tuple[bytes, int]:
         """Append a batch with one write. The slots that name its records, packed, and the epoch before."""
@@ -329,6 +332,9 @@ class Writing(Reading):
             self.put(low, high, key, payload, flags, expires, tag, meta)
             return True
         flags |= FLAG_LARGE
+        if self.is_elsewhere():
+            with self.lock:
+                self.ensure_in_place()
         reserved = _Reservation(self)
         self.streams.add(reserved)
         temporary = self.temporary_path(value=True)
@@ -453,10 +459,13 @@ class Writing(Reading):
         The append happens under the lock too, so that a change that loses leaves no record which
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
         """
+        seed = self.seed
         for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(size)
                 with self.lock:
+                    if seed != self.seed:
+                        break
                     item = decide(self.lookup(low, high))
                     if item is None:
                         return
