@@ -143,9 +143,16 @@ def _remedy(error: OSError, root: str) -> str:
     """What helps: rights, if these are what is missing."""
     if error.errno not in (errno.EACCES, errno.EROFS):
         return ""  # what is known to help with others
-    if error.errno == errno.EACCES and os.access(error.filename or root, os.R_OK | os.W_OK):
+    if error.errno == errno.EACCES and _is_accessible(error.filename or root):
         return REFUSED
     return "give a directory that this user can write, or open it with read_only=True"
+
+
+def _is_accessible(path: str) -> bool:
+    """Whether this user may do everything with a file; with its directory, if there is none."""
+    while not os.path.lexists(path) and path != (above := os.path.dirname(path)):
+        path = above
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0))
 
 
 def content(root: str, entries: Iterable[tuple[str, os.stat_result]]) -> list[str]:

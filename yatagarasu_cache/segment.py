@@ -125,6 +125,12 @@ class SegmentFiles:
                 self._retire(segment)
             self._close_retired(_RETIRED_SECONDS)
 
+    def forget_all(self) -> None:
+        """What stands under their names may be other files now."""
+        with self._lock:
+            for segment in list(self.open_files):
+                self._retire(segment)
+
     def _retire(self, segment: int) -> None:
         at = segment % len(self._table)
         if self._table[at] >> 32 == segment:

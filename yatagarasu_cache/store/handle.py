@@ -6,6 +6,7 @@ durability. What stands above (removing, reading, writing) is a layer each.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -25,7 +26,15 @@ from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
 from ..directory import prepare
-from ..errors import CacheIOError, ClosedError, FormatError, ReadOnlyError, StorageFull, from_os_error
+from ..errors import (
+    CacheError,
+    CacheIOError,
+    ClosedError,
+    FormatError,
+    ReadOnlyError,
+    StorageFull,
+    from_os_error,
+)
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged, IndexLock, NoLock
@@ -237,6 +246,37 @@ class Handle:
             self.follow_index()
         self.follow_settings()
 
+    def follow_path(self) -> None:
+        """For a handle that only reads: use the index that stands in its place, if it is another one.
+
+        The directory may have been filled anew, or overlayfs has copied the file because somebody writes
+        to it: then the mapping stays as it was for ever, and so does, on some kernels, the inode.
+        """
+        if not self.appending.acquire(blocking=False):  # another thread is at it
+            return
+        try:
+            if not self.closed and not self._is_at_its_path():
+                self.follow_index()
+                self.files.forget_all()
+        except ClosedError:
+            pass
+        except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+            self.log_once("follow", f"there is another index, and it cannot be used: {error}")
+        finally:
+            self.appending.release()
+
+    def _is_at_its_path(self) -> bool:
+        """Whether the mapping is that of the file at its path, or there is none there."""
+        path = os.path.join(self.root, f.INDEX_NAME)
+        try:
+            with self.backend.reading(path) as fd:
+                there, mapped = os.fstat(fd), os.fstat(self.index.fd)
+                clock = int.from_bytes(self.backend.read(fd, 8, f.W_CLOCK * 8), "little")
+        except FileNotFoundError:
+            return True
+        same = (there.st_dev, there.st_ino) == (mapped.st_dev, mapped.st_ino)
+        return same and self.index.words[f.W_CLOCK] >= clock  # asked afterwards: it only grows
+
     def follow_index(self) -> None:
         """Another process has put a rebuilt index in place: use that. The lock is held."""
         index: Index | None = None
@@ -276,6 +316,16 @@ class Handle:
         if segment is None:
             raise StorageFull(errno.ENOSPC, "there are more segments than can be listed: raise segment_size")
         return segment
+
+    def new_segment_file(self) -> tuple[int, int]:
+        """`new_segment`, and a descriptor of its file, which this makes: past files that nobody lists."""
+        for _ in range(ATTEMPTS):
+            segment = self.new_segment()
+            path = self.files.path(segment)
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                return segment, self.backend.open(path, flags, self.settings.file_mode)
+        raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
@@ -413,6 +463,8 @@ class Handle:
         Entries written while it runs don't appear, so that it comes to an end; none appears twice.
         """
         self.ensure_open()
+        if self.read_only:
+            self.follow_path()
         started = max(time.time_ns(), self.index.words[f.W_CLOCK])
         seen: set[int] = set()
         done: set[int] = set()
@@ -624,6 +676,8 @@ class Handle:
 
     def fold_counters(self) -> None:
         """Add hits and misses, which are counted without a lock, to this handle's and the cache's totals."""
+        if self.read_only:
+            self.follow_path()
         with self.lock:
             self._fold()
 
@@ -632,7 +686,7 @@ class Handle:
         uses stay counted, and the next one who folds them has them."""
         lock = self.lock
         if isinstance(lock, NoLock):
-            return
+            return self.follow_path()
         try:
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
