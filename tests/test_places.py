@@ -221,8 +221,13 @@ def umask() -> Iterator[Callable[[int], int]]:
     os.umask(before)
 
 
-@pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o277])
-@pytest.mark.parametrize("modes", [(0o700, 0o600), (0o770, 0o660), (0o2770, 0o660), (0o755, 0o644)])
+@pytest.mark.parametrize(
+    ("mask", "modes"),
+    [
+        (0o022, (0o700, 0o600)), (0o277, (0o700, 0o600)), (0o022, (0o770, 0o660)), (0o077, (0o2770, 0o660)),
+        (0, (0o755, 0o644)),
+    ],
+)  # fmt: skip
 def test_modes_are_exact(
     make: Make, directory: Path, umask: Callable[[int], int], mask: int, modes: tuple[int, int]
 ) -> None:
