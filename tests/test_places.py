@@ -15,13 +15,26 @@ from typing import Any
 import pytest
 from helpers import NOBODY, FailingBackend, WrappedBackend, as_nobody, noise, open_up, tree, wrap_backends
 
-from yatagarasu_cache import CacheIOError, ConfigurationError, DiskCache, FormatError, ReadOnlyError, checkpoint
+from yatagarasu_cache import (
+    CacheIOError,
+    ConfigurationError,
+    DiskCache,
+    FormatError,
+    ReadOnlyError,
+    checkpoint,
+)
 from yatagarasu_cache import directory as directory_module
 from yatagarasu_cache import format as f
 from yatagarasu_cache.backends import creating
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
-from yatagarasu_cache.directory import NETWORK_FILE_SYSTEMS, prepare
+from yatagarasu_cache.directory import (
+    LOCAL_FUSE,
+    NEGLIGIBLE,
+    NEGLIGIBLE_DIRECTORIES,
+    NEGLIGIBLE_STARTS,
+    prepare,
+)
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
@@ -149,6 +162,27 @@ def test_what_was_just_made_may_soon_be_used(tmp_path: Path, monkeypatch: pytest
         tries.clear()
 
 
+@pytest.mark.parametrize("call", ["allocate", "write", "replace"])
+def test_readers_see_no_index_that_is_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """One that only reads opens the cache at each step of its creation: it is told what is true."""
+    directory, looks, told = tmp_path / "cache", [], []
+
+    class Looking(WrappedBackend):
+        def before(self, name: str, path: str, size: int) -> None:
+            if name == call and (directory / "writers").exists() and not looks:
+                looks.append(path)
+                with pytest.raises(ReadOnlyError) as raised:
+                    DiskCache(directory, read_only=True)
+                told.append(str(raised.value))
+
+    wrap_backends(monkeypatch, Looking)
+    with DiskCache(directory) as cache:
+        cache["key"] = 1
+    assert told and "is new" in told[0]
+
+
 def test_segments_of_nobody_are_passed_over(make: Make, directory: Path) -> None:
     """Strays, of whatever origin, that have the numbers of the next segments: they stay as they are."""
     cache = make(**SMALL)
@@ -162,11 +196,13 @@ def test_segments_of_nobody_are_passed_over(make: Make, directory: Path) -> None
 
 # -- beside what a fresh volume has --------------------------------------------------------------
 
-FILES = [
-    ".DS_Store", ".gitignore", ".gitkeep", ".keep", ".nfs000000000123", ".placeholder", "._cache", "Thumbs.db",
-    "desktop.ini", ".fuse_hidden0001", ".directory", ".localized", ".nobackup", ".gitattributes",
-]  # fmt: skip
-DIRECTORIES = ["lost+found", ".Trash-1000", ".Trashes", ".fseventsd", ".Spotlight-V100"]
+FILES = [*NEGLIGIBLE, *(f"{start}1" for start in NEGLIGIBLE_STARTS)]
+
+
+def test_what_the_names_cover() -> None:
+    """Those of the report that this began with, at least."""
+    assert {".gitkeep", ".gitignore", ".DS_Store", ".keep", "Thumbs.db"} <= NEGLIGIBLE
+    assert "lost+found" in NEGLIGIBLE_DIRECTORIES and ".nfs" in NEGLIGIBLE_STARTS
 
 
 def test_what_a_fresh_volume_has(make: Make, directory: Path) -> None:
@@ -174,19 +210,23 @@ def test_what_a_fresh_volume_has(make: Make, directory: Path) -> None:
     directory.mkdir()
     for name in FILES:
         (directory / name).write_bytes(noise(1000))
-    for name in DIRECTORIES:
+    for name in [*NEGLIGIBLE_DIRECTORIES, ".Trash-1000"]:
         (directory / name).mkdir(0o700)
         (directory / name / "kept").write_bytes(b"kept")
     with pytest.raises(ReadOnlyError, match="is empty"):
         make(read_only=True)
-    before = {name: status for name, status in tree(directory).items()}
+    before = tree(directory)
     cache = make(**SMALL)
     counted = cache.volume()
     use(cache)
     assert counted < 100_000
+    for inside in ("segments", "large", "tmp", "writers"):
+        (directory / inside / ".DS_Store").write_bytes(noise(1000))
     assert cache.check(fix=True) == []
     cache.clear()
     cache.close()
+    for inside in ("segments", "large", "tmp", "writers"):
+        assert (directory / inside / ".DS_Store").read_bytes() == noise(1000)
     with make() as cache:
         assert len(cache) == 0
     after = tree(directory)
@@ -440,28 +480,32 @@ def test_root_is_not_led_astray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 # -- file systems ---------------------------------------------------------------------------------
 
-BEHIND_FUSE = """
-fuse.juicefs fuse.ceph-fuse fuse.seaweedfs fuse.weed fuse.mount-s3 fuse.mountpoint-s3 fuse.blobfuse2 fuse.goofys
-fuse.davfs fuse.mfs fuse.lizardfs fuse.beegfs fuse.curlftpfs fuse.s3ql fuse.cvmfs2 fuse.alluxio-fuse
-fuse.vmhgfs-fuse fuse.grpcfuse fuse.mergerfs fuse.sshfs fuse.new-and-unknown fuse
-""".split()
-OTHERS = "davfs wekafs panfs orangefs pvfs2 acfs vboxsf vmhgfs prl_fs fakeowner afpfs nfs4 9p".split()
-LOCAL = """
-ext4 xfs btrfs zfs tmpfs overlay bcachefs f2fs ecryptfs fuseblk fuse.fuse-overlayfs fuse.gocryptfs fuse.encfs
-""".split()
+BEHIND_FUSE = [
+    f"fuse.{name}"
+    for name in (
+        "juicefs", "ceph-fuse", "seaweedfs", "weed", "mount-s3", "mountpoint-s3", "blobfuse2", "goofys", "davfs",
+        "mfs", "lizardfs", "beegfs", "curlftpfs", "s3ql", "cvmfs2", "alluxio-fuse", "vmhgfs-fuse", "grpcfuse",
+        "mergerfs", "sshfs", "new-and-unknown",
+    )
+]  # fmt: skip
+OTHERS = [
+    "davfs", "wekafs", "panfs", "orangefs", "pvfs2", "acfs", "vboxsf", "vmhgfs", "prl_fs", "fakeowner", "afpfs",
+    "nfs4", "9p", "fuse",
+]  # fmt: skip
+LOCAL = ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "bcachefs", "ecryptfs", "fuseblk", "", *LOCAL_FUSE]
 
 
 def test_file_systems_that_are_not_known_to_be_local(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert NETWORK_FILE_SYSTEMS >= set(OTHERS)
     for kind in BEHIND_FUSE + OTHERS:
         monkeypatch.setattr(directory_module, "file_system", lambda path, kind=kind: kind)
         with pytest.raises(ConfigurationError) as raised:
             DiskCache(directory)
         assert f"({kind})" in str(raised.value) and "allow_network_fs=True" in str(raised.value)
     assert list(directory.iterdir()) == []
-    for kind in [*LOCAL, ""]:
+    assert {"fuse.fuse-overlayfs", "fuse.gocryptfs"} <= LOCAL_FUSE
+    for kind in LOCAL:
         monkeypatch.setattr(directory_module, "file_system", lambda path, kind=kind: kind)
         directory_module._check_file_system(make_settings(directory))
 

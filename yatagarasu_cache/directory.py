@@ -32,7 +32,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
     (
         "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "cvfs", "cvmfs", "davfs", "drvfs",
         "fakeowner", "gfs", "gfs2", "glusterfs", "gpfs", "hostfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
-        "orangefs", "panfs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs", "wekafs",
+        "orangefs", "panfs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+        "wekafs",
     )
 )  # fmt: skip
 # Behind FUSE there may be anything. These keep what they hold on this machine, or encrypt a directory of it.
@@ -43,14 +44,19 @@ LOCAL_FUSE = frozenset(
     )
 )  # fmt: skip
 # What file systems, and the tools that deal with directories, leave in an empty one.
-_NEGLIGIBLE = frozenset(
+NEGLIGIBLE = frozenset(
     (
-        ".DS_Store", ".Spotlight-V100", ".Trashes", ".directory", ".fseventsd", ".gitattributes", ".gitignore",
-        ".gitkeep", ".keep", ".localized", ".nobackup", ".placeholder", "Thumbs.db", "desktop.ini",
+        ".DS_Store", ".directory", ".gitattributes", ".gitignore", ".gitkeep", ".keep", ".localized",
+        ".nobackup", ".placeholder", "Thumbs.db", "aquota.group", "aquota.user", "desktop.ini",
     )
 )  # fmt: skip
-_NEGLIGIBLE_STARTS = (".nfs", ".fuse_hidden", ".Trash-", "._")
-_LOST_AND_FOUND = "lost+found"
+NEGLIGIBLE_DIRECTORIES = frozenset(
+    (
+        "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".fseventsd", ".snapshots",
+        "System Volume Information", "lost+found",
+    )
+)  # fmt: skip
+NEGLIGIBLE_STARTS = ("._", ".Trash-", ".fuse_hidden", ".nfs")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _SUBDIRECTORIES = (f.SEGMENTS_NAME, f.LARGE_NAME, f.TEMPORARY_NAME, f.WRITERS_NAME)
 _TRIES = 100  # where others create and remove the same directory
@@ -72,8 +78,8 @@ def resolved(path: str) -> str:
         except OSError as error:
             raise from_os_error(error, f"cannot find the cache directory {path!r}") from error
         if target is None:
-            return path
-        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+            return os.path.realpath(path)  # a link may end in ..
+        path = os.path.join(os.path.dirname(path), target.rstrip("/") or "/")
     raise FormatError(f"{path!r} is a symbolic link that leads round in a circle: give a directory")
 
 
@@ -106,7 +112,8 @@ def prepare(backend: Backend, settings: Settings) -> None:
     try:
         _again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
     except OSError as error:
-        raise from_os_error(error, f"cannot use the cache directory {root!r}", _remedy(error, root)) from error
+        doing = f"cannot use the cache directory {root!r}"
+        raise from_os_error(error, doing, _remedy(error, root)) from error
 
 
 def _prepare(backend: Backend, settings: Settings) -> None:
@@ -116,7 +123,7 @@ def _prepare(backend: Backend, settings: Settings) -> None:
         _make(backend, root, partial(make_directory, mode=settings.directory_mode, for_owner=False))
     _check_kind(root, os.lstat(root))
     _check_file_system(settings)
-    names = content(root, backend.scandir(root))
+    names = content(backend.scandir(root))
     is_new = not names or _is_begun(root, names)
     if is_new and settings.read_only:
         raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
@@ -155,18 +162,18 @@ def _is_accessible(path: str) -> bool:
     return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0))
 
 
-def content(root: str, entries: Iterable[tuple[str, os.stat_result]]) -> list[str]:
-    """The names in a directory that tell what it is: not those that a fresh volume comes with, for one.
+def content(entries: Iterable[tuple[str, os.stat_result]]) -> list[str]:
+    """Those names in a directory (name and lstat of each) that tell what it is.
 
-    `entries`: name and lstat of each. What is left out is nobody's business here: it stays as it is.
+    What a fresh volume comes with, or a file manager leaves, is left out here, and left alone everywhere.
     """
     return [name for name, status in entries if not _is_negligible(name, status)]
 
 
 def _is_negligible(name: str, status: os.stat_result) -> bool:
-    if name == _LOST_AND_FOUND:
+    if name in NEGLIGIBLE_DIRECTORIES:
         return stat.S_ISDIR(status.st_mode)
-    return name in _NEGLIGIBLE or name.startswith(_NEGLIGIBLE_STARTS)
+    return name in NEGLIGIBLE or name.startswith(NEGLIGIBLE_STARTS)
 
 
 def is_ours(root: str, names: list[str]) -> bool:
@@ -263,13 +270,13 @@ def _check_file_system(settings: Settings) -> None:
         return
     kind = file_system(settings.directory)
     if kind in NETWORK_FILE_SYSTEMS:
-        what = f"a network file system ({kind}), where memory mappings and locks are not safe"
+        what = f"is on a network file system ({kind}), where memory mappings and locks are not safe"
     elif kind.split(".")[0] in ("fuse", "fuseblk") and kind not in LOCAL_FUSE:
-        what = f"a file system that is not known to be local ({kind}): memory mappings and locks may not be safe"
+        what = f"is on a file system ({kind}) whose memory mappings and locks are not known to be safe"
     else:
         return
     raise ConfigurationError(
-        f"directory {settings.directory!r} is on {what}: use a local disk (allow_network_fs=True insists)"
+        f"directory {settings.directory!r} {what}: use a local disk (allow_network_fs=True insists)"
     )
 
 
