@@ -8,6 +8,7 @@ import pickle
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -544,11 +545,17 @@ def test_no_mount_matches() -> None:
 # -- another index in the place of the one that is read ---------------------------------------------
 
 
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yatagarasu_cache.store.handle._LOOK_EVERY", 0.0)
+
+
 def uses_until_it_looks(reader: DiskCache) -> None:
     for _ in range(220):
         reader.get("something")
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_reader_follows_a_copied_index(make: Make, directory: Path) -> None:
     """Overlayfs copies a file of the image when it is first written to: the reader's mapping stays behind."""
     with make(**SMALL) as cache:
@@ -565,6 +572,7 @@ def test_a_reader_follows_a_copied_index(make: Make, directory: Path) -> None:
         assert set(reader) == set(writer)
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_reader_follows_a_new_cache(make: Make, directory: Path) -> None:
     with make(**SMALL) as cache:
         use(cache)
@@ -579,6 +587,7 @@ def test_a_reader_follows_a_new_cache(make: Make, directory: Path) -> None:
         assert reader["new"] == "value" and reader.stats().entries == 1
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_reader_keeps_what_it_has_beside_what_is_no_index(
     make: Make, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -593,6 +602,7 @@ def test_a_reader_keeps_what_it_has_beside_what_is_no_index(
     assert sum("there is another index" in line for line in caplog.messages) == 1
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_reader_that_is_up_to_date_maps_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = make(**SMALL)
     use(writer)
@@ -603,6 +613,24 @@ def test_a_reader_that_is_up_to_date_maps_nothing(make: Make, monkeypatch: pytes
         uses_until_it_looks(reader)
         assert reader[i] == i
     assert reader._lease.store.index is index
+
+
+def test_a_reader_looks_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hits cost no system call but the one that reads: it looks every 200 gets at most, and not more often
+    than every quarter of a second."""
+    with make(**SMALL) as cache:
+        use(cache)
+    reader = make(read_only=True)
+    store, now = reader._lease.store, time.monotonic()
+    looks = []
+    monkeypatch.setattr(store, "follow_path", lambda: looks.append(now))
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for number in (1, 2, 3):
+        for _ in range(1000):
+            reader.get(1)
+        assert len(looks) == number
+        now += 0.3
+    assert reader.stats().process["hits"] == 3000
 
 
 @pytest.fixture
@@ -624,6 +652,7 @@ def overlay(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     subprocess.run(["umount", "-l", str(merged)], check=True)
 
 
+@pytest.mark.usefixtures("looks_often")
 def test_a_reader_of_an_image_sees_what_is_stored(make: Make, overlay: tuple[Path, Path]) -> None:
     lower, merged = overlay
     with make(lower / "cache", **SMALL) as cache:

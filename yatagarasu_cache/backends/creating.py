@@ -69,9 +69,9 @@ def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None
     """
     status = os.fstat(fd)
     if status.st_uid == _ROOT and for_owner:
-        parent = os.stat(os.path.dirname(path) or os.curdir)
-        if parent.st_uid != _ROOT:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            parent = os.stat(os.path.dirname(path) or os.curdir)
+            if parent.st_uid != _ROOT:
                 os.fchown(fd, parent.st_uid, parent.st_gid)
                 status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):

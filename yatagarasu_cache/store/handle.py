@@ -62,6 +62,7 @@ _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting t
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
 _PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
+_LOOK_EVERY = 0.25  # seconds, of a handle that only reads
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
@@ -84,6 +85,7 @@ class Handle:
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
+        self._look_again = 0.0
         self._temporary = count(1)
         self._logged: set[str] = set()
         self.appending = threading.RLock()
@@ -252,18 +254,15 @@ class Handle:
         The directory may have been filled anew, or overlayfs has copied the file because somebody writes
         to it: then the mapping stays as it was for ever, and so does, on some kernels, the inode.
         """
-        if not self.appending.acquire(blocking=False):  # another thread is at it
-            return
-        try:
-            if not self.closed and not self._is_at_its_path():
-                self.follow_index()
-                self.files.forget_all()
-        except ClosedError:
-            pass
-        except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
-            self.log_once("follow", f"there is another index, and it cannot be used: {error}")
-        finally:
-            self.appending.release()
+        with self.appending:  # one thread after another
+            try:
+                if not self.closed and not self._is_at_its_path():
+                    self.follow_index()
+                    self.files.forget_all()
+            except ClosedError:
+                pass
+            except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+                self.log_once("follow", f"there is another index, and it cannot be used: {error}")
 
     def _is_at_its_path(self) -> bool:
         """Whether the mapping is that of the file at its path, or there is none there."""
@@ -677,7 +676,9 @@ class Handle:
     def fold_counters(self) -> None:
         """Add hits and misses, which are counted without a lock, to this handle's and the cache's totals."""
         if self.read_only:
+            self._fold_reading()
             self.follow_path()
+            return
         with self.lock:
             self._fold()
 
@@ -686,7 +687,7 @@ class Handle:
         uses stay counted, and the next one who folds them has them."""
         lock = self.lock
         if isinstance(lock, NoLock):
-            return self.follow_path()
+            return self._look_around()
         try:
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
@@ -696,6 +697,18 @@ class Handle:
                     lock.__exit__()
         except Exception:
             pass
+
+    def _look_around(self) -> None:
+        """What a handle that only reads does instead, and now and then it looks for another index."""
+        self._fold_reading()
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + _LOOK_EVERY
+            self.follow_path()
+
+    def _fold_reading(self) -> None:
+        with self.appending:
+            self._fold()
 
     def _enter_patiently(self, lock: IndexLock) -> bool:
         """Wait a moment, after some tries in vain and not often: whoever has the lock may not be running."""
