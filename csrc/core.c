@@ -237,6 +237,12 @@ bool yc_read(const struct yc_found *found, void *value)
     return done >= 0 && (uint64_t)done == found->length;
 }
 
+/* What a system call gives that a sandbox refuses, or that the kernel does not know. */
+static bool is_refused(int error)
+{
+    return error == EPERM || error == ENOSYS;
+}
+
 int yc_read_nowait(const struct yc_found *found, void *value)
 {
 #if defined SYS_preadv2 && defined RWF_NOWAIT
@@ -244,7 +250,7 @@ int yc_read_nowait(const struct yc_found *found, void *value)
     struct iovec vector = {value, found->length};
     long done = syscall(SYS_preadv2, found->fd, &vector, 1L, (long)found->offset,
                         (long)(found->offset >> 32), (long)RWF_NOWAIT);
-    if (done < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+    if (done < 0 && (errno == EOPNOTSUPP || errno == EINVAL || is_refused(errno)))
         return -errno;
     return done >= 0 && (uint64_t)done == found->length;
 #else
@@ -341,11 +347,21 @@ static bool lock(const struct yc_view *view, int fd)
 /* Write all of the vectors, which it uses up. 0 or a negative errno. */
 static int write_all(int fd, struct iovec *vector, int count, uint64_t offset)
 {
+    bool together = true;
     while (count) {
-        ssize_t done = count == 1 ? pwrite(fd, vector->iov_base, vector->iov_len, (off_t)offset)
-                                  : pwritev(fd, vector, count, (off_t)offset);
+        bool one = count == 1 || !together;
+        if (!together && !vector->iov_len) { /* of an empty value */
+            vector++, count--;
+            continue;
+        }
+        ssize_t done = one ? pwrite(fd, vector->iov_base, vector->iov_len, (off_t)offset)
+                           : pwritev(fd, vector, count, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
+        if (done < 0 && !one && is_refused(errno)) {
+            together = false;
+            continue;
+        }
         if (done < 0)
             return -errno;
         if (!done)

@@ -23,6 +23,7 @@ from yatagarasu_cache.store import sharing
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = 10**9
+NOBODY = 65534
 
 
 class Clock:
@@ -83,6 +84,27 @@ def run_python(code: str, *arguments: object, timeout: float = 100, **options: A
     )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def as_nobody(code: str, *arguments: object) -> str:
+    """As a user who is not root: in a child that gives its rights up after its imports."""
+    drop = f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+    head = "import errno, os, sys\nfrom yatagarasu_cache import *\nimport yatagarasu_cache.recovery\n"
+    head += "import encodings.ascii, resource, yatagarasu_cache.backends.threads, yatagarasu_cache.reclaim\n"
+    head += "try: import yatagarasu_cache.backends.uring\nexcept (ImportError, BackendUnavailable): pass\n"
+    return run_python(head + drop + code, *arguments)
+
+
+def open_up(path: Path, mode: int) -> None:
+    """Let others reach `path` (pytest's directories are for their owner alone)."""
+    for parent in path.parents:
+        if (
+            parent != Path("/")
+            and parent.stat().st_uid == os.getuid()
+            and parent.stat().st_mode & 0o77 != 0o77
+        ):
+            parent.chmod(parent.stat().st_mode | 0o711)
+    path.chmod(mode)
 
 
 class WrappedBackend(Backend):

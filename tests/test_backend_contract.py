@@ -26,6 +26,7 @@ from helpers import noise, run_python
 
 from yatagarasu_cache.backends import choose
 from yatagarasu_cache.backends.base import Backend, Buffer, Channel
+from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
 
 MIB = 1 << 20
@@ -277,6 +278,58 @@ def test_allocate_where_the_file_system_cannot(tmp_path: Path, monkeypatch: pyte
     assert whole(fd) == b"kept".ljust(200_002, b"\0")
     assert os.fstat(fd).st_blocks * 512 >= 200_000
     backend.close_file(fd)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS], ids=["EPERM", "ENOSYS"])
+@pytest.mark.parametrize("call", ["pwritev", "preadv", "posix_fallocate", "fdatasync", "fsync", "posix_fadvise"])
+def test_a_call_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, call: str, code: int
+) -> None:
+    """A sandbox forbids one system call: others do its work."""
+    tested, calls = choose(make_settings(tmp_path, backend=backend)).backend, []
+
+    def refuse(*_: object) -> None:
+        calls.append(call)
+        raise OSError(code, "not here")
+
+    monkeypatch.setattr(os, call, refuse)
+    fd = tested.open(str(tmp_path / "f"), os.O_RDWR | os.O_CREAT)
+    tested.write(fd, [CONTENT[:5000], b"", CONTENT[5000:9000]], 0)
+    tested.allocate(fd, 0, 20_000)
+    tested.prefetch(fd, 9000, 0)
+    assert tested.read(fd, 9000, 0) == CONTENT[:9000]
+    assert tested.read_nowait(fd, 9000, 0) in (None, CONTENT[:9000])
+    assert tested.read_many([(fd, 3000, 100), (fd, 3000, 4000)]) == [CONTENT[100:3100], CONTENT[4000:7000]]
+    assert tested.write_many([(fd, [b"a", b"b"], 0)], [fd]) == [None]
+    tested.sync(fd)
+    tested.sync_directory(str(tmp_path))
+    assert calls
+    tested.close_file(fd)
+    tested.close()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_call_that_fails_is_not_tried_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    tested = ThreadsBackend()
+    fd = tested.open(str(tmp_path / "f"), os.O_RDWR | os.O_CREAT)
+
+    def fail(*_: object) -> None:
+        raise OSError(code, "broken")
+
+    for call in ("pwritev", "posix_fallocate", "fdatasync", "fsync"):
+        monkeypatch.setattr(os, call, fail)
+    for attempt in (
+        lambda: tested.write(fd, [b"a"], 0),
+        lambda: tested.allocate(fd, 0, 10),
+        lambda: tested.sync(fd),
+        lambda: tested.sync_directory(str(tmp_path)),
+    ):
+        with pytest.raises(OSError) as raised:
+            attempt()
+        assert raised.value.errno == code
+    tested.close_file(fd)
 
 
 def test_truncate_and_sync(tested: Backend, fd: int, closed_fd: int) -> None:

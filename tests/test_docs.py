@@ -19,11 +19,20 @@ from typing import NamedTuple
 import pytest
 
 import yatagarasu_cache
-from yatagarasu_cache import AsyncDiskCache, CacheStats, DiskCache, cli, codec, errors, reclaim, store
+from yatagarasu_cache import (
+    AsyncDiskCache,
+    CacheStats,
+    DiskCache,
+    cli,
+    codec,
+    directory,
+    errors,
+    reclaim,
+    store,
+)
 from yatagarasu_cache import eviction as eviction_module
 from yatagarasu_cache import format as layout
 from yatagarasu_cache.config import RingSettings, Settings
-from yatagarasu_cache.directory import NETWORK_FILE_SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "yatagarasu_cache"
@@ -325,10 +334,15 @@ def test_scaling(row: dict[str, str], tmp_path: Path) -> None:
         assert largest == inner.reclaim.largest_value // 1024 // unit * unit
 
 
-def test_network_file_systems() -> None:
-    match = re.search(r"<!-- list: NETWORK_FILE_SYSTEMS -->\n(.*?)\. `allow", OPERATIONS, re.DOTALL)
+@pytest.mark.parametrize(
+    "name",
+    ["NETWORK_FILE_SYSTEMS", "LOCAL_FUSE", "NEGLIGIBLE", "NEGLIGIBLE_STARTS", "NEGLIGIBLE_DIRECTORIES"],
+)
+def test_names_of_file_systems_and_of_what_is_in_them(name: str) -> None:
+    match = re.search(rf"<!-- list: {name} -->\n(.*?)[.;]\n", OPERATIONS, re.DOTALL)
     assert match is not None
-    assert set(quoted(match[1])) == NETWORK_FILE_SYSTEMS
+    listed = quoted(match[1])
+    assert set(listed) == set(getattr(directory, name)) and len(listed) == len(set(listed))
 
 
 def test_stats() -> None:

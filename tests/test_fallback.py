@@ -209,6 +209,71 @@ backend.close()
     assert len(answer["lines"]) == 1 and "EPERM" in answer["lines"][0]
 
 
+# -- ordinary system calls that are refused --------------------------------------------------------
+
+# Names and numbers by machine: x86-64, and those that share the generic table.
+CALLS = {
+    "pwritev": (296, 70), "pwritev2": (328, 287), "preadv": (295, 69), "preadv2": (327, 286),
+    "fallocate": (285, 47), "fdatasync": (75, 83), "fsync": (74, 82), "fadvise64": (221, 223),
+    "statx": (332, 291), "fchmod": (91, 52), "madvise": (28, 233),
+}  # fmt: skip
+COLUMN = {"x86_64": 0, "aarch64": 1, "riscv64": 1}.get(os.uname().machine)
+
+# Each call by itself is refused in a child of its own; all kinds of values go in and out.
+ONE_BY_ONE = """
+import traceback, warnings
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache import checkpoint
+import yatagarasu_cache.backends.threads
+warnings.simplefilter("ignore", DeprecationWarning)
+
+def attempt(place, options):
+    values = {n: bytes([n % 251]) * n for n in (0, 1, 100, 20_001, 1_500_000)}
+    values |= {"text": "x" * 500, "list": [1, 2.5, None]}
+    with DiskCache(place, size_limit=64 << 20, file_mode=0o640, **options) as cache:
+        for name, value in values.items():
+            cache.set(name, value)
+        cache.set_many({(name, "many"): value for name, value in values.items()})
+        assert cache.incr("n") == 1 and cache.delete((1, "many"))
+        cache.flush()
+        checkpoint.write(cache._lease.store)
+    with DiskCache(place, **options) as cache:
+        for name, value in values.items():
+            assert cache.get(name) == value, name
+        assert cache.get_many(values) == values
+        assert cache.check() == []
+    assert Lines.lines == [], Lines.lines
+
+logging.getLogger("yatagarasu_cache").setLevel(logging.WARNING)
+failed = []
+for name, number in json.loads(argument).items():
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.umask(0o077)
+            forbid(number, errno.EPERM)  # ENOSYS: see test_backend_contract.py
+            attempt(f"{directory}/{name}", {"durability": "sync"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+answer(failed=failed)
+"""
+
+
+@pytest.mark.skipif(COLUMN is None, reason="numbers of system calls are known for other machines")
+@pytest.mark.parametrize("core", ["auto", "python"])
+def test_each_system_call_can_be_refused(directory: Path, core: str) -> None:
+    assert COLUMN is not None
+    numbers = {name: both[COLUMN] for name, both in CALLS.items()}
+    answer = run(directory, ONE_BY_ONE, json.dumps(numbers), YATAGARASU_CORE=core, YATAGARASU_BACKEND="threads")
+    assert answer["failed"] == []
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 LIMITED = """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import FailingBackend, disk_bytes, noise, run_python, tree, wrap_backends
+from helpers import FailingBackend, as_nobody, disk_bytes, noise, open_up, run_python, tree, wrap_backends
 
 from yatagarasu_cache import (
     BackendUnavailable,
@@ -27,7 +27,6 @@ from yatagarasu_cache import format as f
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
 Make = Callable[..., DiskCache]
-NOBODY = 65534
 LARGE = 300_000  # with LARGE_FROM a file of its own
 LARGE_FROM = 100_000
 
@@ -372,27 +371,6 @@ def test_a_volume_that_becomes_read_only(
 # -- forbidden ----------------------------------------------------------------------------------
 
 
-def as_nobody(code: str, *arguments: object) -> str:
-    """As a user who is not root: in a child that gives its rights up after its imports."""
-    drop = f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-    head = "import errno, os, sys\nfrom yatagarasu_cache import *\nimport yatagarasu_cache.recovery\n"
-    head += "import encodings.ascii, resource, yatagarasu_cache.backends.threads, yatagarasu_cache.reclaim\n"
-    head += "try: import yatagarasu_cache.backends.uring\nexcept (ImportError, BackendUnavailable): pass\n"
-    return run_python(head + drop + code, *arguments)
-
-
-def open_up(path: Path, mode: int) -> None:
-    """Let others reach `path` (pytest's directories are for their owner alone)."""
-    for parent in path.parents:
-        if (
-            parent != Path("/")
-            and parent.stat().st_uid == os.getuid()
-            and parent.stat().st_mode & 0o77 != 0o77
-        ):
-            parent.chmod(parent.stat().st_mode | 0o711)
-    path.chmod(mode)
-
-
 def test_a_directory_that_may_not_be_written(tmp_path: Path, backend: str, make: Make) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -560,15 +538,6 @@ def test_a_file_is_no_directory(make: Make, directory: Path) -> None:
     assert directory.read_bytes() == b"a file"
 
 
-def test_a_link_to_a_cache_is_refused(make: Make, directory: Path) -> None:
-    make().set("key", 1)
-    link = directory.parent / "link"
-    link.symlink_to(directory)
-    for read_only in (False, True):
-        with pytest.raises(FormatError, match="symbolic link"):
-            make(link, read_only=read_only)
-
-
 @pytest.mark.parametrize("name", ["index", "lock", "users", "segments", "large", "tmp", "writers"])
 def test_links_inside_are_not_followed(make: Make, directory: Path, tmp_path: Path, name: str) -> None:
     cache = make()
@@ -650,7 +619,7 @@ def test_another_version_of_the_segments_is_refused(make: Make, directory: Path,
     assert tree(directory) == before
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p", "ceph"])
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "9p", "ceph", "fuse.juicefs", "fuse", "vboxsf"])
 def test_network_file_systems_are_refused(
     make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -141,10 +141,8 @@ class ChangeLog:
 
     def _begin(self) -> int:
         store = self._store
-        segment = store.new_segment()
+        segment, fd = store.new_segment_file()
         index = self._index  # not before: its table may have become larger
-        path = store.files.path(segment)
-        fd = store.backend.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode)
         created = index.stamp()
         try:
             header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
@@ -152,7 +150,7 @@ class ChangeLog:
             index.words[index.add_segment(segment, f.LOG, len(header), 0, created) + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.let_go(fd)
-            store.backend.clear_away(path)
+            store.backend.clear_away(store.files.path(segment))
             raise
         index.words[f.W_LOG] = segment
         self._use(segment, fd)

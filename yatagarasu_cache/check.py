@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
+from .directory import content
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
@@ -331,7 +332,7 @@ def _large_bytes(store: Store) -> tuple[int, int]:
     """Bytes of large values as counted and as found; if others may just be storing some, twice the same."""
     with store.lock:
         counted: int = store.index.words[f.W_LARGE_BYTES]
-        if not store.users_alone() or store.backend.scandir(store.large.temporary):
+        if not store.users_alone() or content(store.backend.scandir(store.large.temporary)):
             return counted, counted
         return counted, sum(size for _, size, _ in store.large.listed())
 
@@ -353,7 +354,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:
     """Segment files are in the table; other names in our directories are not ours, and are left alone."""
-    for name, _ in store.backend.scandir(store.segments_path):
+    for name in content(store.backend.scandir(store.segments_path)):
         segment = f.parse_segment_name(name)
         if segment is None:
             yield Problem("stray", name, "not a file of this cache: left alone")

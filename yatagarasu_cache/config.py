@@ -23,7 +23,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from .errors import ConfigurationError
@@ -44,6 +44,7 @@ __all__ = [
     "is_enabled",
     "load",
     "make_settings",
+    "moved",
     "reopening",
     "to_options",
 ]
@@ -60,6 +61,7 @@ DEFAULT_DIRECTORY = "/var/cache/yatagarasu"
 _MAX_COUNT = 2**31 - 1
 _MAX_FILES = 2**20
 _ALL_BITS = 0o777
+_SETGID = 0o2000
 _MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built with, less one
 _BACKENDS = ("auto", "uring", "threads")
 _DURABILITIES = ("none", "sync")
@@ -141,9 +143,9 @@ class Settings:
     allow_network_fs: bool = False
     """Open caches on network file systems, where locks and mappings are unsafe."""
     directory_mode: int = 0o700
-    """Permission bits of directories that the cache creates."""
+    """Permission bits of directories that the cache creates, whatever the umask is; 0o2000 may be in them."""
     file_mode: int = 0o600
-    """Permission bits of files that the cache creates."""
+    """Permission bits of files that the cache creates, whatever the umask is."""
     io_uring: RingSettings = field(default_factory=RingSettings)
     """See `RingSettings`."""
     _named: ClassVar[frozenset[str]] = frozenset()  # no field: it is not compared, and not a setting
@@ -276,17 +278,22 @@ def _fraction(low: float, high: float) -> _Check:
     return check
 
 
-def _mode(needed: int) -> _Check:
-    """Permission bits: an integer, or its octal digits as a string (YAML reads 0o600 as one)."""
+def _mode(needed: int, special: int = 0) -> _Check:
+    """Permission bits: an integer, or its octal digits as a string (YAML reads 0o600 as one).
+
+    `special`: of the bits above these, the one that is allowed.
+    """
+    every = _ALL_BITS | special
+    beside = f", with 0o{special:o} or without" if special else ""
     allowed = (
-        f"permission bits from 0o{needed:o} to 0o777 that include 0o{needed:o}, "
+        f"permission bits from 0o{needed:o} to 0o777 that include 0o{needed:o}{beside}, "
         f'written as 0o{needed:o} or as the string "0o{needed:o}" (octal)'
     )
 
     def check(name: str, value: object) -> int:
         octal = isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{3,4}", value, re.ASCII)
-        bits = _whole(int(octal[0], 8) if octal else value, needed, _ALL_BITS)
-        if bits is None or bits & needed != needed:
+        bits = _whole(int(octal[0], 8) if octal else value, needed, every)
+        if bits is None or bits & needed != needed or bits & ~every:
             raise _bad(name, value, allowed)
         return bits
 
@@ -387,7 +394,7 @@ _CHECKS: dict[str, _Check] = {
     "lock_timeout": _optional(_seconds),
     "workers": _optional(_integer(1, 256, "threads")),
     "allow_network_fs": _flag,
-    "directory_mode": _mode(0o700),
+    "directory_mode": _mode(0o700, _SETGID),
     "file_mode": _mode(0o600),
     "io_uring": _ring,
 }
@@ -479,6 +486,13 @@ def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings
     and for options that contradict each other; the message names the option and the remedy.
     """
     return _build({"directory": directory, **options})
+
+
+def moved(settings: Settings, directory: str) -> Settings:
+    """The same settings, those that were named and those that were not, for another directory."""
+    copy = replace(settings, directory=directory)
+    object.__setattr__(copy, "_named", settings.named)
+    return copy
 
 
 def to_options(settings: Settings) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class CompiledCore(PythonCore):
         self._longest = min(self._store.unchecked_bytes, self._store.large_bytes)
 
     def attach(self, index: Index) -> None:
-        if self._index is None and not self._store.read_only:
+        if self._index is None:
             self._core.tell(self._store.try_to_fold, time.time_ns())
         self._forget_index()
         self._index = index

@@ -5,24 +5,98 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from . import format as f
 from .backends.base import Backend
+from .backends.creating import make_directory, patiently
 from .config import Settings
-from .errors import BackendUnavailable, ConfigurationError, FormatError, ReadOnlyError, from_os_error
+from .errors import (
+    REFUSED,
+    BackendUnavailable,
+    ConfigurationError,
+    FormatError,
+    ReadOnlyError,
+    from_os_error,
+    user_name,
+)
 from .locks import fcntl
 
-# Mappings and locks are not safe on these: other hosts don't see them, or see them late.
+# Mappings and locks are not safe on these: other hosts, or the other side of a virtual machine, don't see
+# them, or see them late.
 NETWORK_FILE_SYSTEMS = frozenset(
     (
-        "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "glusterfs",
-        "fuse.glusterfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "9p", "virtiofs",
-        "beegfs", "ocfs2", "gfs2", "ncpfs", "coda",
+        "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "cvfs", "cvmfs", "davfs", "drvfs",
+        "fakeowner", "gfs", "gfs2", "glusterfs", "gpfs", "hostfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+        "orangefs", "panfs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs",
+        "wekafs",
     )
 )  # fmt: skip
+# Behind FUSE there may be anything. These keep what they hold on this machine, or encrypt a directory of it.
+LOCAL_FUSE = frozenset(
+    (
+        "fuseblk", "fuse.cryfs", "fuse.encfs", "fuse.fuse-ext2", "fuse.fuse-overlayfs", "fuse.gocryptfs",
+        "fuse.ntfs-3g", "fuse.snapfuse", "fuse.squashfuse", "fuse.squashfuse_ll",
+    )
+)  # fmt: skip
+# What file systems, and the tools that deal with directories, leave in an empty one.
+NEGLIGIBLE = frozenset(
+    (
+        ".DS_Store", ".directory", ".gitattributes", ".gitignore", ".gitkeep", ".keep", ".localized",
+        ".nobackup", ".placeholder", "Thumbs.db", "aquota.group", "aquota.user", "desktop.ini",
+    )
+)  # fmt: skip
+NEGLIGIBLE_DIRECTORIES = frozenset(
+    (
+        "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".fseventsd", ".snapshots",
+        "System Volume Information", "lost+found",
+    )
+)  # fmt: skip
+NEGLIGIBLE_STARTS = ("._", ".Trash-", ".fuse_hidden", ".nfs")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _SUBDIRECTORIES = (f.SEGMENTS_NAME, f.LARGE_NAME, f.TEMPORARY_NAME, f.WRITERS_NAME)
+_TRIES = 100  # where others create and remove the same directory
+_MOST_LINKS = 40  # as the kernel follows
+
+
+def resolved(path: str) -> str:
+    """Where the cache directory really is: links in `path` are followed, once, while the cache is opened.
+
+    A link in the place of the directory itself counts if it belongs to this user, or to the owner of the
+    directory that it is in, who could as well put another directory in its place. Otherwise, as where a link
+    leads round in a circle, it raises `FormatError`.
+    """
+    for _ in range(_MOST_LINKS):
+        parent, name = os.path.split(path)
+        try:
+            path = os.path.join(os.path.realpath(parent), name)
+            target = _target(path)
+        except OSError as error:
+            raise from_os_error(error, f"cannot find the cache directory {path!r}") from error
+        if target is None:
+            return os.path.realpath(path)  # a link may end in ..
+        path = os.path.join(os.path.dirname(path), target.rstrip("/") or "/")
+    raise FormatError(f"{path!r} is a symbolic link that leads round in a circle: give a directory")
+
+
+def _target(path: str) -> str | None:
+    """What a link says; None if there is no link."""
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            return None
+        if status.st_uid not in (os.geteuid(), os.stat(os.path.dirname(path)).st_uid):
+            raise FormatError(
+                f"{path!r} is a symbolic link that belongs to another user ({user_name(status.st_uid)}): "
+                "give the directory that it leads to"
+            )
+        return os.readlink(path)
+    except FileNotFoundError:  # or removed meanwhile
+        return None
 
 
 def prepare(backend: Backend, settings: Settings) -> None:
@@ -36,21 +110,70 @@ def prepare(backend: Backend, settings: Settings) -> None:
     if fcntl is None:
         raise BackendUnavailable("this system has no POSIX file locks (flock): use Linux, macOS or a BSD")
     try:
-        if not settings.read_only:
-            _make(backend, root, settings.directory_mode)
-        status = os.lstat(root)
-        _check_kind(root, status)
-        _check_file_system(settings)
-        names = [name for name, _ in backend.scandir(root)]
-        if not settings.read_only and (not names or _is_begun(root, names)):
-            _write_tag(backend, settings)
-        elif not is_ours(root, names):
-            _refuse(root, names, settings)
-        if not settings.read_only:
-            _make_inside(backend, settings)
+        _again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
     except OSError as error:
-        remedy = "give a directory that this user can write, or open it with read_only=True"
-        raise from_os_error(error, f"cannot use the cache directory {root!r}", remedy) from error
+        doing = f"cannot use the cache directory {root!r}"
+        raise from_os_error(error, doing, _remedy(error, root)) from error
+
+
+def _prepare(backend: Backend, settings: Settings) -> None:
+    root = settings.directory
+    if not settings.read_only:
+        # Not for the owner of the directory above: who makes a cache has it for himself.
+        _make(backend, root, partial(make_directory, mode=settings.directory_mode, for_owner=False))
+    _check_kind(root, os.lstat(root))
+    _check_file_system(settings)
+    names = content(backend.scandir(root))
+    is_new = not names or _is_begun(root, names)
+    if is_new and settings.read_only:
+        raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
+    if is_new:
+        _write_tag(backend, settings)
+    elif not is_ours(root, names):
+        raise FormatError(
+            f"{root!r} is not a cache of yatagarasu_cache (it contains {names[0]!r}): "
+            "give an empty or a new directory"
+        )
+    if not settings.read_only:
+        _make_inside(backend, settings)
+
+
+def _again_where_it_vanishes(use: Callable[[], None]) -> None:
+    """`use()`, again where others remove what it has just made, or seen."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return use()
+    use()
+
+
+def _remedy(error: OSError, root: str) -> str:
+    """What helps: rights, if these are what is missing."""
+    if error.errno not in (errno.EACCES, errno.EROFS):
+        return ""  # what is known to help with others
+    if error.errno == errno.EACCES and _is_accessible(error.filename or root):
+        return REFUSED
+    return "give a directory that this user can write, or open it with read_only=True"
+
+
+def _is_accessible(path: str) -> bool:
+    """Whether this user may do everything with a file; with its directory, if there is none."""
+    while not os.path.lexists(path) and path != (above := os.path.dirname(path)):
+        path = above
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0))
+
+
+def content(entries: Iterable[tuple[str, os.stat_result]]) -> list[str]:
+    """Those names in a directory (name and lstat of each) that tell what it is.
+
+    What a fresh volume comes with, or a file manager leaves, is left out here, and left alone everywhere.
+    """
+    return [name for name, status in entries if not _is_negligible(name, status)]
+
+
+def _is_negligible(name: str, status: os.stat_result) -> bool:
+    if name in NEGLIGIBLE_DIRECTORIES:
+        return stat.S_ISDIR(status.st_mode)
+    return name in NEGLIGIBLE or name.startswith(NEGLIGIBLE_STARTS)
 
 
 def is_ours(root: str, names: list[str]) -> bool:
@@ -91,32 +214,28 @@ def _has_segments(root: str, names: list[str]) -> bool:
     return any(f.parse_segment_name(name) is not None for name in os.listdir(directory))
 
 
-def _refuse(root: str, names: list[str], settings: Settings) -> None:
-    if not names:
-        raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
-    raise FormatError(
-        f"{root!r} is not a cache of yatagarasu_cache (it contains {names[0]!r}): "
-        "give an empty or a new directory"
-    )
-
-
-def _make(backend: Backend, root: str, mode: int) -> None:
-    """Create the directory, and those above it, if they are missing; durably."""
+def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
+    """Create the directory by `make`, and those above it, if they are missing; durably."""
     parent = os.path.dirname(root)
     try:
-        os.mkdir(root, mode)
-    except FileExistsError:
+        try:
+            make(root)
+        except FileNotFoundError:
+            if parent == root:
+                raise
+            _make(backend, parent, os.mkdir)
+            make(root)
+    except OSError:  # others were faster, or the system looks first whether it could be made
+        if not os.path.lexists(root):
+            raise
         return
-    except FileNotFoundError:
-        _make(backend, parent, 0o777)
-        os.mkdir(root, mode)
     with contextlib.suppress(PermissionError):  # a parent that may be written but not read
         backend.sync_directory(parent)
 
 
 def _check_kind(root: str, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
-        raise FormatError(f"{root!r} is a symbolic link: give the directory that it leads to")
+        raise FormatError(f"{root!r} is a symbolic link, which is not followed: put a directory in its place")
     if not stat.S_ISDIR(status.st_mode):
         raise FormatError(f"{root!r} is not a directory: give another path")
 
@@ -151,10 +270,14 @@ def _check_file_system(settings: Settings) -> None:
         return
     kind = file_system(settings.directory)
     if kind in NETWORK_FILE_SYSTEMS:
-        raise ConfigurationError(
-            f"directory {settings.directory!r} is on a network file system ({kind}), where memory "
-            "mappings and locks are not safe: use a local disk (allow_network_fs=True insists)"
-        )
+        what = f"is on a network file system ({kind}), where memory mappings and locks are not safe"
+    elif kind.split(".")[0] in ("fuse", "fuseblk") and kind not in LOCAL_FUSE:
+        what = f"is on a file system ({kind}) whose memory mappings and locks are not known to be safe"
+    else:
+        return
+    raise ConfigurationError(
+        f"directory {settings.directory!r} {what}: use a local disk (allow_network_fs=True insists)"
+    )
 
 
 def file_system(path: str) -> str:
@@ -162,16 +285,26 @@ def file_system(path: str) -> str:
     if not sys.platform.startswith("linux"):
         return ""
     device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                fields, _, rest = line.partition(" - ")
-                if fields.split(" ", 3)[2] == wanted:
-                    return rest.split(" ", 1)[0]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            return _kind_in(lines, f"{os.major(device)}:{os.minor(device)}", os.path.realpath(path))
     except OSError:
-        pass
-    return ""
+        return ""
+
+
+def _kind_in(mounts: Iterable[str], device: str, path: str) -> str:
+    """By the device; some file systems have others than they are mounted with (btrfs): by the place then."""
+    longest, kind = 0, ""
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        found = right.split(" ", 1)[0]
+        if fields[2] == device:
+            return found
+        place = _ESCAPED.sub(lambda escaped: chr(int(escaped[1], 8)), fields[4])
+        if len(place) >= longest and f"{path}/".startswith(place.rstrip("/") + "/"):
+            longest, kind = len(place), found  # of several in one place the last one counts
+    return kind
 
 
 def boot_id() -> bytes:

@@ -6,6 +6,12 @@ Each message names what is wrong and what to do about it.
 from __future__ import annotations
 
 import errno as _errno
+import os as _os
+
+try:
+    import pwd as _pwd
+except ImportError:  # pragma: no cover - Windows
+    _pwd = None  # type: ignore[assignment]
 
 __all__ = [
     "BackendUnavailable",
@@ -86,15 +92,52 @@ class Reentered(CacheError):
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
 _ROOM = "free space on the volume or lower size_limit"
-_REMEDIES = {_errno.ENOSPC: _ROOM, _errno.EDQUOT: _ROOM} | {
-    _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True"
+# For whoever finds that what he may do is refused all the same.
+REFUSED = "the system refuses this call, though the files may be used: look for a sandbox, such as seccomp"
+_REMEDIES = {
+    _errno.ENOSPC: _ROOM,
+    _errno.EDQUOT: _ROOM,
+    _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True",
+    _errno.EPERM: "the file system, or a sandbox such as seccomp, forbids this call",
+    _errno.ENOSYS: "the kernel does not know this call, or a sandbox such as seccomp forbids it",
 }
 
 
 def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
     kind = StorageFull if error.errno in _FULL else CacheIOError
-    remedy = remedy or _REMEDIES.get(error.errno or 0, "")
+    remedies = [remedy or _REMEDIES.get(error.errno or 0, ""), _whose(error)]
+    remedy = "; ".join(filter(None, remedies))
     text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
     filename = error.filename
     return kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
+
+
+def _whose(error: OSError) -> str:
+    """Whose file it is that may not be used, where it is another user's."""
+    path = error.filename
+    if error.errno != _errno.EACCES or not isinstance(path, str) or not hasattr(_os, "geteuid"):
+        return ""
+    while True:
+        try:
+            owner = _os.lstat(path).st_uid
+            break
+        except OSError:  # it is not there, or what is in the way is above it
+            path, below = _os.path.dirname(path), path
+            if path == below:
+                return ""
+    if owner == _os.geteuid():
+        return ""
+    return (
+        f"{path!r} belongs to {user_name(owner)}, and this process runs as {user_name(_os.geteuid())}: "
+        "run all as one user and give the files to that one (chown -R), or let others in with "
+        "directory_mode and file_mode"
+    )
+
+
+def user_name(number: int) -> str:
+    """A user as messages name him."""
+    try:
+        return f"{_pwd.getpwuid(number).pw_name} (uid {number})"
+    except (AttributeError, KeyError):
+        return f"uid {number}"

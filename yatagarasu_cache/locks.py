@@ -149,10 +149,8 @@ class FileLock:
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it had to be made."""
-        try:
-            return self._backend.open(self._path, os.O_RDWR), False
-        except FileNotFoundError:
-            return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), True
+        made = not os.path.lexists(self._path)
+        return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), made
 
     # -- taking it ----------------------------------------------------------------------------
 

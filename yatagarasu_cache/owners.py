@@ -56,7 +56,7 @@ class Owner:
         try:
             with self._backend.reading(self._path(token)) as fd:
                 return int.from_bytes(self._backend.read(fd, 8, 0), "little")
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return 0
 
     def is_alive(self, token: int) -> bool:
@@ -64,9 +64,11 @@ class Owner:
         if token == self.token:
             return True
         try:
-            fd = self._backend.open(self._path(token), os.O_RDWR)
+            fd = self._backend.open(self._path(token), os.O_RDONLY)
         except FileNotFoundError:
             return False
+        except PermissionError:  # another user's: nobody here can tell
+            return True
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

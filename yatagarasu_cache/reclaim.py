@@ -337,14 +337,12 @@ class Reclaimer:
 
     def _create(self, capacity: int) -> SegmentWriter:
         store = self._store
-        segment, token = store.new_segment(), store.owner.acquire()
-        index = self._index  # not before: its table may have become larger
-        created, floor = index.stamp(), index.words[f.W_FLOOR]
-        fd = store.backend.open(
-            store.files.path(segment), os.O_RDWR | os.O_CREAT | os.O_EXCL, store.settings.file_mode
-        )
+        token = store.owner.acquire()
+        segment, fd = store.new_segment_file()
         try:
             claim(fd)
+            index = self._index  # not before: its table may have become larger
+            created, floor = index.stamp(), index.words[f.W_FLOOR]
             header = f.pack_segment_header(segment, index.identity, created, floor)
             store.backend.write(fd, [header], 0)
             entry = index.add_segment(segment, f.ACTIVE, len(header), token, created)

@@ -60,10 +60,7 @@ def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
         assert index is not None
         return index
     if reason == "new":
-        path = os.path.join(store.root, f.INDEX_NAME)
-        store.take_over(cache_settings.for_new_index(store, None))
-        index = _create(store, path, _new_identity(seed), _table_capacity(store, []))
-        return _begin(store, index, alone=alone)
+        return _begin(store, _new_index(store, seed), alone=alone)
     if reason:
         store.log_once("recovery", f"the index is {reason}: recovering it from the segments")
         fresh = rebuild_index(store, index)
@@ -214,6 +211,21 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
     while capacity < _MAX_TABLE and len({s % capacity for s in segments}) < len(segments):
         capacity *= 2
     return capacity
+
+
+def _new_index(store: Handle, seed: int | None) -> Index:
+    """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
+    store.take_over(cache_settings.for_new_index(store, None))
+    path = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
+    store.backend.clear_away(path)
+    index = _create(store, path, _new_identity(seed), _table_capacity(store, []))
+    try:
+        store.backend.replace(path, os.path.join(store.root, f.INDEX_NAME))
+    except BaseException:
+        index.close()
+        store.backend.clear_away(path)
+        raise
+    return index
 
 
 def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Index:

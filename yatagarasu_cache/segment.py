@@ -128,7 +128,7 @@ class SegmentFiles:
             self._close_retired(_RETIRED_SECONDS)
 
     def forget_all(self) -> None:
-        """They are of a cache that is no more."""
+        """What stands under their names may be other files now."""
         with self._lock:
             for segment in list(self.open_files):
                 self._retire(segment)

@@ -43,7 +43,11 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        """A new descriptor for `path`; O_CLOEXEC and O_NOFOLLOW are always added."""
+        """A new descriptor for `path`; O_CLOEXEC and O_NOFOLLOW are always added.
+
+        A file that this creates has just the bits of `mode`, whatever the umask is, and belongs to the
+        owner of its directory if root creates it.
+        """
 
     @abc.abstractmethod
     def close_file(self, fd: int) -> None:
@@ -116,7 +120,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def mkdir(self, path: str, mode: int = 0o700) -> bool:
-        """Create a directory; False if it was there already."""
+        """Create a directory, with mode and owner as `open` does; False if it was there already."""
 
     @abc.abstractmethod
     def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:

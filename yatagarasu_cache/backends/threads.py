@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..locks import new_lock
+from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 
 try:
@@ -22,8 +23,10 @@ except ImportError:  # pragma: no cover - Windows
 # os.O_* and os.pread* that some systems lack.
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
-_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_CANNOT_ALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
+# What a system call gives that a sandbox refuses (EPERM), or that the kernel does not know.
+_REFUSED = frozenset({errno.EPERM, errno.ENOSYS})
+_WOULD_WAIT = _REFUSED | {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL}
+_CANNOT_ALLOCATE = _REFUSED | {errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV}
 _CANNOT_FLUSH = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL})
 _IOV_MAX = 512  # buffers in one pwritev; Linux allows 1024, POSIX only promises 16
 _ZEROS = bytes(1 << 16)
@@ -47,7 +50,9 @@ class ThreadsBackend(Backend):
     # -- calls in place ---------------------------------------------------------------------
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        return os.open(path, flags | _OPEN_FLAGS, mode)
+        if flags & os.O_CREAT:
+            return creating.open_file(path, flags | _OPEN_FLAGS, mode)
+        return os.open(path, flags | _OPEN_FLAGS)
 
     def close_file(self, fd: int) -> None:
         os.close(fd)
@@ -91,8 +96,13 @@ class ThreadsBackend(Backend):
 
         def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
             total = sum(map(len, buffers))
-            if len(buffers) > _IOV_MAX or os.pwritev(fd, buffers, offset) != total:
-                _write_on(fd, buffers, offset)
+            try:
+                if len(buffers) <= _IOV_MAX and os.pwritev(fd, buffers, offset) == total:
+                    return
+            except OSError as error:  # if it is the file that is refused, the next call says so
+                if error.errno not in _REFUSED:
+                    raise
+            _write_on(fd, buffers, offset)
     else:
 
         def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
@@ -118,7 +128,7 @@ class ThreadsBackend(Backend):
     if hasattr(os, "fdatasync"):
 
         def sync(self, fd: int) -> None:
-            os.fdatasync(fd)
+            _either(os.fdatasync, os.fsync, fd)
     else:
 
         def sync(self, fd: int) -> None:
@@ -136,7 +146,7 @@ class ThreadsBackend(Backend):
 
     def mkdir(self, path: str, mode: int = 0o700) -> bool:
         try:
-            os.mkdir(path, mode)
+            creating.make_directory(path, mode)
         except FileExistsError:
             return False
         return True
@@ -211,7 +221,17 @@ def _sync_fully(fd: int) -> None:
         except OSError as error:
             if error.errno not in _CANNOT_FLUSH:  # file systems of others do not know it
                 raise
-    os.fsync(fd)
+    _either(os.fsync, getattr(os, "fdatasync", os.fsync), fd)
+
+
+def _either(first: Callable[[int], None], second: Callable[[int], None], fd: int) -> None:
+    """`first(fd)`, or `second(fd)` where the first call is refused."""
+    try:
+        first(fd)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        second(fd)
 
 
 def _result_or_error(function: Callable[..., T], *args: Any) -> T | OSError:

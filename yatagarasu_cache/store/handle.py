@@ -63,6 +63,7 @@ _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting t
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
 _PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
+_LOOK_EVERY = 0.25  # seconds, of a handle that only reads
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
@@ -91,6 +92,7 @@ class Handle:
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
+        self._look_again = 0.0
         self._temporary = count(1)
         self._place: tuple[int, int] | None = None  # of the directory
         self._logged: set[str] = set()
@@ -265,6 +267,35 @@ class Handle:
             self.follow_index()
         self.follow_settings()
 
+    def follow_path(self) -> None:
+        """For a handle that only reads: use the index that stands in its place, if it is another one.
+
+        The directory may have been filled anew, or overlayfs has copied the file because somebody writes
+        to it: then the mapping stays as it was for ever, and so does, on some kernels, the inode.
+        """
+        with self.appending:  # one thread after another
+            try:
+                if not self.closed and not self._is_at_its_path():
+                    self.follow_index()
+                    self.files.forget_all()
+            except ClosedError:
+                pass
+            except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+                self.log_once("follow", f"there is another index, and it cannot be used: {error}")
+        self.say()
+
+    def _is_at_its_path(self) -> bool:
+        """Whether the mapping is that of the file at its path, or there is none there."""
+        path = os.path.join(self.root, f.INDEX_NAME)
+        try:
+            with self.backend.reading(path) as fd:
+                there, mapped = os.fstat(fd), os.fstat(self.index.fd)
+                clock = int.from_bytes(self.backend.read(fd, 8, f.W_CLOCK * 8), "little")
+        except FileNotFoundError:
+            return True
+        same = (there.st_dev, there.st_ino) == (mapped.st_dev, mapped.st_ino)
+        return same and self.index.words[f.W_CLOCK] >= clock  # asked afterwards: it only grows
+
     def follow_index(self) -> None:
         """Another process has put a rebuilt index in place: use that. The lock is held."""
         index: Index | None = None
@@ -356,6 +387,16 @@ class Handle:
         if segment is None:
             raise StorageFull(errno.ENOSPC, "there are more segments than can be listed: raise segment_size")
         return segment
+
+    def new_segment_file(self) -> tuple[int, int]:
+        """`new_segment`, and a descriptor of its file, which this makes: past files that nobody lists."""
+        for _ in range(ATTEMPTS):
+            segment = self.new_segment()
+            path = self.files.path(segment)
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                return segment, self.backend.open(path, flags, self.settings.file_mode)
+        raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
@@ -542,6 +583,8 @@ class Handle:
         Entries written while it runs don't appear, so that it comes to an end; none appears twice.
         """
         self.ensure_open()
+        if self.read_only:
+            self.follow_path()
         started = max(time.time_ns(), self.index.words[f.W_CLOCK])
         seen: set[int] = set()
         done: set[int] = set()
@@ -760,6 +803,10 @@ class Handle:
 
     def fold_counters(self) -> None:
         """Add hits and misses, which are counted without a lock, to this handle's and the cache's totals."""
+        if self.read_only:
+            self._fold_reading()
+            self.follow_path()
+            return
         with self.lock:
             self._fold()
 
@@ -768,7 +815,7 @@ class Handle:
         uses stay counted, and the next one who folds them has them."""
         lock = self.lock
         if isinstance(lock, NoLock):
-            return
+            return self._look_around()
         try:
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
@@ -778,6 +825,18 @@ class Handle:
                     lock.__exit__()
         except (CacheError, OSError, IndexDamaged):
             pass
+
+    def _look_around(self) -> None:
+        """What a handle that only reads does instead, and now and then it looks for another index."""
+        self._fold_reading()
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + _LOOK_EVERY
+            self.follow_path()
+
+    def _fold_reading(self) -> None:
+        with self.appending:
+            self._fold()
 
     def _enter_patiently(self, lock: FileLock) -> bool:
         """Wait a moment, after some tries in vain and not often: whoever has the lock may not be running."""

@@ -14,6 +14,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import stat
 import sys
 import threading
 import warnings
@@ -22,12 +23,13 @@ from collections import deque
 from types import FrameType
 from typing import Any
 
-from .. import cache_settings, compiled, forks
+from .. import cache_settings, compiled, config, forks
 from .. import format as f
 from ..backends import choose
 from ..backends.base import Channel
 from ..backends.threads import WorkerPool
 from ..config import Settings
+from ..directory import resolved
 from ..errors import CacheError
 from . import DurableStore, Store
 
@@ -206,7 +208,7 @@ def acquire(settings: Settings, unpickled: bool = False) -> Lease:
 
 def _join(settings: Settings, unpickled: bool) -> Lease | None:
     try:
-        directory = identify(os.lstat(settings.directory))
+        directory = identify(_status(settings.directory))
     except OSError:
         return None
     key = _key(directory, settings)
@@ -215,6 +217,12 @@ def _join(settings: Settings, unpickled: bool) -> Lease | None:
         if shared is None or not shared.is_sound():
             return None
         return _admit(shared, _places[directory], settings, unpickled)
+
+
+def _status(path: str) -> os.stat_result:
+    """Of a cache directory, whether a link leads to it or not."""
+    status = os.lstat(path)
+    return os.lstat(resolved(path)) if stat.S_ISLNK(status.st_mode) else status
 
 
 def _admit(shared: Shared, place: _Place, settings: Settings, unpickled: bool) -> Lease:
@@ -229,6 +237,7 @@ def _admit(shared: Shared, place: _Place, settings: Settings, unpickled: bool) -
 
 def _open_store(settings: Settings, unpickled: bool) -> Lease:
     spare: Shared | None = None
+    settings = config.moved(settings, resolved(settings.directory))
     shared = Shared(settings)
     try:
         directory = identify(os.lstat(settings.directory))

@@ -1,0 +1,99 @@
+"""Files and directories that are made: with the mode that was asked for, and for whom they are.
+
+The umask takes bits off what the system is asked for, so the mode is set afterwards, where it has to be.
+What root makes in another user's directory is given to that user, who could not use it otherwise. Until
+then others may find what was made and may not open it: they try again for a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["make_directory", "open_file", "patiently"]
+
+T = TypeVar("T")
+_ROOT = 0
+_MOMENT = 0.1  # seconds in which whoever makes something comes to give it its mode and its owner
+_PAUSE = 0.001
+_TRIES = 100  # to open what others make and remove meanwhile
+
+
+def open_file(path: str, flags: int, mode: int) -> int:
+    """`os.open` with O_CREAT in `flags`. A file that this makes has `mode`, whatever the umask is."""
+    if flags & os.O_EXCL:
+        return _create(path, flags, mode)
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return patiently(path, lambda: os.open(path, flags & ~os.O_CREAT))
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            return _create(path, flags | os.O_EXCL, mode)
+    return os.open(path, flags, mode)
+
+
+def _create(path: str, flags: int, mode: int) -> int:
+    fd = os.open(path, flags, mode)
+    _hand_over(fd, path, mode)
+    return fd
+
+
+def make_directory(path: str, mode: int, *, for_owner: bool = True) -> None:
+    """`os.mkdir` of a directory that has `mode`, whatever the umask is.
+
+    What a parent with the setgid bit gives stays. `for_owner`: it is for the owner of the parent.
+    """
+    os.mkdir(path, mode)
+    status = os.lstat(path)
+    if stat.S_IMODE(status.st_mode) in (mode, mode | stat.S_ISGID) and status.st_uid != _ROOT:
+        return
+    try:
+        # By a descriptor: root must not be led to something else that was put in its place meanwhile.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:  # the umask took the owner's own right to look into it
+        return os.chmod(path, mode | status.st_mode & stat.S_ISGID)
+    try:
+        _hand_over(fd, path, mode, for_owner=for_owner and not os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None:
+    """Give what was just made its owner and its mode.
+
+    Some file systems know neither, and some sandboxes forbid it. What that leaves shut to others tells
+    them whose it is (see `errors`).
+    """
+    status = os.fstat(fd)
+    if status.st_uid == _ROOT and for_owner:
+        with contextlib.suppress(OSError):
+            parent = os.stat(os.path.dirname(path) or os.curdir)
+            if parent.st_uid != _ROOT:
+                os.fchown(fd, parent.st_uid, parent.st_gid)
+                status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        mode |= status.st_mode & stat.S_ISGID
+    if stat.S_IMODE(status.st_mode) != mode:
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, mode)
+
+
+def patiently(path: str, use: Callable[[], T]) -> T:
+    """`use()`, again for a moment where `path` may not be used and was only just made."""
+    while True:
+        try:
+            return use()
+        except PermissionError:
+            if not _is_just_made(path):
+                raise
+        time.sleep(_PAUSE)
+
+
+def _is_just_made(path: str) -> bool:
+    try:
+        return 0 <= time.time() - os.lstat(path).st_ctime < _MOMENT
+    except OSError:
+        return False
