@@ -22,7 +22,7 @@ from . import config
 from .backends.base import Buffer, Channel
 from .cache import DiskCache, _settings, as_stream, configured, listed, stream_length
 from .check import Problem
-from .codec import KIND_BYTES, Key, Prefix, encode_key
+from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
 from .entry import Entry, Location
 from .errors import CacheError, ClosedError, from_os_error
@@ -655,6 +655,7 @@ class AsyncDiskCache:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
         state, store, wanted = self._loop(cache), cache._store, listed(keys)
+        refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
         done = state.track(state.loop.create_future())  # what closes the cache waits for all of it

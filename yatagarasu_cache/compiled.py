@@ -9,7 +9,7 @@ from types import ModuleType
 from .errors import BackendUnavailable, ConfigurationError
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 6  # of the module that this code calls
+ABI_VERSION = 7  # of the module that this code calls
 
 
 def load() -> ModuleType | None:
