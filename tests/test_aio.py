@@ -1034,8 +1034,8 @@ def test_opening_that_is_cancelled_leaves_nothing(
             await task
         if how == "operation":
             assert await cache.get("k") == 0
-            await cache.close()
-        assert descriptors() == before
+        await cache.close()
+        assert cache.closed and descriptors() == before
 
     run(main())
 

@@ -423,7 +423,7 @@ def _pack_in_python(value: Any, most: int, _watch: object, extensions: bool) -> 
     What is plain are lists and dicts, with str keys, of scalars that msgpack can hold; with `extensions`
     a list in it may hold (tag, bytes) for one. The compiled module does the same, faster.
     """
-    kinds = _measure(value, most)
+    kinds = _measure(value, most) if type(value) in _CONTAINERS else {type(value)}
     if extensions and tuple in kinds:
         parts, steps = value
         value = [[Ext(*part) if type(part) is tuple else part for part in parts], steps]
