@@ -955,7 +955,7 @@ class _Pull:
     @callers
     def _following(self) -> Any:
         if threading.get_ident() == self._thread:
-            raise CacheIOError(errno.EAGAIN, "no thread can be started to read the iterator: allow more of them")
+            raise CacheIOError(errno.EAGAIN, "no thread can be started to read the iterator")
         self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
         if self._stopped:
             self._next.cancel()

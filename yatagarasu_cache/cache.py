@@ -48,6 +48,7 @@ _META = MsgpackSerializer()
 # Types that are values as they stand; anything else may be a stream.
 _PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple, set, frozenset, bytearray})
 Stream = Union[BinaryIO, Iterator[Buffer]]
+callers(refuse_equal)
 
 
 class _ClosedStore:

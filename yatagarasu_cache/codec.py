@@ -573,6 +573,8 @@ class _Flattener:
         if kind in _STEPS:
             return self._add_container(value, kind, depth)
         part = _as_part(value)
+        if part is not value:
+            self._count(len(part[1]))
         self.parts.append(part)
         return part is value
 
@@ -601,7 +603,7 @@ class _Flattener:
         return False
 
     def _count(self, items: int) -> None:
-        """Work that leaves no parts behind."""
+        """Work and memory that the number of parts does not tell."""
         self._unwatched -= items
         if self._unwatched < 0:
             self._watch()
