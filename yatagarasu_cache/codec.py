@@ -226,12 +226,10 @@ def refuse_equal(keys: list[Key]) -> None:
     No dict can hold both. Other wrong keys are passed over: `encode_key` says what is wrong with them.
     """
     kinds = set(map(type, keys))
+    parts: set[type] = set()
     if tuple in kinds:
-        kinds |= set(map(type, chain.from_iterable([key for key in keys if type(key) is tuple])))
-        nested = any(type(part) is tuple for key in keys if type(key) is tuple for part in key)
-    else:
-        nested = False
-    if not nested and len(kinds & _NUMBERS) < 2:
+        parts = set(map(type, chain.from_iterable([key for key in keys if type(key) is tuple])))
+    if tuple not in parts and len((kinds | parts) & _NUMBERS) < 2:
         return
     seen: dict[Key, tuple[Key, bytes]] = {}
     for key in keys:
