@@ -1584,9 +1584,11 @@ def test_closed_in_another_loop(open_cache: Open) -> None:
     """Whoever still has the object is told, and no thread is started for that."""
 
     def workers() -> list[threading.Thread]:
-        return [
-            thread for thread in threading.enumerate() if "yatagarasu" in thread.name and thread.is_alive()
-        ]
+        found = [thread for thread in threading.enumerate() if "yatagarasu" in thread.name]
+        for thread in found:
+            if thread.name != "yatagarasu-worker":  # has delivered what it did, and is about to end
+                thread.join(LIMIT)
+        return [thread for thread in found if thread.is_alive()]
 
     async def main() -> None:
         before = workers()
