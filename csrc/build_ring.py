@@ -37,7 +37,7 @@ XXHASH = "xxHash's headers are missing (Debian: apt-get install libxxhash-dev)"
 HERE = Path(__file__).resolve().parent
 MODULE = "yatagarasu_cache._ring"
 CORE_MODULE = "yatagarasu_cache._core"
-CORE_SOURCES = ("core.c", "sum_avx2.c", "reads.c", "coremodule.c")
+CORE_SOURCES = ("core.c", "sum_avx2.c", "reads.c", "pack.c", "coremodule.c")
 MODE_VARIABLE = "YATAGARASU_IO_URING"
 LINK_VARIABLE = "YATAGARASU_LIBURING"
 MODES = ("auto", "require", "off")
@@ -326,7 +326,7 @@ def core_extension(link: Link, environ: Mapping[str, str] = os.environ) -> Any:
     return Extension(
         CORE_MODULE,
         sources=[os.path.join(sources, name) for name in CORE_SOURCES],
-        depends=[os.path.join(sources, "core.h"), os.path.join(sources, "reads.h")],
+        depends=[os.path.join(sources, name) for name in ("core.h", "reads.h", "pack.h")],
         include_dirs=[sources, *link.include_dirs],
         define_macros=[("Py_LIMITED_API", "0x030A0000")] if limited_api() else [],
         extra_compile_args=_compile_args(environ),

@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include "core.h"
+#include "pack.h"
 #include "reads.h"
 
 #include <errno.h>
@@ -16,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ABI_VERSION 7
+#define ABI_VERSION 8
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -962,6 +963,10 @@ static PyMethodDef module_methods[] = {
      "read_file(fd, length, seed)\n--\n\n(content, its checksum); None if the file is shorter."},
     {"write_file", module_write_file, METH_VARARGS,
      "write_file(fd, payload, seed)\n--\n\nWrite a new file; the checksum of its content."},
+    {"pack", (PyCFunction)(void (*)(void))yc_pack, METH_FASTCALL,
+     "pack(value, most, watch, extensions)\n--\n\nA plain value as msgpack; NotImplemented if it is not plain, None if it takes "
+     "more bytes than `most`.\nwatch(value, most) is called once it takes many, and may raise. With `extensions` (tag, bytes) are taken "
+     "too."},
     {"digest", module_digest, METH_VARARGS, "digest(key, seed)\n--\n\nFor tests: format.key_digest()."},
     {"value_sum", module_value_sum, METH_VARARGS,
      "value_sum(payload, low, flags)\n--\n\nFor tests: format.value_sum()."},

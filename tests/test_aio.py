@@ -21,6 +21,7 @@ import pickle
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1034,8 +1035,8 @@ def test_opening_that_is_cancelled_leaves_nothing(
             await task
         if how == "operation":
             assert await cache.get("k") == 0
-            await cache.close()
-        assert descriptors() == before
+        await cache.close()
+        assert cache.closed and descriptors() == before
 
     run(main())
 
@@ -1583,9 +1584,11 @@ def test_closed_in_another_loop(open_cache: Open) -> None:
     """Whoever still has the object is told, and no thread is started for that."""
 
     def workers() -> list[threading.Thread]:
-        return [
-            thread for thread in threading.enumerate() if "yatagarasu" in thread.name and thread.is_alive()
-        ]
+        found = [thread for thread in threading.enumerate() if "yatagarasu" in thread.name]
+        for thread in found:
+            if thread.name != "yatagarasu-worker":  # has delivered what it did, and is about to end
+                thread.join(LIMIT)
+        return [thread for thread in found if thread.is_alive()]
 
     async def main() -> None:
         before = workers()
@@ -2089,3 +2092,177 @@ def test_compiled_reads_that_fail(open_cache: Open, directory: Path, trouble: st
             assert await cache.get("k") == b"old"
 
     run(main())
+
+
+# -- what strangers keep waiting ------------------------------------------------------------------
+
+
+class Slow:
+    """A file and iterators of a stranger's, who lets nobody have anything until he is told to."""
+
+    def __init__(self) -> None:
+        self.waiting = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.asked = 0
+
+    def read(self, _size: int = -1) -> bytes:
+        self.asked += 1
+        self.waiting.release()
+        assert self.go.wait(LIMIT)
+        return b"" if self.asked > 1 else noise(3 * LARGE)
+
+    def parts(self) -> Iterator[bytes]:
+        while part := self.read():
+            yield part
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        yield "pair", self.read()
+
+    async def reached(self, times: int = 1) -> None:
+        for _ in range(times):
+            assert await asyncio.to_thread(self.waiting.acquire, True, LIMIT)
+
+
+SLOW: dict[str, Callable[[AsyncDiskCache, Slow, int], Any]] = {
+    "file": lambda c, slow, n: c.set(n, slow),
+    "iterator": lambda c, slow, n: c.set(n, slow.parts()),
+    "pairs": lambda c, slow, n: c.set_many(slow.pairs()),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_nobody_waits_for_a_slow_stranger(open_cache: Open, watched: list[Watched], name: str) -> None:
+    """More of them than there are workers, and everything else goes on."""
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set("k", b"v")
+            slow = [Slow() for _ in range(20)]
+            tasks = [asyncio.ensure_future(SLOW[name](cache, one, n)) for n, one in enumerate(slow)]
+            for one in slow:
+                await one.reached()
+            watched[-1].cold = True
+            await cache.set("small", b"1")
+            assert await cache.incr("n") == 1 and await cache.get("k") == b"v"
+            assert await cache.set("another", parts_of(NEW)) and await cache.set("file", io.BytesIO(NEW))
+            for one in slow:
+                one.go.set()
+            await asyncio.gather(*tasks)
+            if name != "pairs":
+                assert [await cache.get(n) for n in range(20)] == [noise(3 * LARGE)] * 20
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_cancelling_what_waits_for_a_stranger(open_cache: Open, directory: Path, name: str) -> None:
+    """The task ends, closing does not wait, nothing more is asked, and the old value stays."""
+
+    async def main() -> None:
+        slow = Slow()
+        cache = open_cache(**SMALL)
+        await cache.set(0, b"old")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(SLOW[name](cache, slow, 0), 0.01)
+        await slow.reached()
+        await asyncio.wait_for(cache.close(), LIMIT / 2)
+        assert not slow.go.is_set()
+        slow.go.set()
+        for thread in threading.enumerate():
+            if thread.name == "yatagarasu-stream":
+                await asyncio.to_thread(thread.join, LIMIT)
+        assert slow.asked == 1
+
+    run(main())
+    with DiskCache(directory, **SMALL) as cache:
+        assert cache.get(0) == b"old" and len(cache) == 1 and cache.check() == []
+    assert os.listdir(directory / "tmp") == []
+
+
+def test_threads_of_strangers_are_bounded(
+    open_cache: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they were cancelled: a thread that nobody waits for is one all the same."""
+    monkeypatch.setattr(aio, "_STREAMS", 2)
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            slow = [Slow() for _ in range(3)]
+            tasks = [asyncio.ensure_future(cache.set(n, one)) for n, one in enumerate(slow)]
+            await slow[0].reached()
+            await slow[1].reached()
+            tasks[0].cancel()
+            await turns_of_the_loop()
+            assert tasks[0].cancelled() and not slow[2].asked
+            slow[0].go.set()
+            await slow[2].reached()
+            for one in slow:
+                one.go.set()
+            assert await asyncio.gather(*tasks[1:]) == [True, True] and 0 not in cache
+
+    run(main())
+
+
+def test_close_is_cancelled_and_goes_on(open_cache: Open, watched: list[Watched]) -> None:
+    """Also where the executor of the loop is full; whoever closes again waits for its end."""
+    full, go = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        executor = ThreadPoolExecutor(1)
+        loop.set_default_executor(executor)
+        loop.run_in_executor(None, lambda: full.set() or go.wait(LIMIT))
+        cache = open_cache(**SMALL)
+        await cache.set("k", b"v")
+        watched[-1].hold("sync")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(cache.close(), 0.01)
+        second = asyncio.create_task(cache.close())
+        await turns_of_the_loop()
+        assert cache.closed and not second.done() and full.is_set()
+        watched[-1].go_on()
+        await second
+        assert cache._sync().closed
+        go.set()
+
+    run(main())
+
+
+def test_a_loop_that_ends_while_it_closes(open_cache: Open, watched: list[Watched]) -> None:
+    """What is under way is not waited for then, but the cache is closed, in its thread."""
+    caches: list[AsyncDiskCache] = []
+
+    async def main() -> None:
+        cache = open_cache(**SMALL)
+        caches.append(cache)
+        await cache.set("k", b"v")
+        slow = Slow()
+        task = asyncio.ensure_future(cache.set("slow", slow))
+        await slow.reached()
+        closing = asyncio.create_task(cache.close())
+        await turns_of_the_loop()
+        assert not closing.done() and not task.done()
+        asyncio.get_running_loop().call_later(0.05, slow.go.set)
+
+    run(main())
+    for thread in threading.enumerate():
+        if thread.name == "yatagarasu-closing":
+            thread.join(LIMIT)
+    assert caches[0]._sync().closed
+
+
+def test_no_thread_can_be_started(open_cache: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be done in place is, the rest says why."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            assert await cache.set("k", io.BytesIO(NEW)) and await cache.get("k") == NEW
+            with pytest.raises(CacheIOError, match="no thread"):
+                await cache.set("k", parts_of(NEW))
+            assert await cache.get("k") == NEW
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    asyncio.run(main())

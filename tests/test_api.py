@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import pytest
 from helpers import Clock, disk_bytes, named, noise, open_apart, run_python, tree
 
 from yatagarasu_cache import (
+    AsyncDiskCache,
     CacheError,
     ClosedError,
     ConfigurationError,
@@ -1675,3 +1677,43 @@ def test_threads_close_in_the_middle(make: Make, switching: None) -> None:
         in_threads(7, work)
         assert cache.closed
     assert make().check() == []
+
+
+EQUAL = [(1, True), (0.0, False), ((1,), (True,)), (("a", (2, 1.0)), ("a", (2, 1))), (2**60, 2.0**60)]
+
+
+@pytest.mark.parametrize("pair", EQUAL)
+@pytest.mark.parametrize("name", ["get_many", "set_many", "delete_many"])
+def test_keys_that_python_takes_for_one_are_refused_in_a_batch(
+    tmp_path: Path, name: str, pair: tuple[Any, Any]
+) -> None:
+    """A dict can't hold both, and the answer for one would stand under the other. Nothing changes."""
+
+    def batch(keys: Any) -> Any:
+        return [(key, "new") for key in keys] if name == "set_many" else keys
+
+    async def refused() -> None:
+        async with AsyncDiskCache(tmp_path / "c") as other:
+            with pytest.raises(ValueError, match="equal for Python"):
+                await getattr(other, name)(batch([pair[0], "x", pair[1]]))
+            await getattr(other, name)(batch([pair[0], pair[0], "x"]))
+
+    with DiskCache(tmp_path / "c") as cache:
+        for key in pair:
+            cache.set(key, repr(key))
+        counted = cache.stats().hits, cache.stats().misses
+        with pytest.raises(ValueError, match="two batches") as caught:
+            getattr(cache, name)(batch(["x", *pair]))
+        assert all(repr(key) in str(caught.value) for key in pair)
+        assert [cache.get(key) for key in pair] == [repr(key) for key in pair]
+        assert (cache.stats().hits - 2, cache.stats().misses) == counted and "x" not in cache
+        asyncio.run(refused())
+
+
+def test_equal_keys_that_are_the_same_key_are_one(cache: DiskCache) -> None:
+    cache.set_many([(0.0, "zero"), ("a", 1), ((1, "b"), 2)])
+    found = cache.get_many([0.0, -0.0, "a", b"a", "a", (1, "b"), (1, "b"), 7, 7])
+    assert found == {0.0: "zero", "a": 1, (1, "b"): 2}
+    with pytest.raises(SerializationError):
+        cache.get_many([(1, True, []), (1,)])  # type: ignore[list-item]
+    assert cache.delete_many([0.0, -0.0, "a", "a"]) == 2

@@ -8,13 +8,16 @@ share their write, their lock and their sync. Operations beyond `max_in_flight` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,10 +25,10 @@ from . import config, forks
 from .backends.base import Buffer, Channel
 from .cache import DiskCache, _settings, as_stream, configured, listed, stream_length
 from .check import Problem
-from .codec import KIND_BYTES, Key, Prefix, encode_key
+from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
 from .entry import Entry, Location
-from .errors import CacheError, ClosedError, from_os_error
+from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
@@ -38,7 +41,7 @@ T = TypeVar("T")
 _YIELD_EVERY = 64  # hits in place after which other tasks get a turn
 _WALK_BATCH = 256  # keys fetched by one call while iterating
 _BATCH_ITEMS = 512  # puts in one batch
-_STREAMS = 16  # asynchronous iterators that are stored at once
+_STREAMS = 256  # files and iterators of a loop that are read at once, each in a thread of its own
 _MISSING: Any = object()
 # Where reads that begin together cost less, a value is not always looked for in memory first: while
 # fewer than about one in four is found there, only one in so many is, to notice a change.
@@ -100,7 +103,7 @@ class AsyncValueReader:
 
     async def close(self) -> None:
         if self._reading.locked():  # the file would make the loop wait for the end of that
-            await asyncio.to_thread(self._file.close)
+            await asyncio.shield(_in_thread(self._file.close, "yatagarasu-closing"))
         else:
             self._file.close()
 
@@ -124,6 +127,7 @@ class _Turns:
 
     def __init__(self, bound: int) -> None:
         self._bound = self._free = bound
+        self._forsaken = 0  # that nobody waits for any more
         self._waiting: deque[asyncio.Future[None]] = deque()  # empty while there is room
         self._all_left: asyncio.Future[None] | None = None
 
@@ -142,6 +146,7 @@ class _Turns:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave()
+            self._look()
             raise
 
     def leave(self) -> None:
@@ -151,13 +156,29 @@ class _Turns:
                 turn.set_result(None)
                 return
         self._free += 1
-        if self._all_left is not None and self._free == self._bound and not self._all_left.done():
+        self._look()
+
+    def forsake(self) -> None:
+        """Somebody will leave whenever a stranger lets him: he is not waited for."""
+        self._forsaken += 1
+        self._look()
+
+    def leave_forsaken(self) -> None:
+        self._forsaken -= 1
+        self.leave()
+
+    @property
+    def _empty(self) -> bool:
+        return self._free + self._forsaken == self._bound and all(turn.done() for turn in self._waiting)
+
+    def _look(self) -> None:
+        if self._all_left is not None and self._empty and not self._all_left.done():
             self._all_left.set_result(None)
 
     async def drain(self) -> None:
-        """Until nobody has a turn."""
-        if self._free < self._bound:
-            if self._all_left is None:
+        """Until nobody has a turn, or waits for one."""
+        if not self._empty:
+            if self._all_left is None or self._all_left.done():
                 self._all_left = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._all_left)
 
@@ -178,7 +199,8 @@ class _Loop:
         self._shared = cache._lease.shared
         self.channel: Channel = self._shared.join(loop)
         self.turns = _Turns(bound)
-        # Apart, and in threads of their own: an asynchronous iterator may itself need turns and workers.
+        # Apart, and in threads of their own: what a stranger's file or iterator waits for, perhaps for ever,
+        # is nobody else's business, and an asynchronous one may itself need turns and workers.
         self.streams = _Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
         self._working: set[Future[None]] = set()
@@ -199,18 +221,35 @@ class _Loop:
             self._working.discard(end)
             end.set_result(None)
 
-    def run_aside(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """In a thread of its own."""
-        done: Future[T] = Future()
+    async def run_aside(self, source: _Source | _Pull, function: Callable[..., T], *args: Any) -> T:
+        """`function(*args)`, which reads `source`, in a thread of its own.
 
-        def work() -> None:
-            try:
-                done.set_result(function(*args))
-            except BaseException as error:
-                done.set_exception(error)
+        Once it is cancelled nothing more is asked of the source, and what that does not come back with is
+        not waited for.
+        """
+        if not self.streams.enter():
+            await self.streams.wait()
+        try:
+            done = _in_thread(lambda: function(*args), "yatagarasu-stream", self._left)
+        except BaseException:
+            self.streams.leave()
+            raise
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError:
+            if source.stop() and not done.done():
+                done.cancel()  # nobody waits for it
+                self.streams.forsake()
+            raise
+        result: T = done.result()
+        return result
 
-        threading.Thread(target=work, name="yatagarasu-stream", daemon=True).start()
-        return self.track(asyncio.wrap_future(done, loop=self.loop))
+    def _left(self, done: asyncio.Future[Any]) -> None:
+        if done.cancelled():
+            self.streams.leave_forsaken()
+        else:
+            self.streams.leave()
+            done.exception()  # seen, or asyncio complains where nobody waits any more
 
     def track(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
         self.running.add(future)
@@ -294,6 +333,45 @@ def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
     return None
 
 
+def _nothing(done: asyncio.Future[Any]) -> None:
+    pass
+
+
+def _in_thread(
+    function: Callable[[], T], name: str, ended: Callable[[asyncio.Future[T]], None] = _nothing, *,
+    daemon: bool = True,
+) -> asyncio.Future[T]:  # fmt: skip
+    """What `function` gives in a thread of its own, which goes on if the future is cancelled.
+
+    `ended` is called with it in the loop when the thread is through. Not in the loop's executor: others may
+    keep all its threads waiting. Where no thread can be started, it is done in place.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        if not future.done():
+            set_outcome(outcome)
+        ended(future)
+
+    def work() -> None:
+        try:
+            outcome: Any = function()
+            set_outcome: Callable[[Any], None] = future.set_result
+        except StopIteration as error:  # which no future can hold
+            outcome, set_outcome = RuntimeError(f"StopIteration: {error}"), future.set_exception
+        except BaseException as error:
+            outcome, set_outcome = error, future.set_exception
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, set_outcome, outcome)
+
+    try:
+        threading.Thread(target=work, name=name, daemon=daemon).start()
+    except RuntimeError:  # a limit of the system
+        work()
+    return future
+
+
 _caches: weakref.WeakSet[AsyncDiskCache] = weakref.WeakSet()
 
 
@@ -317,6 +395,7 @@ class AsyncDiskCache:
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock = threading.Lock()
         self._closing_lock = threading.Lock()
+        self._closings: set[asyncio.Task[None]] = set()
         _caches.add(self)
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._closed = False
@@ -350,7 +429,7 @@ class AsyncDiskCache:
         try:
             await self._opened()
         except asyncio.CancelledError:  # nobody else will
-            await self.close()
+            self._begin_closing()
             raise
         return self
 
@@ -370,15 +449,12 @@ class AsyncDiskCache:
         with self._opening_lock:
             if self._closed:
                 raise self._closed_error()
-            opening = self._opening
+            opening, first = self._opening, self._opening is None
             if opening is None:
-                opening = Future()
-                # Not in the loop's executor, whose threads others may keep waiting.
-                threading.Thread(
-                    target=self._open, args=(opening,), name="yatagarasu-opening", daemon=True
-                ).start()
-                self._opening = opening
-            return opening
+                self._opening = opening = Future()
+        if first:
+            _in_thread(partial(self._open, opening), "yatagarasu-opening")
+        return opening
 
     def _open(self, opening: Future[BaseException | None]) -> None:
         try:
@@ -403,7 +479,7 @@ class AsyncDiskCache:
 
     def _after_fork(self) -> None:
         """In a child, which has none of the threads that were opening or closing it."""
-        self._opening_lock, self._closing_lock = threading.Lock(), threading.Lock()
+        self._opening_lock, self._closing_lock, self._closings = threading.Lock(), threading.Lock(), set()
         if self._opening is not None and not self._opening.done():
             self._opening = None
 
@@ -423,24 +499,42 @@ class AsyncDiskCache:
 
     @guarded
     async def close(self) -> None:
-        """End the use: operations under way complete first. Idempotent."""
+        """End the use: operations under way complete first. Idempotent.
+
+        If this is cancelled, closing goes on, and a second `close` waits for its end. Files and iterators of
+        cancelled calls are not waited for.
+        """
+        await asyncio.shield(self._begin_closing())
+
+    def _begin_closing(self) -> asyncio.Task[None]:
         with self._opening_lock:
             self._closed = True
-        await _finish(self._end())
+        closing = asyncio.ensure_future(self._end())
+        self._closings.add(closing)  # the loop itself does not keep it
+        closing.add_done_callback(self._closings.discard)
+        return closing
 
     async def _end(self) -> None:
+        try:
+            await self._drain()
+        finally:  # also where the loop ends: then it is not waited for, but by the interpreter
+            closed = _in_thread(self._close, "yatagarasu-closing", daemon=False)
+        await closed
+        self._loops.clear()
+
+    async def _drain(self) -> None:
         if (opening := self._opening) is not None:
-            await asyncio.wrap_future(opening)
-        if self._cache is not None:
-            state = self._loops.get(asyncio.get_running_loop())
-            if state is not None:
-                await state.drain()
-            await asyncio.to_thread(self._close)
-            self._loops.clear()
+            await asyncio.shield(asyncio.wrap_future(opening))
+        state = self._loops.get(asyncio.get_running_loop())
+        if state is not None:
+            await state.drain()
 
     def _close(self) -> None:
+        if (opening := self._opening) is not None:
+            opening.result()
         with self._closing_lock:  # several may ask for it, and each waits for its end
-            self._sync().close()
+            if self._cache is not None:
+                self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = config.to_options(self._settings)
@@ -574,21 +668,11 @@ class AsyncDiskCache:
                 finally:
                     state.turns.leave()
                 return True
-            put = (
-                store.put_stream, item.low, item.high, item.key, stream, KIND_BYTES, item.expires, item.tag,
-                item.meta, stream_length(value),
+            source = pull or _Source(stream)
+            return await state.run_aside(
+                source, store.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
+                KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value),
             )  # fmt: skip
-            if pull is None:
-                async with state.turns:
-                    return await state.run(*put)
-            async with state.streams:
-                putting = state.run_aside(*put)
-                try:
-                    await asyncio.wait({putting})
-                except asyncio.CancelledError:
-                    pull.stop()
-                    raise
-                return putting.result()
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)
             raise
@@ -655,6 +739,7 @@ class AsyncDiskCache:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
         state, store, wanted = self._loop(cache), cache._store, listed(keys)
+        refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
         done = state.track(state.loop.create_future())  # what closes the cache waits for all of it
@@ -688,8 +773,12 @@ class AsyncDiskCache:
         tag: Key = None, meta: Any = None,
     ) -> int:  # fmt: skip
         """As `DiskCache.set_many`."""
-        stored: int = await self._call("set_many", items, expire, tag, meta)
-        return stored
+        if type(items) in (dict, list, tuple):
+            stored: int = await self._call("set_many", items, expire, tag, meta)
+            return stored
+        cache = await self._opened()
+        source = _Source(_pairs_of(items))
+        return await self._loop(cache).run_aside(source, cache.set_many, iter(source), expire, tag, meta)
 
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
@@ -812,26 +901,50 @@ def _reopen(kind: type[AsyncDiskCache], directory: str, options: dict[str, Any])
     return cache
 
 
-async def _finish(awaitable: Any) -> Any:
-    """Wait for something that must come to its end even if the waiting is cancelled."""
-    task = asyncio.ensure_future(awaitable)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
-
-
 def _close_result(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().close()
+
+
+class _Source:
+    """An iterator of a stranger's, who may take any time, seen from a thread that can be told to stop."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._waits = self._stopped = False
+
+    def __iter__(self) -> Iterator[Any]:
+        while (part := self._following()) is not _MISSING:
+            yield part
+
+    def _following(self) -> Any:
+        self._waits = True
+        self._go_on()
+        part = next(self._iterator, _MISSING)
+        self._waits = False
+        self._go_on()
+        return part
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise CancelledError
+
+    def stop(self) -> bool:
+        """Ask for nothing more. Whether it is waited for just now, which may have no end."""
+        self._stopped = True
+        return self._waits
+
+
+@callers
+def _pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterator[Any]:
+    yield from items.items() if isinstance(items, Mapping) else items
 
 
 class _Pull:
     """An asynchronous iterator seen from a thread, which `stop` ends wherever it is."""
 
     def __init__(self, source: AsyncIterable[Buffer], loop: asyncio.AbstractEventLoop) -> None:
-        self._iterator, self._loop = source.__aiter__(), loop
+        self._iterator, self._loop, self._thread = source.__aiter__(), loop, threading.get_ident()
         self._next: Future[Any] | None = None
         self._stopped = False
 
@@ -841,6 +954,8 @@ class _Pull:
 
     @callers
     def _following(self) -> Any:
+        if threading.get_ident() == self._thread:
+            raise CacheIOError(errno.EAGAIN, "no thread can be started to read the iterator")
         self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
         if self._stopped:
             self._next.cancel()
@@ -849,10 +964,12 @@ class _Pull:
     async def _await_next(self) -> Any:
         return await anext(self._iterator, _MISSING)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
+        """Ask for nothing more. False: what it waits for is cancelled too."""
         self._stopped = True
         if self._next is not None:
             self._next.cancel()
+        return False
 
 
 @callers

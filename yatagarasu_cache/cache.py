@@ -28,6 +28,7 @@ from .codec import (
     decode_key,
     encode_key,
     encode_prefix,
+    refuse_equal,
 )
 from .config import Settings
 from .core import PythonCore
@@ -35,6 +36,7 @@ from .entry import Entry, Location, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
+from .interruption import is_interruption
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
 from .store import ATTEMPTS, Item, sharing
@@ -47,6 +49,7 @@ _META = MsgpackSerializer()
 # Types that are values as they stand; anything else may be a stream.
 _PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple, set, frozenset, bytearray})
 Stream = Union[BinaryIO, Iterator[Buffer]]
+callers(refuse_equal)
 
 
 class _ClosedStore:
@@ -232,7 +235,7 @@ class DiskCache:
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
         else:
-            payload, flags = self._codec.encode(value)
+            payload, flags = self._codec.encode(value, self._store.encodable_bytes)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
@@ -358,10 +361,15 @@ class DiskCache:
 
     @guarded
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
-        """The values of those of `keys` that have one. What is not in memory is read in one batch."""
+        """The values of those of `keys` that have one. What is not in memory is read in one batch.
+
+        Raises ValueError, as all that take many keys, if two of them are different keys of the cache that
+        Python takes for equal (``1``, ``1.0`` and ``True``): a dict cannot hold both.
+        """
         wanted = listed(keys)
         store = self._store
         store.ensure_open()
+        refuse_equal(wanted)
         found = store.core.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
@@ -384,19 +392,28 @@ class DiskCache:
         """`set` of each pair, with few system calls. How many were stored.
 
         Each entry is atomic, the whole is not: if it raises, the pairs before some point are
-        stored. Keys and values are checked before anything is stored.
+        stored. Keys and values are checked before anything is stored; ValueError for keys that are
+        different here and equal for Python, as in `get_many`.
         """
         self._store.ensure_writable("store entries")
-        drafts = [self._item(key, value, expire, tag, meta) for key, value in _pairs(items)]
+        pairs = _pairs(items)
+        refuse_equal([key for key, _ in pairs])
+        drafts = [self._item(key, value, expire, tag, meta) for key, value in pairs]
         self._store.put_many(drafts)
         return len(drafts)
 
     @guarded
     def delete_many(self, keys: Iterable[Key]) -> int:
-        """Remove each of `keys`; how many of them had a live entry. Atomic in batches of 128."""
+        """Remove each of `keys`; how many of them had a live entry. Atomic in batches of 128.
+
+        ValueError for keys that are different here and equal for Python, as in `get_many`: whichever was
+        meant, a deletion can't be undone.
+        """
         store = self._store
         store.ensure_writable("delete entries")
-        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in listed(keys)))
+        wanted = listed(keys)
+        refuse_equal(wanted)
+        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in wanted))
         return store.remove(digests, lambda slot: True, "deletes")[0]
 
     @guarded
@@ -612,7 +629,7 @@ class DiskCache:
     def _item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:
         """Everything of an entry as bytes, checked."""
         data = encode_key(key)
-        payload, flags = self._codec.encode(value)
+        payload, flags = self._codec.encode(value, self._store.encodable_bytes)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
         meta_bytes = b"" if meta is None else _encode_meta(meta)
         self._check(data, tag_bytes, meta_bytes, len(payload))
@@ -680,9 +697,11 @@ def _encode_tag(tag: Key) -> bytes:
 
 def _encode_meta(meta: Any) -> bytes:
     try:
-        return _META.dumps(meta)
+        return _META.dumps(meta, MAX_HEAD_BYTES)
     except SerializationError as error:
         raise SerializationError(f"meta: {error}") from error
+    except ValueTooLarge:
+        raise ValueTooLarge(f"meta takes more than {MAX_HEAD_BYTES} bytes: keep meta small") from None
 
 
 @callers
@@ -716,7 +735,9 @@ def stream_length(value: Any) -> int | None:
     try:
         status = os.fstat(value.fileno())
         return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None
-    except (AttributeError, OSError, ValueError):
+    except (AttributeError, OSError, ValueError) as error:
+        if is_interruption(error):
+            raise
         return None
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from itertools import chain
 from operator import gt
@@ -24,7 +24,10 @@ from typing import Any, Protocol, TypeAlias, Union, runtime_checkable
 import ormsgpack
 from ormsgpack import Ext, packb, unpackb
 
-from .errors import ConfigurationError, SerializationError
+from . import compiled
+from .errors import ConfigurationError, SerializationError, ValueTooLarge
+from .format import MAX_VALUE_BYTES
+from .interruption import is_interruption
 
 __all__ = [
     "KIND_BYTES",
@@ -76,6 +79,9 @@ MAX_VALUE_DEPTH = 200
 
 _DOUBLE = Struct("<d")
 _LENGTH = Struct("<H")
+_LONG_BITS = 8 * (MAX_KEY_BYTES - 2)  # from which on an int may be too long
+_MANY_PARTS = 64  # of a tuple that is encoded step by step
+_SURELY_SHORT = MAX_KEY_BYTES // 4 - 1  # characters of a str that is short enough in UTF-8
 _pack_length = _LENGTH.pack
 
 
@@ -129,25 +135,34 @@ def encode_key(key: Key) -> bytes:
     for tuples nested deeper than `MAX_KEY_DEPTH`, and beyond `MAX_KEY_BYTES`.
     """
     if type(key) is str:
+        if len(key) > _SURELY_SHORT:
+            return _encode_long_key(key)
         try:
-            data = b"s" + key.encode()
+            return b"s" + key.encode()
         except UnicodeEncodeError:
-            data = b"s" + _utf8(key)
-    else:
-        data = _encode_rare_key(key)
-    if len(data) > MAX_KEY_BYTES:
-        raise _key_too_long(len(data))
+            return b"s" + _utf8(key)
+    return _encode_rare_key(key)
+
+
+def _encode_long_key(key: str) -> bytes:
+    _check_key_length(1 + len(key))  # before there is a copy of it
+    data = b"s" + _utf8(key)
+    _check_key_length(len(data))
     return data
 
 
 def _encode_rare_key(key: Any) -> bytes:
-    """`encode_key` for everything but str, without the check of the length."""
+    """`encode_key` for everything but str."""
     kind = type(key)
     if kind is int:
+        if key.bit_length() > _LONG_BITS:
+            _check_key_length(2 + (key.bit_length() >> 3))
         return b"i" + _from_int(key)
     if kind is tuple:
         return _encode_tuple(key, 1)
     if kind is bytes:
+        if len(key) >= MAX_KEY_BYTES:
+            _check_key_length(1 + len(key))
         data: bytes = b"b" + key
         return data
     if kind is float:
@@ -173,21 +188,65 @@ def _encode_tuple(parts: tuple[Key, ...], depth: int) -> bytes:
         raise SerializationError(
             f"tuples in a key are nested deeper than {MAX_KEY_DEPTH}; flatten the key or hash it yourself"
         )
+    if len(parts) > _MANY_PARTS:
+        return _encode_many(parts, depth)
     pieces = [b"u"]
     for part in parts:
         piece = _encode_tuple(part, depth + 1) if type(part) is tuple else encode_key(part)
         pieces.append(_pack_length(len(piece)) + piece)
     data = b"".join(pieces)
     if len(data) > MAX_KEY_BYTES:
-        raise _key_too_long(len(data))
+        _check_key_length(len(data))
     return data
 
 
-def _key_too_long(length: int) -> SerializationError:
-    return SerializationError(
-        f"the key takes {length} bytes, {MAX_KEY_BYTES} are allowed; hash it yourself"
-        " (for example hashlib.blake2b(data).digest()) and use the hash as the key"
-    )
+def _encode_many(parts: tuple[Key, ...], depth: int) -> bytes:
+    """`_encode_tuple` of a long one, not much further than is allowed: a part may come a million times."""
+    data = b"u"
+    for at in range(0, len(parts), _MANY_PARTS):
+        data += _encode_tuple(parts[at : at + _MANY_PARTS], depth)[1:]
+        _check_key_length(len(data))
+    return data
+
+
+def _check_key_length(length: int) -> None:
+    if length > MAX_KEY_BYTES:
+        raise SerializationError(
+            f"the key takes {length} bytes or more, {MAX_KEY_BYTES} are allowed; hash it yourself"
+            " (for example hashlib.blake2b(data).digest()) and use the hash as the key"
+        )
+
+
+_NUMBERS: frozenset[type] = frozenset({int, float, bool})  # the only keys that are equal to others
+
+
+def refuse_equal(keys: list[Key]) -> None:
+    """ValueError if two different ones of `keys` are equal for Python, as ``1``, ``1.0`` and ``True`` are.
+
+    No dict can hold both. Other wrong keys are passed over: `encode_key` says what is wrong with them.
+    """
+    kinds = set(map(type, keys))
+    parts: set[type] = set()
+    if tuple in kinds:
+        parts = set(map(type, chain.from_iterable([key for key in keys if type(key) is tuple])))
+    if tuple not in parts and len((kinds | parts) & _NUMBERS) < 2:
+        return
+    seen: dict[Key, tuple[Key, bytes]] = {}
+    for key in keys:
+        data = encode_key(key)  # first: what it takes has a hash
+        other, encoded = seen.setdefault(key, (key, data))
+        if encoded != data:
+            raise ValueError(
+                f"the keys {_shown(other)} and {_shown(key)} are different keys, but equal for Python:"
+                " a batch cannot have both; use one call for each, or two batches"
+            )
+
+
+def _shown(key: Key) -> str:
+    try:
+        return repr(key)
+    except ValueError:  # Python refuses to write long integers
+        return f"(a {_type_name(key)} that holds a long integer)"
 
 
 def encode_prefix(prefix: Prefix) -> bytes:
@@ -213,6 +272,8 @@ def decode_key(data: bytes) -> Key:
             raise ValueError("too long")
         return _decode_key(data, 0)
     except (ValueError, ArithmeticError) as error:
+        if is_interruption(error):
+            raise
         raise SerializationError(f"a stored key is damaged: {error}") from error
 
 
@@ -312,26 +373,23 @@ class MsgpackSerializer:
     plain parts of the value in post-order and the steps that put them together again: no
     nesting of extensions, so that hostile bytes cannot exhaust the stack.
 
-    `ormsgpack.Ext` and `ormsgpack.Fragment` are orders to ormsgpack, not values: inside of a list
-    or dict they are carried out, so that something else comes back, or an error.
     """
 
     name = "msgpack"
 
-    def dumps(self, value: Any) -> bytes:
-        """`value` as msgpack; `SerializationError` when it would not come back exactly."""
+    def dumps(self, value: Any, most: int = MAX_VALUE_BYTES) -> bytes:
+        """`value` as msgpack; `SerializationError` when it would not come back exactly.
+
+        `ValueTooLarge` when it takes more than `most` bytes, without taking very much more memory: not
+        even what holds itself, or the same thing again and again, takes long.
+        """
         if type(value) is dict or type(value) is list:
-            try:
-                packed = packb(value, option=_STRICT)
-            except TypeError:  # a tuple, an int key, a huge int..., or a type that is to be refused
-                pass
-            else:
-                # A bytearray or memoryview would come back as bytes, and no option prevents that.
-                # If none of the three markers of binary data occurs, there was none.
-                binary = 0xC4 in packed or 0xC5 in packed or 0xC6 in packed
-                if not binary or _is_plain(value):
-                    return packed
-        return _dump_exactly(value)
+            packed: Any = _pack(value, most, _measure, False)
+            if type(packed) is bytes:
+                return packed
+            if packed is None:
+                raise _too_long(most)
+        return _dump_exactly(value, most)
 
     def loads(self, data: bytes) -> Any:
         """The value in `data`; `SerializationError` when there is none.
@@ -339,51 +397,131 @@ class MsgpackSerializer:
         Bytes behind the value go unnoticed: that is for the store's checksum to catch.
         """
         try:
-            return unpackb(data, ext_hook=_load_flat)
+            if data[0] in _EXTENSION_HEADS:
+                return _load_flat(unpackb(data, ext_hook=_Extension))
+            return unpackb(data)
         except Exception as error:
+            if is_interruption(error):
+                raise
             raise SerializationError(f"a stored msgpack value is damaged: {error}") from error
 
 
+# An extension as it is found: the tag is `start`, and the bytes are `stop`. Nothing is made of it within
+# ormsgpack, which takes whatever is raised there, Ctrl-C too, for damage: so it has to be no Python code.
+_Extension = slice
+_EXTENSION_HEADS = b"\xc7\xc8\xc9\xd4\xd5\xd6\xd7\xd8"
 _SURE_SCALARS: frozenset[type] = frozenset({bytes, float, bool, type(None)})
 _SCALARS = _SURE_SCALARS | {str, int}  # which msgpack cannot hold all
 _PLAIN = _SCALARS | {list, dict}
 
 
-def _is_plain(container: Any) -> bool:
-    """Whether a list or dict that ormsgpack took holds only types that come back as they are."""
-    containers = [container]
-    for each in containers:  # which grows meanwhile
-        content = each.values() if type(each) is dict else each
-        kinds = set(map(type, content))
-        if not kinds <= _SCALARS:
-            if not kinds <= _PLAIN:
-                return False
-            containers += [item for item in content if type(item) in (list, dict)]
-    return True
+def _pack_in_python(value: Any, most: int, _watch: object, extensions: bool) -> Any:
+    """`value` as msgpack; NotImplemented if it is not plain, None if it takes more than `most` bytes.
+
+    What is plain are lists and dicts, with str keys, of scalars that msgpack can hold; with `extensions`
+    a list in it may hold (tag, bytes) for one. The compiled module does the same, faster.
+    """
+    kinds = _measure(value, most) if type(value) in _CONTAINERS else {type(value)}
+    if extensions and tuple in kinds:
+        parts, steps = value
+        value = [[Ext(*part) if type(part) is tuple else part for part in parts], steps]
+    elif not kinds <= _PLAIN:
+        return NotImplemented
+    try:
+        packed = packb(value, option=_STRICT)
+    except TypeError as error:
+        if is_interruption(error):
+            raise
+        return NotImplemented
+    return packed if len(packed) <= most else None
 
 
-def _dump_exactly(value: Any) -> bytes:
+_core = compiled.load()
+_pack: Callable[..., Any] = _pack_in_python if _core is None else _core.pack
+
+
+def _too_long(most: int) -> ValueTooLarge:
+    return ValueTooLarge(
+        f"the value takes more than {most} bytes when it is encoded, which is all that max_value_size or"
+        " size_limit leaves room for: raise it, or store less"
+    )
+
+
+_SIZED: frozenset[type] = frozenset({str, bytes, bytearray})
+_CONTAINERS: frozenset[type] = frozenset({list, tuple, set, frozenset, dict})
+
+
+class _Opened:
+    """A container whose content is being measured."""
+
+    __slots__ = ("inner", "size", "value")
+
+    def __init__(self, value: Any, kinds: set[type]) -> None:
+        self.value = value
+        content = list(chain.from_iterable(value.items()) if type(value) is dict else value)
+        here = set(map(type, content))
+        kinds |= here
+        inner = [item for item in content if type(item) in _CONTAINERS] if here & _CONTAINERS else []
+        self.inner: Iterator[Any] = iter(inner)
+        self.size = 1 + len(content) - len(inner)
+        if here & _SIZED:
+            self.size += sum([len(item) for item in content if type(item) in _SIZED])
+        if int in here:
+            numbers = content if len(here) == 1 else [item for item in content if type(item) is int]
+            self.size += max((sum(map(int.bit_length, numbers)) >> 3) - len(numbers), 0)
+
+
+def _measure(value: Any, most: int) -> set[type]:
+    """The types of all that is in a container; `ValueTooLarge` if it certainly takes more than `most` bytes.
+
+    Each container is looked at once, however often it occurs. What contains itself is refused.
+    """
+    kinds: set[type] = set()
+    sizes: dict[int, int | None] = {id(value): None}  # None: not known yet
+    stack = [_Opened(value, kinds)]
+    while stack:
+        top = stack[-1]
+        for item in top.inner:
+            size = sizes.setdefault(id(item), -1)
+            if size is None or len(stack) > _DEEPEST:
+                raise _too_deep()
+            if size < 0:
+                sizes[id(item)] = None
+                stack.append(_Opened(item, kinds))
+                break
+            top.size += size
+        else:
+            stack.pop()
+            if top.size > most:
+                raise _too_long(most)
+            sizes[id(top.value)] = top.size
+            if stack:
+                stack[-1].size += top.size
+    return kinds
+
+
+def _dump_exactly(value: Any, most: int) -> bytes:
     """`value` as msgpack after a look at every part of it."""
-    problem: Exception | None = None
     # In the hope that each str and int will do, which is quicker; else with a look at them too.
     for plain in (_SCALARS, _SURE_SCALARS):
-        try:
-            return _dump_flat(value, plain)
-        except SerializationError:
-            raise
-        except RecursionError:
-            raise _too_deep() from None
-        except TypeError as error:
-            problem = error
-    raise SerializationError(f"msgpack cannot hold the value: {problem}; {_REMEDY}") from problem
+        packed: bytes | None = _dump_flat(value, plain, most)
+        if packed is None:
+            raise _too_long(most)
+        if packed is not NotImplemented:
+            return packed
+    raise SerializationError(
+        "msgpack cannot hold the value: something in it has more than 2**32 bytes or items, or it was changed"
+        f" meanwhile; {_REMEDY}"
+    )
 
 
-def _dump_flat(value: Any, plain: frozenset[type]) -> bytes:
-    """`value` as msgpack, taken apart if need be; TypeError when ormsgpack refuses a part."""
-    flat = _Flattener(plain)
+def _dump_flat(value: Any, plain: frozenset[type], most: int) -> Any:
+    """`value` as msgpack, taken apart if need be; NotImplemented and None as from `_pack`."""
+    flat = _Flattener(value, plain, most)
     if flat.add(value, 0):
-        return packb(value, option=_STRICT)
-    return packb(Ext(_EXT_FLAT, packb([flat.parts, flat.steps], option=_STRICT)))
+        return _pack(value, most, _measure, False)
+    content = _pack([flat.parts, flat.steps], most, _measure, True)
+    return packb(Ext(_EXT_FLAT, content)) if type(content) is bytes else content
 
 
 _REMEDY = "convert it first, or open the cache with serializer='pickle' or a serializer of your own"
@@ -401,6 +539,8 @@ def _too_deep() -> SerializationError:
     )
 
 
+_WATCH_ITEMS = 1 << 16
+_DEEPEST = 255  # that ormsgpack writes and reads
 _STEPS: dict[type, int] = {list: _LIST, tuple: _TUPLE, set: _SET, frozenset: _FROZENSET, dict: _DICT}
 
 
@@ -412,13 +552,15 @@ class _Flattener:
     are taken for parts without a look at the value.
     """
 
-    __slots__ = ("_plain", "_pushed", "parts", "steps")
+    __slots__ = ("_most", "_plain", "_pushed", "_unwatched", "_value", "_watched", "parts", "steps")
 
-    def __init__(self, plain: frozenset[type]) -> None:
+    def __init__(self, value: Any, plain: frozenset[type], most: int) -> None:
         self.parts: list[Any] = []
         self.steps: list[int] = []
         self._plain = plain
         self._pushed = 0
+        self._value, self._most = value, most
+        self._unwatched, self._watched = _WATCH_ITEMS, False
 
     def add(self, value: Any, depth: int) -> bool:
         """Add `value`; whether it is plain, that is, a part as it stands."""
@@ -429,6 +571,8 @@ class _Flattener:
         if kind in _STEPS:
             return self._add_container(value, kind, depth)
         part = _as_part(value)
+        if part is not value:
+            self._count(len(part[1]))
         self.parts.append(part)
         return part is value
 
@@ -438,30 +582,46 @@ class _Flattener:
             raise _too_deep()
         parts = self.parts
         start = len(parts)
+        if start > _WATCH_ITEMS:
+            self._watch()
         content = list(chain.from_iterable(value.items()) if kind is dict else value)
         plain = True
         if self._plain.issuperset(map(type, content)):  # all at once, at the speed of C
             parts += content
         else:
+            self._count(len(content))
             for item in content:
                 plain = self.add(item, depth + 1) and plain
         if plain and (kind is list or (kind is dict and set(map(type, value)) <= {str})):
+            self._count(len(content))
             parts[start:] = [value]
             return True
         self.steps += (_STEPS[kind], len(parts) - self._pushed, len(content))
         self._pushed = len(parts)
         return False
 
+    def _count(self, items: int) -> None:
+        """Work and memory that the number of parts does not tell."""
+        self._unwatched -= items
+        if self._unwatched < 0:
+            self._watch()
+
+    def _watch(self) -> None:
+        """After much work, once: whether it has an end."""
+        if not self._watched:
+            self._watched = True
+            _measure(self._value, self._most)
+
 
 def _as_part(value: Any) -> Any:
-    """A scalar as it is if msgpack can hold it, else as an extension; refuses everything else."""
+    """A scalar as it is if msgpack can hold it, else (tag, bytes) of an extension; refuses all else."""
     kind = type(value)
     if kind is str:
-        return value if value.isascii() or _has_no_surrogates(value) else Ext(_EXT_STR, _utf8(value))
+        return value if value.isascii() or _has_no_surrogates(value) else (_EXT_STR, _utf8(value))
     if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else Ext(_EXT_INT, _from_int(value))
+        return value if -(1 << 63) <= value < 1 << 64 else (_EXT_INT, _from_int(value))
     if kind is bytearray:
-        return Ext(_EXT_BYTEARRAY, bytes(value))
+        return _EXT_BYTEARRAY, bytes(value)
     raise _refused(value)
 
 
@@ -473,16 +633,28 @@ def _has_no_surrogates(text: str) -> bool:
     return True
 
 
-def _load_flat(tag: int, data: bytes) -> Any:
-    """The hook for a whole value: the only extension there is the one of `_dump_exactly`."""
-    if tag != _EXT_FLAT:
+def _load_flat(extension: Any) -> Any:
+    """A whole value that `_dump_exactly` took apart."""
+    if extension.start != _EXT_FLAT:
         raise ValueError("an extension out of place")
-    parts, steps = unpackb(data, ext_hook=_load_part)
-    return _rebuild(parts, steps)
+    return _rebuild(*_unpack_parts(extension.stop))
+
+
+def _unpack_parts(content: bytes) -> tuple[list[Any], list[int]]:
+    try:
+        parts, steps = unpackb(content)
+        return parts, steps
+    except ValueError as error:  # for an extension, or because it is damaged
+        if is_interruption(error):
+            raise
+    parts, steps = unpackb(content, ext_hook=_Extension)
+    if not _measure([part for part in parts if type(part) is not _Extension], MAX_VALUE_BYTES) <= _PLAIN:
+        raise ValueError("an extension out of place")
+    return [_load_part(part.start, part.stop) if type(part) is _Extension else part for part in parts], steps
 
 
 def _load_part(tag: int, data: bytes) -> Any:
-    """The hook for the parts of a value: what msgpack itself has no form for."""
+    """A part of a value that msgpack itself has no form for."""
     if tag == _EXT_INT:
         return _to_int(data)
     if tag == _EXT_STR:
@@ -637,33 +809,40 @@ def _sign(keyed: blake2b, data: bytes) -> bytes:
 # Values
 
 
-def _encode_float_value(value: float) -> tuple[bytes, int]:
+def _encode_float_value(value: float, _most: int) -> tuple[bytes, int]:
     return _DOUBLE.pack(value), KIND_FLOAT
 
 
-def _encode_int_value(value: int) -> tuple[bytes, int]:
-    return _from_int(value), KIND_INT
+def _encode_int_value(value: int, most: int) -> tuple[bytes, int]:
+    length = ((value if value >= 0 else ~value).bit_length() >> 3) + 1
+    if length > most:
+        raise _too_long(most)
+    return value.to_bytes(length, "little", signed=True), KIND_INT
 
 
-def _encode_bool_value(value: bool) -> tuple[bytes, int]:
+def _encode_bool_value(value: bool, _most: int) -> tuple[bytes, int]:
     return b"", KIND_TRUE if value else KIND_FALSE
 
 
-def _encode_none_value(_value: None) -> tuple[bytes, int]:
+def _encode_none_value(_value: None, _most: int) -> tuple[bytes, int]:
     return b"", KIND_NONE
 
 
-def _encode_view(value: memoryview) -> tuple[bytes | memoryview, int]:
+def _encode_view(value: memoryview, most: int) -> tuple[bytes | memoryview, int]:
     """A read-only view in place; of a writable one a copy, since it may change while it is written."""
     try:
         if value.readonly and value.c_contiguous and value.format == "B" and value.ndim == 1:
             return value, KIND_BYTES
-        return value.tobytes(), KIND_BYTES
+        if value.nbytes <= most:
+            return value.tobytes(), KIND_BYTES
     except (ValueError, NotImplementedError) as error:  # released, or of a form unknown to Python
+        if is_interruption(error):
+            raise
         raise SerializationError(f"the memoryview cannot be read: {error}; pass bytes instead") from error
+    raise _too_long(most)
 
 
-_NATIVE: dict[type, Callable[[Any], tuple[bytes | memoryview, int]]] = {
+_NATIVE: dict[type, Callable[[Any, int], tuple[bytes | memoryview, int]]] = {
     int: _encode_int_value,
     float: _encode_float_value,
     bool: _encode_bool_value,
@@ -722,20 +901,27 @@ class ValueCodec:
         """The serializer in use."""
         return self._serializer
 
-    def encode(self, value: Any) -> tuple[bytes | memoryview, int]:
+    def encode(self, value: Any, most: int = MAX_VALUE_BYTES) -> tuple[bytes | memoryview, int]:
         """The payload of `value` and its flags (0 to 15).
 
-        Raises `SerializationError`, which names type and remedy, when it would not come back exactly.
+        Raises `SerializationError`, which names type and remedy, when it would not come back exactly,
+        and `ValueTooLarge` when it takes more than `most` bytes, as soon as that is certain: payloads that
+        cost no memory, and those of other serializers, are for the caller to measure.
         """
         kind = type(value)
         if kind is bytes:
             return value, KIND_BYTES
         if kind is str:
-            return _utf8(value), KIND_STR
+            if len(value) > most:
+                raise _too_long(most)
+            try:
+                return value.encode(), KIND_STR
+            except UnicodeEncodeError:
+                return _utf8(value), KIND_STR
         native = _NATIVE.get(kind)
         if native is not None:
-            return native(value)
-        return self._encode_object(value)
+            return native(value, most)
+        return self._encode_object(value, most)
 
     def decode(self, payload: bytes, flags: int) -> Any:
         """The value in `payload`; of `flags` only the low four bits count.
@@ -746,18 +932,22 @@ class ValueCodec:
             return payload
         try:
             return self._decoders[flags & KIND_MASK](payload)
-        except (SerializationError, MemoryError):
+        except SerializationError:
             raise
         except Exception as error:
+            if is_interruption(error):
+                raise
             raise SerializationError(f"a stored value is damaged: {error}") from error
 
-    def _encode_custom(self, value: Any) -> tuple[bytes, int]:
+    def _encode_custom(self, value: Any, _most: int) -> tuple[bytes, int]:
         serializer = self._serializer
         try:
             data = serializer.dumps(value)
-        except (SerializationError, MemoryError):
+        except SerializationError:
             raise
         except Exception as error:
+            if is_interruption(error):
+                raise
             raise SerializationError(
                 f"serializer {serializer.name!r} cannot store a value of type {_type_name(value)}: {error}"
             ) from error
@@ -773,18 +963,22 @@ class ValueCodec:
             raise _made_by_another(payload, self._serializer.name)
         try:
             return self._serializer.loads(payload[len(header) :])
-        except (SerializationError, MemoryError):
+        except SerializationError:
             raise
         except Exception as error:
+            if is_interruption(error):
+                raise
             raise SerializationError(
                 f"serializer {self._serializer.name!r} cannot load a stored value: {error}"
             ) from error
 
 
-def _encode_msgpack(value: Any) -> tuple[bytes, int]:
+def _encode_msgpack(value: Any, most: int) -> tuple[bytes, int]:
     if type(value) is bytearray:
+        if len(value) > most:
+            raise _too_long(most)
         return bytes(value), KIND_BYTES  # a copy, since it may change while it is written
-    return _MSGPACK.dumps(value), KIND_MSGPACK
+    return _MSGPACK.dumps(value, most), KIND_MSGPACK
 
 
 def _choose(serializer: str | Serializer) -> Serializer:

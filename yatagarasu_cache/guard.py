@@ -2,9 +2,9 @@
 
 That is `CacheError`; what is wrong with an argument; KeyError, MemoryError and RecursionError; whatever is
 no `Exception`; and what the caller's own code raised, for a method calls serializers, streams, iterables
-and mappings that it was given. Whose an exception is follows from where it was raised: functions that only
-call the caller's code, or only look at arguments, are marked as `callers`. Everything else that comes up is
-a failure of ours, or of the disk's, and is told as one.
+and mappings that it was given, and is interrupted by signal handlers and other threads. Whose an exception is
+follows from where it was raised: functions that only call the caller's code, or only look at arguments, are
+marked as `callers`. Everything else that comes up is a failure of ours, or of the disk's, and is told as one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 from .index import IndexDamaged
+from .interruption import is_interruption
 from .locks import at_the_outside, give_back, is_holding
 
 __all__ = ["callers", "guarded", "is_callers", "tell"]
@@ -35,13 +36,13 @@ def callers(function: F) -> F:
 
 
 def is_callers(error: BaseException) -> bool:
-    """Whether an exception came out of a function that is marked as the caller's."""
+    """Whether an exception came out of a function that is marked as the caller's, or interrupted ours."""
     traceback = error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code in _callers:
             return True
         traceback = traceback.tb_next
-    return False
+    return is_interruption(error)
 
 
 def _enter(subject: object) -> None:
@@ -58,10 +59,12 @@ def tell(error: BaseException, subject: object) -> None:
     outside = at_the_outside(sys._getframe(2))
     if outside and is_holding():
         give_back()
+    if outside and (not isinstance(error, Exception) or is_interruption(error)):
+        store = getattr(subject, "_store", None)
+        if store is not None:
+            store.interrupted = True
     if isinstance(error, Exception):
         _tell(error, subject)
-    elif outside and (store := getattr(subject, "_store", None)) is not None:
-        store.interrupted = True
 
 
 def _tell(error: Exception, subject: object) -> None:

@@ -431,6 +431,8 @@ class Handle:
         self.large_bytes = min(own.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
         # A value this long may be refused; shorter ones always fit and are not asked about.
         self.unchecked_bytes = min(self.large_bytes, own.max_value_size or self.large_bytes)
+        # And one that would be longer than this is not even encoded.
+        self.encodable_bytes = min(limit, own.max_value_size or limit, f.MAX_VALUE_BYTES)
         for follow in self._followers:
             follow()
 

@@ -1,0 +1,254 @@
+"""Encoding takes no more time and memory than what may be stored, whatever a value or key refers to."""
+
+from __future__ import annotations
+
+import signal
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ormsgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yatagarasu_cache import DiskCache, SerializationError, ValueTooLarge, codec
+from yatagarasu_cache.codec import MAX_KEY_BYTES, MsgpackSerializer, ValueCodec, encode_key
+
+MOST = 1 << 20
+TEXT = "x" * 100_000
+LISTS = ["y"] * 100_000
+
+
+def doubled(value: Any, once: Callable[[Any], Any], times: int = 60) -> Any:
+    """What refers to itself twice, again and again: 2**60 times `value` to whoever writes it out."""
+    for _ in range(times):
+        value = once(value)
+    return value
+
+
+def itself() -> Any:
+    value: list[Any] = ["z" * 1000]
+    value.append((value,))
+    return value
+
+
+ENDLESS: dict[str, Any] = {
+    "list": doubled(["leaf"], lambda v: [v, v]),
+    "dict": doubled({"a": 1}, lambda v: {"a": v, "b": v}),
+    "dict, int keys": doubled({1: 1}, lambda v: {1: v, 2: v}),
+    "tuple": doubled(("leaf",), lambda v: (v, v)),
+    "of nothing": doubled((), lambda v: (v, v)),
+    "list in a tuple": (doubled(["leaf"], lambda v: [v, v]),),
+    "frozenset": doubled(frozenset(), lambda v: frozenset({(v, 1), (v, 2)}), 40),
+    "mixed": doubled({"a"}, lambda v: ({"k": v}, [v])),
+    "wide": [LISTS] * 20_000,
+    "wide tuple": (tuple(LISTS),) * 20_000,
+    "few wide ones": (LISTS,) * 20_000,
+    "text": [TEXT] * 20_000,
+    "text in a tuple": (TEXT,) * 20_000,
+    "bytes": [TEXT.encode()] * 20_000,
+    "bytearrays": (bytearray(100_000),) * 20_000,
+    "surrogates": ("\ud800" * 100_000,) * 20_000,
+    "ints": [1 << 800_000] * 20_000,
+}
+LONG: dict[str, Any] = {
+    "int": 1 << (8 * 30 * MOST), "str": "x" * (30 * MOST), "bytearray": bytearray(30 * MOST),
+    "memoryview": memoryview(bytearray(30 * MOST))[::2],
+}  # fmt: skip
+
+
+@pytest.fixture(params=["compiled", "python"])
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "python":
+        monkeypatch.setattr(codec, "_pack", codec._pack_in_python)
+    elif codec._core is None:
+        pytest.skip("there is no compiled core")
+
+
+def peak(work: Callable[[], Any]) -> int:
+    """Bytes of memory that `work` had at once, at most."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("most", [MOST, 1 << 28])  # the latter: beyond what is packed before it is measured
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_has_no_end_is_refused(name: str, most: int, core: None) -> None:
+    def refused() -> None:
+        with pytest.raises(ValueTooLarge, match=f"more than {most} bytes .*max_value_size or size_limit"):
+            ValueCodec().encode(ENDLESS[name], most)
+
+    if name in ("list", "wide", "text", "few wide ones"):
+        assert peak(refused) < 70 << 20  # a list of the content of the widest, beside what is packed by then
+    else:
+        refused()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_what_is_long_is_not_copied_first(name: str, core: None) -> None:
+    def refused() -> None:
+        with pytest.raises(ValueTooLarge, match="max_value_size"):
+            ValueCodec().encode(LONG[name], MOST)
+
+    assert peak(refused) < MOST
+
+
+DEEP: dict[str, Any] = {
+    "itself": itself(), "holds itself": [itself()], "lists": doubled([], lambda v: [v], 50_000),
+    "tuples": ([doubled((), lambda v: (v,), 50_000)],),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_what_contains_itself_or_is_very_deep(name: str, core: None) -> None:
+    with pytest.raises(SerializationError, match="nested deeper than .* or contains itself"):
+        ValueCodec().encode(DEEP[name])
+
+
+def test_through_the_cache(tmp_path: Path, core: None) -> None:
+    """Before anything changes, and for metadata as well."""
+    with DiskCache(tmp_path / "c", max_value_size=MOST) as cache:
+        cache.set("k", "old")
+        before = cache.volume()
+        for name in ("list", "tuple"):
+            for call in (
+                lambda v: cache.set("k", v), lambda v: cache.add("new", v),
+                lambda v: cache.set_many({"new": 1, "k": v}), lambda v: cache.set("k", 1, meta=v),
+            ):  # fmt: skip
+                with pytest.raises(ValueTooLarge, match="max_value_size|keep meta small"):
+                    call(ENDLESS[name])
+        assert (cache.get("k"), len(cache), cache.volume()) == ("old", 1, before)
+        cache.set("k", [b"x" * (MOST - 10)])
+        with pytest.raises(ValueTooLarge):
+            cache.set("k", [b"x" * MOST])
+
+
+LONG_KEYS: dict[str, Any] = {
+    "more than deep": doubled(("x" * 200,), lambda v: (v, v)), "doubled": doubled(("a" * 100, 1), lambda v: (v, v), 30),
+    "text": (TEXT,) * 1_000_000, "short text": ("x" * 60_000,) * 1_000_000, "wide": ((),) * 1_000_000,
+    "deep": doubled((), lambda v: (v,), 50_000), "str": "x" * 10**7, "bytes": b"x" * 10**7, "int": 1 << 10**8,
+    "not ASCII": "ä" * 40_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG_KEYS)
+def test_keys(tmp_path: Path, name: str) -> None:
+    key = LONG_KEYS[name]
+
+    def refused() -> None:
+        for call in (
+            cache.get, cache.delete, lambda k: cache.set(k, 1), lambda k: cache.get_many([k, (k,)]),
+            lambda k: cache.delete_many([k, (k,)]), lambda k: cache.set_many([(k, 1), ((k,), 2)]),
+        ):  # fmt: skip
+            with pytest.raises(SerializationError, match=f"{MAX_KEY_BYTES} are allowed|nested deeper"):
+                call(key)
+
+    with DiskCache(tmp_path / "c") as cache:
+        if name.startswith(("text", "short text", "str")):
+            assert peak(refused) < 20 << 20
+        else:
+            refused()
+
+
+def test_the_longest_keys() -> None:
+    for key in ("x" * 65_534, "ä" * 32_767, b"x" * 65_534, 1 << (8 * 65_534 - 2), ("x" * 65_531,), ((),) * 21_844):
+        assert 65_533 <= len(encode_key(key)) <= MAX_KEY_BYTES
+
+
+def test_ctrl_c_while_it_is_encoded() -> None:
+    """The compiled core lets signals in; a large value takes as long as it takes."""
+    if codec._core is None:
+        pytest.skip("ormsgpack does not")
+    seen = 0
+
+    def handler(*_: Any) -> None:
+        nonlocal seen
+        seen += 1
+        raise KeyboardInterrupt
+
+    def watch(_value: Any, _most: int) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            codec._core.pack([bytes(1 << 20)] * 20, 1 << 30, watch, False)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert seen == 1
+
+
+@pytest.mark.parametrize("change", ["shrink", "grow", "replace"])
+def test_a_value_that_changes_while_it_is_encoded(change: str) -> None:
+    """Whoever is let in may do anything to it: it is then looked at anew."""
+    if codec._core is None:
+        pytest.skip("nobody is let in")
+    large = [bytes([n]) * (1 << 20) for n in range(20)]
+    for value in ([{"a": large}, "end"], {"a": [large], "b": "end"}):
+        content: list[bytes] = list(large)
+
+        def watch(value: Any, _most: int, content: list[bytes] = content) -> None:
+            if change == "shrink":
+                del content[1:]
+            elif change == "grow":
+                content.append(b"more")
+            else:
+                content[:] = [b"other"] * len(content)
+
+        whole: Any = [{"a": content}, "end"] if type(value) is list else {"a": [content], "b": "end"}
+        packed = codec._core.pack(whole, 1 << 30, watch, False)
+        assert packed is NotImplemented if change != "replace" else len(ormsgpack.unpackb(packed)) == 2
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+EDGES = [sign * (2**bits) + more for bits in (5, 7, 8, 15, 16, 31, 32, 62) for sign in (1, -1) for more in (-1, 0, 1)]
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | WORDS | st.binary()
+    | st.integers(-(2**63), 2**64 - 1) | st.sampled_from(EDGES),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(WORDS, inner, max_size=20),
+    max_leaves=40,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(PLAIN)
+def test_the_compiled_core_writes_what_ormsgpack_writes(value: Any) -> None:
+    if codec._core is None:
+        pytest.skip("there is no compiled core")
+    expected = ormsgpack.packb(value)
+    assert codec._core.pack(value, 1 << 30, None, False) == expected
+    assert codec._core.pack(value, len(expected), None, False) == expected
+    assert codec._core.pack(value, len(expected) - 1, None, False) is None
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 8, 15, 16, 17, 31, 32, 255, 256, 5000, 65_535, 65_536, 70_000])
+def test_lengths(length: int) -> None:
+    if codec._core is None:
+        pytest.skip("there is no compiled core")
+    for value in ("x" * length, b"x" * length, [None] * length, {str(n): n for n in range(length)}):
+        assert codec._core.pack(value, 1 << 30, None, False) == ormsgpack.packb(value)
+    extension = codec._core.pack([(3, bytes(length))], 1 << 30, None, True)
+    assert extension == ormsgpack.packb([ormsgpack.Ext(3, bytes(length))])
+
+
+def test_what_is_not_plain() -> None:
+    if codec._core is None:
+        pytest.skip("there is no compiled core")
+
+    class Text(str):
+        __slots__ = ()
+
+    for value in (
+        (1,), {1}, {1: 2}, {b"a": 1}, 1 << 64, -(1 << 63) - 1, "\ud800", bytearray(b"x"), memoryview(b"x"),
+        Text("x"), {Text("x"): 1}, doubled([], lambda v: [v], 300), 1j, ormsgpack.Ext(1, b"x"),
+    ):  # fmt: skip
+        assert codec._core.pack(value, 1 << 30, None, False) is NotImplemented
+        assert codec._core.pack([1, value], 1 << 30, None, False) is NotImplemented
+    deepest = doubled(1, lambda v: [v], 255)
+    assert MsgpackSerializer().loads(codec._core.pack(deepest, 1 << 30, None, False)) == deepest
