@@ -504,7 +504,7 @@ class Base:
             arm(cache)
             script.run(cache, acknowledge)
 
-        with watchdog(30, when):
+        with watchdog(100, when):
             witness = DiskCache(directory, **self.options)
             child = Child(work)
             died = child.end(kill=False)
