@@ -35,6 +35,7 @@
 struct mapping {
     struct yc_view view;
     size_t size;
+    int64_t looked;
     PyObject *files;
     unsigned users;
     bool no_nowait; /* this file system can't tell whether a read would wait */
@@ -171,6 +172,7 @@ static PyObject *core_attach(Core *self, PyObject *args)
         .files = PyByteArray_AsString(files),
         .writable = writable,
         .fd = fd,
+        .looked = &mapping->looked,
     };
     replace_mapping(self, mapping);
     return another(Py_None);

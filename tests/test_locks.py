@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from helpers import noise, run_python
 from yatagarasu_cache import CacheIOError, ClosedError, DiskCache, LockTimeout, Reentered
 from yatagarasu_cache import format as f
 from yatagarasu_cache.backends.threads import ThreadsBackend
-from yatagarasu_cache.locks import FileLock
+from yatagarasu_cache.locks import LOOK_EVERY, FileLock
 
 Make = Callable[..., DiskCache]
 
@@ -411,6 +412,7 @@ def test_a_removed_index_is_put_back_as_it_was(make: Make, caplog: pytest.LogCap
     cache.get(5)
     before = cache.stats()
     (Path(cache.directory) / "index").unlink()
+    time.sleep(2 * LOOK_EVERY)
     cache.set("later", 1)
     assert (Path(cache.directory) / "index").exists()
     after = cache.stats()
@@ -434,6 +436,7 @@ def test_the_directory_goes_while_it_is_in_use(
         directory.rename(directory.with_name("elsewhere"))
     else:
         shutil.rmtree(directory)
+    time.sleep(2 * LOOK_EVERY)
     new = make(size_limit=4 << 20) if how == "replaced" else None
     for n in range(1000, 1300):
         old.set(n, noise(1000, n))

@@ -34,15 +34,18 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl", "give_back", "is_holding",
-    "new_lock", "runs_alone",
+    "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
+    "give_back", "is_holding", "new_lock", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
 _TRIES = 30  # for the lock file, before waiting asleep
 _FEW_TRIES = 8  # where nobody is waited for
 _SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.002  # seconds between tries
-_GRACE = 0.05  # seconds that whoever is inside of a lock file that was removed may need to come out
+# Seconds for which a file is taken to have its name still; and for which whoever puts another one in its
+# place waits, so that all others have looked meanwhile, and are out of the one that was removed.
+LOOK_EVERY = 0.01
+GRACE = 0.05
 _RENEWALS = 100  # of a lock file that is removed again and again
 _WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
 _alone: set[CodeType] = set()
@@ -140,6 +143,7 @@ class FileLock:
         self.threads: Any = threading.RLock()
         self._depth = 0
         self.fd = -1
+        self._looked = 0.0
         self.on_enter: Any = None  # called once the lock is held by a new owner
         self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
         self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
@@ -199,7 +203,14 @@ class FileLock:
         return taken
 
     def _is_in_place(self) -> bool:
-        return os.fstat(self.fd).st_nlink > 0
+        """Whether the file still has its name. The lock is held."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY:
+            return True
+        if not os.fstat(self.fd).st_nlink:
+            return False
+        self._looked = now
+        return True
 
     def _lock_file(self) -> None:
         for _ in range(_RENEWALS):
@@ -262,7 +273,7 @@ class FileLock:
         self.fd, old = fd, self.fd
         self._backend.let_go(old)
         if made:  # somebody may still be inside of the one that was removed
-            time.sleep(_GRACE)
+            time.sleep(GRACE)
 
     # -- giving it back -----------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from .errors import FormatError, ReadOnlyError
 from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
+from .locks import GRACE
 from .segment import Record, read_footer, read_segment_header, scan
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
         fresh = rebuild_index(store, index)
         if index is not None:
             index.close()
+        elif not alone:  # whoever still uses the one that was removed looks before he gets the lock again
+            time.sleep(GRACE)
         return _begin(store, fresh, alone=alone)
     assert index is not None
     return _begin(store, index, alone=alone)

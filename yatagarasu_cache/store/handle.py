@@ -41,7 +41,7 @@ from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
 from ..large import LargeFiles
-from ..locks import FileLock, NoLock, ensure_not_within, new_lock
+from ..locks import LOOK_EVERY, FileLock, NoLock, ensure_not_within, new_lock
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
@@ -63,7 +63,7 @@ _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting t
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
 _PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
-_LOOK_EVERY = 0.25  # seconds, of a handle that only reads
+_READER_LOOKS = 0.25  # seconds, of a handle that only reads
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
@@ -95,6 +95,7 @@ class Handle:
         self._look_again = 0.0
         self._temporary = count(1)
         self._place: tuple[int, int] | None = None  # of the directory
+        self._looked = 0.0  # when the index was last seen to have its name
         self._logged: set[str] = set()
         self._unlogged: deque[str] = deque()
         self.appending = new_lock()
@@ -254,8 +255,7 @@ class Handle:
 
     def _on_lock(self) -> None:
         """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
-        if not os.fstat(self.index.fd).st_nlink and not self.index.words[f.W_SUPERSEDED]:
-            self._follow_removed()
+        self._look_at_name()
         words = self.index.words
         if words[f.W_BUSY]:
             try:
@@ -313,6 +313,14 @@ class Handle:
         self._use(index)
 
     # -- files that were removed -------------------------------------------------------------
+
+    def _look_at_name(self) -> None:
+        """See, now and then, that the index has not lost its name to somebody who is not of ours."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            if not os.fstat(self.index.fd).st_nlink and not self.index.words[f.W_SUPERSEDED]:
+                self._follow_removed()
+            self._looked = now
 
     def _on_lock_gone(self) -> None:
         """A lock's file was removed, maybe with all others: have a directory in which to make it anew."""
@@ -833,7 +841,7 @@ class Handle:
         self._fold_reading()
         now = time.monotonic()
         if now >= self._look_again:
-            self._look_again = now + _LOOK_EVERY
+            self._look_again = now + _READER_LOOKS
             self.follow_path()
 
     def _fold_reading(self) -> None:
