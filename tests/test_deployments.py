@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -53,7 +54,9 @@ def write_example(name: str, place: Path, **changes: str) -> None:
 
 def environment(place: Path) -> dict[str, str]:
     """For processes that import this very package, the applications, and what is in `place`."""
-    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests"), str(place)]
+    # What is installed beside it too: uWSGI reloads with the interpreter that the environment was made of.
+    installed = sysconfig.get_path("platlib")
+    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests"), str(place), installed]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return {**ours, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HOME": str(place)}
 
@@ -212,16 +215,20 @@ def test_a_script_with_another_limit(place: Path, directory: Path) -> None:
 
 
 class Server:
-    """`python -m` a server, on a socket that listens before it starts: nobody has to wait for it."""
+    """`python -m` a server, on a socket that listens before it starts: nobody has to wait for it.
 
-    def __init__(self, place: Path, *command: str) -> None:
+    `program`: what is run instead, from beside the interpreter.
+    """
+
+    def __init__(self, place: Path, *command: str, program: str = "") -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address: tuple[str, int] = self._socket.getsockname()
         self._log = place / "server.log"
         number = self._socket.fileno()
+        run = [str(Path(sys.executable).with_name(program))] if program else [sys.executable, "-m"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *(part.format(fd=number) for part in command)], cwd=place,
+                [*run, *(part.format(fd=number) for part in command)], cwd=place,
                 env=environment(place), pass_fds=[number], stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -414,6 +421,24 @@ def test_uses_by_workers_are_counted(end: str, preload: list[str], place: Path, 
     with DiskCache(directory) as cache:
         assert 0 <= uses_missing(cache, requests) <= missing
         assert cache.check() == []
+
+
+@pytest.mark.parametrize("lazy", [[], ["--lazy-apps"]], ids=["preloaded", "lazy"])
+@pytest.mark.parametrize("hooks", [[], ["--py-call-uwsgi-fork-hooks"]], ids=["no-hooks", "hooks"])
+def test_uwsgi(hooks: list[str], lazy: list[str], place: Path, directory: Path) -> None:
+    """It forks in C, and does not tell Python unless it is asked to."""
+    pytest.importorskip("pyuwsgi")
+    expected = fill(directory, LIMIT, LIMIT // 10, 200)
+    write_example("pages.py", place, **SETTINGS, **{"/var/cache/pages": str(directory)})
+    options = [
+        "--master", "--processes", "3", "--enable-threads", "--die-on-term", "--module", "pages:app",
+        "--max-requests", "25", "--min-worker-lifetime", "1", "--worker-reload-mercy", "5",
+        "--disable-logging", *lazy, *hooks,
+    ]  # fmt: skip
+    with Server(place, "--http-socket", "fd://{fd}", *options, program="pyuwsgi") as server:
+        load = Load(server).run(pages(600), {200: server.reload, 400: server.kill_a_worker})
+        server.stop()
+    load.verify(directory, expected, deaths=3)
 
 
 def uses_missing(cache: DiskCache, requests: int) -> int:
