@@ -368,6 +368,7 @@ CHOICES = st.tuples(st.sampled_from(CHANGES), st.sampled_from(KINDS), st.integer
 
 @settings(max_examples=60)
 @example(choices=[(zero, "index", 3628801), (remove, "segments", 0)])  # a segment is lost, and its count
+@example(choices=[(truncate, "index", 0), (zero, "index", 2043478)])  # the list of segments is lost
 @given(choices=st.lists(CHOICES, min_size=2, max_size=5))
 def test_several_files(
     samples: tuple[Sample, Sample], choices: list[tuple[Callable[[Path, random.Random], str], str, int]]

@@ -50,6 +50,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
     try:
         with store.lock:  # a change half made would look like damage
             store.index.validate()
+            _ensure_listed(store)
     except IndexDamaged as error:
         if fix:
             store.rebuild(str(error))
@@ -63,6 +64,20 @@ def check(store: Store, fix: bool) -> list[Problem]:
             raise
         raise from_os_error(error, "cannot check the cache") from error
     return problems
+
+
+def _ensure_listed(store: Store) -> None:
+    """Raise `IndexDamaged` if entries are in a segment that is there, and that the table does not list: what
+    is not listed would be taken for a stray, and removed. The lock is held."""
+    index = store.index
+    found: set[int] = set()
+    for part in range(f.PARTITIONS):
+        slots = index.partition_slots(part)
+        lows, places = index.column(slots, 0), index.column(slots, f.S_PLACE)
+        found.update(place >> 32 for low, place in zip(lows, places, strict=True) if low > f.REMOVED)
+    for segment in found:
+        if not index.state(segment) and os.path.exists(store.files.path(segment)):
+            raise IndexDamaged("its table does not list a segment that entries are in")
 
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
