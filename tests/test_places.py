@@ -547,7 +547,7 @@ def test_no_mount_matches() -> None:
 
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yatagarasu_cache.store.handle._LOOK_EVERY", 0.0)
+    monkeypatch.setattr("yatagarasu_cache.store.handle._READER_LOOKS", 0.0)
 
 
 def uses_until_it_looks(reader: DiskCache) -> None:

@@ -201,8 +201,8 @@ def _segments_there(store: Handle) -> list[int]:
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
-def _new_identity(seed: int | None = None) -> Identity:
-    return Identity(secrets.token_bytes(16), secrets.randbits(64) if seed is None else seed)
+def _new_identity() -> Identity:
+    return Identity(secrets.token_bytes(16), secrets.randbits(64))
 
 
 def _table_capacity(store: Handle, segments: list[int]) -> int:
@@ -221,7 +221,10 @@ def _new_index(store: Handle, seed: int | None) -> Index:
     store.take_over(cache_settings.for_new_index(store, None))
     path = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
     store.backend.clear_away(path)
-    index = _create(store, path, _new_identity(seed), _table_capacity(store, []))
+    identity = _new_identity()
+    if seed is not None:
+        identity = identity._replace(seed=seed)
+    index = _create(store, path, identity, _table_capacity(store, []))
     try:
         store.backend.replace(path, os.path.join(store.root, f.INDEX_NAME))
     except BaseException:

@@ -40,6 +40,7 @@ from ..errors import (
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
+from ..interruption import is_interruption
 from ..large import LargeFiles
 from ..locks import LOOK_EVERY, FileLock, NoLock, ensure_not_within, new_lock
 from ..owners import Owner, Users
@@ -833,8 +834,9 @@ class Handle:
                     self._fold()
                 finally:
                     lock.__exit__()
-        except (CacheError, OSError, IndexDamaged):
-            pass
+        except Exception as error:
+            if is_interruption(error):
+                raise
 
     def _look_around(self) -> None:
         """What a handle that only reads does instead, and now and then it looks for another index."""
