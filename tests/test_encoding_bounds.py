@@ -151,7 +151,7 @@ def test_keys(tmp_path: Path, name: str) -> None:
 
     with DiskCache(tmp_path / "c") as cache:
         if name.startswith(("text", "short text", "str")):
-            assert peak(refused) < 20 << 20
+            assert peak(refused) < 64 << 20  # the tuple itself has 8 MB
         else:
             refused()
 

@@ -153,6 +153,7 @@ def fill(cache: DiskCache) -> None:
     cache.set("n", 5)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_stays_taken(make: Any, name: str) -> None:
     cache = make(**LIMIT)

@@ -188,8 +188,9 @@ class OpenFile:
             self._backend.let_go(fd)
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            self._backend.let_go(self._fd)
+        fd = getattr(self, "_fd", -1)  # an exception may have kept it from being set
+        if fd >= 0:
+            self._backend.let_go(fd)
 
 
 class Channel(abc.ABC):
