@@ -32,6 +32,7 @@ from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
 from .large import CHUNK_BYTES
+from .locks import new_lock
 from .stats import CacheStats
 from .store import Found, Item, Store
 
@@ -393,8 +394,7 @@ class AsyncDiskCache:
         self._settings = _settings(directory, options)
         self._cache: DiskCache | None = None
         self._opening: Future[BaseException | None] | None = None  # what came in its way
-        self._opening_lock = threading.Lock()
-        self._closing_lock = threading.Lock()
+        self._opening_lock, self._closing_lock = new_lock(), new_lock()
         self._closings: set[asyncio.Task[None]] = set()
         _caches.add(self)
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
@@ -479,7 +479,7 @@ class AsyncDiskCache:
 
     def _after_fork(self) -> None:
         """In a child, which has none of the threads that were opening or closing it."""
-        self._opening_lock, self._closing_lock, self._closings = threading.Lock(), threading.Lock(), set()
+        self._opening_lock, self._closing_lock, self._closings = new_lock(), new_lock(), set()
         if self._opening is not None and not self._opening.done():
             self._opening = None
 

@@ -31,6 +31,7 @@ from ..backends.threads import WorkerPool
 from ..config import Settings
 from ..directory import resolved
 from ..errors import CacheError
+from ..locks import new_lock
 from . import DurableStore, Store
 
 __all__ = ["Lease", "acquire", "counters"]
@@ -171,7 +172,7 @@ class Lease:
 
 
 # Short: only the few lines that change what follows run under it.
-_lock = threading.RLock()
+_lock = new_lock()
 _open: dict[Key, Shared] = {}
 _places: dict[Directory, _Place] = {}
 _kept: dict[Shared, None] = {}  # without users; the one that was used last is the last
@@ -184,7 +185,7 @@ class _Turn:
     """Of those that want to open the same path at once."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = new_lock()
 
 
 def acquire(settings: Settings, unpickled: bool = False) -> Lease:
@@ -492,7 +493,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """Stores were renewed by then. What the parent counted, and made, is the parent's."""
     global _lock, _opening
-    _lock, _opening = threading.RLock(), weakref.WeakValueDictionary()
+    _lock, _opening = new_lock(), weakref.WeakValueDictionary()
     _closing.clear()
     for place in list(_places.values()):
         place.own.clear()
