@@ -579,7 +579,8 @@ class Kernel:
 
     def begin(self, code: str) -> str:
         """Have it run, and return when it has printed something: the request's id."""
-        request: str = self._client.execute(code)
+        # It will be interrupted: a kernel aborts what is asked for just after an error, unless it is told not to.
+        request: str = self._client.execute(code, stop_on_error=False)
         while True:
             message = self._client.get_iopub_msg(timeout=PATIENCE)
             if message["parent_header"].get("msg_id") == request and message["msg_type"] == "stream":
