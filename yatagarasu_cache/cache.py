@@ -182,7 +182,6 @@ class DiskCache:
             if type(found) is bytes:
                 return found
             if found is NotImplemented:
-                self._store.entering()
                 found = self._store.core.ordinary(key)
             if found is None:
                 return default

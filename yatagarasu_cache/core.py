@@ -101,6 +101,7 @@ class PythonCore:
 
     def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
         """`get` of whatever is not plain."""
+        self._store.entering()
         return self._store.get(*key_digest(encode_key(key), self._store.seed))
 
     def set(self, key: Key, value: bytes) -> bool:
@@ -190,6 +191,7 @@ class CompiledCore(PythonCore):
         data = encode_key(key)
         found: Any = self._core.get_encoded(data, time.time_ns())
         if found is NotImplemented:
+            self._store.entering()
             return self._store.get(*key_digest(data, self._store.seed))
         return (found, 0) if type(found) is bytes else found
 
