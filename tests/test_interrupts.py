@@ -153,6 +153,32 @@ def fill(cache: DiskCache) -> None:
     cache.set("n", 5)
 
 
+def test_a_walk_that_is_given_up_is_no_interruption(make: Any) -> None:
+    cache = make(**LIMIT)
+    fill(cache)
+    for _ in cache:
+        break
+    walk = iter(cache)
+    next(walk)
+    walk.close()  # type: ignore[attr-defined]
+    assert not cache._store.interrupted
+
+
+def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner was believed dead, and lives: `incr` begins a segment of its own."""
+    cache = make(**LIMIT)
+    cache.incr("n")
+    store = cache._store
+    segment = store.writer.segment
+    monkeypatch.setattr(store.owner, "sweep_most", lambda: ({12345}, 0))  # who took it over lives
+    with store.lock:
+        store.index.words[store.index.entry(segment) + f.T_OWNER] = 12345
+    size = os.path.getsize(store.files.path(segment))
+    assert cache.incr("n") == 2
+    assert store.writer.segment != segment
+    assert os.path.getsize(store.files.path(segment)) == size
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_stays_taken(make: Any, name: str) -> None:

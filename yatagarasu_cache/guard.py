@@ -56,12 +56,12 @@ def tell(error: BaseException, subject: object) -> None:
 
     Called by the public method that it leaves. Whatever this thread held is given back before.
     """
-    outside = at_the_outside(sys._getframe(2))
-    if outside and is_holding():
+    # A generator that is not gone through to its end is left in order.
+    interrupted = is_interruption(error) and not isinstance(error, GeneratorExit)
+    if (interrupted or is_holding()) and at_the_outside(sys._getframe(2)):
         give_back()
-    if outside and (not isinstance(error, Exception) or is_interruption(error)):
         store = getattr(subject, "_store", None)
-        if store is not None:
+        if interrupted and store is not None:
             store.interrupted = True
     if isinstance(error, Exception):
         _tell(error, subject)

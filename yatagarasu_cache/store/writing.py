@@ -469,7 +469,7 @@ class Writing(Reading):
                     item = decide(self.lookup(low, high))
                     if item is None:
                         return
-                    if self.index.state(writer.segment) != f.ACTIVE:
+                    if not self.may_show(writer.segment):
                         self.let_go_if_lost(writer)
                         continue
                     epoch = self.index.words[f.W_EPOCH]
