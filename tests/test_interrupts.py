@@ -153,6 +153,16 @@ def fill(cache: DiskCache) -> None:
     cache.set("n", 5)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_exception_left_taken_is_given_back_by_the_next_call(make: Any, name: str) -> None:
+    cache = make(**LIMIT)
+    fill(cache)
+    cache._store.lock.__enter__()  # as if one had come where no block helps
+    METHODS[name](cache)
+    cache.set("after", "text")
+    free_of_locks(cache)
+
+
 def test_a_walk_that_is_given_up_is_no_interruption(make: Any) -> None:
     cache = make(**LIMIT)
     fill(cache)
