@@ -325,6 +325,10 @@ class FileLock:
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
+
 
 class NoLock(contextlib.nullcontext[None]):
     """For a cache opened read-only: there is nothing to exclude others from."""
