@@ -24,6 +24,7 @@ from .errors import (
     from_os_error,
     user_name,
 )
+from .interruption import ours
 from .locks import fcntl
 
 # Mappings and locks are not safe on these: other hosts, or the other side of a virtual machine, don't see
@@ -75,7 +76,7 @@ def resolved(path: str) -> str:
         try:
             path = os.path.join(os.path.realpath(parent), name)
             target = _target(path)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, f"cannot find the cache directory {path!r}") from error
         if target is None:
             return os.path.realpath(path)  # a link may end in ..
@@ -111,7 +112,7 @@ def prepare(backend: Backend, settings: Settings) -> None:
         raise BackendUnavailable("this system has no POSIX file locks (flock): use Linux, macOS or a BSD")
     try:
         _again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
-    except OSError as error:
+    except ours(OSError) as error:
         doing = f"cannot use the cache directory {root!r}"
         raise from_os_error(error, doing, _remedy(error, root)) from error
 
@@ -182,13 +183,13 @@ def is_ours(root: str, names: list[str]) -> bool:
         with open(os.path.join(root, f.TAG_NAME), "rb") as file:
             if file.read(len(f.TAG_TEXT)) == f.TAG_TEXT:
                 return True
-    except OSError:
+    except ours(OSError):
         pass
     try:
         with open(os.path.join(root, f.INDEX_NAME), "rb") as file:
             if file.read(len(f.INDEX_MAGIC)) == f.INDEX_MAGIC:
                 return True
-    except OSError:
+    except ours(OSError):
         pass
     return _has_segments(root, names)
 
@@ -225,7 +226,7 @@ def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
                 raise
             _make(backend, parent, os.mkdir)
             make(root)
-    except OSError:  # others were faster, or the system looks first whether it could be made
+    except ours(OSError):  # others were faster, or the system looks first whether it could be made
         if not os.path.lexists(root):
             raise
         return
@@ -288,7 +289,7 @@ def file_system(path: str) -> str:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             return _kind_in(lines, f"{os.major(device)}:{os.minor(device)}", os.path.realpath(path))
-    except OSError:
+    except ours(OSError):
         return ""
 
 
@@ -312,5 +313,5 @@ def boot_id() -> bytes:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         return bytes(16)

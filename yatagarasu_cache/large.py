@@ -11,6 +11,7 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .backends.base import Backend, Buffer
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .core import PythonCore
@@ -92,7 +93,7 @@ class LargeFiles:
                 while data := self._backend.read(fd, CHUNK_BYTES, offset):
                     checksum.update(data)
                     offset += len(data)
-        except OSError:
+        except ours(OSError):
             return None
         return checksum.intdigest()
 
