@@ -38,11 +38,15 @@ class Interrupt(BaseException):
     """What comes up; nobody of ours can know it."""
 
 
+class TimeLimit(TimeoutError):
+    """What handlers of SIGALRM raise as a rule: an OSError, as those of the disk are."""
+
+
 class Interrupter:
     """Counts the steps of our code, and raises at one of them."""
 
-    def __init__(self, at: int, opcodes: bool) -> None:
-        self.at, self.opcodes, self.steps = at, opcodes, 0
+    def __init__(self, at: int, opcodes: bool, error: BaseException) -> None:
+        self.at, self.opcodes, self.error, self.steps = at, opcodes, error, 0
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
@@ -56,18 +60,22 @@ class Interrupter:
             self.steps += 1
             if self.steps == self.at:
                 self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
-                raise Interrupt
+                raise self.error
         return self.step
 
 
-def steps_of(call: Callable[[], object], at: int, opcodes: bool) -> Interrupter:
-    """Run `call`, interrupted at step `at` if that is above 0."""
-    interrupter = Interrupter(at, opcodes)
+def steps_of(
+    call: Callable[[], object], at: int, opcodes: bool, error: BaseException | None = None
+) -> Interrupter:
+    """Run `call`, interrupted at step `at` if that is above 0; by `error`, which is to arrive, if it is given."""
+    interrupter = Interrupter(at, opcodes, error or Interrupt())
     before = sys.gettrace()
     sys.settrace(interrupter)
     try:
         call()
-    except Interrupt:
+        if error is not None and interrupter.where and "__del__:" not in interrupter.where:
+            raise AssertionError(f"{error!r} was lost at {interrupter.where}")
+    except (Interrupt, TimeLimit):
         pass
     finally:
         sys.settrace(before)
@@ -220,6 +228,22 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     # Between the system's giving a descriptor and our noting it lie a few steps.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
     assert cache.check() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
+@pytest.mark.parametrize("name", METHODS)
+def test_a_time_limit_arrives(make: Any, name: str) -> None:
+    """It is taken neither for a miss nor for an error of the disk."""
+    cache = make(**LIMIT)
+    opcodes = cache._store.core.name == "c"
+    method = METHODS[name]
+    fill(cache)
+    total = steps_of(lambda: method(cache), 0, opcodes).steps
+    steps = range(1, total + 1)
+    for at in steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total))):
+        fill(cache)
+        steps_of(lambda: method(cache), at, opcodes, TimeLimit("time is up"))
+    assert cache.set("after", b"1") and cache.get("after") == b"1"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
@@ -60,7 +61,8 @@ class _Registry:
 
     def add(self, lock: Any) -> None:
         key, references = id(lock), self._references
-        references[key] = weakref.ref(lock, lambda _: references.pop(key, None))
+        # No code of ours that something could interrupt: it is called like a destructor.
+        references[key] = weakref.ref(lock, functools.partial(references.pop, key))
 
     def __iter__(self) -> Iterator[Any]:
         for reference in self._references.copy().values():
