@@ -40,7 +40,7 @@ from ..errors import (
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
-from ..interruption import is_interruption, ours
+from ..interruption import ours, suppressing
 from ..large import LargeFiles
 from ..locks import LOOK_EVERY, FileLock, NoLock, ensure_not_within, new_lock
 from ..owners import Owner, Users
@@ -474,7 +474,7 @@ class Handle:
                 line = self._unlogged.popleft()
                 try:
                     _log.warning("%s: %s", self.root, line)
-                except Exception:  # a handler's; what we do goes on, and it is told as logging itself does
+                except ours(Exception):  # a handler's; we go on, and it is told as logging itself does
                     if logging.raiseExceptions:
                         traceback.print_exc()
 
@@ -843,16 +843,13 @@ class Handle:
         lock = self.lock
         if isinstance(lock, NoLock):
             return self._look_around()
-        try:
+        with suppressing(Exception):
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
                     self._in_vain = 0
                     self._fold()
                 finally:
                     lock.__exit__()
-        except Exception as error:
-            if is_interruption(error):
-                raise
 
     def _look_around(self) -> None:
         """What a handle that only reads does instead, and now and then it looks for another index."""

@@ -151,7 +151,7 @@ class Shared:
         """`close` where nobody waits for it, so nobody can be told but the log."""
         try:
             self.close()
-        except Exception as error:
+        except ours(Exception) as error:
             self.store.log_once("close", f"cannot be closed in order: {error}")
 
     def rest(self) -> None:
@@ -159,7 +159,7 @@ class Shared:
         try:
             if not self.store.read_only:
                 self.store.rest()
-        except Exception as error:
+        except ours(Exception) as error:
             self.store.log_once("close", f"cannot be closed in order: {error}")
 
     def after_fork(self) -> None:
