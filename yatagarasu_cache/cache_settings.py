@@ -112,9 +112,8 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
 def write(store: Handle, settings: CacheSettings) -> None:
     """Put the file in place, durably. The lock is held."""
     backend = store.backend
-    temporary = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
+    temporary = store.passing_path()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    backend.clear_away(temporary)  # of whoever was killed
     try:
         with backend.opened(temporary, flags, store.settings.file_mode) as fd:
             backend.write(fd, [pack(settings)], 0)

@@ -81,7 +81,7 @@ def _write_file(
     store: Handle, index: Index, path: str, floor: int, sealed: list[tuple[int, int]]
 ) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with store.backend.opened(path, flags, store.settings.file_mode) as fd:
+    with store.made(lambda: store.backend.opened(path, flags, store.settings.file_mode)) as fd:
         checksum, size = xxh3_64(), 0
         for part in _parts(store, index, floor, sealed):
             checksum.update(part)

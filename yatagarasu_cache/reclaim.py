@@ -324,7 +324,6 @@ class Reclaimer:
         store = self._store
         capacity = self._capacity(size)
         store.ensure_in_place()
-        store.owner.ensure_marked()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
         store.writer = writer
         store.core.own(store.owner.token)
@@ -337,9 +336,9 @@ class Reclaimer:
 
     def _create(self, capacity: int) -> SegmentWriter:
         store = self._store
-        token = store.owner.acquire()
         segment, fd = store.new_segment_file()
         try:
+            token = store.owner.acquire()
             claim(fd)
             index = self._index  # not before: its table may have become larger
             created, floor = index.stamp(), index.words[f.W_FLOOR]

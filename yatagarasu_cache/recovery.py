@@ -197,7 +197,10 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
 
 def _segments_there(store: Handle) -> list[int]:
     """Numbers of all files that are named like segments, in their order."""
-    names = [name for name, _ in store.backend.scandir(store.segments_path)]
+    try:
+        names = [name for name, _ in store.backend.scandir(store.segments_path)]
+    except FileNotFoundError:  # the directory itself was removed
+        names = []
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
@@ -219,8 +222,7 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
 def _new_index(store: Handle, seed: int | None) -> Index:
     """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
     store.take_over(cache_settings.for_new_index(store, None))
-    path = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
-    store.backend.clear_away(path)
+    path = store.passing_path()
     identity = _new_identity()
     if seed is not None:
         identity = identity._replace(seed=seed)

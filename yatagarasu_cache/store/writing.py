@@ -332,7 +332,7 @@ class Writing(Reading):
             self.put(low, high, key, payload, flags, expires, tag, meta)
             return True
         flags |= FLAG_LARGE
-        if self.is_elsewhere():
+        if not self.is_in_place():
             with self.lock:
                 self.ensure_in_place()
         reserved = _Reservation(self)
