@@ -119,7 +119,7 @@ def write(store: Handle, settings: CacheSettings) -> None:
             backend.write(fd, [pack(settings)], 0)
             backend.sync(fd)
         backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))
-        backend.sync_directory(store.root)
+        store.sync_directory(store.root)
     finally:
         backend.clear_away(temporary)
 

@@ -179,7 +179,7 @@ class ChangeLog:
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
             if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
-                store.backend.sync_directory(store.segments_path)
+                store.sync_directory(store.segments_path)
             self._synced = Mark(mark.segment, reached)
 
     # -- checkpoints (the lock is held) ---------------------------------------------------------

@@ -62,7 +62,7 @@ def write(store: Handle) -> None:
             with store.lock:
                 if store.index is index:
                     store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
-                    store.backend.sync_directory(store.root)
+                    store.sync_directory(store.root)
                     index.words[f.W_FLOOR] = floor
                     account(store, index)
                     store.changes.cover(floor)

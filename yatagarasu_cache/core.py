@@ -117,7 +117,11 @@ class PythonCore:
 
     def delete(self, key: bytes) -> bool:
         """`Store.delete` of an encoded key."""
-        return self._store.delete(*key_digest(key, self._store.seed))
+        store = self._store
+        seed = store.seed
+        done = store.delete(*key_digest(key, seed))
+        # Another cache may have come in the place of ours meanwhile.
+        return done or seed != store.seed and PythonCore.delete(self, key)
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""

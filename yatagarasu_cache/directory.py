@@ -261,7 +261,7 @@ def _is_remnant(root: str, name: str, status: os.stat_result) -> bool:
     if name == f.TAG_NAME:
         return _is_begun_tag(path)
     if name in _STARTS:
-        return _begins(path, _STARTS[name])
+        return _start_of(path, len(_STARTS[name])) in (_STARTS[name], None)  # or removed meanwhile
     return name in f.LOCK_NAMES and status.st_size == 0
 
 
@@ -297,10 +297,12 @@ def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
                 raise
             _make(backend, parent, os.mkdir)
             make(root)
-    except OSError:  # others were faster, or the system looks first whether it could be made
-        if not os.path.lexists(root):
-            raise
-        return
+    except OSError as error:  # others were faster, or the system looks first whether it could be made
+        if os.path.lexists(root):
+            return
+        if isinstance(error, FileExistsError):  # others were, and others have removed it again
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root) from error
+        raise
     with contextlib.suppress(PermissionError):  # a parent that may be written but not read
         backend.sync_directory(parent)
 

@@ -75,7 +75,7 @@ class LargeFiles:
         """Give a complete file its name."""
         self._made(partial(self._backend.replace, temporary, self.path(low, high, pointer)))
         if sync:
-            self._backend.sync_directory(self.directory)
+            self._made(partial(self._backend.sync_directory, self.directory))
 
     def open(self, low: int, high: int, pointer: int) -> int:
         return self._backend.open(self.path(low, high, pointer), os.O_RDONLY)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
+from .directory import prepare
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
@@ -296,6 +297,8 @@ class Reclaimer:
                 least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
+        except FileNotFoundError:  # somebody has removed files just now: the caller asks again
+            prepare(store.backend, store.settings)
         except OSError as error:
             if isinstance(error, CacheIOError):
                 raise
@@ -695,7 +698,7 @@ class Reclaimer:
                 store.backend.sync(fd)
                 if state == f.SEALED and index.words[entry] == f.SEALED | segment:
                     index.words[entry + f.T_SYNCED] = size
-            store.backend.sync_directory(store.segments_path)
+            store.sync_directory(store.segments_path)
         except OSError as error:
             if isinstance(error, CacheIOError):
                 raise

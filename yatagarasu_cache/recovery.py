@@ -152,7 +152,7 @@ def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
     `alive` names the handles that live.
     """
     words = index.words
-    for name, status in store.backend.scandir(store.large.temporary):
+    for name, status in store.scandir(store.large.temporary):
         parsed = f.parse_temporary_name(name)
         if parsed is not None and parsed[0] not in alive:
             store.backend.unlink(os.path.join(store.large.temporary, name))
@@ -198,7 +198,7 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
 def _segments_there(store: Handle) -> list[int]:
     """Numbers of all files that are named like segments, in their order."""
     try:
-        names = [name for name, _ in store.backend.scandir(store.segments_path)]
+        names = [name for name, _ in store.scandir(store.segments_path)]
     except FileNotFoundError:  # the directory itself was removed
         names = []
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
@@ -280,7 +280,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
     if old is not None and old.writable:
         old.supersede()
     with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
-        store.backend.sync_directory(store.root)
+        store.sync_directory(store.root)
     cache_settings.keep(store)
     return index
 
@@ -351,7 +351,7 @@ def _supersede(store: Handle, path: str) -> None:
 def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
     """Sound headers of all segment files, by the number in the file's name."""
     headers = {}
-    for name, _ in store.backend.scandir(store.segments_path):
+    for name, _ in store.scandir(store.segments_path):
         segment = f.parse_segment_name(name)
         header = _header(store, segment) if segment is not None else None
         if segment is not None and header is not None:

@@ -198,7 +198,7 @@ class Handle:
         """False if the index is not at its path any more: it was removed, moved away, or replaced."""
         try:
             return has_name(self.index.fd, os.path.join(self.root, f.INDEX_NAME))
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):  # closed, or not opened yet
             return False
 
     def rest(self) -> None:
@@ -215,8 +215,8 @@ class Handle:
                     recovery.tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
-                self.backend.sync_directory(self.large.directory)
-                self.backend.sync_directory(self.large.temporary)
+                self.sync_directory(self.large.directory)
+                self.sync_directory(self.large.temporary)
                 self.index.sync()
                 self.index.words[f.W_CLEAN] = 1
                 self.index.sync()
@@ -834,10 +834,18 @@ class Handle:
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
 
+    def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
+        """What is in one of our directories."""
+        return self.made(partial(self.backend.scandir, path))
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names in one of our directories durable."""
+        self.made(partial(self.backend.sync_directory, path))
+
     def _sync_names(self) -> None:
         names = self._names
         if self._names_synced < names:
-            self.backend.sync_directory(self.segments_path)
+            self.sync_directory(self.segments_path)
             self._names_synced = max(self._names_synced, names)
 
     def sync_large(self) -> None:
@@ -854,7 +862,7 @@ class Handle:
                     if error.errno not in VANISHED:  # removed meanwhile
                         raise
         if came:
-            self.backend.sync_directory(self.large.directory)
+            self.sync_directory(self.large.directory)
         self.index.words[f.W_FLUSHED] = started
 
     # -- counting ----------------------------------------------------------------------------
