@@ -101,13 +101,18 @@ def free_of_locks(cache: DiskCache) -> None:
             os.close(fd)
 
 
-def descriptors() -> list[str]:
-    """What this process has open, but for segments: how many of these are kept open has a bound."""
+def opened() -> list[str]:
+    """What this process has open."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # that of the directory itself
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [path for path in found if not path.removesuffix(" (deleted)").endswith(".seg")]
+    return found
+
+
+def descriptors() -> list[str]:
+    """The same, but for segments: how many of these are kept open has a bound."""
+    return [path for path in opened() if not path.removesuffix(" (deleted)").endswith(".seg")]
 
 
 def stream() -> Iterator[bytes]:
@@ -151,6 +156,16 @@ def fill(cache: DiskCache) -> None:
     cache.set("tagged", b"1", tag="t")
     cache.set("big", noise(7000))
     cache.set("n", 5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_exception_left_taken_is_given_back_by_the_next_call(make: Any, name: str) -> None:
+    cache = make(**LIMIT)
+    fill(cache)
+    cache._store.lock.__enter__()  # as if one had come where no block helps
+    METHODS[name](cache)
+    cache.set("after", "text")
+    free_of_locks(cache)
 
 
 def test_a_walk_that_is_given_up_is_no_interruption(make: Any) -> None:
@@ -205,3 +220,46 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     # Between the system's giving a descriptor and our noting it lie a few steps.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
     assert cache.check() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
+@pytest.mark.parametrize("what", ["open", "close"])
+def test_opening_and_closing_leave_nothing_open(make: Any, tmp_path: Path, what: str) -> None:
+    """Whoever closes once more, or opens anew, finds what the interrupted call left, and goes on with it."""
+    first = make(**LIMIT)
+    fill(first)
+    opcodes = first._store.core.name == "c"
+    options = {"backend": first.settings.backend, **LIMIT}
+    first.close()
+    caches: list[DiskCache] = []
+
+    def run(at: int) -> Interrupter:
+        if what == "open":
+            interrupter = steps_of(lambda: caches.append(DiskCache(first.directory, **options)), at, opcodes)
+        else:
+            caches.append(DiskCache(first.directory, **options))
+            fill(caches[0])
+            interrupter = steps_of(caches[0].close, at, opcodes)
+        while caches:
+            caches.pop().close()
+        return interrupter
+
+    run(0)
+    total = run(0).steps
+    steps = range(1, total + 1)
+    picked = steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    gc.collect()
+    before = opened()
+    for at in picked:
+        where = run(at).where
+        try:
+            assert not locks.is_holding()
+            with DiskCache(first.directory, **options) as cache:
+                assert cache.get("n") == 5
+                assert cache.set("after", b"1") and cache.get("after") == b"1"
+        except BaseException as error:
+            raise AssertionError(f"after an interruption at step {at}, {where} (seed {SEED})") from error
+    gc.collect()
+    assert len(opened()) <= len(before) + len(picked) // 5, "\n".join(opened())
+    with DiskCache(first.directory, **options) as cache:
+        assert cache.check() == []

@@ -105,8 +105,7 @@ class DiskCache:
         self._settings = settings
         self._codec = ValueCodec(settings.serializer)  # type: ignore[arg-type]
         self._decode = self._codec.decode
-        self._lease = lease = sharing.acquire(settings, self._unpickled)
-        sharing.finalize(self, lease)
+        self._lease = lease = sharing.acquire(self, settings, self._unpickled)
         self._store = store = lease.store
         # A sync costs so much that the rest does not count.
         core = PythonCore(store) if store.durable else store.core
@@ -145,15 +144,14 @@ class DiskCache:
 
     def close(self) -> None:
         """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
-        if not self._lease.closed:
-            closed: Any = _ClosedStore(self._settings.directory)
-            self._store = closed
-            self._get = self._put = self._set = self._delete = closed.refuse
-            try:
-                self._lease.close()
-            except Exception as error:
-                tell(error, self._settings)  # not `self`: that it is closed explains nothing
-                raise
+        closed: Any = _ClosedStore(self._settings.directory)
+        self._store = closed
+        self._get = self._put = self._set = self._delete = closed.refuse
+        try:
+            self._lease.close()
+        except BaseException as error:
+            tell(error, self._settings)  # not `self`: that it is closed explains nothing
+            raise
 
     def __enter__(self) -> DiskCache:
         return self

@@ -88,10 +88,14 @@ def runs_alone(function: Any) -> Any:
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE and frame.f_code not in _alone:
+        if _is_ours(frame) and frame.f_code not in _alone:
             return False
         frame = frame.f_back
     return True
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
 
 
 def is_holding() -> bool:
@@ -116,7 +120,10 @@ def ensure_not_within(root: str) -> None:
 
     If it is not, an exception kept it from giving them back: that is done now.
     """
-    if not at_the_outside(sys._getframe(2).f_back):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame):  # the public method, and what it does to ask this
+        frame = frame.f_back
+    if not at_the_outside(frame):
         raise Reentered(
             f"the cache in {root!r} is in the middle of a change, which a signal handler, a destructor or a "
             "logging handler has interrupted: have that use the cache later, or in another thread"
@@ -280,7 +287,7 @@ class FileLock:
         """Whether this thread has the same file locked, and so waits for itself."""
         own = os.fstat(self.fd)
         for other in _file_locks:
-            if other is not self and other.fd >= 0 and other._depth and other.threads._is_owned():
+            if other is not self and other.fd >= 0 and other.threads._is_owned():
                 with contextlib.suppress(OSError):
                     if os.path.samestat(own, os.fstat(other.fd)):
                         return True
@@ -349,6 +356,10 @@ class FileLock:
                 self._unlock()
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
 
 
 class NoLock(contextlib.nullcontext[None]):

@@ -125,11 +125,10 @@ class Owner:
 
     def release(self) -> None:
         if self._fd >= 0:
-            self._fd, fd = -1, self._fd
             if not self._stays:
                 with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
                     self._backend.unlink(self._path(self.token))
-            self.token = 0
+            self._fd, fd, self.token = -1, self._fd, 0
             self._backend.let_go(fd)
 
     def after_fork(self) -> None:

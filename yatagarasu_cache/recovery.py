@@ -78,12 +78,12 @@ def map_index(store: Handle) -> Index:
     """The index file as it is. `IndexDamaged` if it can't be used, `FormatError` if it must not be."""
     flags = os.O_RDONLY if store.read_only else os.O_RDWR
     fd = store.backend.open(os.path.join(store.root, f.INDEX_NAME), flags)
+    index = Index(store.backend, store.root, fd, writable=not store.read_only)
     try:
-        index = Index(store.backend, store.root, fd, writable=not store.read_only)
         _check_version(store.root, index.version)
         index.validate()
     except BaseException:
-        store.backend.let_go(fd)
+        index.close()
         raise
     return index
 

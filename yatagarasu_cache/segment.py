@@ -314,6 +314,16 @@ class SegmentWriter:
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
 
+    def after_fork(self) -> None:
+        """In a child: the segment is the parent's."""
+        self.fd, fd = -1, self.fd
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
+
 
 _TAG_AND_KEY = struct.Struct("<6xHI")  # their lengths, in a record
 

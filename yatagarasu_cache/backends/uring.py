@@ -218,6 +218,9 @@ def _first_ring(settings: RingSettings) -> Ring:
         ring.destroy()
         why = explain(error.errno or errno.EIO)
         raise BackendUnavailable(f"a ring can be made but not used: {why}") from error
+    except BaseException:  # an interruption: what is on its way is waited for
+        ring.destroy()
+        raise
     if lacking:
         ring.destroy()
         raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: it is too old")

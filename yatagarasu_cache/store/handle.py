@@ -92,6 +92,7 @@ class Handle:
         self._settings_seen = -1  # the checksum of those in force, as the index has it
         self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
+        self.released = False  # closed, and through with it
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
@@ -178,21 +179,29 @@ class Handle:
             previous.retire()
 
     def close(self) -> None:
-        """Seal what is open; the last handle also makes the index durable. Idempotent."""
-        if self.closed:
+        """Seal what is open; the last handle also makes the index durable. Idempotent.
+
+        An exception that interrupts it leaves the rest to whoever closes it once more, or tidies up.
+        """
+        if self.released:
             return
-        self.closed = True
+        is_first, self.closed = not self.closed, True
         try:
-            self.reclaim.close()
-            self.fold_counters()
-            if not self.read_only:
-                self._close_writing()
-        except OSError:
-            if self.is_in_place():  # else there is nothing to be left in order
+            if is_first:
+                self._end_in_order()
+        except BaseException as error:
+            self.owner.stay_marked()  # whoever is the last to close tidies up
+            if not isinstance(error, OSError) or self.is_in_place():  # else nothing is to be left in order
                 raise
         finally:
             self._release()
             _handles.discard(self)
+
+    def _end_in_order(self) -> None:
+        self.reclaim.close()
+        self.fold_counters()
+        if not self.read_only:
+            self._close_writing()
 
     def is_in_place(self) -> bool:
         """False if the index is not at its path any more: it was removed, moved away, or replaced."""
@@ -228,24 +237,30 @@ class Handle:
             self.lock.close()
 
     def _release(self) -> None:
-        self.core.detach()
-        writer, self.writer = self.writer, None
-        if writer is not None:  # there was no closing it in order
-            writer.abandon()
-        for name, release in (
-            ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
-            ("reclaiming", "close"), ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
-        ):  # fmt: skip
-            held = getattr(self, name, None)
-            if held is not None:
-                getattr(held, release)()
+        try:
+            with contextlib.ExitStack() as stack:  # however those before it end
+                for name, release in (
+                    ("index", "close"), ("lock", "close"), ("checkpointing", "close"),
+                    ("reclaiming", "close"), ("users", "leave"), ("owner", "release"), ("files", "close"),
+                    ("changes", "close"),
+                ):  # fmt: skip
+                    held = getattr(self, name, None)
+                    if held is not None:
+                        stack.callback(getattr(held, release))
+                if self.writer is not None:  # there was no closing it in order
+                    stack.callback(self.writer.abandon)
+                self.core.detach()
+        except Exception:
+            self.released = True  # what failed now fails again
+            raise
+        self.released = True
 
     def after_fork(self) -> None:
         """In a child: keep what may be shared (the mapping), renew what may not."""
         self.backend.after_fork()
         writer, self.writer = self.writer, None
         if writer is not None:
-            os.close(writer.fd)
+            writer.after_fork()
         self.appending, self.streams = new_lock(), set()
         self.files.after_fork()
         self.lock.after_fork()
@@ -956,7 +971,7 @@ def _renew_after_fork() -> None:
             if was_closed:
                 store._release()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
-            store.closed = True
+            store.closed = store.released = True
             store.core.detach()
             store.index.close()
             if not was_closed:
