@@ -36,7 +36,7 @@ from .entry import Entry, Location, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import is_interruption
+from .interruption import is_interruption, ours
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
 from .store import ATTEMPTS, Item, sharing
@@ -521,7 +521,7 @@ class DiskCache:
         """None if the record is damaged, or was moved meanwhile."""
         try:
             names = self._store.read_names(slot)
-        except OSError:
+        except ours(OSError):
             return None
         if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
             return None
@@ -731,7 +731,7 @@ def stream_length(value: Any) -> int | None:
     try:
         status = os.fstat(value.fileno())
         return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None
-    except (AttributeError, OSError, ValueError) as error:
+    except ours(AttributeError, OSError, ValueError) as error:
         if is_interruption(error):
             raise
         return None

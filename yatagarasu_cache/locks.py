@@ -24,6 +24,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheIOError, ClosedError, LockTimeout, Reentered
+from .interruption import ours, suppressing
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -140,7 +141,7 @@ def has_name(fd: int, path: str) -> bool:
         return os.path.samestat(own, os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # this user may not look there any more
+    except ours(OSError):  # this user may not look there any more
         return True
 
 
@@ -288,7 +289,7 @@ class FileLock:
         own = os.fstat(self.fd)
         for other in _file_locks:
             if other is not self and other.fd >= 0 and other.threads._is_owned():
-                with contextlib.suppress(OSError):
+                with suppressing(OSError):
                     if os.path.samestat(own, os.fstat(other.fd)):
                         return True
         return False
@@ -321,7 +322,7 @@ class FileLock:
         if self._depth == 1:
             try:
                 self._unlock()
-            except OSError:  # others of this process must not wait for ever
+            except ours(OSError):  # others of this process must not wait for ever
                 self.give_up()
                 raise
         self._depth -= 1
@@ -336,7 +337,7 @@ class FileLock:
     def give_up(self) -> None:
         """Give it back, however often this thread has taken it, and however far it came with that."""
         self._depth = 0
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self._unlock()
         while self.threads._is_owned():
             self.threads.release()
@@ -395,7 +396,7 @@ def _holder(fd: int) -> str:
                 fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF
                 if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
                     return _process(int(fields[4]))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         pass
     return "another process"
 
@@ -404,7 +405,7 @@ def _process(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             name, _, rest = file.read().partition("(")[2].rpartition(")")
-    except OSError:
+    except ours(OSError):
         return f"process {pid}"
     stopped = rest.split()[:1] in (["T"], ["t"])
     return f"process {pid} ({name}{', which is stopped' if stopped else ''})"

@@ -42,7 +42,7 @@ from ..errors import (
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
-from ..interruption import is_interruption
+from ..interruption import is_interruption, ours
 from ..large import LargeFiles
 from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_lock
 from ..owners import Owner, Users
@@ -112,7 +112,7 @@ class Handle:
         self.core = choose_core(self._whole)
         try:
             again_where_it_vanishes(self._open)
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
@@ -207,7 +207,7 @@ class Handle:
         """False if the index is not at its path any more: it was removed, moved away, or replaced."""
         try:
             return has_name(self.index.fd, os.path.join(self.root, f.INDEX_NAME))
-        except (OSError, ValueError, AttributeError):  # closed, or not opened yet
+        except ours(OSError, ValueError, AttributeError):  # closed, or not opened yet
             return False
 
     def rest(self) -> None:
@@ -301,7 +301,7 @@ class Handle:
                     self.files.forget_all()
             except ClosedError:
                 pass
-            except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+            except ours(OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
                 self.log_once("follow", f"there is another index, and it cannot be used: {error}")
         self.say()
 
@@ -562,7 +562,7 @@ class Handle:
                     self.owner.stay_marked()
                 else:
                     recovery.tidy(self, self.index, began=self.index.stamp())
-        except (CacheError, OSError, IndexDamaged) as error:
+        except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
 
     def ensure_open(self) -> None:
@@ -627,7 +627,7 @@ class Handle:
         """A descriptor of a segment, for reading; None if there is no such file (any more)."""
         try:
             return self.files.get(segment)
-        except OSError:
+        except ours(OSError):
             return None
 
     def touch_slot(self, low: int, high: int) -> None:
@@ -685,7 +685,7 @@ class Handle:
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
             with self.backend.reading(self.files.path(segment)) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
-        except OSError as error:
+        except ours(OSError) as error:
             if error.errno not in VANISHED:
                 raise from_os_error(error, "cannot read a segment") from error
 
@@ -723,13 +723,13 @@ class Handle:
         self._take_back(writer)
         try:
             size = writer.seal()
-        except OSError as error:  # without its footer it will be read through instead
+        except ours(OSError) as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
         durable = self.syncs_segments
         try:
             writer.close(sync=durable)
-        except OSError as error:  # whoever waits for this sync gets an error as well
+        except ours(OSError) as error:  # whoever waits for this sync gets an error as well
             durable = False
             self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
@@ -765,7 +765,7 @@ class Handle:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
                     for offset in self.unshown(writer.segment, writer.fd):
                         writer.void(offset)
-        except OSError as error:
+        except ours(OSError) as error:
             self.log_once("unshown", f"cannot take back what was not stored: {error}")
 
     def unshown(self, segment: int, fd: int) -> list[int]:
@@ -844,7 +844,7 @@ class Handle:
         try:
             self.promise()
             self.reclaim.sync_dirty()
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
@@ -873,7 +873,7 @@ class Handle:
                 try:
                     with self.backend.reading(path) as fd:
                         self.backend.sync(fd)
-                except OSError as error:
+                except ours(OSError) as error:
                     if error.errno not in VANISHED:  # removed meanwhile
                         raise
         if came:

@@ -31,6 +31,7 @@ from ..backends.threads import WorkerPool
 from ..config import Settings
 from ..directory import resolved
 from ..errors import CacheError
+from ..interruption import ours, suppressing
 from ..locks import new_lock
 from . import DurableStore, Store
 
@@ -229,7 +230,7 @@ def acquire(handle: object, settings: Settings, unpickled: bool = False) -> Leas
 def _join(handle: object, settings: Settings, unpickled: bool) -> Lease | None:
     try:
         directory = identify(_status(settings.directory))
-    except OSError:
+    except ours(OSError):
         return None
     key = _key(directory, settings)
     with _lock:
@@ -274,7 +275,7 @@ def _publish(handle: object, shared: Shared, settings: Settings, unpickled: bool
     """Let others find a store that was opened: the first user's share in it, or in one that was there."""
     try:
         directory = identify(os.lstat(settings.directory))
-    except OSError:  # gone already: nobody will find it there
+    except ours(OSError):  # gone already: nobody will find it there
         directory = (id(shared),)
     key = _key(directory, settings)
     with _lock:
@@ -334,7 +335,7 @@ def _close_kept_that_are_gone() -> None:
 def _is_in_place(shared: Shared) -> bool:
     try:
         return bool(identify(os.lstat(shared.store.root)) == shared.key[0])
-    except OSError:
+    except ours(OSError):
         return False
 
 
@@ -361,7 +362,7 @@ def counters(lease: Lease) -> dict[str, int]:
         stores = [shared.store for shared in lease.place.stores]
         past = dict(lease.place.past)
     for store in stores:
-        with contextlib.suppress(CacheError, OSError):  # closed just now
+        with suppressing(CacheError, OSError):  # closed just now
             store.fold_counters()
     return {name: past[name] + sum(getattr(store, name) for store in stores) for name in f.COUNTERS}
 
