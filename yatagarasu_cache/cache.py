@@ -275,7 +275,7 @@ class DiskCache:
             payload, flags = self._codec.encode(result)
             return Item(low, high, data, payload, flags, expires, tag, meta)
 
-        self._store.change(low, high, self._counter_bytes(low, high, data), decide)
+        self._store.change(data, self._counter_bytes(low, high, data), decide)
         return result
 
     def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -410,8 +410,7 @@ class DiskCache:
         store.ensure_writable("delete entries")
         wanted = listed(keys)
         refuse_equal(wanted)
-        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in wanted))
-        return store.remove(digests, lambda slot: True, "deletes")[0]
+        return store.remove_keys([encode_key(key) for key in wanted])
 
     @guarded
     def __len__(self) -> int:

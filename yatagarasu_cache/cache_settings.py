@@ -113,15 +113,14 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
 def write(store: Handle, settings: CacheSettings) -> None:
     """Put the file in place, durably. The lock is held."""
     backend = store.backend
-    temporary = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
+    temporary = store.passing_path()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    backend.clear_away(temporary)  # of whoever was killed
     try:
         with backend.opened(temporary, flags, store.settings.file_mode) as fd:
             backend.write(fd, [pack(settings)], 0)
             backend.sync(fd)
         backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))
-        backend.sync_directory(store.root)
+        store.sync_directory(store.root)
     finally:
         backend.clear_away(temporary)
 

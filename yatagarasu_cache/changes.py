@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import format as f
 from .errors import from_os_error
 from .interruption import ours, suppressing
-from .locks import new_lock
+from .locks import has_name, new_lock
 
 if TYPE_CHECKING:
     from .index import Index
@@ -179,7 +179,7 @@ class ChangeLog:
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
             if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
-                store.backend.sync_directory(store.segments_path)
+                store.sync_directory(store.segments_path)
             self._synced = Mark(mark.segment, reached)
 
     # -- checkpoints (the lock is held) ---------------------------------------------------------
@@ -218,6 +218,11 @@ class ChangeLog:
             index.words[entry] = f.DOOMED | index.words[entry] & f.MASK32
 
     # -- life -----------------------------------------------------------------------------------
+
+    def ensure_in_place(self) -> None:
+        """Write to the file that has the name, or to a new log if none has. The lock is held."""
+        if self._fd >= 0 and not has_name(self._fd, self._store.files.path(self._segment)):
+            self.close()
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
-from .directory import content
+from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
@@ -36,7 +36,7 @@ _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, er
 class Problem:
     """One thing that is not as it should be.
 
-    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint", "settings" or "stray".
+    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint", "settings", "tag" or "stray".
     where: the file, or the place in it. detail: what is wrong. fixed: whether it was put in order.
     """
 
@@ -58,7 +58,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
         return [Problem("index", f.INDEX_NAME, str(error), fix)]
     problems: list[Problem] = []
     try:
-        for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
+        for step in (_tag, _segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
             problems += step(store, fix)
     except ours(OSError) as error:
         if isinstance(error, CacheIOError):
@@ -79,6 +79,14 @@ def _ensure_listed(store: Store) -> None:
     for segment in found:
         if not index.state(segment) and os.path.exists(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
+
+
+def _tag(store: Store, fix: bool) -> Iterator[Problem]:
+    """The directory says that it is a cache's: backup tools leave it out then."""
+    if not has_tag(store.root):
+        if fix:
+            keep_tag(store.backend, store.settings)
+        yield Problem("tag", f.TAG_NAME, "it is missing or damaged", fix and has_tag(store.root))
 
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
@@ -348,7 +356,7 @@ def _large_bytes(store: Store) -> tuple[int, int]:
     """Bytes of large values as counted and as found; if others may just be storing some, twice the same."""
     with store.lock:
         counted: int = store.index.words[f.W_LARGE_BYTES]
-        if not store.users_alone() or content(store.backend.scandir(store.large.temporary)):
+        if not store.users_alone() or content(store.scandir(store.large.temporary)):
             return counted, counted
         return counted, sum(size for _, size, _ in store.large.listed())
 
@@ -370,7 +378,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:
     """Segment files are in the table; other names in our directories are not ours, and are left alone."""
-    for name in content(store.backend.scandir(store.segments_path)):
+    for name in content(store.scandir(store.segments_path)):
         segment = f.parse_segment_name(name)
         if segment is None:
             yield Problem("stray", name, "not a file of this cache: left alone")

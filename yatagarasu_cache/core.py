@@ -7,6 +7,7 @@ for all others, which then take the ordinary path. So here is nothing but the ch
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from . import compiled
 from .codec import Key, encode_key
 from .errors import from_os_error
-from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
+from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
 from .interruption import ours
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ class PythonCore:
 
     def delete(self, key: bytes) -> bool:
         """`Store.delete` of an encoded key."""
-        return self._store.delete(*key_digest(key, self._store.seed))
+        store = self._store
+        seed = store.seed
+        done = store.delete(*key_digest(key, seed))
+        # Another cache may have come in the place of ours meanwhile.
+        return done or seed != store.seed and PythonCore.delete(self, key)
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
@@ -153,6 +158,7 @@ class CompiledCore(PythonCore):
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
+        self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]
         self.follow_settings()
         self._index: Index | None = None
         if store.read_only:
@@ -176,7 +182,7 @@ class CompiledCore(PythonCore):
         if index is not None:
             self._core.attach(
                 index.fd, len(index.map), index.table_word, index.table_capacity, index.identity.seed,
-                self._store.files.table(index.table_capacity), index.writable,
+                self._store.files.table(index.table_capacity), index.writable, *self._paths,
             )  # fmt: skip
 
     def _forget_index(self) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sized
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
-from .errors import ClosedError, LockTimeout, Reentered
+from .errors import CacheIOError, ClosedError, LockTimeout, Reentered
 from .interruption import ours, suppressing
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
 
 __all__ = [
     "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
-    "give_back", "is_holding", "new_lock", "runs_alone",
+    "give_back", "has_name", "is_holding", "new_lock", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -134,6 +134,19 @@ def ensure_not_within(root: str) -> None:
     give_back()
 
 
+def has_name(fd: int, path: str) -> bool:
+    """Whether an open file is the one at `path`: it was not removed, moved away or replaced."""
+    own = os.fstat(fd)
+    if not own.st_nlink:
+        return False
+    try:
+        return os.path.samestat(own, os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ours(OSError):  # this user may not look there any more
+        return True
+
+
 class FileLock:
     """Excludes other threads and processes; may be taken again by the thread that has it.
 
@@ -158,13 +171,18 @@ class FileLock:
         self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
         self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
         self.on_exit: Any = None  # this is called
-        self.fd, _ = self._open()
+        self.fd, self.made = self._open()
         _file_locks.add(self)
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it had to be made."""
         made = not os.path.lexists(self._path)
         return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), made
+
+    def ensure_in_place(self) -> None:
+        """Look now whether the file still has its name, and go on with the one that has. The lock is held."""
+        self._looked = 0.0
+        self._lock_file()
 
     # -- taking it ----------------------------------------------------------------------------
 
@@ -202,6 +220,9 @@ class FileLock:
             return True
         try:
             taken = self._try(_FEW_TRIES) and self._is_in_place()
+            if not taken and not has_name(self.fd, self._path):
+                self._renew()
+                taken = self._try(_FEW_TRIES) and self._is_in_place()
         except BaseException:
             self.give_up()
             raise
@@ -217,7 +238,7 @@ class FileLock:
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY:
             return True
-        if not os.fstat(self.fd).st_nlink:
+        if not has_name(self.fd, self._path):
             return False
         self._looked = now
         return True
@@ -226,12 +247,11 @@ class FileLock:
         for _ in range(_RENEWALS):
             # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
             # processors are busy: so first it is tried for a while.
-            if not self._try(_TRIES):
-                self._wait()
-            if self._is_in_place():
+            if (self._try(_TRIES) or self._wait()) and self._is_in_place():
                 return
             self._renew()
-        raise OSError(errno.ESTALE, "the lock file is removed again and again", self._path)
+        line = "the lock file is removed again and again: find out by whom"
+        raise CacheIOError(errno.ESTALE, line, self._path)
 
     def _try(self, times: int) -> bool:
         for _ in range(times):
@@ -242,20 +262,29 @@ class FileLock:
                 pass
         return False
 
-    def _wait(self) -> None:
-        """Wait until the others give it up. Not by the call that waits by itself: that knows no bound."""
+    def _wait(self) -> bool:
+        """Wait until the others give it up; False if the file they hold is removed meanwhile.
+
+        Not by the call that waits by itself: that knows no bound.
+        """
         if self._is_mine_elsewhere():
             raise Reentered(
                 f"this thread has locked {self._path!r} by another handle, whose work a signal handler, a "
                 "destructor or a logging handler has interrupted: have that use the cache in another thread"
             )
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        sleep = _SHORTEST_SLEEP
+        sleep, look_at = _SHORTEST_SLEEP, time.monotonic() + GRACE
         while not self._try(1):
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 raise self._timed_out(_holder(self.fd))
+            if now >= look_at:
+                if not has_name(self.fd, self._path):
+                    return False
+                look_at = now + GRACE
             time.sleep(sleep)
             sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+        return True
 
     def _is_mine_elsewhere(self) -> bool:
         """Whether this thread has the same file locked, and so waits for itself."""
@@ -279,11 +308,14 @@ class FileLock:
         """The file was removed. Go on with the one that has its name now, or make it."""
         if self.on_gone is not None:
             self.on_gone()
-        fd, made = self._open()
+        try:
+            fd, made = self._open()
+        except FileNotFoundError:  # the directory, once more
+            return
         self.fd, old = fd, self.fd
         self._backend.let_go(old)
-        if made:  # somebody may still be inside of the one that was removed
-            time.sleep(GRACE)
+        if made and self._try(1):
+            time.sleep(GRACE)  # and nobody gets it: somebody may still be inside of the one that was removed
 
     # -- giving it back -----------------------------------------------------------------------
 

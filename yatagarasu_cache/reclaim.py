@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
+from .directory import prepare
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
@@ -297,6 +298,8 @@ class Reclaimer:
                 least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
+        except FileNotFoundError:  # somebody has removed files just now: the caller asks again
+            prepare(store.backend, store.settings)
         except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
@@ -325,7 +328,6 @@ class Reclaimer:
         store = self._store
         capacity = self._capacity(size)
         store.ensure_in_place()
-        store.owner.ensure_marked()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
         store.writer = writer
         store.core.own(store.owner.token)
@@ -338,9 +340,9 @@ class Reclaimer:
 
     def _create(self, capacity: int) -> SegmentWriter:
         store = self._store
-        token = store.owner.acquire()
         segment, fd = store.new_segment_file()
         try:
+            token = store.owner.acquire()
             claim(fd)
             index = self._index  # not before: its table may have become larger
             created, floor = index.stamp(), index.words[f.W_FLOOR]
@@ -697,7 +699,7 @@ class Reclaimer:
                 store.backend.sync(fd)
                 if state == f.SEALED and index.words[entry] == f.SEALED | segment:
                     index.words[entry + f.T_SYNCED] = size
-            store.backend.sync_directory(store.segments_path)
+            store.sync_directory(store.segments_path)
         except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise

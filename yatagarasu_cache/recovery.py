@@ -152,7 +152,7 @@ def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
     `alive` names the handles that live.
     """
     words = index.words
-    for name, status in store.backend.scandir(store.large.temporary):
+    for name, status in store.scandir(store.large.temporary):
         parsed = f.parse_temporary_name(name)
         if parsed is not None and parsed[0] not in alive:
             store.backend.unlink(os.path.join(store.large.temporary, name))
@@ -197,7 +197,10 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
 
 def _segments_there(store: Handle) -> list[int]:
     """Numbers of all files that are named like segments, in their order."""
-    names = [name for name, _ in store.backend.scandir(store.segments_path)]
+    try:
+        names = [name for name, _ in store.scandir(store.segments_path)]
+    except FileNotFoundError:  # the directory itself was removed
+        names = []
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
@@ -219,8 +222,7 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
 def _new_index(store: Handle, seed: int | None) -> Index:
     """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
     store.take_over(cache_settings.for_new_index(store, None))
-    path = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
-    store.backend.clear_away(path)
+    path = store.passing_path()
     identity = _new_identity()
     if seed is not None:
         identity = identity._replace(seed=seed)
@@ -278,7 +280,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
     if old is not None and old.writable:
         old.supersede()
     with suppressing(OSError):  # if the old one comes back, it will be found wanting once more
-        store.backend.sync_directory(store.root)
+        store.sync_directory(store.root)
     cache_settings.keep(store)
     return index
 
@@ -349,7 +351,7 @@ def _supersede(store: Handle, path: str) -> None:
 def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
     """Sound headers of all segment files, by the number in the file's name."""
     headers = {}
-    for name, _ in store.backend.scandir(store.segments_path):
+    for name, _ in store.scandir(store.segments_path):
         segment = f.parse_segment_name(name)
         header = _header(store, segment) if segment is not None else None
         if segment is not None and header is not None:

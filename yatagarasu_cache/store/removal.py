@@ -28,6 +28,16 @@ class Removal(Handle):
 
     # -- removing ----------------------------------------------------------------------------
 
+    def remove_keys(self, keys: Sequence[bytes]) -> int:
+        """Remove the entries of encoded keys; how many were live."""
+        alive = 0
+        while True:
+            seed = self.seed
+            digests = list(dict.fromkeys(f.key_digest(key, seed) for key in keys))
+            alive += self.remove(digests, lambda slot: True, "deletes")[0]
+            if seed == self.seed:  # else another cache has come in the place of ours meanwhile
+                return alive
+
     def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
         """Remove an entry (only the version with `stamp`, if given). False if there was none live."""
         if not self.find(low, high) and not self.others_append():

@@ -97,8 +97,11 @@ class Shared:
         return self._durable
 
     def is_sound(self) -> bool:
-        """Whether it may get more users: it is open, and its files are those of the directory."""
-        return not self.store.closed and self.store.is_in_place()
+        """Whether it may get more users: it is open, and its files are those of the directory that it is of.
+
+        A store follows its path: where its directory was moved away, it is another one's by now.
+        """
+        return not self.store.closed and self.store.is_in_place() and _is_in_place(self)
 
     # -- event loops --------------------------------------------------------------------------
 
@@ -322,7 +325,7 @@ def _withdraw(shared: Shared) -> None:
 
 def _close_kept_that_are_gone() -> None:
     with _lock:
-        gone = [shared for shared in _kept if not shared.is_sound() or not _is_in_place(shared)]
+        gone = [shared for shared in _kept if not shared.is_sound()]
         for shared in gone:
             _end_store(shared)
     for shared in gone:

@@ -77,15 +77,15 @@ class Writing(Reading):
         """
         length = len(payload)
         if length >= self.large_bytes:
-            self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
+            self._put_whole(key, payload, flags, expires, tag, meta)
             return
         size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum, seed = value_sum(payload, low, flags), self.seed
         for _ in range(ATTEMPTS):
-            if seed != self.seed:  # another cache is in the place of ours, which was removed
-                return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
             with self.appending:
                 writer = self.room(size)
+                if seed != self.seed:  # another cache is in the place of ours, which was removed
+                    return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
                 index = self.index
                 epoch = index.words[f.W_EPOCH]
                 stamp = index.stamp()
@@ -228,9 +228,10 @@ class Writing(Reading):
         """Store one of `batches`."""
         if len(batch[0].payload) >= self.large_bytes:
             return self.put(*batch[0])
-        size, seed = sum(map(_item_bytes, batch)), self.seed
+        size = sum(map(_item_bytes, batch))
         with self.appending:
             writer = self.room(size)
+            batch = self._as_now(batch)
             slots, epoch = self._append_many(batch, writer)
             end = writer.tail
         if self.durable:
@@ -240,9 +241,16 @@ class Writing(Reading):
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
-        for item in again:
-            low, high = item[:2] if seed == self.seed else f.key_digest(item.key, self.seed)
-            self.put(*item._replace(low=low, high=high))
+        for item in self._as_now(again):
+            self.put(*item)
+
+    def _as_now(self, items: list[Item]) -> list[Item]:
+        """Items with the digests that their keys have in the cache that is in place now."""
+        seed = self.seed
+        if not items or f.key_digest(items[0].key, seed) == items[0][:2]:
+            return items
+        digests = [f.key_digest(item.key, seed) for item in items]
+        return [item._replace(low=low, high=high) for item, (low, high) in zip(items, digests, strict=True)]
 
     def _append_many(self, batch: list[Item], writer: SegmentWriter) -> tuple[bytes, int]:
         """Append a batch with one write. The slots that name its records, packed, and the epoch before."""
@@ -311,6 +319,23 @@ class Writing(Reading):
 
     # -- large values ------------------------------------------------------------------------
 
+    def _put_whole(
+        self, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes, meta: bytes,
+        only_absent: bool = False,
+    ) -> bool:  # fmt: skip
+        """`put_stream` of a value that is all there: again where somebody removed files of it meanwhile."""
+        length = len(payload)
+        for _ in range(ATTEMPTS):
+            try:
+                return self.put_stream(
+                    *f.key_digest(key, self.seed), key, iter((payload,)), flags, expires, tag, meta, length,
+                    only_absent,
+                )  # fmt: skip
+            except CacheIOError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        raise _too_many_changes()
+
     def put_stream(
         self, low: int, high: int, key: bytes, parts: Iterable[Buffer], flags: int,
         expires: int = 0, tag: bytes = b"", meta: bytes = b"", length: int | None = None,
@@ -333,7 +358,7 @@ class Writing(Reading):
             self.put(low, high, key, payload, flags, expires, tag, meta)
             return True
         flags |= FLAG_LARGE
-        if self.is_elsewhere():
+        if not self.is_in_place():
             with self.lock:
                 self.ensure_in_place()
         reserved = _Reservation(self)
@@ -384,6 +409,9 @@ class Writing(Reading):
             with self.appending:
                 writer = self.room(need)
                 index = self.index
+                if f.key_digest(key, self.seed) != (low, high):
+                    line = "another cache has come in the place of this one"
+                    raise FileNotFoundError(errno.ENOENT, line, self.root)
                 epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.LARGE, flags, key, tag, meta,
@@ -441,9 +469,7 @@ class Writing(Reading):
             return False
         length = len(payload)
         if length >= self.large_bytes:
-            return self.put_stream(
-                low, high, key, iter((payload,)), flags, expires, tag, meta, length, only_absent=True
-            )
+            return self._put_whole(key, payload, flags, expires, tag, meta, only_absent=True)
         added = False
 
         def decide(slot: Slot | None) -> Item | None:
@@ -451,25 +477,24 @@ class Writing(Reading):
             added = slot is None
             return Item(low, high, key, payload, flags, expires, tag, meta) if added else None
 
-        self.change(low, high, f.room_for(len(key) + len(tag) + len(meta), length), decide)
+        self.change(key, f.room_for(len(key) + len(tag) + len(meta), length), decide)
         return added
 
-    def change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
-        """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything.
+    def change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
+        """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything, for `key`.
 
         The append happens under the lock too, so that a change that loses leaves no record which
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
         """
-        seed = self.seed
         for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(size)
                 with self.lock:
-                    if seed != self.seed:
-                        break
+                    low, high = f.key_digest(key, self.seed)  # not before: it may be another cache's by now
                     item = decide(self.lookup(low, high))
                     if item is None:
                         return
+                    item = item._replace(low=low, high=high)
                     if not self.may_show(writer.segment):
                         self.let_go_if_lost(writer)
                         continue
