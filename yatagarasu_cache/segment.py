@@ -167,7 +167,7 @@ def void_record(backend: Backend, fd: int, offset: int) -> None:
 
 
 class SegmentWriter:
-    """The end of one active segment. Its owner serialises calls (`Store.appending`)."""
+    """The end of one active segment, whose file it closes. Its owner serialises calls (`Store.appending`)."""
 
     def __init__(
         self, backend: Backend, fd: int, segment: int, capacity: int, tail: int = f.SEGMENT_HEADER_BYTES

@@ -163,8 +163,11 @@ class ThreadsBackend(Backend):
     def sync_directory(self, path: str) -> None:
         if os.name == "nt":  # a directory cannot be opened there, and NTFS journals its names
             return
-        with self.reading(path) as fd:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
             _sync_fully(fd)
+        finally:
+            os.close(fd)
 
     # -- batches ----------------------------------------------------------------------------
 
