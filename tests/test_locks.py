@@ -181,6 +181,7 @@ def test_who_is_stopped_with_the_lock(make: Make, stopped: Callable[[], int], na
         CHANGES[name](cache)
     assert cache.get("old") == b"value"
     os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its lock goes with it, not before
     assert cache.set("new", b"2")
     assert cache.get("new") == b"2"
 

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from . import format as f
 from .config import MAX_HEADROOM, MAX_SIZE_LIMIT, MIN_HEADROOM, MIN_SIZE_LIMIT, Settings
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -97,7 +98,7 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
     try:
         with backend.reading(os.path.join(root, f.SETTINGS_NAME)) as fd:
             data = backend.read(fd, f.SETTINGS.size + 1, 0)
-    except OSError as error:
+    except ours(OSError) as error:
         if error.errno in _NO_FILE:
             return None
         raise
@@ -171,5 +172,5 @@ def keep(store: Handle) -> None:
     try:
         if read(store.backend, store.root) != store.in_force:
             write(store, store.in_force)
-    except OSError as error:  # they are in the index; what asked for it may be what makes room
+    except ours(OSError) as error:  # they are in the index; what asked for it may be what makes room
         store.log_once("settings", f"cannot store the settings, a lost index would take them along: {error}")

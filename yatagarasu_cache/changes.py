@@ -11,12 +11,12 @@ that is full can be logged, and makes room there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
 from .errors import from_os_error
+from .interruption import ours, suppressing
 from .locks import has_name, new_lock
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ class ChangeLog:
             self._allocate(segment, end)
             try:
                 self._store.backend.write(self._fd, [record], start)
-            except OSError:  # a recovery would find what was written of it
-                with contextlib.suppress(OSError):
+            except ours(OSError):  # a recovery would find what was written of it
+                with suppressing(OSError):
                     self._store.backend.truncate(self._fd, start)
                     index.resize_segment(segment, start)
                 raise
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot log a change") from error
         if end > index.words[entry + f.T_SIZE]:
             index.resize_segment(segment, end)
@@ -114,13 +114,13 @@ class ChangeLog:
         if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
             try:
                 self._store.backend.allocate(self._fd, size, self._step)
-            except OSError:
+            except ours(OSError):
                 return
             self._index.resize_segment(segment, size + self._step)
 
     def prepare(self) -> None:
         """Have a log, with room in it, before anything is stored that may have to be removed."""
-        with contextlib.suppress(OSError):  # the volume is full: whoever removes something says so
+        with suppressing(OSError):  # the volume is full: whoever removes something says so
             segment = self._open()
             self._allocate(segment, self.size)
 

@@ -18,6 +18,7 @@ from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
+from .interruption import ours
 from .segment import read_segment_header, scan
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def check(store: Store, fix: bool) -> list[Problem]:
     try:
         for step in (_tag, _segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
             problems += step(store, fix)
-    except OSError as error:
+    except ours(OSError) as error:
         if isinstance(error, CacheIOError):
             raise
         raise from_os_error(error, "cannot check the cache") from error
@@ -142,7 +143,7 @@ def _segment_problem(store: Store, segment: int) -> str:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             return _content_problem(store, segment, fd)
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
 
 
@@ -272,7 +273,7 @@ def _entry_problem(store: Store, slot: Slot) -> str:
         if location is None:
             return "its value fails its checksum"
         location.close()
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
     except OverflowError as error:  # an offset or length that no file has
         return str(error)
@@ -368,7 +369,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
             try:
                 if slot.is_large and store.pointer(slot) == pointer:
                     return False
-            except OSError:
+            except ours(OSError):
                 return False
         # One that is just being stored is in place shortly before its entry is.
         recent = pointer > store.index.words[f.W_CLOCK] - store.ORPHAN_AGE
@@ -395,7 +396,7 @@ def _remove(store: Store, segment: int) -> bool:
     try:
         with open(path, "rb") as file:
             header = f.unpack_segment_header(file.read(f.SEGMENT_HEADER_BYTES))
-    except OSError:
+    except ours(OSError):
         return False
     if header is not None and header.identity != store.index.identity:
         return False
@@ -411,7 +412,7 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
         if fix:
             try:
                 checkpoint.write(store)
-            except OSError:
+            except ours(OSError):
                 fix = False
         yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)
 
@@ -432,6 +433,6 @@ def _settings(store: Store, fix: bool) -> Iterator[Problem]:
 def _settings_problem(store: Store) -> str:
     try:
         same = cache_settings.read(store.backend, store.root) == store.in_force
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
     return "" if same else "it is missing or damaged"

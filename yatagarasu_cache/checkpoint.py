@@ -17,6 +17,7 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .format import PARTITIONS, SLOT_BYTES
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -128,7 +129,7 @@ def read(backend: Backend, root: str) -> Checkpoint | None:
     try:
         with backend.reading(os.path.join(root, f.CHECKPOINT_NAME)) as fd:
             data = backend.read(fd, os.fstat(fd).st_size, 0)
-    except OSError:
+    except ours(OSError):
         return None
     try:
         return _parse(data)

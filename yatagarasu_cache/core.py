@@ -17,6 +17,7 @@ from . import compiled
 from .codec import Key, encode_key
 from .errors import from_os_error
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -230,7 +231,7 @@ class CompiledCore(PythonCore):
                     done: Any = self._set(
                         writer.fd, writer.segment, start, lock.fd, key, value, time.time_ns()
                     )
-            except OSError as error:
+            except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
                 raise from_os_error(error, "cannot write an entry") from error
@@ -281,7 +282,7 @@ class CompiledCore(PythonCore):
                     writer.tail = start
                 else:
                     writer.enlist(start, done if type(done) is bytes else done[0])
-            except OSError as error:
+            except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
                 raise from_os_error(error, "cannot write an entry") from error
@@ -299,7 +300,7 @@ class CompiledCore(PythonCore):
         start = writer.tail
         try:
             done: Any = self._core.append_many(writer.fd, writer.segment, start, items, time.time_ns())
-        except OSError as error:
+        except ours(OSError) as error:
             writer.cut()
             raise from_os_error(error, "cannot write entries") from error
         if done is NotImplemented:

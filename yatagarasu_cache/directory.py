@@ -25,6 +25,7 @@ from .errors import (
     from_os_error,
     user_name,
 )
+from .interruption import ours, suppressing
 from .locks import fcntl
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def resolved(path: str) -> str:
         try:
             path = os.path.join(os.path.realpath(parent), name)
             target = _target(path)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, f"cannot find the cache directory {path!r}") from error
         if target is None:
             return os.path.realpath(path)  # a link may end in ..
@@ -124,7 +125,7 @@ def prepare(backend: Backend, settings: Settings) -> bool:
         raise BackendUnavailable("this system has no POSIX file locks (flock): use Linux, macOS or a BSD")
     try:
         return again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
-    except OSError as error:
+    except ours(OSError) as error:
         doing = f"cannot use the cache directory {root!r}"
         raise from_os_error(error, doing, _remedy(error, root)) from error
 
@@ -148,7 +149,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
         if is_new:
             _write_tag(backend, settings)
         else:
-            with contextlib.suppress(OSError):  # check() says that it is missing
+            with suppressing(OSError):  # check() says that it is missing
                 keep_tag(backend, settings)
         _make_inside(backend, settings)
     elif is_new:
@@ -297,7 +298,7 @@ def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
                 raise
             _make(backend, parent, os.mkdir)
             make(root)
-    except OSError as error:  # others were faster, or the system looks first whether it could be made
+    except ours(OSError) as error:  # others were faster, or the system looks first whether it could be made
         if os.path.lexists(root):
             return
         if isinstance(error, FileExistsError):  # others were, and others have removed it again
@@ -379,7 +380,7 @@ def file_system(path: str) -> str:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             return _kind_in(lines, f"{os.major(device)}:{os.minor(device)}", os.path.realpath(path))
-    except OSError:
+    except ours(OSError):
         return ""
 
 
@@ -403,5 +404,5 @@ def boot_id() -> bytes:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         return bytes(16)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
+from .interruption import ours
+
 try:
     import pwd as _pwd
 except ImportError:  # pragma: no cover - Windows
@@ -122,7 +124,7 @@ def _whose(error: OSError) -> str:
         try:
             owner = _os.lstat(path).st_uid
             break
-        except OSError:  # it is not there, or what is in the way is above it
+        except ours(OSError):  # it is not there, or what is in the way is above it
             path, below = _os.path.dirname(path), path
             if path == below:
                 return ""

@@ -12,6 +12,7 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .backends.base import Backend, Buffer
+from .interruption import ours
 from .owners import Made
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class LargeFiles:
                 while data := self._backend.read(fd, CHUNK_BYTES, offset):
                     checksum.update(data)
                     offset += len(data)
-        except OSError:
+        except ours(OSError):
             return None
         return checksum.intdigest()
 

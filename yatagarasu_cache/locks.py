@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
@@ -24,6 +25,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from .errors import CacheIOError, ClosedError, LockTimeout, Reentered
+from .interruption import ours, suppressing
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -59,7 +61,8 @@ class _Registry:
 
     def add(self, lock: Any) -> None:
         key, references = id(lock), self._references
-        references[key] = weakref.ref(lock, lambda _: references.pop(key, None))
+        # No code of ours that something could interrupt: it is called like a destructor.
+        references[key] = weakref.ref(lock, functools.partial(references.pop, key))
 
     def __iter__(self) -> Iterator[Any]:
         for reference in self._references.copy().values():
@@ -88,10 +91,14 @@ def runs_alone(function: Any) -> Any:
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE and frame.f_code not in _alone:
+        if _is_ours(frame) and frame.f_code not in _alone:
             return False
         frame = frame.f_back
     return True
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
 
 
 def is_holding() -> bool:
@@ -116,7 +123,10 @@ def ensure_not_within(root: str) -> None:
 
     If it is not, an exception kept it from giving them back: that is done now.
     """
-    if not at_the_outside(sys._getframe(2).f_back):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame):  # the public method, and what it does to ask this
+        frame = frame.f_back
+    if not at_the_outside(frame):
         raise Reentered(
             f"the cache in {root!r} is in the middle of a change, which a signal handler, a destructor or a "
             "logging handler has interrupted: have that use the cache later, or in another thread"
@@ -133,7 +143,7 @@ def has_name(fd: int, path: str) -> bool:
         return os.path.samestat(own, os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # this user may not look there any more
+    except ours(OSError):  # this user may not look there any more
         return True
 
 
@@ -280,8 +290,8 @@ class FileLock:
         """Whether this thread has the same file locked, and so waits for itself."""
         own = os.fstat(self.fd)
         for other in _file_locks:
-            if other is not self and other.fd >= 0 and other._depth and other.threads._is_owned():
-                with contextlib.suppress(OSError):
+            if other is not self and other.fd >= 0 and other.threads._is_owned():
+                with suppressing(OSError):
                     if os.path.samestat(own, os.fstat(other.fd)):
                         return True
         return False
@@ -314,7 +324,7 @@ class FileLock:
         if self._depth == 1:
             try:
                 self._unlock()
-            except OSError:  # others of this process must not wait for ever
+            except ours(OSError):  # others of this process must not wait for ever
                 self.give_up()
                 raise
         self._depth -= 1
@@ -329,7 +339,7 @@ class FileLock:
     def give_up(self) -> None:
         """Give it back, however often this thread has taken it, and however far it came with that."""
         self._depth = 0
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self._unlock()
         while self.threads._is_owned():
             self.threads.release()
@@ -349,6 +359,10 @@ class FileLock:
                 self._unlock()
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
 
 
 class NoLock(contextlib.nullcontext[None]):
@@ -384,7 +398,7 @@ def _holder(fd: int) -> str:
                 fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF
                 if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
                     return _process(int(fields[4]))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         pass
     return "another process"
 
@@ -393,7 +407,7 @@ def _process(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             name, _, rest = file.read().partition("(")[2].rpartition(")")
-    except OSError:
+    except ours(OSError):
         return f"process {pid}"
     stopped = rest.split()[:1] in (["T"], ["t"])
     return f"process {pid} ({name}{', which is stopped' if stopped else ''})"

@@ -6,7 +6,6 @@ process-id namespaces of containers, where process ids would not.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 from . import format as f
 from .backends.base import Backend
+from .interruption import suppressing
 from .locks import fcntl, has_name, new_lock
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
@@ -125,11 +125,10 @@ class Owner:
 
     def release(self) -> None:
         if self._fd >= 0:
-            self._fd, fd = -1, self._fd
             if not self._stays:
-                with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
+                with suppressing(OSError):  # a mark left behind is swept by the next opener
                     self._backend.unlink(self._path(self.token))
-            self.token = 0
+            self._fd, fd, self.token = -1, self._fd, 0
             self._backend.let_go(fd)
 
     def after_fork(self) -> None:

@@ -28,6 +28,7 @@ from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
 from .eviction import Victims, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
+from .interruption import ours
 from .locks import claim, new_lock, runs_alone
 from .segment import (
     VANISHED,
@@ -232,7 +233,7 @@ class Reclaimer:
                     store.backend.sync(fd)
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except ours(OSError) as error:
             store.log_once("unshown", f"cannot take back what a dead process did not come to store: {error}")
             return False
         return True
@@ -299,7 +300,7 @@ class Reclaimer:
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
         except FileNotFoundError:  # somebody has removed files just now: the caller asks again
             prepare(store.backend, store.settings)
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot begin a segment") from error
@@ -378,7 +379,7 @@ class Reclaimer:
         store, index = self._store, self._index
         try:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
-        except OSError:
+        except ours(OSError):
             return None
         try:
             header = read_segment_header(store.backend, fd) if claim(fd) else None
@@ -416,7 +417,7 @@ class Reclaimer:
             self._work(budget)
         except StorageFull:  # the next roll says so to a caller who can do something about it
             pass
-        except OSError as error:  # what was asked for is done
+        except ours(OSError) as error:  # what was asked for is done
             self._store.log_once("maintenance", f"cannot clean up: {error}")
         finally:
             self._pacing.release()
@@ -519,7 +520,7 @@ class Reclaimer:
                 if self._index is index:
                     store.shrink_index()
             return True
-        except OSError as error:
+        except ours(OSError) as error:
             store.log_once("shrink", f"cannot make the index smaller: {error}")
             return False
 
@@ -670,7 +671,7 @@ class Reclaimer:
         store.files.forget(segment)
         try:
             store.backend.unlink(store.files.path(segment))
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot remove a segment") from error
         with store.lock:
             if self._index.state(segment) == f.DOOMED:
@@ -691,7 +692,7 @@ class Reclaimer:
                     continue
                 try:
                     fd = store.files.get(segment)
-                except OSError as error:
+                except ours(OSError) as error:
                     if error.errno not in VANISHED:
                         raise
                     continue  # it was removed, or is no file of ours: there is nothing to be synced
@@ -699,7 +700,7 @@ class Reclaimer:
                 if state == f.SEALED and index.words[entry] == f.SEALED | segment:
                     index.words[entry + f.T_SYNCED] = size
             store.sync_directory(store.segments_path)
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot make the cache durable") from error
@@ -745,7 +746,7 @@ class Reclaimer:
             fd = self._store.file_of(segment)
             try:
                 footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
-            except OSError:
+            except ours(OSError):
                 return f.SEGMENT_HEADER_BYTES
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known
@@ -876,7 +877,7 @@ class Reclaimer:
             places, copies = self._moved(sound, writer)
             try:
                 writer.append_many(copies)
-            except OSError as error:
+            except ours(OSError) as error:
                 raise from_os_error(error, "cannot copy entries while cleaning") from error
         again = []
         with store.lock:
@@ -1002,7 +1003,7 @@ class Reclaimer:
             return True
         except ClosedError:  # meanwhile
             return False
-        except (OSError, IndexDamaged) as error:
+        except ours(OSError, IndexDamaged) as error:
             self._go_without_checkpoint(error)
             return False
 

@@ -6,7 +6,6 @@ missing. A killed process leaves it trustworthy: the kernel still has every stor
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
@@ -22,6 +21,7 @@ from .errors import FormatError, ReadOnlyError
 from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
+from .interruption import ours, suppressing
 from .locks import GRACE
 from .segment import Record, read_footer, read_segment_header, scan
 
@@ -78,12 +78,12 @@ def map_index(store: Handle) -> Index:
     """The index file as it is. `IndexDamaged` if it can't be used, `FormatError` if it must not be."""
     flags = os.O_RDONLY if store.read_only else os.O_RDWR
     fd = store.backend.open(os.path.join(store.root, f.INDEX_NAME), flags)
+    index = Index(store.backend, store.root, fd, writable=not store.read_only)
     try:
-        index = Index(store.backend, store.root, fd, writable=not store.read_only)
         _check_version(store.root, index.version)
         index.validate()
     except BaseException:
-        store.backend.let_go(fd)
+        index.close()
         raise
     return index
 
@@ -170,7 +170,7 @@ def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> b
     slot = index.slot(at)
     try:
         return slot.is_large and store.pointer(slot) == pointer
-    except OSError:
+    except ours(OSError):
         return True  # not known: check() looks closer
 
 
@@ -178,7 +178,7 @@ def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             return read_segment_header(store.backend, fd)
-    except OSError:
+    except ours(OSError):
         return None
 
 
@@ -187,7 +187,7 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
-    except OSError:
+    except ours(OSError):
         return False
     header = f.unpack_segment_header(data)
     if header is None:
@@ -279,7 +279,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
         raise
     if old is not None and old.writable:
         old.supersede()
-    with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
+    with suppressing(OSError):  # if the old one comes back, it will be found wanting once more
         store.sync_directory(store.root)
     cache_settings.keep(store)
     return index
@@ -339,7 +339,7 @@ def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
         file = store.backend.opened(path, os.O_RDWR)
-    except OSError:
+    except ours(OSError):
         return
     with file as fd:
         if os.fstat(fd).st_size >= f.HEADER_BYTES:
@@ -558,7 +558,7 @@ class _Rebuild:
     def _large_name(self, slot: Slot) -> tuple[int, int, int]:
         try:
             return slot.low, slot.high, self._store.pointer(slot)
-        except OSError:
+        except ours(OSError):
             return 0, 0, 0
 
     def _write(self, part: int, slots: list[Slot]) -> None:

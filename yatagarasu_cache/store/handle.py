@@ -42,7 +42,7 @@ from ..errors import (
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
-from ..interruption import is_interruption
+from ..interruption import ours, suppressing
 from ..large import LargeFiles
 from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_lock
 from ..owners import Owner, Users
@@ -92,6 +92,7 @@ class Handle:
         self._settings_seen = -1  # the checksum of those in force, as the index has it
         self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
+        self.released = False  # closed, and through with it
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
@@ -111,7 +112,7 @@ class Handle:
         self.core = choose_core(self._whole)
         try:
             again_where_it_vanishes(self._open)
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
@@ -125,6 +126,7 @@ class Handle:
     # -- opening and closing -----------------------------------------------------------------
 
     def _open(self) -> None:
+        self.released = False
         is_new = prepare(self.backend, self.settings)
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
@@ -178,27 +180,35 @@ class Handle:
             previous.retire()
 
     def close(self) -> None:
-        """Seal what is open; the last handle also makes the index durable. Idempotent."""
-        if self.closed:
+        """Seal what is open; the last handle also makes the index durable. Idempotent.
+
+        An exception that interrupts it leaves the rest to whoever closes it once more, or tidies up.
+        """
+        if self.released:
             return
-        self.closed = True
+        is_first, self.closed = not self.closed, True
         try:
-            self.reclaim.close()
-            self.fold_counters()
-            if not self.read_only:
-                self._close_writing()
-        except OSError:
-            if self.is_in_place():  # else there is nothing to be left in order
+            if is_first:
+                self._end_in_order()
+        except BaseException as error:
+            self.owner.stay_marked()  # whoever is the last to close tidies up
+            if not isinstance(error, OSError) or self.is_in_place():  # else nothing is to be left in order
                 raise
         finally:
             self._release()
             _handles.discard(self)
 
+    def _end_in_order(self) -> None:
+        self.reclaim.close()
+        self.fold_counters()
+        if not self.read_only:
+            self._close_writing()
+
     def is_in_place(self) -> bool:
         """False if the index is not at its path any more: it was removed, moved away, or replaced."""
         try:
             return has_name(self.index.fd, os.path.join(self.root, f.INDEX_NAME))
-        except (OSError, ValueError, AttributeError):  # closed, or not opened yet
+        except ours(OSError, ValueError, AttributeError):  # closed, or not opened yet
             return False
 
     def rest(self) -> None:
@@ -228,24 +238,28 @@ class Handle:
             self.lock.close()
 
     def _release(self) -> None:
-        self.core.detach()
-        writer, self.writer = self.writer, None
-        if writer is not None:  # there was no closing it in order
-            writer.abandon()
-        for name, release in (
-            ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
-            ("reclaiming", "close"), ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
-        ):  # fmt: skip
-            held = getattr(self, name, None)
-            if held is not None:
-                getattr(held, release)()
+        try:
+            with contextlib.ExitStack() as stack:  # however those before it end
+                for name, release in (
+                    ("index", "close"), ("lock", "close"), ("checkpointing", "close"),
+                    ("reclaiming", "close"), ("users", "leave"), ("owner", "release"), ("files", "close"),
+                    ("changes", "close"), ("writer", "abandon"),
+                ):  # fmt: skip
+                    held = getattr(self, name, None)
+                    if held is not None:
+                        stack.callback(getattr(held, release))
+                self.core.detach()
+        except Exception:
+            self.released = True  # what failed now fails again
+            raise
+        self.released = True
 
     def after_fork(self) -> None:
         """In a child: keep what may be shared (the mapping), renew what may not."""
         self.backend.after_fork()
         writer, self.writer = self.writer, None
         if writer is not None:
-            os.close(writer.fd)
+            writer.after_fork()
         self.appending, self.streams = new_lock(), set()
         self.files.after_fork()
         self.lock.after_fork()
@@ -286,7 +300,7 @@ class Handle:
                     self.files.forget_all()
             except ClosedError:
                 pass
-            except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+            except ours(OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
                 self.log_once("follow", f"there is another index, and it cannot be used: {error}")
         self.say()
 
@@ -509,7 +523,7 @@ class Handle:
                 line = self._unlogged.popleft()
                 try:
                     _log.warning("%s: %s", self.root, line)
-                except Exception:  # a handler's; what we do goes on, and it is told as logging itself does
+                except ours(Exception):  # a handler's; we go on, and it is told as logging itself does
                     if logging.raiseExceptions:
                         traceback.print_exc()
 
@@ -547,7 +561,7 @@ class Handle:
                     self.owner.stay_marked()
                 else:
                     recovery.tidy(self, self.index, began=self.index.stamp())
-        except (CacheError, OSError, IndexDamaged) as error:
+        except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
 
     def ensure_open(self) -> None:
@@ -612,7 +626,7 @@ class Handle:
         """A descriptor of a segment, for reading; None if there is no such file (any more)."""
         try:
             return self.files.get(segment)
-        except OSError:
+        except ours(OSError):
             return None
 
     def touch_slot(self, low: int, high: int) -> None:
@@ -670,7 +684,7 @@ class Handle:
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
             with self.backend.reading(self.files.path(segment)) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
-        except OSError as error:
+        except ours(OSError) as error:
             if error.errno not in VANISHED:
                 raise from_os_error(error, "cannot read a segment") from error
 
@@ -708,13 +722,13 @@ class Handle:
         self._take_back(writer)
         try:
             size = writer.seal()
-        except OSError as error:  # without its footer it will be read through instead
+        except ours(OSError) as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
         durable = self.syncs_segments
         try:
             writer.close(sync=durable)
-        except OSError as error:  # whoever waits for this sync gets an error as well
+        except ours(OSError) as error:  # whoever waits for this sync gets an error as well
             durable = False
             self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
@@ -750,7 +764,7 @@ class Handle:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
                     for offset in self.unshown(writer.segment, writer.fd):
                         writer.void(offset)
-        except OSError as error:
+        except ours(OSError) as error:
             self.log_once("unshown", f"cannot take back what was not stored: {error}")
 
     def unshown(self, segment: int, fd: int) -> list[int]:
@@ -829,7 +843,7 @@ class Handle:
         try:
             self.promise()
             self.reclaim.sync_dirty()
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
@@ -858,7 +872,7 @@ class Handle:
                 try:
                     with self.backend.reading(path) as fd:
                         self.backend.sync(fd)
-                except OSError as error:
+                except ours(OSError) as error:
                     if error.errno not in VANISHED:  # removed meanwhile
                         raise
         if came:
@@ -891,16 +905,13 @@ class Handle:
         lock = self.lock
         if isinstance(lock, NoLock):
             return self._look_around()
-        try:
+        with suppressing(Exception):
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
                     self._in_vain = 0
                     self._fold()
                 finally:
                     lock.__exit__()
-        except Exception as error:
-            if is_interruption(error):
-                raise
 
     def _look_around(self) -> None:
         """What a handle that only reads does instead, and now and then it looks for another index."""
@@ -956,7 +967,7 @@ def _renew_after_fork() -> None:
             if was_closed:
                 store._release()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
-            store.closed = True
+            store.closed = store.released = True
             store.core.detach()
             store.index.close()
             if not was_closed:

@@ -10,6 +10,7 @@ from .. import format as f
 from ..changes import Mark
 from ..errors import CacheIOError, from_os_error
 from ..format import PARTITION_MASK, Slot
+from ..interruption import ours
 from .handle import Handle
 
 _REMOVAL_BATCH = 128  # digests in one removal record
@@ -165,7 +166,7 @@ class Removal(Handle):
             try:
                 self.promise()
                 self.changes.sync(mark)
-            except OSError as error:
+            except ours(OSError) as error:
                 raise from_os_error(error, "cannot make a change durable") from error
         self.reclaim.pace(f.RECORD_BYTES + 16)
 
@@ -178,7 +179,7 @@ class Removal(Handle):
         self.account_large(-slot.value_length)
         try:
             return slot.low, slot.high, self.pointer(slot)
-        except OSError:
+        except ours(OSError):
             return None  # the record is unreadable: check() finds the orphan
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
@@ -199,5 +200,5 @@ class Removal(Handle):
                 self._sync_names()
             for name in gone.names:
                 self.large.remove(*name)
-        except OSError as error:  # what was asked for is done; check() finds what is left
+        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
             self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")

@@ -16,6 +16,7 @@ from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
+from ..interruption import ours
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
@@ -128,7 +129,7 @@ class Writing(Reading):
     def _append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
         try:
             writer.append(head, payload, listed)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
     def _install(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
@@ -156,7 +157,7 @@ class Writing(Reading):
             replaced = index.slot(at)
         try:
             index.put(slot, at)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot make the index larger") from error
         except IndexDamaged as error:
             self.rebuild(str(error))
@@ -261,7 +262,7 @@ class Writing(Reading):
         records, slots = self._draft(batch, writer)
         try:
             writer.append_many(records)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot write entries") from error
         return b"".join([f.SLOT.pack(*slot) for slot in slots]), epoch
 
@@ -375,7 +376,7 @@ class Writing(Reading):
             installed = self._put_pointer(
                 low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
             )
-        except OSError as error:
+        except ours(OSError) as error:
             if is_callers(error):  # the stream's own
                 raise
             if self.closed:  # and tidied up, perhaps
