@@ -385,7 +385,8 @@ class Writing(Reading):
                 raise
             raise from_os_error(error, "cannot write a large value") from error
         finally:
-            if not installed:
+            # An interruption may have come after it was shown.
+            if not installed and not (published is not None and self._shows(*published)):
                 self.backend.clear_away(temporary)
                 if published is not None:
                     self.backend.clear_away(self.large.path(*published))
@@ -395,6 +396,12 @@ class Writing(Reading):
             self.sets += 1
             self.reclaim.pace(0)
         return installed
+
+    def _shows(self, low: int, high: int, pointer: int) -> bool:
+        """Whether the entry is the one whose value is in this very file."""
+        at = self.find(low, high)
+        slot = self.index.slot(at) if at else None
+        return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
