@@ -349,9 +349,10 @@ def _write_tag(backend: Backend, settings: Settings) -> None:
 def keep_tag(backend: Backend, settings: Settings) -> None:
     """Put the tag in its place if it is missing or damaged. What else is there but a file is left alone."""
     path = os.path.join(settings.directory, f.TAG_NAME)
-    if not has_tag(settings.directory):
-        if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
-            _write_tag(backend, settings)
+    if has_tag(settings.directory):
+        return
+    if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
+        _write_tag(backend, settings)
 
 
 def has_tag(root: str) -> bool:
