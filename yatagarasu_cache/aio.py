@@ -739,7 +739,7 @@ class AsyncDiskCache:
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
-        state, store, wanted = self._loop(cache), cache._store, listed(keys)
+        state, store, wanted = self._loop(cache), cache._store, await self._listed(keys)
         refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
@@ -784,8 +784,15 @@ class AsyncDiskCache:
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
         """As `DiskCache.delete_many`."""
-        deleted: int = await self._call("delete_many", listed(keys))
+        deleted: int = await self._call("delete_many", await self._listed(keys))
         return deleted
+
+    async def _listed(self, keys: Iterable[Key]) -> list[Key]:
+        """A generator may wait for anything: it is gone through in a thread of its own."""
+        if not isinstance(keys, Iterator):
+            return listed(keys)
+        source = _Source(keys)
+        return await self._loop(await self._opened()).run_aside(source, listed, iter(source))
 
     def __aiter__(self) -> AsyncIterator[Key]:
         """As ``iter(DiskCache)``."""

@@ -217,7 +217,10 @@ class CompiledCore(PythonCore):
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
         lock: Any = store.lock
-        if length >= self._longest or store.appending._is_owned() or lock.threads._is_owned():
+        if (
+            length >= self._longest or store.appending._is_owned() or lock.threads._is_owned()
+            or store.telling
+        ):  # fmt: skip
             return False
         size = _MOST_ROOM + length & ~15
         with store.appending:

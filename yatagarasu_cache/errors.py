@@ -88,8 +88,8 @@ class LockTimeout(CacheIOError):
 
 
 class Reentered(CacheError):
-    """The cache was used where it had been interrupted in the middle of a change: by a signal handler, a
-    destructor or a logging handler, in the same thread. Nothing was done."""
+    """The cache was used where it had been interrupted in the middle of a change, by a signal handler or a
+    destructor, or where it logs a line, by a logging handler, in the same thread. Nothing was done."""
 
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})

@@ -128,7 +128,7 @@ def ensure_not_within(root: str) -> None:
         frame = frame.f_back
     if not at_the_outside(frame):
         raise Reentered(
-            f"the cache in {root!r} is in the middle of a change, which a signal handler, a destructor or a "
+            f"the cache in {root!r} is in the middle of a call, which a signal handler, a destructor or a "
             "logging handler has interrupted: have that use the cache later, or in another thread"
         )
     give_back()

@@ -101,6 +101,7 @@ class Handle:
         self._looked = 0.0  # when our files were last seen to have their names
         self._logged: set[str] = set()
         self._unlogged: deque[str] = deque()
+        self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_lock()
         self.writer: SegmentWriter | None = None
         self.streams: set[Stream] = set()  # large values that threads are storing
@@ -248,6 +249,8 @@ class Handle:
                     held = getattr(self, name, None)
                     if held is not None:
                         stack.callback(getattr(held, release))
+                if self.writer is not None:  # there was no closing it in order
+                    stack.callback(self.writer.abandon)
                 self.core.detach()
         except Exception:
             self.released = True  # what failed now fails again
@@ -260,7 +263,7 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is not None:
             writer.after_fork()
-        self.appending, self.streams = new_lock(), set()
+        self.appending, self.streams, self.telling = new_lock(), set(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
@@ -517,31 +520,42 @@ class Handle:
             self.say()
 
     def say(self) -> None:
-        """Log what is waiting for that, unless this thread holds a lock: handlers run whatever they like."""
+        """Log what is waiting for that, unless this thread holds a lock: handlers run whatever they like.
+
+        But they don't use this cache, in the middle of a call of which they know nothing (see `entering`).
+        """
+        thread = threading.get_ident()
         while self._unlogged and not self._is_within:
-            with contextlib.suppress(IndexError):  # another thread took it
-                line = self._unlogged.popleft()
-                try:
-                    _log.warning("%s: %s", self.root, line)
-                except ours(Exception):  # a handler's; we go on, and it is told as logging itself does
-                    if logging.raiseExceptions:
-                        traceback.print_exc()
+            self.telling.add(thread)
+            try:
+                with suppressing(IndexError):  # another thread took it
+                    self._log(self._unlogged.popleft())
+            finally:
+                self.telling.discard(thread)
+
+    def _log(self, line: str) -> None:
+        try:
+            _log.warning("%s: %s", self.root, line)
+        except ours(Exception):  # a handler's; we go on, and it is told as logging itself does
+            if logging.raiseExceptions:
+                traceback.print_exc()
 
     @property
     def _is_within(self) -> bool:
-        """Whether this thread is in the middle of a change."""
+        """Whether this thread is in the middle of a change, or of telling of one."""
         held: bool = (
             self.appending._is_owned()
             or self.lock.threads._is_owned()
             or self.checkpointing.threads._is_owned()
         )
-        return held
+        return held or bool(self.telling) and threading.get_ident() in self.telling
 
     def entering(self) -> None:
         """What a public method begins with: the handle is this process's, and in the middle of nothing."""
         forks.ensure_own()
         if self._is_within:
             ensure_not_within(self.root)
+            self.telling.discard(threading.get_ident())
         if self.interrupted:
             self._tidy_up()
 
