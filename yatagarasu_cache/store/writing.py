@@ -16,7 +16,7 @@ from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
-from ..interruption import ours
+from ..interruption import ours, suppressing
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
@@ -398,10 +398,11 @@ class Writing(Reading):
         return installed
 
     def _shows(self, low: int, high: int, pointer: int) -> bool:
-        """Whether the entry is the one whose value is in this very file."""
-        at = self.find(low, high)
-        slot = self.index.slot(at) if at else None
-        return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
+        """Whether the entry is the one whose value is in this very file. False of a closed cache."""
+        with suppressing(ClosedError):
+            slot = self.lookup(low, high)
+            return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
+        return False
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
