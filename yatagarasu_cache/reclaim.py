@@ -381,12 +381,12 @@ class Reclaimer:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
         except ours(OSError):
             return None
+        writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes)  # who closes the file, once
         try:
             header = read_segment_header(store.backend, fd) if claim(fd) else None
             if header is None or (header.segment, header.identity) != (segment, index.identity):
-                store.backend.let_go(fd)
+                writer.abandon()
                 return None
-            writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes)
             writer.adopt(read_records(store.backend, fd, segment, index.identity))
             # First: whoever finds us dead in between takes it from us as it is.
             entry, owner = index.entry(segment), store.owner.acquire()
@@ -397,7 +397,7 @@ class Reclaimer:
             store.backend.truncate(fd, writer.tail)  # the footer
             writer.granted = writer.tail
         except BaseException:
-            store.backend.let_go(fd)
+            writer.abandon()
             raise
         store.names_changed()  # who created it may not have made its name durable
         return writer

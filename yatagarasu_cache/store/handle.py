@@ -244,7 +244,7 @@ class Handle:
                 for name, release in (
                     ("index", "close"), ("lock", "close"), ("checkpointing", "close"),
                     ("reclaiming", "close"), ("users", "leave"), ("owner", "release"), ("files", "close"),
-                    ("changes", "close"), ("writer", "abandon"),
+                    ("changes", "close"),
                 ):  # fmt: skip
                     held = getattr(self, name, None)
                     if held is not None:
@@ -400,6 +400,7 @@ class Handle:
             if there is not None:
                 there.close()
             self._begin_anew()
+        cache_settings.keep(self)
 
     def _has_files(self) -> bool:
         """Whether segments that our index lists are still there, if it lists any."""
