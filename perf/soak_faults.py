@@ -410,8 +410,9 @@ class Process:
             async with self.opened(AsyncDiskCache) as cache:
                 parts = [range(task, KEYS, TASKS) for task in range(TASKS)]
                 works = [Work(self.board, self.row, cache, self.pick, part) for part in parts]
-                for work in works:
-                    await work.settle()
+                with self.let_in():
+                    for work in works:
+                        await work.settle()
                 turns = self.pick.randint(50, 1000)
                 while turns > 0 and self.goes_on:
                     turns -= 25
