@@ -335,6 +335,7 @@ class Process:
     def run(self) -> None:
         faulthandler.register(signal.SIGUSR1)
         signal.signal(signal.SIGINT, self.interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self.row.words[Row.PID] = os.getpid()
         self.row.beat()
         self.gate = os.open(self.board.directory / "gate", os.O_RDWR | os.O_CREAT, 0o600)
@@ -409,8 +410,9 @@ class Process:
             async with self.opened(AsyncDiskCache) as cache:
                 parts = [range(task, KEYS, TASKS) for task in range(TASKS)]
                 works = [Work(self.board, self.row, cache, self.pick, part) for part in parts]
-                for work in works:
-                    await work.settle()
+                with self.let_in():
+                    for work in works:
+                        await work.settle()
                 turns = self.pick.randint(50, 1000)
                 while turns > 0 and self.goes_on:
                     turns -= 25
@@ -482,8 +484,11 @@ class Driver:
     def begin(self, number: int) -> None:
         self.counts["begun"] += 1
         self.board.rows[number].beat()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until it is prepared for that
         pid = os.fork()
-        if not pid:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        else:
             with ending():
                 Process(self.board, number, self.counts["begun"], self.options).run()
                 atexit._run_exitfuncs()
@@ -656,6 +661,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["YATAGARASU_CORE"] = "python" if options.core == "python" else "auto"
     logging.getLogger("yatagarasu_cache").setLevel(logging.ERROR)  # repairs say what they do
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which is what is tried
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # interrupted before
     with scratch() as own:
         state = os.path.join(own, "state")
         os.mkdir(state)

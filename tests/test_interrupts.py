@@ -26,6 +26,7 @@ from helpers import noise
 
 from yatagarasu_cache import DiskCache, locks
 from yatagarasu_cache import format as f
+from yatagarasu_cache.store import Store
 
 PACKAGE = str(Path(locks.__file__).parent)
 ALL = os.environ.get("YATAGARASU_TEST_INTERRUPTS") == "all"
@@ -287,3 +288,31 @@ def test_opening_and_closing_leave_nothing_open(make: Any, tmp_path: Path, what:
     assert len(opened()) <= len(before) + len(picked) // 5, "\n".join(opened())
     with DiskCache(first.directory, **options) as cache:
         assert cache.check() == []
+
+
+@pytest.mark.parametrize("how", ["set", "stream", "add"])
+def test_a_large_value_that_was_shown_just_before(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its entry has replaced what was there: the file that it leads to is not taken back any more."""
+    install, interrupts = Store._install, [1]  # so often
+
+    def interrupted(self: Store, *arguments: Any) -> Any:
+        done = install(self, *arguments)
+        if interrupts:
+            raise Interrupt(interrupts.pop())
+        return done
+
+    value, new = noise(100_000), noise(100_000, 1)
+    with DiskCache(directory, size_limit=4 << 20, large_value_size=50_000) as cache:
+        if how != "add":
+            cache["key"] = value
+        monkeypatch.setattr(Store, "_install", interrupted)
+        with pytest.raises(Interrupt):
+            if how == "add":
+                cache.add("key", new)
+            else:
+                cache.set("key", new if how == "set" else iter([new[:60_000], new[60_000:]]))
+        assert cache["key"] == new
+        assert [problem for problem in cache.check(fix=True) if problem.kind == "entry"] == []
+        assert cache.check() == [] and cache["key"] == new

@@ -211,6 +211,27 @@ def test_check_mends_segments_without_files(make: Make, directory: Path) -> None
     assert holds(cache, 100)
 
 
+@pytest.mark.parametrize("how", ["removed", "emptied", "moved"])
+def test_nothing_is_missing_where_it_was_begun_anew(make: Make, directory: Path, how: str) -> None:
+    """By the handle that noticed, alone: the tag and the settings are there as well."""
+    cache = make(eviction="fifo", **SMALL)
+    use(cache, 0)
+    if how == "moved":
+        directory.rename(directory.with_name("elsewhere"))
+    else:
+        remove(directory)
+        if how == "emptied":
+            directory.mkdir()
+    until_they_look()
+    cache["key"] = 1
+    assert cache.check() == [] and cache["key"] == 1
+    assert {f.TAG_NAME, f.SETTINGS_NAME, f.USERS_NAME, *DIRECTORIES} <= set(os.listdir(directory))
+    assert cache.settings.eviction == "fifo" and cache.settings.size_limit == 1 << 20
+    cache.close()
+    with make() as again:
+        assert again["key"] == 1 and again.settings.eviction == "fifo"
+
+
 # -- what is noticed --------------------------------------------------------------------------------
 
 

@@ -116,7 +116,8 @@ def write(store: Handle, settings: CacheSettings) -> None:
     temporary = store.passing_path()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        with backend.opened(temporary, flags, store.settings.file_mode) as fd:
+        mode = store.settings.file_mode
+        with store.made(lambda: backend.opened(temporary, flags, mode)) as fd:
             backend.write(fd, [pack(settings)], 0)
             backend.sync(fd)
         backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))

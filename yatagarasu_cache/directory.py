@@ -72,6 +72,7 @@ _NAMES_INSIDE: dict[str, Callable[[str], bool]] = {  # of files in each of our d
 _STARTS = {  # of files beside these
     f.INDEX_NAME: f.INDEX_MAGIC, f.CHECKPOINT_NAME: f.CHECKPOINT_MAGIC, f.SETTINGS_NAME: f.SETTINGS_MAGIC,
 }  # fmt: skip
+_LOCK_NAMES = frozenset({f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME})
 _TRIES = 100  # where others create and remove the same directory
 _MOST_LINKS = 40  # as the kernel follows
 
@@ -263,7 +264,7 @@ def _is_remnant(root: str, name: str, status: os.stat_result) -> bool:
         return _is_begun_tag(path)
     if name in _STARTS:
         return _start_of(path, len(_STARTS[name])) in (_STARTS[name], None)  # or removed meanwhile
-    return name in f.LOCK_NAMES and status.st_size == 0
+    return name in _LOCK_NAMES and status.st_size == 0
 
 
 def _holds_only(path: str, is_name: Callable[[str], bool]) -> bool:
@@ -346,9 +347,11 @@ def _write_tag(backend: Backend, settings: Settings) -> None:
 
 
 def keep_tag(backend: Backend, settings: Settings) -> None:
-    """Put the tag in its place if it is missing, or torn. What else stands there is left alone."""
+    """Put the tag in its place if it is missing or damaged. What else is there but a file is left alone."""
     path = os.path.join(settings.directory, f.TAG_NAME)
-    if not os.path.lexists(path) or not has_tag(settings.directory) and _is_begun_tag(path):
+    if has_tag(settings.directory):
+        return
+    if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
         _write_tag(backend, settings)
 
 

@@ -127,6 +127,7 @@ class Handle:
     # -- opening and closing -----------------------------------------------------------------
 
     def _open(self) -> None:
+        self.released = False
         is_new = prepare(self.backend, self.settings)
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
@@ -399,6 +400,7 @@ class Handle:
             if there is not None:
                 there.close()
             self._begin_anew()
+        cache_settings.keep(self)
 
     def _has_files(self) -> bool:
         """Whether segments that our index lists are still there, if it lists any."""

@@ -16,7 +16,7 @@ from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
-from ..interruption import ours
+from ..interruption import ours, suppressing
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
@@ -385,7 +385,8 @@ class Writing(Reading):
                 raise
             raise from_os_error(error, "cannot write a large value") from error
         finally:
-            if not installed:
+            # An interruption may have come after it was shown.
+            if not installed and not (published is not None and self._shows(*published)):
                 self.backend.clear_away(temporary)
                 if published is not None:
                     self.backend.clear_away(self.large.path(*published))
@@ -395,6 +396,13 @@ class Writing(Reading):
             self.sets += 1
             self.reclaim.pace(0)
         return installed
+
+    def _shows(self, low: int, high: int, pointer: int) -> bool:
+        """Whether the entry is the one whose value is in this very file. False of a closed cache."""
+        with suppressing(ClosedError):
+            slot = self.lookup(low, high)
+            return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
+        return False
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
