@@ -63,7 +63,8 @@ class SerializationError(CacheError, TypeError):
 
 
 class ValueTooLarge(CacheError, ValueError):
-    """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives."""
+    """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives. Or it is a
+    stream of unknown length that has come to more than `max_stream_size`."""
 
 
 class EntryGone(CacheError, KeyError):

@@ -59,6 +59,7 @@ _SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
 # From here a value gets a file of its own; see docs/operations.md.
 LARGE_VALUE_BYTES = 1 << 20
 ATTEMPTS = 100
+_STREAM_SHARE = 8  # a stream of unknown length may have 1/8 of size_limit, unless max_stream_size is named
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting then
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
@@ -440,6 +441,8 @@ class Handle:
         self.large_bytes = min(own.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
         # A value this long may be refused; shorter ones always fit and are not asked about.
         self.unchecked_bytes = min(self.large_bytes, own.max_value_size or self.large_bytes)
+        # A stream of unknown length is refused beyond this: it evicts before it is known to fit.
+        self.stream_bytes = own.max_stream_size or limit // _STREAM_SHARE
         # And one that would be longer than this is not even encoded.
         self.encodable_bytes = min(limit, own.max_value_size or limit, f.MAX_VALUE_BYTES)
         for follow in self._followers:

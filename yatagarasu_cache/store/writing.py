@@ -43,15 +43,18 @@ def _unpacked(slots: bytes) -> list[Slot]:
 
 
 class _Reservation:
-    """Bytes of a large file under way: room is made and counted before they are written."""
+    """Bytes of a large file under way: room is made and counted before they are written.
 
-    def __init__(self, store: Writing) -> None:
-        self._store, self._bytes = store, 0
+    `most`: bytes that the value may come to. What comes piece by piece evicts no more than was written.
+    """
+
+    def __init__(self, store: Writing, most: int) -> None:
+        self._store, self._most, self._bytes = store, most, 0
         self.thread = threading.get_ident()
 
     def grow(self, length: int) -> None:
         store = self._store
-        store.check_size(self._bytes + length)
+        store.check_size(self._bytes + length, self._most)
         store.reclaim.reserve_large(length)
         self._bytes += length
 
@@ -317,16 +320,18 @@ class Writing(Reading):
     ) -> bool:  # fmt: skip
         """`put` of a value that comes in parts, in constant memory. False if `only_absent` forbade it.
 
-        A stream that turns out short is stored like any small value.
+        A stream that turns out short is stored like any small value. `length`: bytes that it has, as far as
+        is known.
         """
         self.ensure_writable("store an entry")
         if length is not None:
             self.check_size(length)
+        most = max(self.stream_bytes, length or 0)
         iterator = iter(parts)
         start, whole = _first_bytes(iterator, self.large_bytes)
         if whole:
             payload = b"".join(start)
-            self.check_size(len(payload))
+            self.check_size(len(payload), most)
             if only_absent:
                 return self.add(low, high, key, payload, flags, expires, tag, meta)
             self.put(low, high, key, payload, flags, expires, tag, meta)
@@ -335,7 +340,7 @@ class Writing(Reading):
         if self.is_elsewhere():
             with self.lock:
                 self.ensure_in_place()
-        reserved = _Reservation(self)
+        reserved = _Reservation(self, most)
         self.streams.add(reserved)
         temporary = self.temporary_path(value=True)
         published: tuple[int, int, int] | None = None
@@ -415,11 +420,11 @@ class Writing(Reading):
             self._make_durable(writer, end, [slot])
         return self._show(slot, epoch)
 
-    def check_size(self, length: int) -> None:
-        """Refuse what can never fit, before anything changes."""
-        most = self.settings.max_value_size
-        if most is not None and length > most:
-            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
+    def check_size(self, length: int, most: int | None = None) -> None:
+        """Refuse what can never fit, before anything changes; and a stream that is longer than `most`."""
+        largest = self.settings.max_value_size
+        if largest is not None and length > largest:
+            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {largest}: raise it")
         if length > f.MAX_VALUE_BYTES:
             raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
         room = self.reclaim.largest_value
@@ -427,6 +432,12 @@ class Writing(Reading):
             raise ValueTooLarge(
                 f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
                 f"has room for {max(0, room)}: raise size_limit"
+            )
+        if most is not None and length > most:
+            share = "" if self.settings.max_stream_size else ", an eighth of size_limit"
+            raise ValueTooLarge(
+                f"a stream whose length was not told has more than {most} bytes, and max_stream_size is "
+                f"{self.stream_bytes}{share}: pass length= to set, or raise max_stream_size"
             )
 
     # -- changes that depend on what is there ------------------------------------------------
