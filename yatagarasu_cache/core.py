@@ -8,13 +8,14 @@ for all others, which then take the ordinary path. So here is nothing but the ch
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
 from . import compiled
 from .codec import Key, encode_key
-from .errors import from_os_error
+from .errors import StorageFull, from_os_error, is_volume_full
 from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ class CompiledCore(PythonCore):
             except OSError as error:
                 writer.tail = start
                 writer.cut()
+                if is_volume_full(error):  # the ordinary path makes room
+                    return False
                 raise from_os_error(error, "cannot write an entry") from error
             except BaseException:
                 writer.unlist()
@@ -261,7 +264,7 @@ class CompiledCore(PythonCore):
         with store.appending:
             writer = store.writer
             if writer is None or size > writer.room:
-                writer = store.room(size)
+                writer = store.reclaim.in_room(size, partial(store.room, size))
             start = writer.tail
             # Moved first: wherever this is interrupted, nobody will write here again.
             writer.tail = start + (RECORD_BYTES + names + 15 & ~15) + (length + 15 & ~15)
@@ -278,7 +281,9 @@ class CompiledCore(PythonCore):
             except OSError as error:
                 writer.tail = start
                 writer.cut()
-                raise from_os_error(error, "cannot write an entry") from error
+                if not is_volume_full(error):
+                    raise from_os_error(error, "cannot write an entry") from error
+                done = NotImplemented  # the ordinary path makes room
             except BaseException:
                 writer.unlist()
                 raise
@@ -333,7 +338,12 @@ class CompiledCore(PythonCore):
 
     def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
         _, slot, epoch = appended
-        return self._store.show(Slot._make(slot), epoch, size)
+        try:
+            return self._store.show(Slot._make(slot), epoch, size)
+        except StorageFull as error:
+            if not is_volume_full(error):
+                raise
+            return False  # the ordinary path makes room
 
 
 def choose(store: Store) -> PythonCore:

@@ -81,6 +81,8 @@ class CacheIOError(CacheError, OSError):
 class StorageFull(CacheIOError):
     """No room: the volume is full, a quota is used up, or `size_limit` is reached without eviction."""
 
+    of_volume = False  # True where the system says so, and not the cache's own limits
+
 
 class LockTimeout(CacheIOError):
     """A lock was not to be had within `lock_timeout`; the message says who holds it."""
@@ -104,6 +106,11 @@ _REMEDIES = {
 }
 
 
+def is_volume_full(error: BaseException) -> bool:
+    """Whether the system has no room, on the volume or in a quota; not whether a limit of ours is reached."""
+    return isinstance(error, OSError) and error.errno in _FULL and getattr(error, "of_volume", True)
+
+
 def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
     kind = StorageFull if error.errno in _FULL else CacheIOError
@@ -111,7 +118,10 @@ def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     remedy = "; ".join(filter(None, remedies))
     text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
     filename = error.filename
-    return kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
+    made = kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
+    if isinstance(made, StorageFull):
+        made.of_volume = is_volume_full(error)
+    return made
 
 
 def _whose(error: OSError) -> str:

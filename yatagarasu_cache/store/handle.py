@@ -44,7 +44,7 @@ from ..interruption import is_interruption
 from ..large import LargeFiles
 from ..locks import LOOK_EVERY, FileLock, NoLock, ensure_not_within, new_lock
 from ..owners import Owner, Users
-from ..reclaim import Reclaimer
+from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
 
 if TYPE_CHECKING:
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("yatagarasu_cache")
 T = TypeVar("T")
 
-MIN_SEGMENT_BYTES = 8 << 10
-MAX_SEGMENT_BYTES = 64 << 20
-_SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
 # From here a value gets a file of its own; see docs/operations.md.
 LARGE_VALUE_BYTES = 1 << 20
 ATTEMPTS = 100
@@ -95,6 +92,7 @@ class Handle:
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._look_again = 0.0
+        self._swept = 0  # the number of the segment to come when the open files were last looked through
         self._temporary = count(1)
         self._place: tuple[int, int] | None = None  # of the directory
         self._looked = 0.0  # when the index was last seen to have its name
@@ -437,7 +435,7 @@ class Handle:
         self.in_force = settings
         self.size_limit = limit = settings.size_limit
         self.policy: Policy = POLICIES[settings.eviction]
-        self.segment_bytes = min(own.segment_size or _segment_bytes(limit), limit // 4)
+        self.segment_bytes = min(own.segment_size or segment_bytes_of(limit), limit // 4)
         self.large_bytes = min(own.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
         # A value this long may be refused; shorter ones always fit and are not asked about.
         self.unchecked_bytes = min(self.large_bytes, own.max_value_size or self.large_bytes)
@@ -868,6 +866,10 @@ class Handle:
 
     def _fold(self) -> None:
         """The lock is held."""
+        unused = self.index.words[f.W_NEXT_SEGMENT]
+        if unused != self._swept:  # segments come, so others go
+            self._swept = unused
+            self.files.look()
         hits, misses = self.core.counted()
         self.hits += hits
         self.misses += misses
@@ -887,12 +889,6 @@ def _directory_id(root: str) -> tuple[int, int] | None:
 
 def closed_error(root: str) -> ClosedError:
     return ClosedError(f"the cache in {root!r} is closed: open it anew")
-
-
-def _segment_bytes(size_limit: int) -> int:
-    """The power of two that makes at least `_SEGMENTS_IN_LIMIT` segments of the limit, within bounds."""
-    fitting = 1 << max(0, (size_limit // _SEGMENTS_IN_LIMIT).bit_length() - 1)
-    return min(max(fitting, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
 
 
 def _renew_after_fork() -> None:

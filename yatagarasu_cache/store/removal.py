@@ -113,6 +113,7 @@ class Removal(Handle):
             self.index.reset()
         self.discard(gone, synced=True)
         self.reclaim.drop_dead()
+        self.files.let_go()  # whoever clears a cache wants the room
         return entries
 
     def drop_corrupt(self, slot: Slot) -> None:

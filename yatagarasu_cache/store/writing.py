@@ -6,13 +6,14 @@ import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 from .. import format as f
 from ..backends.base import Buffer
 from ..changes import Mark
-from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
+from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
@@ -77,6 +78,14 @@ class Writing(Reading):
         """Store an entry, in place of any older one. When it returns, every process sees it;
         with durability="sync" it survives a power cut. If it raises, the old entry is still there.
         """
+        self.reclaim.in_room(
+            len(payload), partial(self._put, low, high, key, payload, flags, expires, tag, meta)
+        )
+
+    def _put(
+        self, low: int, high: int, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes,
+        meta: bytes,
+    ) -> None:  # fmt: skip
         length = len(payload)
         if length >= self.large_bytes:
             self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
@@ -230,7 +239,11 @@ class Writing(Reading):
         """Store one of `batches`."""
         if len(batch[0].payload) >= self.large_bytes:
             return self.put(*batch[0])
-        size, seed = sum(map(_item_bytes, batch)), self.seed
+        size = sum(map(_item_bytes, batch))
+        self.reclaim.in_room(size, partial(self._put_batch, batch, size))
+
+    def _put_batch(self, batch: list[Item], size: int) -> None:
+        seed = self.seed
         with self.appending:
             writer = self.room(size)
             slots, epoch = self._append_many(batch, writer)
@@ -347,14 +360,14 @@ class Writing(Reading):
         installed = False
         try:
             size, checksum = self.large.write(
-                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow
-            )
+                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow,
+                in_room=self.reclaim.in_room,
+            )  # fmt: skip
             published = (low, high, self.index.stamp())
-            self.large.publish(temporary, *published, sync=self.durable)
+            self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
             pointer = f.LARGE_POINTER.pack(published[2])
-            installed = self._put_pointer(
-                low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
-            )
+            put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
+            installed = self.reclaim.in_room(len(key), partial(put, pointer, only_absent))
         except OSError as error:
             if is_callers(error):  # the stream's own
                 raise
@@ -433,6 +446,12 @@ class Writing(Reading):
                 f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
                 f"has room for {max(0, room)}: raise size_limit"
             )
+        if length >= self.large_bytes and length > (room := self.reclaim.largest_on_volume):
+            raise StorageFull(
+                errno.ENOSPC,
+                f"the value has {length} bytes and the volume has room for {max(0, room)}, even without all "
+                "other entries: free space on the volume",
+            )
         if most is not None and length > most:
             share = "" if self.settings.max_stream_size else ", an eighth of size_limit"
             raise ValueTooLarge(
@@ -468,8 +487,12 @@ class Writing(Reading):
         """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything.
 
         The append happens under the lock too, so that a change that loses leaves no record which
-        a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
+        a rebuild could take for the winner. `size` bounds the record's bytes; keep it small. Where the
+        volume is full, `decide` may be asked once more.
         """
+        self.reclaim.in_room(size, partial(self._change, low, high, size, decide))
+
+    def _change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
         seed = self.seed
         for _ in range(ATTEMPTS):
             with self.appending:
