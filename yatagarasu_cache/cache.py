@@ -459,7 +459,7 @@ class DiskCache:
         for record, slot in store.walk():
             if self._store is not store:
                 self._store.ensure_open()
-            if not slot.expires or slot.expires > time.time_ns():
+            if not store.is_over(slot):
                 yield record, slot
 
     @guarded

@@ -30,7 +30,7 @@ from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error, is_volume_full
-from .eviction import Victims, expired
+from .eviction import Victims, ahead, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
 from .locks import claim, new_lock, runs_alone
@@ -709,11 +709,10 @@ class Reclaimer:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
         for _ in range(self._index.count() + 1):
-            if not store.look(lambda index: expired(index, part, time.time_ns())):
+            if not store.look(lambda index: self._over(index, part)):
                 break
             with store.lock:
-                found = expired(self._index, part, time.time_ns())
-                slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
+                slots = self._over(self._index, part)[:_EVICT_MOST]
                 if not slots:  # others did
                     break
                 gone = store.remove_slots(slots)
@@ -721,6 +720,14 @@ class Reclaimer:
             total += len(slots)
             store.discard(gone)
         return total
+
+    def _over(self, index: Index, part: int) -> list[Slot]:
+        """Those of a partition that have expired, or were made in the future."""
+        now = time.time_ns()
+        slots = list(map(index.slot, expired(index, part, now)))
+        if index.words[f.W_CLOCK] > now + f.AHEAD:
+            slots += [slot for slot in map(index.slot, ahead(index, part, now)) if self._store.is_over(slot)]
+        return slots
 
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""

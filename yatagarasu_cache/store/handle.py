@@ -546,8 +546,26 @@ class Handle:
             except struct.error:  # the index was replaced by a smaller one meanwhile
                 continue
             if slot.low == low and slot.high == high:
-                return None if slot.expires and slot.expires <= time.time_ns() else slot
+                return None if slot.expires and self.is_over(slot) else slot
         return None
+
+    def is_over(self, slot: Slot) -> bool:
+        """Whether an entry has expired.
+
+        One that was made in the future has, if it expires at all: the clock was wrong then, and nobody
+        knows how long it should live. Its stamp alone does not tell, for stamps go on from the highest one.
+        """
+        if not slot.expires:
+            return False
+        now = time.time_ns()
+        if slot.expires <= now or slot.stamp <= now + f.AHEAD:
+            return slot.expires <= now
+        try:
+            data = self.backend.read(self.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
+        except OSError:  # whoever reads the value finds out
+            return False
+        head = f.unpack_head(data, 0)
+        return head is not None and head.stamp == slot.stamp and head.created > now + f.AHEAD
 
     def pointer(self, slot: Slot) -> int:
         """The number in a large file's name, from the record in the segment."""

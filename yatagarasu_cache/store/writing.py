@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -103,7 +104,7 @@ class Writing(Reading):
                 place = writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.PUT, flags, key, tag, meta,
-                    length, stamp, expires, stamp, checksum,
+                    length, stamp, expires, time.time_ns(), checksum,
                 )  # fmt: skip
                 self._append(writer, head, payload)
                 end = writer.tail
@@ -316,8 +317,9 @@ class Writing(Reading):
             place = f.pack_place(writer.segment, offset)
             checksum = value_sum(payload, low, flags)
             head = f.pack_record(
-                seed, place, f.PUT, flags, key, tag, meta, len(payload), stamp, expires, stamp, checksum
-            )
+                seed, place, f.PUT, flags, key, tag, meta,
+                len(payload), stamp, expires, time.time_ns(), checksum,
+            )  # fmt: skip
             lengths = f.pack_lengths(len(payload), flags, len(head))
             records.append((head, payload, b""))
             slots.append(Slot(low, high, place, lengths, checksum, stamp, expires, first(stamp)))
@@ -404,7 +406,7 @@ class Writing(Reading):
                 epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.LARGE, flags, key, tag, meta,
-                    size, stamp, expires, stamp, checksum,
+                    size, stamp, expires, time.time_ns(), checksum,
                 )  # fmt: skip
                 lengths = f.pack_lengths(size, flags, len(head))
                 slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
