@@ -323,9 +323,21 @@ static void pause_a_little(void)
     }
 }
 
-/* Both files still have their names: else others lock, or change, other ones. The lock is held. Whoever puts
- * another file in the place of one of these waits for longer than it may be that nobody looks. */
-static bool in_place(const struct yc_view *view, int fd)
+/* The open file is the one at the path: it was not removed, moved away or replaced. */
+static bool has_name(int fd, const char *path)
+{
+    struct stat own, there;
+    if (fstat(fd, &own) || !own.st_nlink)
+        return false;
+    if (lstat(path, &there))
+        return errno != ENOENT && errno != ENOTDIR; /* this user may not look there any more */
+    return own.st_ino == there.st_ino && own.st_dev == there.st_dev;
+}
+
+/* Both files still have their names, and so has the one that is written to (`end`): else others lock, change,
+ * or read other ones. The lock is held. Whoever puts another file in the place of one of these waits for
+ * longer than it may be that nobody looks. */
+static bool in_place(const struct yc_view *view, const struct yc_end *end)
 {
     struct stat status;
     struct timespec clock;
@@ -334,7 +346,9 @@ static bool in_place(const struct yc_view *view, int fd)
     int64_t now = clock.tv_sec * 1000000000ll + clock.tv_nsec;
     if (now - atomic_load_explicit(looked, memory_order_relaxed) < LOOK_EVERY)
         return true;
-    if (fstat(fd, &status) || !status.st_nlink || fstat(view->fd, &status) || !status.st_nlink)
+    if (!has_name(end->lock_fd, view->lock_path) || !has_name(view->fd, view->path))
+        return false;
+    if (fstat(end->fd, &status) || !status.st_nlink)
         return false;
     atomic_store_explicit(looked, now, memory_order_relaxed);
     return true;
@@ -343,8 +357,9 @@ static bool in_place(const struct yc_view *view, int fd)
 /* Lock the file that all processes lock. Others hold it for microseconds, and who sleeps gets his
  * turn milliseconds later where the processors are busy: so first it is tried for a while. False, after
  * a while, if that did not come off: the ordinary path waits on, and heeds signals and its timeout. */
-static bool lock(const struct yc_view *view, int fd)
+static bool lock(const struct yc_view *view, const struct yc_end *end)
 {
+    int fd = end->lock_fd;
     struct timespec pause = {.tv_nsec = SHORTEST_PAUSE};
     int tries = 0;
     for (long waited = 0; flock(fd, LOCK_EX | LOCK_NB);) {
@@ -358,7 +373,7 @@ static bool lock(const struct yc_view *view, int fd)
             pause.tv_nsec += pause.tv_nsec / 2;
         }
     }
-    if (in_place(view, fd))
+    if (in_place(view, end))
         return true;
     flock(fd, LOCK_UN);
     return false;
@@ -659,7 +674,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
     record->error = append(view, end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
-    if (!lock(view, end->lock_fd))
+    if (!lock(view, end))
         return YC_APPENDED;
     bool installed = install(view, record);
     flock(end->lock_fd, LOCK_UN);
@@ -840,7 +855,7 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
     uint64_t at = find(view, digest);
     if (!at && !others_append(view, own))
         return YC_MISS;
-    if (at == UNSURE || log->segment > MASK32 || !lock(view, log->lock_fd))
+    if (at == UNSURE || log->segment > MASK32 || !lock(view, log))
         return YC_OTHER;
     int status = YC_OTHER;
     at = find(view, digest);

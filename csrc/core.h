@@ -39,7 +39,8 @@ struct yc_view {
     uint64_t seed; /* of digests and record checksums */
     void *files;   /* table_capacity words: segment << 32 | descriptor + 1, or 0 */
     bool writable; /* the mapping: else no use is noted */
-    int fd;        /* the file: it has to have its name when the lock is taken, */
+    int fd;        /* the file: it, and the lock file, have to have their names when the lock is taken, */
+    const char *path, *lock_path;
     int64_t *looked; /* which is looked at if that was last done so long ago (nanoseconds) */
 };
 

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ABI_VERSION 8
+#define ABI_VERSION 9
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -36,7 +36,7 @@ struct mapping {
     struct yc_view view;
     size_t size;
     int64_t looked;
-    PyObject *files;
+    PyObject *files, *path, *lock_path;
     unsigned users;
     bool no_nowait; /* this file system can't tell whether a read would wait */
 };
@@ -104,6 +104,8 @@ static void release(struct mapping *mapping)
     if (mapping->view.map)
         munmap(mapping->view.map, mapping->size);
     Py_XDECREF(mapping->files);
+    Py_XDECREF(mapping->path);
+    Py_XDECREF(mapping->lock_path);
     PyMem_Free(mapping);
 }
 
@@ -143,8 +145,9 @@ static PyObject *core_attach(Core *self, PyObject *args)
     int fd, writable;
     Py_ssize_t size;
     unsigned long long table_word, table_capacity, seed;
-    PyObject *files;
-    if (!PyArg_ParseTuple(args, "inKKKOp", &fd, &size, &table_word, &table_capacity, &seed, &files, &writable))
+    PyObject *files, *path, *lock_path;
+    if (!PyArg_ParseTuple(args, "inKKKOpSS", &fd, &size, &table_word, &table_capacity, &seed, &files, &writable,
+                          &path, &lock_path))
         return NULL;
     if (!PyByteArray_Check(files) || !table_capacity ||
         (unsigned long long)PyByteArray_Size(files) / 8 != table_capacity || size < HEADER_BYTES) {
@@ -160,8 +163,9 @@ static PyObject *core_attach(Core *self, PyObject *args)
         release(mapping);
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    Py_INCREF(files);
-    mapping->files = files;
+    mapping->files = another(files);
+    mapping->path = another(path);
+    mapping->lock_path = another(lock_path);
     mapping->size = (size_t)size;
     mapping->view = (struct yc_view){
         .map = map,
@@ -172,6 +176,8 @@ static PyObject *core_attach(Core *self, PyObject *args)
         .files = PyByteArray_AsString(files),
         .writable = writable,
         .fd = fd,
+        .path = PyBytes_AsString(path),
+        .lock_path = PyBytes_AsString(lock_path),
         .looked = &mapping->looked,
     };
     replace_mapping(self, mapping);

@@ -730,10 +730,8 @@ def test_every_bit_of_the_identity_counts(path: Path) -> None:
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bad)
-        fd = os.open(path, os.O_RDWR)
         with pytest.raises(IndexDamaged):
-            Index(BACKEND, str(path), fd)
-        os.close(fd)
+            Index(BACKEND, str(path), os.open(path, os.O_RDWR))
 
 
 def test_every_length_of_the_file(path: Path) -> None:
@@ -753,13 +751,12 @@ def test_every_length_of_the_file(path: Path) -> None:
         len(good) - 1,
     ]:
         path.write_bytes(good[:length])
-        fd = os.open(path, os.O_RDWR)
         with pytest.raises(IndexDamaged):
-            Index(BACKEND, str(path), fd).validate()
-            used = max(first + count for first, count in extents(Index(BACKEND, str(path), fd)))
+            index = Index(BACKEND, str(path), os.open(path, os.O_RDWR))
+            index.validate()
+            used = max(first + count for first, count in extents(index))
             if used * SLOT_BYTES <= length:  # only unused slots are missing
                 raise IndexDamaged
-        os.close(fd)
     path.write_bytes(good + bytes(100))  # a file that is being made longer
     longer = view(path)
     check(longer, model)

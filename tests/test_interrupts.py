@@ -38,11 +38,15 @@ class Interrupt(BaseException):
     """What comes up; nobody of ours can know it."""
 
 
+class TimeLimit(TimeoutError):
+    """What handlers of SIGALRM raise as a rule: an OSError, as those of the disk are."""
+
+
 class Interrupter:
     """Counts the steps of our code, and raises at one of them."""
 
-    def __init__(self, at: int, opcodes: bool) -> None:
-        self.at, self.opcodes, self.steps = at, opcodes, 0
+    def __init__(self, at: int, opcodes: bool, error: BaseException) -> None:
+        self.at, self.opcodes, self.error, self.steps = at, opcodes, error, 0
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
@@ -56,18 +60,22 @@ class Interrupter:
             self.steps += 1
             if self.steps == self.at:
                 self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
-                raise Interrupt
+                raise self.error
         return self.step
 
 
-def steps_of(call: Callable[[], object], at: int, opcodes: bool) -> Interrupter:
-    """Run `call`, interrupted at step `at` if that is above 0."""
-    interrupter = Interrupter(at, opcodes)
+def steps_of(
+    call: Callable[[], object], at: int, opcodes: bool, error: BaseException | None = None
+) -> Interrupter:
+    """Run `call`, interrupted at step `at` if that is above 0; by `error`, which is to arrive, if it is given."""
+    interrupter = Interrupter(at, opcodes, error or Interrupt())
     before = sys.gettrace()
     sys.settrace(interrupter)
     try:
         call()
-    except Interrupt:
+        if error is not None and interrupter.where and "__del__:" not in interrupter.where:
+            raise AssertionError(f"{error!r} was lost at {interrupter.where}")
+    except (Interrupt, TimeLimit):
         pass
     finally:
         sys.settrace(before)
@@ -101,13 +109,18 @@ def free_of_locks(cache: DiskCache) -> None:
             os.close(fd)
 
 
-def descriptors() -> list[str]:
-    """What this process has open, but for segments: how many of these are kept open has a bound."""
+def opened() -> list[str]:
+    """What this process has open."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # that of the directory itself
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [path for path in found if not path.removesuffix(" (deleted)").endswith(".seg")]
+    return found
+
+
+def descriptors() -> list[str]:
+    """The same, but for segments: how many of these are kept open has a bound."""
+    return [path for path in opened() if not path.removesuffix(" (deleted)").endswith(".seg")]
 
 
 def stream() -> Iterator[bytes]:
@@ -151,6 +164,16 @@ def fill(cache: DiskCache) -> None:
     cache.set("tagged", b"1", tag="t")
     cache.set("big", noise(7000))
     cache.set("n", 5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_exception_left_taken_is_given_back_by_the_next_call(make: Any, name: str) -> None:
+    cache = make(**LIMIT)
+    fill(cache)
+    cache._store.lock.__enter__()  # as if one had come where no block helps
+    METHODS[name](cache)
+    cache.set("after", "text")
+    free_of_locks(cache)
 
 
 def test_a_walk_that_is_given_up_is_no_interruption(make: Any) -> None:
@@ -205,3 +228,62 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     # Between the system's giving a descriptor and our noting it lie a few steps.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
     assert cache.check() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
+@pytest.mark.parametrize("name", METHODS)
+def test_a_time_limit_arrives(make: Any, name: str) -> None:
+    """It is taken neither for a miss nor for an error of the disk."""
+    cache = make(**LIMIT)
+    opcodes = cache._store.core.name == "c"
+    method = METHODS[name]
+    fill(cache)
+    total = steps_of(lambda: method(cache), 0, opcodes).steps
+    steps = range(1, total + 1)
+    for at in steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total))):
+        fill(cache)
+        steps_of(lambda: method(cache), at, opcodes, TimeLimit("time is up"))
+    assert cache.set("after", b"1") and cache.get("after") == b"1"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
+@pytest.mark.parametrize("what", ["open", "close"])
+def test_opening_and_closing_leave_nothing_open(make: Any, tmp_path: Path, what: str) -> None:
+    """Whoever closes once more, or opens anew, finds what the interrupted call left, and goes on with it."""
+    first = make(**LIMIT)
+    fill(first)
+    opcodes = first._store.core.name == "c"
+    options = {"backend": first.settings.backend, **LIMIT}
+    first.close()
+    caches: list[DiskCache] = []
+
+    def run(at: int) -> Interrupter:
+        if what == "open":
+            interrupter = steps_of(lambda: caches.append(DiskCache(first.directory, **options)), at, opcodes)
+        else:
+            caches.append(DiskCache(first.directory, **options))
+            fill(caches[0])
+            interrupter = steps_of(caches[0].close, at, opcodes)
+        while caches:
+            caches.pop().close()
+        return interrupter
+
+    run(0)
+    total = run(0).steps
+    steps = range(1, total + 1)
+    picked = steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    gc.collect()
+    before = opened()
+    for at in picked:
+        where = run(at).where
+        try:
+            assert not locks.is_holding()
+            with DiskCache(first.directory, **options) as cache:
+                assert cache.get("n") == 5
+                assert cache.set("after", b"1") and cache.get("after") == b"1"
+        except BaseException as error:
+            raise AssertionError(f"after an interruption at step {at}, {where} (seed {SEED})") from error
+    gc.collect()
+    assert len(opened()) <= len(before) + len(picked) // 5, "\n".join(opened())
+    with DiskCache(first.directory, **options) as cache:
+        assert cache.check() == []

@@ -181,6 +181,7 @@ def test_who_is_stopped_with_the_lock(make: Make, stopped: Callable[[], int], na
         CHANGES[name](cache)
     assert cache.get("old") == b"value"
     os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its lock goes with it, not before
     assert cache.set("new", b"2")
     assert cache.get("new") == b"2"
 
@@ -257,17 +258,24 @@ def test_handlers_and_destructors_that_use_the_cache(directory: Path, how: str) 
 
 
 class UsesTheCache(logging.Handler):
-    """It stores the last warning, and lets another process do so, which is waited for."""
+    """It lets another process and a thread store something, which are waited for; itself it may not."""
 
     def __init__(self, cache: DiskCache) -> None:
         super().__init__()
-        self.cache, self.done = cache, 0
+        self.cache, self.refused = cache, 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.cache.set("last warning", record.getMessage())
+        for change in (lambda: self.cache.set("last", b"plain"), lambda: self.cache.set("last", "text"),
+                       lambda: self.cache.delete("k")):  # fmt: skip
+            try:
+                change()
+            except Reentered:
+                self.refused += 1
         code = "import sys; from yatagarasu_cache import DiskCache; DiskCache(sys.argv[1]).set('other', b'1')"
         run_python(code, self.cache.directory)
-        self.done += 1
+        thread = threading.Thread(target=self.cache.set, args=("last warning", record.getMessage()))
+        thread.start()
+        thread.join()
 
 
 def test_a_logging_handler_runs_outside_of_every_lock(make: Make) -> None:
@@ -284,8 +292,9 @@ def test_a_logging_handler_runs_outside_of_every_lock(make: Make) -> None:
         assert cache.get("k") is None
     finally:
         log.removeHandler(handler)
-    assert handler.done == 1
+    assert handler.refused == 3
     assert "checksum" in cache["last warning"] and cache["other"] == b"1"
+    assert cache.set("last", b"plain") and not cache._store.telling
 
 
 def test_a_logging_handler_that_fails_is_not_ours(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

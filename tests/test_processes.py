@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -225,35 +226,40 @@ def test_values_never_mix(opener: Callable[..., DiskCache], inherited: bool, dur
 @pytest.mark.parametrize("size", [60, 6000], ids=["small", "large"])
 def test_value_and_meta_are_a_pair(opener: Callable[..., DiskCache], size: int) -> None:
     """While one process replaces both, an entry's value is that of its meta, or the entry is gone."""
-    turns = 300
+    turns = 300  # at least: the writer goes on until everybody has seen a pair
 
-    def work(number: int) -> Counter[str]:
-        seen: Counter[str] = Counter()
+    def write(cache: DiskCache) -> int:
+        for turn in itertools.count():
+            cache.set("pair", value_of("pair", 0, turn, size), meta={"turn": turn}, tag=turn)
+            if turn >= turns and all(("seen", number) in cache for number in range(1, WORKERS)):
+                cache.set("over", True)
+                return turn
+        raise AssertionError
+
+    def work(number: int) -> int:
+        pairs = 0
         with opener(eviction="none") as cache:
             if number == 0:
-                for turn in range(turns):
-                    cache.set("pair", value_of("pair", 0, turn, size), meta={"turn": turn}, tag=turn)
-                cache.set("over", True)
-                return seen
+                return write(cache)
             while "over" not in cache:
                 entry = cache.get_entry("pair")
                 assert entry is not None
-                try:
+                with contextlib.suppress(EntryGone):
                     assert verify("pair", entry.value) == ("0", entry.meta["turn"])
-                    seen["pairs"] += 1
-                except EntryGone:
-                    seen["gone"] += 1
+                    pairs += 1
+                    if pairs == 1:
+                        cache.set(("seen", number), True)
                 assert entry.tag == entry.meta["turn"]
-        return seen
+        return pairs
 
     with opener(eviction="none") as cache:
         cache.set("pair", value_of("pair", 0, 0, size), meta={"turn": 0}, tag=0)
-    seen = sum(crew(work), Counter())
-    assert seen["pairs"] > 0, seen
+    last, *pairs = crew(work)
+    assert last >= turns and all(pairs)
     with opener(eviction="none") as cache:
         entry = cache.get_entry("pair")
-        assert entry is not None and entry.meta == {"turn": turns - 1} and entry.tag == turns - 1
-        assert verify("pair", entry.value) == ("0", turns - 1)
+        assert entry is not None and entry.meta == {"turn": last} and entry.tag == last
+        assert verify("pair", entry.value) == ("0", last)
         sound(cache)
 
 

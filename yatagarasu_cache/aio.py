@@ -31,6 +31,7 @@ from .entry import Entry, Location
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
+from .interruption import ours
 from .large import CHUNK_BYTES
 from .locks import new_lock
 from .stats import CacheStats
@@ -292,7 +293,7 @@ class _Loop:
         for part in self._store.batches(items):  # what was stored is not to be stored once more
             try:
                 self._store.put_batch(part)
-            except (CacheError, OSError) as error:
+            except ours(CacheError, OSError) as error:
                 alone = len(part) == 1
                 errors += [error] if alone else [_error_of(self._store.put, *item) for item in part]
             else:
@@ -472,7 +473,7 @@ class AsyncDiskCache:
         cache._begin(self._settings)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
             cache._store.index.fetch()
-        except OSError as error:
+        except ours(OSError) as error:
             cache.close()
             raise from_os_error(error, "cannot read the index") from error
         return cache
@@ -621,7 +622,7 @@ class AsyncDiskCache:
         try:
             try:
                 data = await state.channel.read(fd, length, offset)
-            except OSError:
+            except ours(OSError):
                 pass  # told apart below
             else:
                 found = store.core.accept(place, data, time.time_ns())
@@ -638,7 +639,7 @@ class AsyncDiskCache:
             if fd is not None and store.in_segment(slot):
                 try:
                     data = await state.channel.read(fd, slot.value_length, slot.offset + slot.head_bytes)
-                except OSError:
+                except ours(OSError):
                     pass  # told apart below
                 else:
                     if (found := store.check(slot, data)) is not None:
@@ -741,7 +742,7 @@ class AsyncDiskCache:
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
         cache = self._cache or await self._opened()
-        state, store, wanted = self._loop(cache), cache._store, listed(keys)
+        state, store, wanted = self._loop(cache), cache._store, await self._listed(keys)
         refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot]] = []
@@ -786,8 +787,15 @@ class AsyncDiskCache:
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
         """As `DiskCache.delete_many`."""
-        deleted: int = await self._call("delete_many", listed(keys))
+        deleted: int = await self._call("delete_many", await self._listed(keys))
         return deleted
+
+    async def _listed(self, keys: Iterable[Key]) -> list[Key]:
+        """A generator may wait for anything: it is gone through in a thread of its own."""
+        if not isinstance(keys, Iterator):
+            return listed(keys)
+        source = _Source(keys)
+        return await self._loop(await self._opened()).run_aside(source, listed, iter(source))
 
     def __aiter__(self) -> AsyncIterator[Key]:
         """As ``iter(DiskCache)``."""

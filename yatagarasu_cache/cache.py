@@ -36,7 +36,7 @@ from .entry import Entry, Location, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import is_interruption
+from .interruption import is_interruption, ours
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
 from .store import ATTEMPTS, Item, sharing
@@ -105,8 +105,7 @@ class DiskCache:
         self._settings = settings
         self._codec = ValueCodec(settings.serializer)  # type: ignore[arg-type]
         self._decode = self._codec.decode
-        self._lease = lease = sharing.acquire(settings, self._unpickled)
-        sharing.finalize(self, lease)
+        self._lease = lease = sharing.acquire(self, settings, self._unpickled)
         self._store = store = lease.store
         # A sync costs so much that the rest does not count.
         core = PythonCore(store) if store.durable else store.core
@@ -145,15 +144,14 @@ class DiskCache:
 
     def close(self) -> None:
         """End the use of this handle. Idempotent. The last handle to close makes everything durable."""
-        if not self._lease.closed:
-            closed: Any = _ClosedStore(self._settings.directory)
-            self._store = closed
-            self._get = self._put = self._set = self._delete = closed.refuse
-            try:
-                self._lease.close()
-            except Exception as error:
-                tell(error, self._settings)  # not `self`: that it is closed explains nothing
-                raise
+        closed: Any = _ClosedStore(self._settings.directory)
+        self._store = closed
+        self._get = self._put = self._set = self._delete = closed.refuse
+        try:
+            self._lease.close()
+        except BaseException as error:
+            tell(error, self._settings)  # not `self`: that it is closed explains nothing
+            raise
 
     def __enter__(self) -> DiskCache:
         return self
@@ -286,7 +284,7 @@ class DiskCache:
             payload, flags = self._codec.encode(result)
             return Item(low, high, data, payload, flags, expires, tag, meta)
 
-        self._store.change(low, high, self._counter_bytes(low, high, data), decide)
+        self._store.change(data, self._counter_bytes(low, high, data), decide)
         return result
 
     def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -421,8 +419,7 @@ class DiskCache:
         store.ensure_writable("delete entries")
         wanted = listed(keys)
         refuse_equal(wanted)
-        digests = list(dict.fromkeys(key_digest(encode_key(key), store.seed) for key in wanted))
-        return store.remove(digests, lambda slot: True, "deletes")[0]
+        return store.remove_keys([encode_key(key) for key in wanted])
 
     @guarded
     def __len__(self) -> int:
@@ -533,7 +530,7 @@ class DiskCache:
         """None if the record is damaged, or was moved meanwhile."""
         try:
             names = self._store.read_names(slot)
-        except OSError:
+        except ours(OSError):
             return None
         if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
             return None
@@ -787,7 +784,7 @@ def stream_length(value: Any, length: int | None = None) -> int | None:
     try:
         status = os.fstat(value.fileno())
         return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None
-    except (AttributeError, OSError, ValueError) as error:
+    except ours(AttributeError, OSError, ValueError) as error:
         if is_interruption(error):
             raise
         return None

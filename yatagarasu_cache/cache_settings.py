@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from . import format as f
 from .config import MAX_HEADROOM, MAX_SIZE_LIMIT, MIN_HEADROOM, MIN_SIZE_LIMIT, Settings
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -97,7 +98,7 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
     try:
         with backend.reading(os.path.join(root, f.SETTINGS_NAME)) as fd:
             data = backend.read(fd, f.SETTINGS.size + 1, 0)
-    except OSError as error:
+    except ours(OSError) as error:
         if error.errno in _NO_FILE:
             return None
         raise
@@ -112,15 +113,14 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
 def write(store: Handle, settings: CacheSettings) -> None:
     """Put the file in place, durably. The lock is held."""
     backend = store.backend
-    temporary = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
+    temporary = store.passing_path()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    backend.clear_away(temporary)  # of whoever was killed
     try:
         with backend.opened(temporary, flags, store.settings.file_mode) as fd:
             backend.write(fd, [pack(settings)], 0)
             backend.sync(fd)
         backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))
-        backend.sync_directory(store.root)
+        store.sync_directory(store.root)
     finally:
         backend.clear_away(temporary)
 
@@ -172,5 +172,5 @@ def keep(store: Handle) -> None:
     try:
         if read(store.backend, store.root) != store.in_force:
             write(store, store.in_force)
-    except OSError as error:  # they are in the index; what asked for it may be what makes room
+    except ours(OSError) as error:  # they are in the index; what asked for it may be what makes room
         store.log_once("settings", f"cannot store the settings, a lost index would take them along: {error}")

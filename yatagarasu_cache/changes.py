@@ -14,13 +14,13 @@ nothing that was removed comes back.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
 from .errors import from_os_error, is_volume_full
-from .locks import new_lock
+from .interruption import ours, suppressing
+from .locks import has_name, new_lock
 
 if TYPE_CHECKING:
     from .index import Index
@@ -101,12 +101,12 @@ class ChangeLog:
                 return self._distrust(segment, stamp)
             try:
                 self._store.backend.write(self._fd, [record], start)
-            except OSError:  # a recovery would find what was written of it
-                with contextlib.suppress(OSError):
+            except ours(OSError):  # a recovery would find what was written of it
+                with suppressing(OSError):
                     self._store.backend.truncate(self._fd, start)
                     index.resize_segment(segment, start)
                 raise
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot log a change") from error
         if end > index.words[entry + f.T_SIZE]:
             index.resize_segment(segment, end)
@@ -122,7 +122,7 @@ class ChangeLog:
             step = max(self._step, end + _LEAST_STEP // 2 - size)
             try:
                 self._store.backend.allocate(self._fd, size, step)
-            except OSError as error:
+            except ours(OSError) as error:
                 return not is_volume_full(error) or end + _RESERVE <= size
             self._index.resize_segment(segment, size + step)
         return True
@@ -180,7 +180,7 @@ class ChangeLog:
                 self.retire(segment)
         try:
             return self._begin()
-        except OSError as error:
+        except ours(OSError) as error:
             if not is_volume_full(error) or not (closed := self._newest_closed()):
                 raise
             self._use(closed, store.backend.open(store.files.path(closed), os.O_RDWR))
@@ -240,7 +240,7 @@ class ChangeLog:
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
             if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
-                store.backend.sync_directory(store.segments_path)
+                store.sync_directory(store.segments_path)
             self._synced = Mark(mark.segment, reached)
 
     # -- checkpoints (the lock is held) ---------------------------------------------------------
@@ -278,6 +278,11 @@ class ChangeLog:
             index.words[entry] = f.DOOMED | index.words[entry] & f.MASK32
 
     # -- life -----------------------------------------------------------------------------------
+
+    def ensure_in_place(self) -> None:
+        """Write to the file that has the name, or to a new log if none has. The lock is held."""
+        if self._fd >= 0 and not has_name(self._fd, self._store.files.path(self._segment)):
+            self.close()
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
-from .directory import content
+from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
+from .interruption import ours
 from .segment import read_segment_header, scan
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, er
 class Problem:
     """One thing that is not as it should be.
 
-    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint", "settings" or "stray".
+    kind: "entry", "count", "space", "segment", "large", "index", "checkpoint", "settings", "tag" or "stray".
     where: the file, or the place in it. detail: what is wrong. fixed: whether it was put in order.
     """
 
@@ -57,9 +58,9 @@ def check(store: Store, fix: bool) -> list[Problem]:
         return [Problem("index", f.INDEX_NAME, str(error), fix)]
     problems: list[Problem] = []
     try:
-        for step in (_segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
+        for step in (_tag, _segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
             problems += step(store, fix)
-    except OSError as error:
+    except ours(OSError) as error:
         if isinstance(error, CacheIOError):
             raise
         raise from_os_error(error, "cannot check the cache") from error
@@ -78,6 +79,14 @@ def _ensure_listed(store: Store) -> None:
     for segment in found:
         if not index.state(segment) and os.path.exists(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
+
+
+def _tag(store: Store, fix: bool) -> Iterator[Problem]:
+    """The directory says that it is a cache's: backup tools leave it out then."""
+    if not has_tag(store.root):
+        if fix:
+            keep_tag(store.backend, store.settings)
+        yield Problem("tag", f.TAG_NAME, "it is missing or damaged", fix and has_tag(store.root))
 
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
@@ -134,7 +143,7 @@ def _segment_problem(store: Store, segment: int) -> str:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             return _content_problem(store, segment, fd)
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
 
 
@@ -264,7 +273,7 @@ def _entry_problem(store: Store, slot: Slot) -> str:
         if location is None:
             return "its value fails its checksum"
         location.close()
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
     except OverflowError as error:  # an offset or length that no file has
         return str(error)
@@ -347,7 +356,7 @@ def _large_bytes(store: Store) -> tuple[int, int]:
     """Bytes of large values as counted and as found; if others may just be storing some, twice the same."""
     with store.lock:
         counted: int = store.index.words[f.W_LARGE_BYTES]
-        if not store.users_alone() or content(store.backend.scandir(store.large.temporary)):
+        if not store.users_alone() or content(store.scandir(store.large.temporary)):
             return counted, counted
         return counted, sum(size for _, size, _ in store.large.listed())
 
@@ -360,7 +369,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
             try:
                 if slot.is_large and store.pointer(slot) == pointer:
                     return False
-            except OSError:
+            except ours(OSError):
                 return False
         # One that is just being stored is in place shortly before its entry is.
         recent = pointer > store.index.words[f.W_CLOCK] - store.ORPHAN_AGE
@@ -369,7 +378,7 @@ def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bo
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:
     """Segment files are in the table; other names in our directories are not ours, and are left alone."""
-    for name in content(store.backend.scandir(store.segments_path)):
+    for name in content(store.scandir(store.segments_path)):
         segment = f.parse_segment_name(name)
         if segment is None:
             yield Problem("stray", name, "not a file of this cache: left alone")
@@ -387,7 +396,7 @@ def _remove(store: Store, segment: int) -> bool:
     try:
         with open(path, "rb") as file:
             header = f.unpack_segment_header(file.read(f.SEGMENT_HEADER_BYTES))
-    except OSError:
+    except ours(OSError):
         return False
     if header is not None and header.identity != store.index.identity:
         return False
@@ -403,7 +412,7 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
         if fix:
             try:
                 checkpoint.write(store)
-            except OSError:
+            except ours(OSError):
                 fix = False
         yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)
 
@@ -424,6 +433,6 @@ def _settings(store: Store, fix: bool) -> Iterator[Problem]:
 def _settings_problem(store: Store) -> str:
     try:
         same = cache_settings.read(store.backend, store.root) == store.in_force
-    except OSError as error:
+    except ours(OSError) as error:
         return _fault(error)
     return "" if same else "it is missing or damaged"

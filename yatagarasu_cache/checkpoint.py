@@ -17,6 +17,7 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .format import PARTITIONS, SLOT_BYTES
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -62,7 +63,7 @@ def write(store: Handle) -> None:
             with store.lock:
                 if store.index is index:
                     store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
-                    store.backend.sync_directory(store.root)
+                    store.sync_directory(store.root)
                     index.words[f.W_FLOOR] = floor
                     account(store, index)
                     store.changes.cover(floor)
@@ -81,7 +82,7 @@ def _write_file(
     store: Handle, index: Index, path: str, floor: int, sealed: list[tuple[int, int]]
 ) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with store.backend.opened(path, flags, store.settings.file_mode) as fd:
+    with store.made(lambda: store.backend.opened(path, flags, store.settings.file_mode)) as fd:
         checksum, size = xxh3_64(), 0
         for part in _parts(store, index, floor, sealed):
             checksum.update(part)
@@ -128,7 +129,7 @@ def read(backend: Backend, root: str) -> Checkpoint | None:
     try:
         with backend.reading(os.path.join(root, f.CHECKPOINT_NAME)) as fd:
             data = backend.read(fd, os.fstat(fd).st_size, 0)
-    except OSError:
+    except ours(OSError):
         return None
     try:
         return _parse(data)

@@ -10,7 +10,7 @@ from . import forks
 from .errors import BackendUnavailable, ConfigurationError
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 8  # of the module that this code calls
+ABI_VERSION = 9  # of the module that this code calls
 
 _begun: set[ModuleType] = set()
 

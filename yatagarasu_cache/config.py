@@ -28,6 +28,7 @@ from typing import Any, ClassVar, Literal
 
 from .errors import ConfigurationError
 from .format import EVICTIONS
+from .interruption import ours
 
 __all__ = [
     "BACKEND_VARIABLE",
@@ -345,7 +346,7 @@ def _directory(name: str, value: object) -> str:
         raise _bad(name, path, "a path whose ~ leads to a known home directory (or ./~...)")
     try:
         return os.path.abspath(expanded)
-    except OSError as error:  # the working directory is gone
+    except ours(OSError) as error:  # the working directory is gone
         raise ConfigurationError(
             f"{name} is the relative path {_show(path)}, and the working directory cannot be "
             f"found ({error.strerror}); give an absolute path"
@@ -668,7 +669,7 @@ def _read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
-    except OSError as error:
+    except ours(OSError) as error:
         raise ConfigurationError(f"cannot read it: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         place = f"byte {error.start}"

@@ -7,6 +7,7 @@ for all others, which then take the ordinary path. So here is nothing but the ch
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from xxhash import xxh3_64_intdigest
 from . import compiled
 from .codec import Key, encode_key
 from .errors import StorageFull, from_os_error, is_volume_full
-from .format import FOOTER_ENTRY, RECORD_BYTES, Slot, key_digest, room_for
+from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .interruption import ours
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -117,7 +119,11 @@ class PythonCore:
 
     def delete(self, key: bytes) -> bool:
         """`Store.delete` of an encoded key."""
-        return self._store.delete(*key_digest(key, self._store.seed))
+        store = self._store
+        seed = store.seed
+        done = store.delete(*key_digest(key, seed))
+        # Another cache may have come in the place of ours meanwhile.
+        return done or seed != store.seed and PythonCore.delete(self, key)
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
@@ -153,6 +159,7 @@ class CompiledCore(PythonCore):
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
+        self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]
         self.follow_settings()
         self._index: Index | None = None
         if store.read_only:
@@ -176,7 +183,7 @@ class CompiledCore(PythonCore):
         if index is not None:
             self._core.attach(
                 index.fd, len(index.map), index.table_word, index.table_capacity, index.identity.seed,
-                self._store.files.table(index.table_capacity), index.writable,
+                self._store.files.table(index.table_capacity), index.writable, *self._paths,
             )  # fmt: skip
 
     def _forget_index(self) -> None:
@@ -211,7 +218,10 @@ class CompiledCore(PythonCore):
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
         lock: Any = store.lock
-        if length >= self._longest or store.appending._is_owned() or lock.threads._is_owned():
+        if (
+            length >= self._longest or store.appending._is_owned() or lock.threads._is_owned()
+            or store.telling
+        ):  # fmt: skip
             return False
         size = _MOST_ROOM + length & ~15
         with store.appending:
@@ -225,7 +235,7 @@ class CompiledCore(PythonCore):
                     done: Any = self._set(
                         writer.fd, writer.segment, start, lock.fd, key, value, time.time_ns()
                     )
-            except OSError as error:
+            except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
                 if is_volume_full(error):  # the ordinary path makes room
@@ -278,7 +288,7 @@ class CompiledCore(PythonCore):
                     writer.tail = start
                 else:
                     writer.enlist(start, done if type(done) is bytes else done[0])
-            except OSError as error:
+            except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
                 if not is_volume_full(error):
@@ -298,7 +308,7 @@ class CompiledCore(PythonCore):
         start = writer.tail
         try:
             done: Any = self._core.append_many(writer.fd, writer.segment, start, items, time.time_ns())
-        except OSError as error:
+        except ours(OSError) as error:
             writer.cut()
             raise from_os_error(error, "cannot write entries") from error
         if done is NotImplemented:

@@ -8,8 +8,9 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from typing import TypeVar
 
 from . import format as f
 from .backends.base import Backend
@@ -24,7 +25,11 @@ from .errors import (
     from_os_error,
     user_name,
 )
+from .interruption import ours, suppressing
 from .locks import fcntl
+
+T = TypeVar("T")
+Entry = tuple[str, os.stat_result]  # of a directory, its lstat
 
 # Mappings and locks are not safe on these: other hosts, or the other side of a virtual machine, don't see
 # them, or see them late.
@@ -58,7 +63,15 @@ NEGLIGIBLE_DIRECTORIES = frozenset(
 )  # fmt: skip
 NEGLIGIBLE_STARTS = ("._", ".Trash-", ".fuse_hidden", ".nfs")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-_SUBDIRECTORIES = (f.SEGMENTS_NAME, f.LARGE_NAME, f.TEMPORARY_NAME, f.WRITERS_NAME)
+_NAMES_INSIDE: dict[str, Callable[[str], bool]] = {  # of files in each of our directories
+    f.SEGMENTS_NAME: f.is_segment_name,
+    f.LARGE_NAME: lambda name: f.parse_large_name(name) is not None,
+    f.TEMPORARY_NAME: lambda name: f.parse_temporary_name(name) is not None,
+    f.WRITERS_NAME: lambda name: f.parse_writer_name(name) is not None,
+}
+_STARTS = {  # of files beside these
+    f.INDEX_NAME: f.INDEX_MAGIC, f.CHECKPOINT_NAME: f.CHECKPOINT_MAGIC, f.SETTINGS_NAME: f.SETTINGS_MAGIC,
+}  # fmt: skip
 _TRIES = 100  # where others create and remove the same directory
 _MOST_LINKS = 40  # as the kernel follows
 
@@ -75,7 +88,7 @@ def resolved(path: str) -> str:
         try:
             path = os.path.join(os.path.realpath(parent), name)
             target = _target(path)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, f"cannot find the cache directory {path!r}") from error
         if target is None:
             return os.path.realpath(path)  # a link may end in ..
@@ -99,8 +112,9 @@ def _target(path: str) -> str | None:
         return None
 
 
-def prepare(backend: Backend, settings: Settings) -> None:
-    """Make sure that `settings.directory` is a cache of ours, creating it if it is missing or empty.
+def prepare(backend: Backend, settings: Settings) -> bool:
+    """Make sure that `settings.directory` is a cache of ours, creating it if it is missing or empty, and what
+    is missing of it if somebody has removed that. True if there was nothing.
 
     Raises `FormatError` for a directory with other content, a symlink, or a network file system,
     `ReadOnlyError` where it would have to be created read-only, and `CacheIOError` if it cannot
@@ -110,40 +124,60 @@ def prepare(backend: Backend, settings: Settings) -> None:
     if fcntl is None:
         raise BackendUnavailable("this system has no POSIX file locks (flock): use Linux, macOS or a BSD")
     try:
-        _again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
-    except OSError as error:
+        return again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
+    except ours(OSError) as error:
         doing = f"cannot use the cache directory {root!r}"
         raise from_os_error(error, doing, _remedy(error, root)) from error
 
 
-def _prepare(backend: Backend, settings: Settings) -> None:
+def _prepare(backend: Backend, settings: Settings) -> bool:
     root = settings.directory
     if not settings.read_only:
         # Not for the owner of the directory above: who makes a cache has it for himself.
         _make(backend, root, partial(make_directory, mode=settings.directory_mode, for_owner=False))
     _check_kind(root, os.lstat(root))
     _check_file_system(settings)
-    names = content(backend.scandir(root))
-    is_new = not names or _is_begun(root, names)
-    if is_new and settings.read_only:
-        raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
-    if is_new:
-        _write_tag(backend, settings)
-    elif not is_ours(root, names):
+    entries = backend.scandir(root)
+    names = content(entries)
+    if not is_ours(root, names) and (stranger := _stranger(root, entries)):
         raise FormatError(
-            f"{root!r} is not a cache of yatagarasu_cache (it contains {names[0]!r}): "
+            f"{root!r} is not a cache of yatagarasu_cache (it contains {stranger!r}): "
             "give an empty or a new directory"
         )
+    is_new = set(names) <= {f.TAG_NAME}
     if not settings.read_only:
+        if is_new:
+            _write_tag(backend, settings)
+        else:
+            with suppressing(OSError):  # check() says that it is missing
+                keep_tag(backend, settings)
         _make_inside(backend, settings)
+    elif is_new:
+        raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
+    return is_new
 
 
-def _again_where_it_vanishes(use: Callable[[], None]) -> None:
+def again_where_it_vanishes(use: Callable[[], T]) -> T:
     """`use()`, again where others remove what it has just made, or seen."""
     for _ in range(_TRIES):
         with contextlib.suppress(FileNotFoundError):
             return use()
-    use()
+    return use()
+
+
+def made(backend: Backend, settings: Settings, make: Callable[[], T]) -> T:
+    """`make()`, which goes by names; again where somebody has removed a directory that it needs."""
+    if settings.read_only:
+        return make()
+
+    def attempt() -> T:
+        try:
+            return make()
+        except FileNotFoundError:
+            prepare(backend, settings)
+            raise
+
+    return again_where_it_vanishes(attempt)
 
 
 def _remedy(error: OSError, root: str) -> str:
@@ -162,7 +196,7 @@ def _is_accessible(path: str) -> bool:
     return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0))
 
 
-def content(entries: Iterable[tuple[str, os.stat_result]]) -> list[str]:
+def content(entries: Iterable[Entry]) -> list[str]:
     """Those names in a directory (name and lstat of each) that tell what it is.
 
     What a fresh volume comes with, or a file manager leaves, is left out here, and left alone everywhere.
@@ -176,42 +210,81 @@ def _is_negligible(name: str, status: os.stat_result) -> bool:
     return name in NEGLIGIBLE or name.startswith(NEGLIGIBLE_STARTS)
 
 
-def is_ours(root: str, names: list[str]) -> bool:
-    """True if the directory carries our tag, or an index or segments of ours."""
-    try:
-        with open(os.path.join(root, f.TAG_NAME), "rb") as file:
-            if file.read(len(f.TAG_TEXT)) == f.TAG_TEXT:
-                return True
-    except OSError:
-        pass
-    try:
-        with open(os.path.join(root, f.INDEX_NAME), "rb") as file:
-            if file.read(len(f.INDEX_MAGIC)) == f.INDEX_MAGIC:
-                return True
-    except OSError:
-        pass
-    return _has_segments(root, names)
+def is_ours(root: str, names: Collection[str]) -> bool:
+    """True if the directory carries our tag or an index of ours, or both a lock and segments."""
+    if f.TAG_NAME in names and _begins(os.path.join(root, f.TAG_NAME), f.TAG_TEXT):
+        return True
+    if f.INDEX_NAME in names and _begins(os.path.join(root, f.INDEX_NAME), f.INDEX_MAGIC):
+        return True
+    return f.LOCK_NAME in names and f.SEGMENTS_NAME in names and _has_segments(root)
 
 
-def _is_begun(root: str, names: list[str]) -> bool:
-    """True if there is nothing but our tag, or what a power cut left of it: it is durable before the rest."""
-    if names != [f.TAG_NAME]:
+def _begins(path: str, start: bytes) -> bool:
+    return _start_of(path, len(start)) == start
+
+
+def _start_of(path: str, length: int) -> bytes | None:
+    """The first bytes of a file; None if there is none, or no file but something else."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            return file.read(length)
+    except FileNotFoundError:
+        return None
+
+
+def _has_segments(root: str) -> bool:
+    try:
+        return any(map(f.is_segment_name, os.listdir(os.path.join(root, f.SEGMENTS_NAME))))
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    path = os.path.join(root, f.TAG_NAME)
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+
+
+# -- what is left of a cache ------------------------------------------------------------------------
+# Somebody may have removed all of it but some file or directory. What has our names and our shapes is ours
+# as well: nothing that anybody else made is lost by using it.
+
+
+def _stranger(root: str, entries: Iterable[Entry]) -> str:
+    """A name in the directory that no cache gives, or of something that none makes; "" if there is none."""
+    kept = [(name, status) for name, status in entries if not _is_negligible(name, status)]
+    return next((name for name, status in kept if not _is_remnant(root, name, status)), "")
+
+
+def _is_remnant(root: str, name: str, status: os.stat_result) -> bool:
+    path = os.path.join(root, name)
+    if stat.S_ISDIR(status.st_mode):
+        is_name = _NAMES_INSIDE.get(name)
+        return is_name is not None and _holds_only(path, is_name)
+    if not stat.S_ISREG(status.st_mode):
         return False
-    with open(path, "rb") as file:
-        found = file.read(len(f.TAG_TEXT) + 1)
-    return len(found) <= len(f.TAG_TEXT) and all(
-        byte in (0, ours) for byte, ours in zip(found, f.TAG_TEXT, strict=False)
+    if name == f.TAG_NAME:
+        return _is_begun_tag(path)
+    if name in _STARTS:
+        return _start_of(path, len(_STARTS[name])) in (_STARTS[name], None)  # or removed meanwhile
+    return name in f.LOCK_NAMES and status.st_size == 0
+
+
+def _holds_only(path: str, is_name: Callable[[str], bool]) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            inside = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except FileNotFoundError:  # removed meanwhile
+        return True
+    return all(
+        stat.S_ISREG(status.st_mode) and is_name(name)
+        for name, status in inside
+        if not _is_negligible(name, status)
     )
 
 
-def _has_segments(root: str, names: list[str]) -> bool:
-    if f.SEGMENTS_NAME not in names or f.LOCK_NAME not in names:
-        return False
-    directory = os.path.join(root, f.SEGMENTS_NAME)
-    return any(f.parse_segment_name(name) is not None for name in os.listdir(directory))
+def _is_begun_tag(path: str) -> bool:
+    """True of our tag, or what a power cut left of it: it is durable before the rest."""
+    found = _start_of(path, len(f.TAG_TEXT) + 1) or b""
+    return len(found) <= len(f.TAG_TEXT) and all(
+        byte in (0, ours) for byte, ours in zip(found, f.TAG_TEXT, strict=False)
+    )
 
 
 def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
@@ -225,10 +298,12 @@ def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
                 raise
             _make(backend, parent, os.mkdir)
             make(root)
-    except OSError:  # others were faster, or the system looks first whether it could be made
-        if not os.path.lexists(root):
-            raise
-        return
+    except ours(OSError) as error:  # others were faster, or the system looks first whether it could be made
+        if os.path.lexists(root):
+            return
+        if isinstance(error, FileExistsError):  # others were, and others have removed it again
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root) from error
+        raise
     with contextlib.suppress(PermissionError):  # a parent that may be written but not read
         backend.sync_directory(parent)
 
@@ -240,9 +315,14 @@ def _check_kind(root: str, status: os.stat_result) -> None:
         raise FormatError(f"{root!r} is not a directory: give another path")
 
 
+def is_whole(root: str) -> bool:
+    """Whether the directories inside are there."""
+    return all(os.path.isdir(os.path.join(root, name)) for name in _NAMES_INSIDE)
+
+
 def _make_inside(backend: Backend, settings: Settings) -> None:
     made = False
-    for name in _SUBDIRECTORIES:
+    for name in _NAMES_INSIDE:
         path = os.path.join(settings.directory, name)
         if backend.mkdir(path, settings.directory_mode):
             made = True
@@ -263,6 +343,18 @@ def _write_tag(backend: Backend, settings: Settings) -> None:
         backend.write(fd, [f.TAG_TEXT], 0)  # another process that creates the cache too writes the same
         backend.sync(fd)
     backend.sync_directory(settings.directory)
+
+
+def keep_tag(backend: Backend, settings: Settings) -> None:
+    """Put the tag in its place if it is missing, or torn. What else stands there is left alone."""
+    path = os.path.join(settings.directory, f.TAG_NAME)
+    if not os.path.lexists(path) or not has_tag(settings.directory) and _is_begun_tag(path):
+        _write_tag(backend, settings)
+
+
+def has_tag(root: str) -> bool:
+    """Whether backup tools leave the directory out; a tag that is not quite ours will do."""
+    return _begins(os.path.join(root, f.TAG_NAME), f.TAG_TEXT.partition(b"\n")[0])
 
 
 def _check_file_system(settings: Settings) -> None:
@@ -288,7 +380,7 @@ def file_system(path: str) -> str:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
             return _kind_in(lines, f"{os.major(device)}:{os.minor(device)}", os.path.realpath(path))
-    except OSError:
+    except ours(OSError):
         return ""
 
 
@@ -312,5 +404,5 @@ def boot_id() -> bytes:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         return bytes(16)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
+from .interruption import ours
+
 try:
     import pwd as _pwd
 except ImportError:  # pragma: no cover - Windows
@@ -89,8 +91,8 @@ class LockTimeout(CacheIOError):
 
 
 class Reentered(CacheError):
-    """The cache was used where it had been interrupted in the middle of a change: by a signal handler, a
-    destructor or a logging handler, in the same thread. Nothing was done."""
+    """The cache was used where it had been interrupted in the middle of a change, by a signal handler or a
+    destructor, or where it logs a line, by a logging handler, in the same thread. Nothing was done."""
 
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})
@@ -133,7 +135,7 @@ def _whose(error: OSError) -> str:
         try:
             owner = _os.lstat(path).st_uid
             break
-        except OSError:  # it is not there, or what is in the way is above it
+        except ours(OSError):  # it is not there, or what is in the way is above it
             path, below = _os.path.dirname(path), path
             if path == below:
                 return ""

@@ -23,6 +23,7 @@ USERS_NAME = "users"
 CHECKPOINT_NAME = "checkpoint"
 CHECKPOINT_LOCK_NAME = "checkpoint.lock"
 RECLAIM_LOCK_NAME = "reclaim.lock"
+LOCK_NAMES = frozenset({LOCK_NAME, USERS_NAME, CHECKPOINT_LOCK_NAME, RECLAIM_LOCK_NAME})
 SETTINGS_NAME = "settings"
 TAG_NAME = "CACHEDIR.TAG"
 SEGMENTS_NAME = "segments"
@@ -407,6 +408,16 @@ def parse_temporary_name(name: str) -> tuple[int, bool] | None:
 def parse_segment_name(name: str) -> int | None:
     stem = name.removesuffix(SEGMENT_SUFFIX)
     return int(stem, 16) if stem != name and _is_hex(stem, 8) else None
+
+
+def is_segment_name(name: str) -> bool:
+    return parse_segment_name(name) is not None
+
+
+def parse_writer_name(name: str) -> int | None:
+    """The token that a mark of life is named by; None of other names."""
+    stem = name.removesuffix(WRITER_SUFFIX)
+    return int(stem, 16) if stem != name and _is_hex(stem, 16) else None
 
 
 def large_name(low: int, high: int, pointer: int) -> str:

@@ -7,6 +7,7 @@ so that a process killed in the middle leaves what was there before: the next wr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -53,15 +54,17 @@ class IndexDamaged(Exception):
 
 
 class Index:
-    """The mapped file. `words` is its content as 8-byte words; slots are named by their first word."""
+    """The mapped file. `words` is its content as 8-byte words; slots are named by their first word.
+
+    Closes `fd` in the end, also where it can't be mapped.
+    """
 
     on_map: Callable[[], None] | None = None  # called after the file was mapped anew
 
     def __init__(self, backend: Backend, path: str, fd: int, writable: bool = True) -> None:
+        self.fd, self._backend = fd, backend
         self.path = path
-        self.fd = fd
         self.writable = writable
-        self._backend = backend
         self._map()
         data = bytes(self.map[: f.HEADER_BYTES])
         found = f.unpack_identity(data)
@@ -130,10 +133,10 @@ class Index:
             size = f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES
             backend.allocate(fd, 0, size)
             backend.write(fd, [f.pack_identity(identity, table_capacity)], 0)
-            index = cls(backend, path, fd)
         except BaseException:
             backend.let_go(fd)
             raise
+        index = cls(backend, path, fd)
         index.note_file()
         index.words[f.W_INDEX_BYTES] = size
         index.words[f.W_NEXT_SEGMENT] = 1
@@ -183,8 +186,13 @@ class Index:
         """Forget the mapping and close the file. Threads still reading keep the mapping alive."""
         if self.fd >= 0:
             self.fd, fd = -1, self.fd
-            del self.words, self.map
+            with contextlib.suppress(AttributeError):  # it could not be mapped
+                del self.words, self.map
             self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if self.__dict__.get("fd", -1) >= 0:  # an exception came before it was closed
+            self.close()
 
     @property
     def superseded(self) -> bool:

@@ -1,14 +1,47 @@
-"""Whose an exception is that came up in the middle of something: a signal handler's, another thread's?"""
+"""Whose an exception is that came up in the middle of something: a signal handler's, another thread's?
+
+A time limit is a TimeoutError as a rule, which is an OSError: taken for one of the disk's it would be a
+miss, or a file that is not there, and nobody would hear of it. So code of ours catches what the system
+raises by ``except ours(OSError)``.
+"""
 
 from __future__ import annotations
 
+import sys
 from opcode import opmap
 from types import FrameType, TracebackType
+from typing import TypeVar
 
-__all__ = ["is_interruption"]
+__all__ = ["is_interruption", "ours", "suppressing"]
+
+T = TypeVar("T", bound=BaseException)
 
 _RAISES = frozenset({opmap["RAISE_VARARGS"], opmap["RERAISE"]})
 _ENDS = (StopIteration, StopAsyncIteration)  # which compiled code raises without arguments
+
+
+def ours(*kinds: type[T]) -> tuple[type[T], ...]:
+    """What an ``except`` is to catch: `kinds`, but nothing where an interruption came up."""
+    return () if _interrupts(sys.exc_info()[1]) else kinds
+
+
+class suppressing:
+    """`contextlib.suppress` of exceptions that are no interruptions."""
+
+    def __init__(self, *kinds: type[BaseException]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        return isinstance(error, self._kinds) and not _interrupts(error)
+
+
+def _interrupts(error: BaseException | None) -> bool:
+    if error is None or isinstance(error, OSError) and error.errno is not None:  # which the system gives it
+        return False
+    return is_interruption(error)
 
 
 def is_interruption(error: BaseException) -> bool:

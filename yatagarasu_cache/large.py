@@ -12,6 +12,8 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .backends.base import Backend, Buffer
+from .interruption import ours
+from .owners import Made
 
 if TYPE_CHECKING:
     from .core import PythonCore
@@ -28,8 +30,8 @@ class InRoom(Protocol):
 class LargeFiles:
     """The directory of large values, and the temporary one beside it."""
 
-    def __init__(self, backend: Backend, root: str, mode: int, core: PythonCore) -> None:
-        self._backend, self._mode, self._core = backend, mode, core
+    def __init__(self, backend: Backend, root: str, mode: int, core: PythonCore, made: Made) -> None:
+        self._backend, self._mode, self._core, self._made = backend, mode, core, made
         self.directory = os.path.join(root, f.LARGE_NAME)
         self.temporary = os.path.join(root, f.TEMPORARY_NAME)
 
@@ -50,7 +52,8 @@ class LargeFiles:
         `account` is told of each part's bytes before they are written, and may raise. Each is written by
         `in_room`, which may try that several times.
         """
-        file = self._backend.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        file = self._made(partial(self._backend.opened, path, flags, self._mode))
         try:
             with file as fd:
                 done = self._write_parts(fd, parts, seed, account, in_room)
@@ -82,9 +85,10 @@ class LargeFiles:
         self, temporary: str, low: int, high: int, pointer: int, *, sync: bool, in_room: InRoom
     ) -> None:
         """Give a complete file its name."""
-        in_room(0, partial(self._backend.replace, temporary, self.path(low, high, pointer)))
+        replace = partial(self._backend.replace, temporary, self.path(low, high, pointer))
+        in_room(0, partial(self._made, replace))
         if sync:
-            self._backend.sync_directory(self.directory)
+            self._made(partial(self._backend.sync_directory, self.directory))
 
     def open(self, low: int, high: int, pointer: int) -> int:
         return self._backend.open(self.path(low, high, pointer), os.O_RDONLY)
@@ -104,7 +108,7 @@ class LargeFiles:
                 while data := self._backend.read(fd, CHUNK_BYTES, offset):
                     checksum.update(data)
                     offset += len(data)
-        except OSError:
+        except ours(OSError):
             return None
         return checksum.intdigest()
 
@@ -113,7 +117,7 @@ class LargeFiles:
 
     def listed(self) -> Iterator[tuple[tuple[int, int, int], int, str]]:
         """((low, high, pointer), bytes, path) of each file whose name is one of ours."""
-        for name, status in self._backend.scandir(self.directory):
+        for name, status in self._made(partial(self._backend.scandir, self.directory)):
             parsed = f.parse_large_name(name)
             if parsed is not None:
                 yield parsed, status.st_size, os.path.join(self.directory, name)

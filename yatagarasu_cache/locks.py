@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
@@ -23,7 +24,8 @@ from collections.abc import Callable, Iterator, Sized
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
-from .errors import ClosedError, LockTimeout, Reentered
+from .errors import CacheIOError, ClosedError, LockTimeout, Reentered
+from .interruption import ours, suppressing
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -35,7 +37,7 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
 
 __all__ = [
     "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
-    "give_back", "is_holding", "new_lock", "runs_alone",
+    "give_back", "has_name", "is_holding", "new_lock", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -59,7 +61,8 @@ class _Registry:
 
     def add(self, lock: Any) -> None:
         key, references = id(lock), self._references
-        references[key] = weakref.ref(lock, lambda _: references.pop(key, None))
+        # No code of ours that something could interrupt: it is called like a destructor.
+        references[key] = weakref.ref(lock, functools.partial(references.pop, key))
 
     def __iter__(self) -> Iterator[Any]:
         for reference in self._references.copy().values():
@@ -88,10 +91,14 @@ def runs_alone(function: Any) -> Any:
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE and frame.f_code not in _alone:
+        if _is_ours(frame) and frame.f_code not in _alone:
             return False
         frame = frame.f_back
     return True
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
 
 
 def is_holding() -> bool:
@@ -116,12 +123,28 @@ def ensure_not_within(root: str) -> None:
 
     If it is not, an exception kept it from giving them back: that is done now.
     """
-    if not at_the_outside(sys._getframe(2).f_back):
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_ours(frame):  # the public method, and what it does to ask this
+        frame = frame.f_back
+    if not at_the_outside(frame):
         raise Reentered(
-            f"the cache in {root!r} is in the middle of a change, which a signal handler, a destructor or a "
+            f"the cache in {root!r} is in the middle of a call, which a signal handler, a destructor or a "
             "logging handler has interrupted: have that use the cache later, or in another thread"
         )
     give_back()
+
+
+def has_name(fd: int, path: str) -> bool:
+    """Whether an open file is the one at `path`: it was not removed, moved away or replaced."""
+    own = os.fstat(fd)
+    if not own.st_nlink:
+        return False
+    try:
+        return os.path.samestat(own, os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ours(OSError):  # this user may not look there any more
+        return True
 
 
 class FileLock:
@@ -148,13 +171,18 @@ class FileLock:
         self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
         self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
         self.on_exit: Any = None  # this is called
-        self.fd, _ = self._open()
+        self.fd, self.made = self._open()
         _file_locks.add(self)
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it had to be made."""
         made = not os.path.lexists(self._path)
         return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), made
+
+    def ensure_in_place(self) -> None:
+        """Look now whether the file still has its name, and go on with the one that has. The lock is held."""
+        self._looked = 0.0
+        self._lock_file()
 
     # -- taking it ----------------------------------------------------------------------------
 
@@ -192,6 +220,9 @@ class FileLock:
             return True
         try:
             taken = self._try(_FEW_TRIES) and self._is_in_place()
+            if not taken and not has_name(self.fd, self._path):
+                self._renew()
+                taken = self._try(_FEW_TRIES) and self._is_in_place()
         except BaseException:
             self.give_up()
             raise
@@ -207,7 +238,7 @@ class FileLock:
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY:
             return True
-        if not os.fstat(self.fd).st_nlink:
+        if not has_name(self.fd, self._path):
             return False
         self._looked = now
         return True
@@ -216,12 +247,11 @@ class FileLock:
         for _ in range(_RENEWALS):
             # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
             # processors are busy: so first it is tried for a while.
-            if not self._try(_TRIES):
-                self._wait()
-            if self._is_in_place():
+            if (self._try(_TRIES) or self._wait()) and self._is_in_place():
                 return
             self._renew()
-        raise OSError(errno.ESTALE, "the lock file is removed again and again", self._path)
+        line = "the lock file is removed again and again: find out by whom"
+        raise CacheIOError(errno.ESTALE, line, self._path)
 
     def _try(self, times: int) -> bool:
         for _ in range(times):
@@ -232,27 +262,36 @@ class FileLock:
                 pass
         return False
 
-    def _wait(self) -> None:
-        """Wait until the others give it up. Not by the call that waits by itself: that knows no bound."""
+    def _wait(self) -> bool:
+        """Wait until the others give it up; False if the file they hold is removed meanwhile.
+
+        Not by the call that waits by itself: that knows no bound.
+        """
         if self._is_mine_elsewhere():
             raise Reentered(
                 f"this thread has locked {self._path!r} by another handle, whose work a signal handler, a "
                 "destructor or a logging handler has interrupted: have that use the cache in another thread"
             )
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        sleep = _SHORTEST_SLEEP
+        sleep, look_at = _SHORTEST_SLEEP, time.monotonic() + GRACE
         while not self._try(1):
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 raise self._timed_out(_holder(self.fd))
+            if now >= look_at:
+                if not has_name(self.fd, self._path):
+                    return False
+                look_at = now + GRACE
             time.sleep(sleep)
             sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+        return True
 
     def _is_mine_elsewhere(self) -> bool:
         """Whether this thread has the same file locked, and so waits for itself."""
         own = os.fstat(self.fd)
         for other in _file_locks:
-            if other is not self and other.fd >= 0 and other._depth and other.threads._is_owned():
-                with contextlib.suppress(OSError):
+            if other is not self and other.fd >= 0 and other.threads._is_owned():
+                with suppressing(OSError):
                     if os.path.samestat(own, os.fstat(other.fd)):
                         return True
         return False
@@ -269,11 +308,14 @@ class FileLock:
         """The file was removed. Go on with the one that has its name now, or make it."""
         if self.on_gone is not None:
             self.on_gone()
-        fd, made = self._open()
+        try:
+            fd, made = self._open()
+        except FileNotFoundError:  # the directory, once more
+            return
         self.fd, old = fd, self.fd
         self._backend.let_go(old)
-        if made:  # somebody may still be inside of the one that was removed
-            time.sleep(GRACE)
+        if made and self._try(1):
+            time.sleep(GRACE)  # and nobody gets it: somebody may still be inside of the one that was removed
 
     # -- giving it back -----------------------------------------------------------------------
 
@@ -282,7 +324,7 @@ class FileLock:
         if self._depth == 1:
             try:
                 self._unlock()
-            except OSError:  # others of this process must not wait for ever
+            except ours(OSError):  # others of this process must not wait for ever
                 self.give_up()
                 raise
         self._depth -= 1
@@ -297,7 +339,7 @@ class FileLock:
     def give_up(self) -> None:
         """Give it back, however often this thread has taken it, and however far it came with that."""
         self._depth = 0
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self._unlock()
         while self.threads._is_owned():
             self.threads.release()
@@ -317,6 +359,10 @@ class FileLock:
                 self._unlock()
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
 
 
 class NoLock(contextlib.nullcontext[None]):
@@ -352,7 +398,7 @@ def _holder(fd: int) -> str:
                 fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF
                 if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
                     return _process(int(fields[4]))
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         pass
     return "another process"
 
@@ -361,7 +407,7 @@ def _process(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             name, _, rest = file.read().partition("(")[2].rpartition(")")
-    except OSError:
+    except ours(OSError):
         return f"process {pid}"
     stopped = rest.split()[:1] in (["T"], ["t"])
     return f"process {pid} ({name}{', which is stopped' if stopped else ''})"

@@ -6,20 +6,25 @@ process-id namespaces of containers, where process ids would not.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from . import format as f
 from .backends.base import Backend
-from .locks import fcntl, new_lock
+from .interruption import suppressing
+from .locks import fcntl, has_name, new_lock
+
+Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
 
 
 class Owner:
     """This handle's mark of life, named by a random token that stands in the segment table."""
 
-    def __init__(self, backend: Backend, root: str, mode: int) -> None:
-        self._backend, self._mode = backend, mode
+    def __init__(self, backend: Backend, root: str, mode: int, made: Made) -> None:
+        self._backend, self._mode, self._made = backend, mode, made
         self.directory = os.path.join(root, f.WRITERS_NAME)
         self.token = 0
         self._fd = -1
@@ -34,7 +39,8 @@ class Owner:
         with self._acquiring:
             while not self.token:
                 token = secrets.randbits(63) | 1
-                fd = self._backend.open(self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL, self._mode)
+                path, flags = self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL
+                fd = self._made(partial(self._backend.open, path, flags, self._mode))
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:
                     self.token, self._fd = token, fd
@@ -44,7 +50,7 @@ class Owner:
 
     def ensure_marked(self) -> None:
         """Take another token if somebody has removed our mark: others believe us dead."""
-        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+        if self._fd >= 0 and not has_name(self._fd, self._path(self.token)):
             self.release()
 
     def note(self, segment: int) -> None:
@@ -103,11 +109,10 @@ class Owner:
         """Tokens of handles that live, and of those that don't."""
         alive: set[int] = set()
         dead: list[int] = []
-        for name, _ in self._backend.scandir(self.directory):
-            stem = name.removesuffix(f.WRITER_SUFFIX)
-            if stem == name or len(stem) != 16 or any(c not in "0123456789abcdef" for c in stem):
+        for name, _ in self._made(partial(self._backend.scandir, self.directory)):
+            token = f.parse_writer_name(name)
+            if token is None:
                 continue
-            token = int(stem, 16)
             if self.is_alive(token):
                 alive.add(token)
             else:
@@ -120,11 +125,10 @@ class Owner:
 
     def release(self) -> None:
         if self._fd >= 0:
-            self._fd, fd = -1, self._fd
             if not self._stays:
-                with contextlib.suppress(OSError):  # a mark left behind is swept by the next opener
+                with suppressing(OSError):  # a mark left behind is swept by the next opener
                     self._backend.unlink(self._path(self.token))
-            self.token = 0
+            self._fd, fd, self.token = -1, self._fd, 0
             self._backend.let_go(fd)
 
     def after_fork(self) -> None:
@@ -137,14 +141,27 @@ class Owner:
 class Users:
     """A shared lock that every open handle holds; whoever gets it exclusively is alone."""
 
-    def __init__(self, backend: Backend, root: str, mode: int) -> None:
-        self._backend, self._path, self._mode = backend, os.path.join(root, f.USERS_NAME), mode
+    def __init__(self, backend: Backend, root: str, mode: int, made: Made) -> None:
+        self._backend, self._mode, self._made = backend, mode, made
+        self._path = os.path.join(root, f.USERS_NAME)
         self._fd = -1
 
     def enter(self) -> bool:
         """Become a user. True if there is no other. Called under the index lock."""
-        self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+        self._fd = self._open()
         return self.is_alone()
+
+    def _open(self) -> int:
+        fd: int = self._made(partial(self._backend.open, self._path, os.O_RDWR | os.O_CREAT, self._mode))
+        return fd
+
+    def ensure_entered(self) -> bool:
+        """Be a user of the file that has the name now; True if that is another one. Called under the lock."""
+        if self._fd >= 0 and has_name(self._fd, self._path):
+            return False
+        self.leave()
+        self.enter()
+        return True
 
     def is_alone(self) -> bool:
         """True if no other handle is open. Called under the index lock, so that none comes meanwhile."""
@@ -164,5 +181,5 @@ class Users:
     def after_fork(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode)
+            self._fd = self._open()
             fcntl.flock(self._fd, fcntl.LOCK_SH)

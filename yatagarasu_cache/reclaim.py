@@ -17,7 +17,6 @@ the volume has no more. Where not even copies can be made, a whole segment goes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -29,10 +28,12 @@ from typing import TYPE_CHECKING, TypeVar
 from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
+from .directory import prepare
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error, is_volume_full
 from .eviction import Victims, ahead, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
+from .interruption import ours, suppressing
 from .locks import claim, new_lock, runs_alone
 from .segment import (
     VANISHED,
@@ -197,7 +198,7 @@ class Reclaimer:
 
     def _volume_bytes(self) -> int:
         """What the cache could come to on its volume, as far as that can be known: quotas can't."""
-        with contextlib.suppress(OSError, AttributeError):
+        with suppressing(OSError, AttributeError):
             status = os.statvfs(self._store.root)
             if status.f_blocks:  # else the file system does not say
                 free: int = status.f_bfree * status.f_frsize
@@ -276,7 +277,7 @@ class Reclaimer:
                     store.backend.sync(fd)
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except ours(OSError) as error:
             store.log_once("unshown", f"cannot take back what a dead process did not come to store: {error}")
             return False
         return True
@@ -343,7 +344,9 @@ class Reclaimer:
                 least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
-        except OSError as error:
+        except FileNotFoundError:  # somebody has removed files just now: the caller asks again
+            prepare(store.backend, store.settings)
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot begin a segment") from error
@@ -371,7 +374,6 @@ class Reclaimer:
         store = self._store
         capacity = self._capacity(size)
         store.ensure_in_place()
-        store.owner.ensure_marked()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
         store.writer = writer
         store.core.own(store.owner.token)
@@ -386,9 +388,9 @@ class Reclaimer:
 
     def _create(self, capacity: int) -> SegmentWriter:
         store = self._store
-        token = store.owner.acquire()
         segment, fd = store.new_segment_file()
         try:
+            token = store.owner.acquire()
             claim(fd)
             index = self._index  # not before: its table may have become larger
             created, floor = index.stamp(), index.words[f.W_FLOOR]
@@ -425,7 +427,7 @@ class Reclaimer:
         store, index = self._store, self._index
         try:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
-        except OSError:
+        except ours(OSError):
             return None
         try:
             header = read_segment_header(store.backend, fd) if claim(fd) else None
@@ -463,7 +465,7 @@ class Reclaimer:
             self._work(budget)
         except StorageFull:  # the next roll says so to a caller who can do something about it
             pass
-        except OSError as error:  # what was asked for is done
+        except ours(OSError) as error:  # what was asked for is done
             self._store.log_once("maintenance", f"cannot clean up: {error}")
         finally:
             self._pacing.release()
@@ -511,7 +513,7 @@ class Reclaimer:
             made = self._made_room
             try:
                 return change()
-            except OSError as error:
+            except ours(OSError) as error:
                 if not is_volume_full(error) or not self._make_room(need, made):
                     raise
         return change()
@@ -615,7 +617,7 @@ class Reclaimer:
                 if self._index is index:
                     store.shrink_index()
             return True
-        except OSError as error:
+        except ours(OSError) as error:
             store.log_once("shrink", f"cannot make the index smaller: {error}")
             return False
 
@@ -775,7 +777,7 @@ class Reclaimer:
         store.files.forget(segment)
         try:
             store.backend.unlink(store.files.path(segment))
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot remove a segment") from error
         if self._volume is not None:  # now, and not when nobody can be reading it any more
             store.files.let_go()
@@ -798,15 +800,15 @@ class Reclaimer:
                     continue
                 try:
                     fd = store.files.get(segment)
-                except OSError as error:
+                except ours(OSError) as error:
                     if error.errno not in VANISHED:
                         raise
                     continue  # it was removed, or is no file of ours: there is nothing to be synced
                 store.backend.sync(fd)
                 if state == f.SEALED and index.words[entry] == f.SEALED | segment:
                     index.words[entry + f.T_SYNCED] = size
-            store.backend.sync_directory(store.segments_path)
-        except OSError as error:
+            store.sync_directory(store.segments_path)
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot make the cache durable") from error
@@ -852,7 +854,7 @@ class Reclaimer:
             fd = self._store.file_of(segment)
             try:
                 footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
-            except OSError:
+            except ours(OSError):
                 return f.SEGMENT_HEADER_BYTES
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known
@@ -1025,7 +1027,7 @@ class Reclaimer:
             places, copies = self._moved(sound, writer)
             try:
                 writer.append_many(copies)
-            except OSError as error:
+            except ours(OSError) as error:
                 raise from_os_error(error, "cannot copy entries while cleaning") from error
         again = []
         with store.lock:
@@ -1151,7 +1153,7 @@ class Reclaimer:
             return True
         except ClosedError:  # meanwhile
             return False
-        except (OSError, IndexDamaged) as error:
+        except ours(OSError, IndexDamaged) as error:
             self._go_without_checkpoint(error)
             return False
 

@@ -6,7 +6,6 @@ missing. A killed process leaves it trustworthy: the kernel still has every stor
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
@@ -22,6 +21,7 @@ from .errors import FormatError, ReadOnlyError
 from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
+from .interruption import ours, suppressing
 from .locks import GRACE
 from .segment import Record, read_footer, read_segment_header, scan
 
@@ -78,12 +78,12 @@ def map_index(store: Handle) -> Index:
     """The index file as it is. `IndexDamaged` if it can't be used, `FormatError` if it must not be."""
     flags = os.O_RDONLY if store.read_only else os.O_RDWR
     fd = store.backend.open(os.path.join(store.root, f.INDEX_NAME), flags)
+    index = Index(store.backend, store.root, fd, writable=not store.read_only)
     try:
-        index = Index(store.backend, store.root, fd, writable=not store.read_only)
         _check_version(store.root, index.version)
         index.validate()
     except BaseException:
-        store.backend.let_go(fd)
+        index.close()
         raise
     return index
 
@@ -155,7 +155,7 @@ def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
     `alive` names the handles that live.
     """
     words = index.words
-    for name, status in store.backend.scandir(store.large.temporary):
+    for name, status in store.scandir(store.large.temporary):
         parsed = f.parse_temporary_name(name)
         if parsed is not None and parsed[0] not in alive:
             store.backend.unlink(os.path.join(store.large.temporary, name))
@@ -173,7 +173,7 @@ def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> b
     slot = index.slot(at)
     try:
         return slot.is_large and store.pointer(slot) == pointer
-    except OSError:
+    except ours(OSError):
         return True  # not known: check() looks closer
 
 
@@ -181,7 +181,7 @@ def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             return read_segment_header(store.backend, fd)
-    except OSError:
+    except ours(OSError):
         return None
 
 
@@ -190,7 +190,7 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     try:
         with store.backend.reading(store.files.path(segment)) as fd:
             data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
-    except OSError:
+    except ours(OSError):
         return False
     header = f.unpack_segment_header(data)
     if header is None:
@@ -200,7 +200,10 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
 
 def _segments_there(store: Handle) -> list[int]:
     """Numbers of all files that are named like segments, in their order."""
-    names = [name for name, _ in store.backend.scandir(store.segments_path)]
+    try:
+        names = [name for name, _ in store.scandir(store.segments_path)]
+    except FileNotFoundError:  # the directory itself was removed
+        names = []
     return sorted(segment for name in names if (segment := f.parse_segment_name(name)) is not None)
 
 
@@ -222,8 +225,7 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
 def _new_index(store: Handle, seed: int | None) -> Index:
     """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
     store.take_over(cache_settings.for_new_index(store, None))
-    path = store.large.temporary_path(0, 0)  # nobody's: whoever holds the lock uses it
-    store.backend.clear_away(path)
+    path = store.passing_path()
     identity = _new_identity()
     if seed is not None:
         identity = identity._replace(seed=seed)
@@ -280,8 +282,8 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
         raise
     if old is not None and old.writable:
         old.supersede()
-    with contextlib.suppress(OSError):  # if the old one comes back, it will be found wanting once more
-        store.backend.sync_directory(store.root)
+    with suppressing(OSError):  # if the old one comes back, it will be found wanting once more
+        store.sync_directory(store.root)
     cache_settings.keep(store)
     return index
 
@@ -342,7 +344,7 @@ def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
         file = store.backend.opened(path, os.O_RDWR)
-    except OSError:
+    except ours(OSError):
         return
     with file as fd:
         if os.fstat(fd).st_size >= f.HEADER_BYTES:
@@ -354,7 +356,7 @@ def _supersede(store: Handle, path: str) -> None:
 def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
     """Sound headers of all segment files, by the number in the file's name."""
     headers = {}
-    for name, _ in store.backend.scandir(store.segments_path):
+    for name, _ in store.scandir(store.segments_path):
         segment = f.parse_segment_name(name)
         header = _header(store, segment) if segment is not None else None
         if segment is not None and header is not None:
@@ -562,7 +564,7 @@ class _Rebuild:
     def _large_name(self, slot: Slot) -> tuple[int, int, int]:
         try:
             return slot.low, slot.high, self._store.pointer(slot)
-        except OSError:
+        except ours(OSError):
             return 0, 0, 0
 
     def _write(self, part: int, slots: list[Slot]) -> None:

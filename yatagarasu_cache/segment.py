@@ -22,6 +22,7 @@ from . import format as f
 from .backends.base import Backend, Buffer
 from .errors import ClosedError
 from .format import Head, Identity
+from .interruption import ours, suppressing
 from .locks import new_lock
 
 _SCAN_BYTES = 1 << 20
@@ -101,7 +102,7 @@ class SegmentFiles:
         with contextlib.suppress(PermissionError):  # only the owner may leave the time of access alone
             try:
                 return self._backend.open(path, os.O_RDONLY | _NOATIME)
-            except OSError as error:
+            except ours(OSError) as error:
                 if error.errno not in _NO_DESCRIPTORS:
                     raise
                 self._let_go()
@@ -238,13 +239,13 @@ class SegmentWriter:
     def _write(self, buffers: list[Buffer]) -> None:
         try:
             self._backend.write(self.fd, buffers, self.tail)
-        except OSError:
+        except ours(OSError):
             self.cut()
             raise
 
     def void(self, offset: int) -> None:
         """Take back a record that was never shown: the footer does not list it either."""
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             void_record(self._backend, self.fd, offset)
         if self._listed is not None:
             begins = offset.to_bytes(8, "little")  # as FOOTER_ENTRY does
@@ -252,7 +253,7 @@ class SegmentWriter:
 
     def cut(self) -> None:
         """Take away what a failed write left behind the tail: a recovery would find whole records there."""
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self._backend.truncate(self.fd, self.tail)
 
     def note(self, head: bytes, payload_bytes: int, listed_payload: bytes) -> None:
@@ -331,6 +332,16 @@ class SegmentWriter:
             if self.fd >= 0:
                 self.fd, fd = -1, self.fd
                 self._backend.let_go(fd)
+
+    def after_fork(self) -> None:
+        """In a child: the segment is the parent's."""
+        self.fd, fd = -1, self.fd
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
+            self._backend.let_go(self.fd)
 
 
 _TAG_AND_KEY = struct.Struct("<6xHI")  # their lengths, in a record

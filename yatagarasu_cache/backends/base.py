@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, Union
+
+from ..interruption import suppressing
 
 Buffer = Union[bytes, bytearray, memoryview]
 ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)
@@ -55,12 +56,12 @@ class Backend(abc.ABC):
 
     def let_go(self, fd: int) -> None:
         """`close_file` where an error tells nothing: what was only read or locked, or has failed already."""
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self.close_file(fd)
 
     def clear_away(self, path: str) -> None:
         """`unlink` of what is left of something that failed, whose error is the one that is told."""
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             self.unlink(path)
 
     def opened(self, path: str, flags: int, mode: int = 0o600) -> OpenFile:

@@ -8,6 +8,7 @@ and is freed when the pool is closed and the last buffer of it has been given ba
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -162,25 +163,28 @@ class LockedMemory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
+        self._given: deque[int] = deque()  # back: by destructors, which take no lock
         self._lock = new_lock()
 
     @property
     def used(self) -> int:
-        return self._used
+        return self._used - sum(self._given.copy())
 
     def take(self, size: int) -> bool:
         """Count `size` bytes as pinned, if that stays within the limit."""
         with self._lock:
+            while self._given:
+                self._used -= self._given.popleft()
             if self._used + size > self.limit:
                 return False
             self._used += size
             return True
 
     def give_back(self, size: int) -> None:
-        with self._lock:
-            self._used -= size
+        self._given.append(size)
 
     def after_fork(self) -> None:
         """A child has pinned nothing yet."""
         self._lock = new_lock()
         self._used = 0
+        self._given.clear()

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..interruption import ours, suppressing
+
 __all__ = ["make_directory", "open_file", "patiently"]
 
 T = TypeVar("T")
@@ -69,7 +71,7 @@ def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None
     """
     status = os.fstat(fd)
     if status.st_uid == _ROOT and for_owner:
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             parent = os.stat(os.path.dirname(path) or os.curdir)
             if parent.st_uid != _ROOT:
                 os.fchown(fd, parent.st_uid, parent.st_gid)
@@ -77,7 +79,7 @@ def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None
     if stat.S_ISDIR(status.st_mode):
         mode |= status.st_mode & stat.S_ISGID
     if stat.S_IMODE(status.st_mode) != mode:
-        with contextlib.suppress(OSError):
+        with suppressing(OSError):
             os.fchmod(fd, mode)
 
 
@@ -95,5 +97,5 @@ def patiently(path: str, use: Callable[[], T]) -> T:
 def _is_just_made(path: str) -> bool:
     try:
         return 0 <= time.time() - os.lstat(path).st_ctime < _MOMENT
-    except OSError:
+    except ours(OSError):
         return False

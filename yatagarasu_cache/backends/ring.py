@@ -17,6 +17,7 @@ from typing import Any
 from .. import forks
 from ..config import RingSettings
 from ..errors import BackendUnavailable
+from ..interruption import ours
 from ..locks import new_lock
 from .buffers import BufferPool, LockedMemory, PoolStats
 
@@ -85,7 +86,7 @@ def _sysctl() -> str:
     try:
         with open(_SYSCTL, encoding="ascii") as file:
             value = file.read().strip()
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         return ""
     return {"1": "only for members of kernel.io_uring_group", "2": "for everybody"}.get(value, "")
 
@@ -290,7 +291,7 @@ class Rings:
             return None
         try:
             return Ring(self.settings, one_thread=one_thread)
-        except OSError as error:
+        except ours(OSError) as error:
             self.failed(error.errno or errno.EIO)
             return None
 

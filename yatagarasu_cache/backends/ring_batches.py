@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from ..interruption import suppressing
 from ..locks import new_lock
 from .base import ReadRequest
 from .buffers import Buffer, BufferPool
@@ -71,7 +72,7 @@ class LentRing:
         thread = threading.get_ident()
         if thread not in self._pinned:
             self._pinned.add(thread)
-            with contextlib.suppress(OSError):
+            with suppressing(OSError):
                 self.ring.try_out()  # makes the thread known to the kernel as a user of the ring
                 self.ring.pin_workers()
 

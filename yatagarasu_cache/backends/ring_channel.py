@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..interruption import ours, suppressing
 from .buffers import Buffer
 from .reads import make_reads
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
@@ -426,7 +427,7 @@ class RingChannel(ThreadChannel):
             if event_fd < 0:
                 raise OSError(-event_fd, os.strerror(-event_fd))
             self._loop.add_reader(event_fd, self._pump)
-        except (OSError, NotImplementedError) as error:
+        except ours(OSError, NotImplementedError) as error:
             ring.destroy()
             self._rings.failed(getattr(error, "errno", None) or errno.EOPNOTSUPP)
             return False
@@ -446,7 +447,7 @@ class RingChannel(ThreadChannel):
         self._failed = self._unsubmitted = self._stalls = 0
         self._files = None
         if self._rings.settings.use_fixed_files:
-            with contextlib.suppress(OSError):  # the kernel's own limit on files: read without
+            with suppressing(OSError):  # the kernel's own limit on files: read without
                 self._files = _FixedFiles(ring)
         return True
 

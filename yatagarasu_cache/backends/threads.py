@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..interruption import ours, suppressing
 from ..locks import new_lock
 from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
@@ -69,7 +70,7 @@ class ThreadsBackend(Backend):
             buffer = bytearray(length)
             try:
                 done = os.preadv(fd, [buffer], offset, _NOWAIT)
-            except OSError as error:
+            except ours(OSError) as error:
                 if error.errno in _WOULD_WAIT:
                     return None
                 raise
@@ -83,7 +84,7 @@ class ThreadsBackend(Backend):
 
         def prefetch(self, fd: int, length: int, offset: int) -> None:
             for at in range(offset, offset + length, _ADVISED_BYTES):
-                with contextlib.suppress(OSError):
+                with suppressing(OSError):
                     os.posix_fadvise(
                         fd, at, min(offset + length - at, _ADVISED_BYTES), os.POSIX_FADV_WILLNEED
                     )
@@ -99,7 +100,7 @@ class ThreadsBackend(Backend):
             try:
                 if len(buffers) <= _IOV_MAX and os.pwritev(fd, buffers, offset) == total:
                     return
-            except OSError as error:  # if it is the file that is refused, the next call says so
+            except ours(OSError) as error:  # if it is the file that is refused, the next call says so
                 if error.errno not in _REFUSED:
                     raise
             _write_on(fd, buffers, offset)
@@ -112,7 +113,7 @@ class ThreadsBackend(Backend):
         if hasattr(os, "posix_fallocate"):
             try:
                 return os.posix_fallocate(fd, offset, length)
-            except OSError as error:
+            except ours(OSError) as error:
                 if error.errno not in _CANNOT_ALLOCATE:
                     raise
         self._allocate_by_writing(fd, offset, length)
@@ -162,11 +163,8 @@ class ThreadsBackend(Backend):
     def sync_directory(self, path: str) -> None:
         if os.name == "nt":  # a directory cannot be opened there, and NTFS journals its names
             return
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
+        with self.reading(path) as fd:
             _sync_fully(fd)
-        finally:
-            os.close(fd)
 
     # -- batches ----------------------------------------------------------------------------
 
@@ -218,7 +216,7 @@ def _sync_fully(fd: int) -> None:
         try:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
             return
-        except OSError as error:
+        except ours(OSError) as error:
             if error.errno not in _CANNOT_FLUSH:  # file systems of others do not know it
                 raise
     _either(os.fsync, getattr(os, "fdatasync", os.fsync), fd)
@@ -228,7 +226,7 @@ def _either(first: Callable[[int], None], second: Callable[[int], None], fd: int
     """`first(fd)`, or `second(fd)` where the first call is refused."""
     try:
         first(fd)
-    except OSError as error:
+    except ours(OSError) as error:
         if error.errno not in _REFUSED:
             raise
         second(fd)
@@ -237,7 +235,7 @@ def _either(first: Callable[[int], None], second: Callable[[int], None], fd: int
 def _result_or_error(function: Callable[..., T], *args: Any) -> T | OSError:
     try:
         return function(*args)
-    except OSError as error:
+    except ours(OSError) as error:
         return error
 
 

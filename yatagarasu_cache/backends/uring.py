@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import errno
 import functools
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
+from ..interruption import ours, suppressing
 from ..locks import new_lock
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
@@ -105,7 +105,7 @@ class UringBackend(ThreadsBackend):
     def _read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
         try:
             direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:  # a file system without O_DIRECT, or no /proc
+        except ours(OSError):  # a file system without O_DIRECT, or no /proc
             return None
         try:
             with self._lender.lend() as lent:
@@ -125,7 +125,7 @@ class UringBackend(ThreadsBackend):
                     self.rings.fallbacks += len(plain)
                     return super().read_many(requests)
                 found = read_batch(lent, [requests[i] for i in plain])
-        except OSError:
+        except ours(OSError):
             self.rings.fallbacks += len(plain)
             return super().read_many(requests)
         if len(plain) == len(requests):
@@ -163,7 +163,7 @@ class UringBackend(ThreadsBackend):
 
     def _sync_files(self, fds: list[int]) -> dict[int, int]:
         """The errno of each file that the ring has not made durable."""
-        with contextlib.suppress(OSError), self._lender.lend() as lent:
+        with suppressing(OSError), self._lender.lend() as lent:
             if lent is not None:
                 return sync_batch(lent, fds)
         return dict.fromkeys(fds, errno.EAGAIN)
@@ -209,15 +209,18 @@ def _first_ring(settings: RingSettings) -> Ring:
     """A ring that does what is needed. `BackendUnavailable` says what is in its way."""
     try:
         ring = Ring(settings, one_thread=False)
-    except OSError as error:
+    except ours(OSError) as error:
         raise BackendUnavailable(explain(error.errno or errno.EIO)) from error
     try:
         ring.try_out()
         lacking = ring.lacking()
-    except OSError as error:
+    except ours(OSError) as error:
         ring.destroy()
         why = explain(error.errno or errno.EIO)
         raise BackendUnavailable(f"a ring can be made but not used: {why}") from error
+    except BaseException:  # an interruption: what is on its way is waited for
+        ring.destroy()
+        raise
     if lacking:
         ring.destroy()
         raise BackendUnavailable(f"this kernel's io_uring cannot {', '.join(lacking)}: it is too old")
@@ -229,7 +232,7 @@ def _is_cold(fd: int, length: int, offset: int) -> bool:
     for at in (offset + length // 2, offset, offset + length - 1):
         try:
             os.preadv(fd, [bytearray(1)], at, os.RWF_NOWAIT)
-        except OSError:
+        except ours(OSError):
             return True
     return False
 
@@ -240,7 +243,7 @@ def _reads_far_ahead(device: int) -> bool:
     try:
         with open(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb") as file:
             return int(file.read()) >= _FAR_AHEAD_KIB
-    except (OSError, ValueError):
+    except ours(OSError, ValueError):
         return False
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import struct
 import threading
 import time
@@ -17,6 +18,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
@@ -27,7 +29,7 @@ from ..cache_settings import CacheSettings
 from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
-from ..directory import prepare
+from ..directory import again_where_it_vanishes, is_whole, made, prepare
 from ..errors import (
     CacheError,
     CacheIOError,
@@ -40,9 +42,9 @@ from ..errors import (
 from ..eviction import POLICIES, TOUCHED, Policy, policy_of
 from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
-from ..interruption import is_interruption
+from ..interruption import ours, suppressing
 from ..large import LargeFiles
-from ..locks import LOOK_EVERY, FileLock, NoLock, ensure_not_within, new_lock
+from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_lock
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
@@ -88,16 +90,17 @@ class Handle:
         self._settings_seen = -1  # the checksum of those in force, as the index has it
         self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
+        self.released = False  # closed, and through with it
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._look_again = 0.0
         self._swept = 0  # the number of the segment to come when the open files were last looked through
         self._temporary = count(1)
-        self._place: tuple[int, int] | None = None  # of the directory
-        self._looked = 0.0  # when the index was last seen to have its name
+        self._looked = 0.0  # when our files were last seen to have their names
         self._logged: set[str] = set()
         self._unlogged: deque[str] = deque()
+        self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_lock()
         self.writer: SegmentWriter | None = None
         self.streams: set[Stream] = set()  # large values that threads are storing
@@ -107,8 +110,12 @@ class Handle:
         self._read_once = backend.read_once
         self._touched = ({} if settings.read_only else TOUCHED).get
         self.core = choose_core(self._whole)
-        prepare(backend, settings)
-        self._open()
+        try:
+            again_where_it_vanishes(self._open)
+        except ours(OSError) as error:
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
         _handles.add(self)
 
     @property
@@ -119,18 +126,18 @@ class Handle:
     # -- opening and closing -----------------------------------------------------------------
 
     def _open(self) -> None:
+        is_new = prepare(self.backend, self.settings)
         root, mode = self.root, self.settings.file_mode
-        self._place = _directory_id(root)
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
-        self.large = LargeFiles(self.backend, root, mode, self.core)
-        self.owner = Owner(self.backend, root, mode)
-        self.users = Users(self.backend, root, mode)
+        self.large = LargeFiles(self.backend, root, mode, self.core, self.made)
+        self.owner = Owner(self.backend, root, mode, self.made)
+        self.users = Users(self.backend, root, mode, self.made)
         self.files = SegmentFiles(
             self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
         )
         self.changes = ChangeLog(self)
         self.reclaim = Reclaimer(self._whole)
-        self._followers += [
+        self._followers = [
             self.core.follow_settings, self.changes.follow_settings, self.reclaim.follow_settings,
         ]  # fmt: skip
         self.lock: FileLock | NoLock = NoLock()
@@ -140,19 +147,16 @@ class Handle:
             if self.read_only:
                 self._use(recovery.open_index(self, alone=False))
                 return
-            self.lock = lock = self._new_lock(f.LOCK_NAME)
             self.checkpointing = self._new_lock(f.CHECKPOINT_LOCK_NAME)
             self.reclaiming = self._new_lock(f.RECLAIM_LOCK_NAME)
+            self.lock = lock = self._new_lock(f.LOCK_NAME)
             with lock:
+                if lock.made and not is_new:  # somebody may still be inside of the one that was removed
+                    time.sleep(GRACE)
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
                 cache_settings.settle(self, self.settings)
                 self.reclaim.reap()
-        except OSError as error:
-            self._release()
-            if isinstance(error, CacheIOError):
-                raise
-            raise from_os_error(error, f"cannot open the cache in {root!r}") from error
         except BaseException:
             self._release()
             raise
@@ -175,27 +179,35 @@ class Handle:
             previous.retire()
 
     def close(self) -> None:
-        """Seal what is open; the last handle also makes the index durable. Idempotent."""
-        if self.closed:
+        """Seal what is open; the last handle also makes the index durable. Idempotent.
+
+        An exception that interrupts it leaves the rest to whoever closes it once more, or tidies up.
+        """
+        if self.released:
             return
-        self.closed = True
+        is_first, self.closed = not self.closed, True
         try:
-            self.reclaim.close()
-            self.fold_counters()
-            if not self.read_only:
-                self._close_writing()
-        except OSError:
-            if self.is_in_place():  # else there is nothing to be left in order
+            if is_first:
+                self._end_in_order()
+        except BaseException as error:
+            self.owner.stay_marked()  # whoever is the last to close tidies up
+            if not isinstance(error, OSError) or self.is_in_place():  # else nothing is to be left in order
                 raise
         finally:
             self._release()
             _handles.discard(self)
 
+    def _end_in_order(self) -> None:
+        self.reclaim.close()
+        self.fold_counters()
+        if not self.read_only:
+            self._close_writing()
+
     def is_in_place(self) -> bool:
-        """False if the files of this cache were removed, with the directory or without."""
+        """False if the index is not at its path any more: it was removed, moved away, or replaced."""
         try:
-            return os.fstat(self.index.fd).st_nlink > 0
-        except (OSError, ValueError):
+            return has_name(self.index.fd, os.path.join(self.root, f.INDEX_NAME))
+        except ours(OSError, ValueError, AttributeError):  # closed, or not opened yet
             return False
 
     def rest(self) -> None:
@@ -212,8 +224,8 @@ class Handle:
                     recovery.tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
-                self.backend.sync_directory(self.large.directory)
-                self.backend.sync_directory(self.large.temporary)
+                self.sync_directory(self.large.directory)
+                self.sync_directory(self.large.temporary)
                 self.index.sync()
                 self.index.words[f.W_CLEAN] = 1
                 self.index.sync()
@@ -225,22 +237,31 @@ class Handle:
             self.lock.close()
 
     def _release(self) -> None:
-        self.core.detach()
-        for name, release in (
-            ("changes", "close"), ("files", "close"), ("owner", "release"), ("users", "leave"),
-            ("reclaiming", "close"), ("checkpointing", "close"), ("lock", "close"), ("index", "close"),
-        ):  # fmt: skip
-            held = getattr(self, name, None)
-            if held is not None:
-                getattr(held, release)()
+        try:
+            with contextlib.ExitStack() as stack:  # however those before it end
+                for name, release in (
+                    ("index", "close"), ("lock", "close"), ("checkpointing", "close"),
+                    ("reclaiming", "close"), ("users", "leave"), ("owner", "release"), ("files", "close"),
+                    ("changes", "close"),
+                ):  # fmt: skip
+                    held = getattr(self, name, None)
+                    if held is not None:
+                        stack.callback(getattr(held, release))
+                if self.writer is not None:  # there was no closing it in order
+                    stack.callback(self.writer.abandon)
+                self.core.detach()
+        except Exception:
+            self.released = True  # what failed now fails again
+            raise
+        self.released = True
 
     def after_fork(self) -> None:
         """In a child: keep what may be shared (the mapping), renew what may not."""
         self.backend.after_fork()
         writer, self.writer = self.writer, None
         if writer is not None:
-            os.close(writer.fd)
-        self.appending, self.streams = new_lock(), set()
+            writer.after_fork()
+        self.appending, self.streams, self.telling = new_lock(), set(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
@@ -255,7 +276,7 @@ class Handle:
 
     def _on_lock(self) -> None:
         """Each time the lock is taken: mend what a dead process left, follow a replaced index."""
-        self._look_at_name()
+        self._look_at_names()
         words = self.index.words
         if words[f.W_BUSY]:
             try:
@@ -280,7 +301,7 @@ class Handle:
                     self.files.forget_all()
             except ClosedError:
                 pass
-            except (OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
+            except ours(OSError, CacheError, IndexDamaged) as error:  # what is mapped goes on to be read
                 self.log_once("follow", f"there is another index, and it cannot be used: {error}")
         self.say()
 
@@ -309,68 +330,111 @@ class Handle:
                 ) from error
             sound = False
         if index is None or not sound and not self.read_only:
-            index = recovery.rebuild_index(self, index)
+            unsound = index
+            index = self.made(lambda: recovery.rebuild_index(self, unsound))
+        if index.identity != self.index.identity:  # somebody has put another cache in the place of ours
+            self.changes.close()
+            self.files.forget_all()
+            self._looked = 0.0
         self._use(index)
 
     # -- files that were removed -------------------------------------------------------------
 
-    def _look_at_name(self) -> None:
-        """See, now and then, that the index has not lost its name to somebody who is not of ours."""
-        now = time.monotonic()
-        if now - self._looked >= LOOK_EVERY:
-            if not os.fstat(self.index.fd).st_nlink and not self.index.words[f.W_SUPERSEDED]:
-                self._follow_removed()
-            self._looked = now
+    def made(self, make: Callable[[], T]) -> T:
+        """`make()`, which goes by names; again where somebody has removed a directory that it needs."""
+        return made(self.backend, self.settings, make)
+
+    def ensure_in_place(self) -> None:
+        """Before a file is made by its name, and not found by a descriptor. The lock is held."""
+        self._looked = 0.0
+        self._look_at_names()
+
+    def _look_at_names(self) -> None:
+        """See, now and then, that our files have not lost their names to somebody who is not of ours."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        if not self.is_in_place() and not self.index.words[f.W_SUPERSEDED]:
+            self._refuse_if_closed()
+            again_where_it_vanishes(self._follow_removed)
+        if not self.closed:
+            self.made(self._look_at_others)
+        self._looked = time.monotonic()
+
+    def _refuse_if_closed(self) -> None:
+        """Whoever closes puts nothing in the place of what was removed."""
+        if self.closed:
+            raise FileNotFoundError(errno.ENOENT, "the cache was removed", self.root)
 
     def _on_lock_gone(self) -> None:
         """A lock's file was removed, maybe with all others: have a directory in which to make it anew."""
-        self.log_once("lock", "a lock file was removed while the cache was in use: it is made anew")
-        if not self.closed:
-            prepare(self.backend, self.settings)
+        if self.is_in_place():  # else it is told what happened to all of it
+            self.log_once("lock", "a lock file was removed while the cache was in use: it is made anew")
+        else:
+            self._refuse_if_closed()
+        prepare(self.backend, self.settings)
 
     def _follow_removed(self) -> None:
         """The index has lost its name to somebody who is not of ours. The lock is held.
 
-        Where others have begun a new one, that is followed: theirs was made of the same segments. Where
-        the directory is another one, or empty, its cache is gone, and what is there now is ours as well.
+        Where others have put one in its place, that is followed. Where ours is gone, and what it lists is
+        not, it is as good as ever. Else its cache is gone, and what is there now is ours as well.
         """
-        if self.is_elsewhere() or not self._has_files():
-            return self._begin_anew()
-        self.log_once("index", "the index was removed while the cache was in use: it is put in place again")
+        if isinstance(self.lock, FileLock):  # under that which all others take
+            self.lock.ensure_in_place()
+        prepare(self.backend, self.settings)
+        self.changes.close()
+        self.files.forget_all()
         try:
-            index = recovery.map_index(self)
-        except FileNotFoundError:  # nobody else was here: ours is as good as ever
-            index = recovery.remake_index(self, self.index, self.index.table_capacity)
+            there: Index | None = recovery.map_index(self)
+        except FileNotFoundError:
+            there = None
         except IndexDamaged:
-            index = recovery.rebuild_index(self, self.index)
-        self._use(index)
+            return self._use(recovery.rebuild_index(self, self.index))
+        if there is not None and there.identity == self.index.identity or there is None and self._has_files():
+            line = "the index was removed while the cache was in use: it is put in place again"
+            self.log_once("index", line)
+            self._use(there or recovery.remake_index(self, self.index, self.index.table_capacity))
+        else:
+            if there is not None:
+                there.close()
+            self._begin_anew()
 
     def _has_files(self) -> bool:
-        """Whether an index has been put in place, or segments that ours lists are still there."""
-        if os.path.lexists(os.path.join(self.root, f.INDEX_NAME)):
-            return True
+        """Whether segments that our index lists are still there, if it lists any."""
         listed = self.index.segments()
         return not listed or any(os.path.lexists(self.files.path(segment)) for segment in listed)
-
-    def is_elsewhere(self) -> bool:
-        """Whether the directory is another one than was opened: it was moved away, or removed."""
-        return _directory_id(self.root) != self._place
-
-    def ensure_in_place(self) -> None:
-        """Before a file is made by its name, and not found by a descriptor. The lock is held."""
-        if self.is_elsewhere():
-            self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
         self.log_once("removed", "the cache was removed while it was in use: going on with a new one")
-        prepare(self.backend, self.settings)
-        self._place = _directory_id(self.root)
         self.owner.release()
         self.users.leave()
-        self.changes.close()
-        self.files.forget_all()
         self._use(recovery.open_index(self, alone=self.users.enter(), seed=self.seed))
+
+    def _look_at_others(self) -> None:
+        """What the index is not found by, and others go by, or add to, has to be in its place as well."""
+        if not is_whole(self.root):
+            prepare(self.backend, self.settings)
+        if self.users.ensure_entered() and self.index.words[f.W_CLEAN]:  # somebody believed to be alone
+            self.index.words[f.W_CLEAN] = 0
+            self.index.sync()
+        self.owner.ensure_marked()
+        self.changes.ensure_in_place()
+        if self.appending.acquire(blocking=False):  # else whoever adds to the segment looks next time
+            try:
+                self._look_at_segment()
+            finally:
+                self.appending.release()
+
+    def _look_at_segment(self) -> None:
+        """Nobody finds what is added to a segment whose file was removed: it is not shown any more."""
+        writer, index = self.writer, self.index
+        if writer is None or not self.may_show(writer.segment):
+            return
+        if not has_name(writer.fd, self.files.path(writer.segment)):
+            index.resize_segment(writer.segment, 0)
+            index.set_state(writer.segment, f.SEALED)
+            index.words[index.entry(writer.segment) + f.T_OWNER] = 0
 
     def rebuild(self, reason: str) -> None:
         """Replace a damaged index by one made from the checkpoint and the segments."""
@@ -380,17 +444,20 @@ class Handle:
         with self.lock:
             if self.index is damaged:  # nobody else did, or has: then taking the lock followed it
                 self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
-                self._use(recovery.rebuild_index(self, damaged))
+                self._use(self.made(lambda: recovery.rebuild_index(self, damaged)))
 
     def shrink_index(self) -> None:
         """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
-        self._use(recovery.remake_index(self, self.index, self.index.table_capacity))
+        self._remake_index(self.index.table_capacity)
+
+    def _remake_index(self, table_capacity: int) -> None:
+        self._use(self.made(lambda: recovery.remake_index(self, self.index, table_capacity)))
 
     def new_segment(self) -> int:
         """A number for a new segment or log. The lock is held; the index may be another one afterwards."""
         segment = self.index.next_segment_id()
         if segment is None and recovery.has_room_for_table(self.index):
-            self._use(recovery.remake_index(self, self.index, 2 * self.index.table_capacity))
+            self._remake_index(2 * self.index.table_capacity)
             segment = self.index.next_segment_id()
         if segment is None:
             raise StorageFull(errno.ENOSPC, "there are more segments than can be listed: raise segment_size")
@@ -403,7 +470,7 @@ class Handle:
             path = self.files.path(segment)
             with contextlib.suppress(FileExistsError):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                return segment, self.backend.open(path, flags, self.settings.file_mode)
+                return segment, self.made(partial(self.backend.open, path, flags, self.settings.file_mode))
         raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
 
     def users_alone(self) -> bool:
@@ -453,31 +520,42 @@ class Handle:
             self.say()
 
     def say(self) -> None:
-        """Log what is waiting for that, unless this thread holds a lock: handlers run whatever they like."""
+        """Log what is waiting for that, unless this thread holds a lock: handlers run whatever they like.
+
+        But they don't use this cache, in the middle of a call of which they know nothing (see `entering`).
+        """
+        thread = threading.get_ident()
         while self._unlogged and not self._is_within:
-            with contextlib.suppress(IndexError):  # another thread took it
-                line = self._unlogged.popleft()
-                try:
-                    _log.warning("%s: %s", self.root, line)
-                except Exception:  # a handler's; what we do goes on, and it is told as logging itself does
-                    if logging.raiseExceptions:
-                        traceback.print_exc()
+            self.telling.add(thread)
+            try:
+                with suppressing(IndexError):  # another thread took it
+                    self._log(self._unlogged.popleft())
+            finally:
+                self.telling.discard(thread)
+
+    def _log(self, line: str) -> None:
+        try:
+            _log.warning("%s: %s", self.root, line)
+        except ours(Exception):  # a handler's; we go on, and it is told as logging itself does
+            if logging.raiseExceptions:
+                traceback.print_exc()
 
     @property
     def _is_within(self) -> bool:
-        """Whether this thread is in the middle of a change."""
+        """Whether this thread is in the middle of a change, or of telling of one."""
         held: bool = (
             self.appending._is_owned()
             or self.lock.threads._is_owned()
             or self.checkpointing.threads._is_owned()
         )
-        return held
+        return held or bool(self.telling) and threading.get_ident() in self.telling
 
     def entering(self) -> None:
         """What a public method begins with: the handle is this process's, and in the middle of nothing."""
         forks.ensure_own()
         if self._is_within:
             ensure_not_within(self.root)
+            self.telling.discard(threading.get_ident())
         if self.interrupted:
             self._tidy_up()
 
@@ -497,7 +575,7 @@ class Handle:
                     self.owner.stay_marked()
                 else:
                     recovery.tidy(self, self.index, began=self.index.stamp())
-        except (CacheError, OSError, IndexDamaged) as error:
+        except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
 
     def ensure_open(self) -> None:
@@ -562,7 +640,7 @@ class Handle:
             return slot.expires <= now
         try:
             data = self.backend.read(self.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
-        except OSError:  # whoever reads the value finds out
+        except ours(OSError):  # whoever reads the value finds out
             return False
         head = f.unpack_head(data, 0)
         return head is not None and head.stamp == slot.stamp and head.created > now + f.AHEAD
@@ -580,7 +658,7 @@ class Handle:
         """A descriptor of a segment, for reading; None if there is no such file (any more)."""
         try:
             return self.files.get(segment)
-        except OSError:
+        except ours(OSError):
             return None
 
     def touch_slot(self, low: int, high: int) -> None:
@@ -638,7 +716,7 @@ class Handle:
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
             with self.backend.reading(self.files.path(segment)) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
-        except OSError as error:
+        except ours(OSError) as error:
             if error.errno not in VANISHED:
                 raise from_os_error(error, "cannot read a segment") from error
 
@@ -676,13 +754,13 @@ class Handle:
         self._take_back(writer)
         try:
             size = writer.seal()
-        except OSError as error:  # without its footer it will be read through instead
+        except ours(OSError) as error:  # without its footer it will be read through instead
             size = os.fstat(writer.fd).st_size
             self.log_once("footer", f"cannot write a footer: {error}")
         durable = self.syncs_segments
         try:
             writer.close(sync=durable)
-        except OSError as error:  # whoever waits for this sync gets an error as well
+        except ours(OSError) as error:  # whoever waits for this sync gets an error as well
             durable = False
             self.log_once("seal", f"cannot make a segment durable: {error}")
         with self.lock:
@@ -699,13 +777,14 @@ class Handle:
         index = self.index
         if index.state(segment) != f.ACTIVE:
             return False
-        return bool(index.words[index.entry(segment) + f.T_OWNER] == self.owner.token)
+        token = self.owner.token
+        return bool(token and index.words[index.entry(segment) + f.T_OWNER] == token)
 
     def is_ours(self, writer: SegmentWriter) -> bool:
         """True unless our segment is gone, or was sealed by who believed us dead. The lock is held."""
         state, owner = self.index.state(writer.segment), self.index.entry(writer.segment) + f.T_OWNER
         known = state in APPENDABLE or state == f.SEALED
-        return known and self.index.words[owner] == self.owner.token
+        return known and self.index.words[owner] == self.owner.token != 0
 
     def _take_back(self, writer: SegmentWriter) -> None:
         """Before our segment is sealed: what was appended, and was not shown, never will be."""
@@ -717,7 +796,7 @@ class Handle:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
                     for offset in self.unshown(writer.segment, writer.fd):
                         writer.void(offset)
-        except OSError as error:
+        except ours(OSError) as error:
             self.log_once("unshown", f"cannot take back what was not stored: {error}")
 
     def unshown(self, segment: int, fd: int) -> list[int]:
@@ -775,6 +854,10 @@ class Handle:
         """Of a file that is renamed when it is complete; `value`: that of a large value, which counts."""
         return self.large.temporary_path(self.owner.acquire(), next(self._temporary), value=value)
 
+    def passing_path(self) -> str:
+        """The same of one that is in its place before the lock is given up: it needs no mark of life."""
+        return self.large.temporary_path(secrets.randbits(63), 0)
+
     def account_large(self, length: int) -> None:
         """Count bytes of large files. The lock is held."""
         words = self.index.words
@@ -792,15 +875,23 @@ class Handle:
         try:
             self.promise()
             self.reclaim.sync_dirty()
-        except OSError as error:
+        except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
 
+    def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
+        """What is in one of our directories."""
+        return self.made(partial(self.backend.scandir, path))
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names in one of our directories durable."""
+        self.made(partial(self.backend.sync_directory, path))
+
     def _sync_names(self) -> None:
         names = self._names
         if self._names_synced < names:
-            self.backend.sync_directory(self.segments_path)
+            self.sync_directory(self.segments_path)
             self._names_synced = max(self._names_synced, names)
 
     def sync_large(self) -> None:
@@ -813,11 +904,11 @@ class Handle:
                 try:
                     with self.backend.reading(path) as fd:
                         self.backend.sync(fd)
-                except OSError as error:
+                except ours(OSError) as error:
                     if error.errno not in VANISHED:  # removed meanwhile
                         raise
         if came:
-            self.backend.sync_directory(self.large.directory)
+            self.sync_directory(self.large.directory)
         self.index.words[f.W_FLUSHED] = started
 
     # -- counting ----------------------------------------------------------------------------
@@ -846,16 +937,13 @@ class Handle:
         lock = self.lock
         if isinstance(lock, NoLock):
             return self._look_around()
-        try:
+        with suppressing(Exception):
             if lock.try_to_enter() or self._enter_patiently(lock):
                 try:
                     self._in_vain = 0
                     self._fold()
                 finally:
                     lock.__exit__()
-        except Exception as error:
-            if is_interruption(error):
-                raise
 
     def _look_around(self) -> None:
         """What a handle that only reads does instead, and now and then it looks for another index."""
@@ -897,14 +985,6 @@ class Handle:
             words[_W_MISSES] += misses
 
 
-def _directory_id(root: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(root)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def closed_error(root: str) -> ClosedError:
     return ClosedError(f"the cache in {root!r} is closed: open it anew")
 
@@ -917,7 +997,7 @@ def _renew_after_fork() -> None:
             if was_closed:
                 store._release()
         except Exception as error:  # it shares its lock with the parent: it must not be used, others may
-            store.closed = True
+            store.closed = store.released = True
             store.core.detach()
             store.index.close()
             if not was_closed:

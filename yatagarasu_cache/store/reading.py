@@ -14,6 +14,7 @@ from ..entry import Location
 from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
+from ..interruption import ours
 from ..large import CHUNK_BYTES
 from ..segment import VANISHED
 from .handle import closed_error
@@ -70,7 +71,7 @@ class Reading(Removal):
                         index.words[at + 7] = touched(access, index.stamp())
                     self.use(True)
                     return data, flags
-        except (IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
+        except ours(IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:
                 raise closed_error(self.root) from None
         return self.get_carefully(low, high)
@@ -115,7 +116,7 @@ class Reading(Removal):
     def _try(self, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
         try:
             return load(slot)
-        except OSError as error:
+        except ours(OSError) as error:
             if error.errno in VANISHED:
                 self.files.forget(slot.segment)
                 return None
@@ -228,7 +229,7 @@ class Reading(Removal):
         # Another handle may write larger segments than the index was told of when it was made anew.
         try:
             return end <= os.fstat(self.files.get(slot.segment)).st_size
-        except OSError:
+        except ours(OSError):
             return False
 
     def get_nowait(self, slot: Slot) -> Found | None:
@@ -238,7 +239,7 @@ class Reading(Removal):
             return None
         try:
             data = self.backend.read_nowait(fd, slot.value_length, slot.offset + slot.head_bytes)
-        except (OSError, OverflowError):
+        except ours(OSError, OverflowError):
             return None
         if data is None:
             return None

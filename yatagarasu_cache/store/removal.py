@@ -9,6 +9,7 @@ from .. import format as f
 from ..changes import Mark
 from ..errors import CacheIOError, from_os_error
 from ..format import PARTITION_MASK, Slot
+from ..interruption import ours
 from .handle import Handle
 
 _REMOVAL_BATCH = 128  # digests in one removal record
@@ -25,6 +26,16 @@ class Removal(Handle):
     """A handle that removes."""
 
     # -- removing ----------------------------------------------------------------------------
+
+    def remove_keys(self, keys: Sequence[bytes]) -> int:
+        """Remove the entries of encoded keys; how many were live."""
+        alive = 0
+        while True:
+            seed = self.seed
+            digests = list(dict.fromkeys(f.key_digest(key, seed) for key in keys))
+            alive += self.remove(digests, lambda slot: True, "deletes")[0]
+            if seed == self.seed:  # else another cache has come in the place of ours meanwhile
+                return alive
 
     def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
         """Remove an entry (only the version with `stamp`, if given). False if there was none live."""
@@ -154,7 +165,7 @@ class Removal(Handle):
             try:
                 self.promise()
                 self.changes.sync(mark)
-            except OSError as error:
+            except ours(OSError) as error:
                 raise from_os_error(error, "cannot make a change durable") from error
         self.reclaim.pace(f.RECORD_BYTES + 16)
 
@@ -167,7 +178,7 @@ class Removal(Handle):
         self.account_large(-slot.value_length)
         try:
             return slot.low, slot.high, self.pointer(slot)
-        except OSError:
+        except ours(OSError):
             return None  # the record is unreadable: check() finds the orphan
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
@@ -188,5 +199,5 @@ class Removal(Handle):
                 self._sync_names()
             for name in gone.names:
                 self.large.remove(*name)
-        except OSError as error:  # what was asked for is done; check() finds what is left
+        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
             self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")

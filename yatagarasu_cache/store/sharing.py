@@ -31,6 +31,7 @@ from ..backends.threads import WorkerPool
 from ..config import Settings
 from ..directory import resolved
 from ..errors import CacheError
+from ..interruption import ours, suppressing
 from ..locks import new_lock
 from . import DurableStore, Store
 
@@ -74,6 +75,11 @@ class Shared:
     """An open store, its backend, and how many handles use it."""
 
     def __init__(self, settings: Settings) -> None:
+        self.key: Key = ()
+        self.leases: set[Lease] = set()  # of open handles
+        self._closing = new_lock()
+        self._durable: DurableStore | None = None
+        self._channels: dict[asyncio.AbstractEventLoop, tuple[Channel, int]] = {}
         choice = choose(settings)
         self.backend, self.reason = choice.backend, choice.reason
         try:
@@ -81,10 +87,6 @@ class Shared:
         except BaseException:
             choice.backend.close()
             raise
-        self.key: Key = ()
-        self.users = 0
-        self._durable: DurableStore | None = None
-        self._channels: dict[asyncio.AbstractEventLoop, tuple[Channel, int]] = {}
 
     def view(self, durable: bool) -> Store:
         """The store as handles of this durability use it."""
@@ -95,8 +97,11 @@ class Shared:
         return self._durable
 
     def is_sound(self) -> bool:
-        """Whether it may get more users: it is open, and its files are those of the directory."""
-        return not self.store.closed and self.store.is_in_place()
+        """Whether it may get more users: it is open, and its files are those of the directory that it is of.
+
+        A store follows its path: where its directory was moved away, it is another one's by now.
+        """
+        return not self.store.closed and self.store.is_in_place() and _is_in_place(self)
 
     # -- event loops --------------------------------------------------------------------------
 
@@ -127,19 +132,29 @@ class Shared:
     # -- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
+        """Idempotent; called once more, it goes on with what an exception interrupted."""
+        if self._closing._is_owned() or not self._closing.acquire(False):  # somebody is at it
+            return
+        try:
+            self._close()
+        finally:
+            self._closing.release()
+
+    def _close(self) -> None:
         try:
             self.store.close()
         finally:
-            try:
-                self.backend.close()
-            finally:
-                _forget(self)
+            if self.store.released:  # else whoever comes next goes on
+                try:
+                    self.backend.close()
+                finally:
+                    _forget(self)
 
     def close_quietly(self) -> None:
         """`close` where nobody waits for it, so nobody can be told but the log."""
         try:
             self.close()
-        except Exception as error:
+        except ours(Exception) as error:
             self.store.log_once("close", f"cannot be closed in order: {error}")
 
     def rest(self) -> None:
@@ -147,11 +162,11 @@ class Shared:
         try:
             if not self.store.read_only:
                 self.store.rest()
-        except Exception as error:
+        except ours(Exception) as error:
             self.store.log_once("close", f"cannot be closed in order: {error}")
 
     def after_fork(self) -> None:
-        self._channels = {}
+        self._channels, self._closing = {}, new_lock()
 
 
 class Lease:
@@ -167,8 +182,9 @@ class Lease:
     def close(self) -> None:
         """Idempotent. The last one closes the store."""
         _let_go_of_dropped()
-        for shared in _end(self, dropped=False)[0]:
-            shared.close()
+        _end(self)
+        if self.shared in _ended:
+            self.shared.close()
 
 
 # Short: only the few lines that change what follows run under it.
@@ -177,6 +193,7 @@ _open: dict[Key, Shared] = {}
 _places: dict[Directory, _Place] = {}
 _kept: dict[Shared, None] = {}  # without users; the one that was used last is the last
 _dropped: deque[Lease] = deque()  # of collected handles, to be let go of
+_ended: dict[Shared, None] = {}  # to be closed, or being closed; an exception may come before that is done
 _opening: weakref.WeakValueDictionary[str, _Turn] = weakref.WeakValueDictionary()
 _closing: set[threading.Thread] = set()
 
@@ -188,17 +205,20 @@ class _Turn:
         self.lock = new_lock()
 
 
-def acquire(settings: Settings, unpickled: bool = False) -> Lease:
-    """A share in the store that is open for such settings, or in one that is opened for it."""
-    if _dropped:
+def acquire(handle: object, settings: Settings, unpickled: bool = False) -> Lease:
+    """A share in the store that is open for such settings, or in one that is opened for it.
+
+    It is closed when the handle is collected. At the end of the process all stores are closed.
+    """
+    if _dropped or _ended:
         _let_go_of_dropped()
-    lease = _join(settings, unpickled)
+    lease = _join(handle, settings, unpickled)
     if lease is None:
         with _lock:
             turn = _opening.setdefault(settings.directory, _Turn())
         with turn.lock:  # whoever comes second finds what the first one opened
             _close_kept_that_are_gone()
-            lease = _join(settings, unpickled) or _open_store(settings, unpickled)
+            lease = _join(handle, settings, unpickled) or _open_store(handle, settings, unpickled)
     try:
         cache_settings.join(lease.store, settings)
     except BaseException:
@@ -207,17 +227,17 @@ def acquire(settings: Settings, unpickled: bool = False) -> Lease:
     return lease
 
 
-def _join(settings: Settings, unpickled: bool) -> Lease | None:
+def _join(handle: object, settings: Settings, unpickled: bool) -> Lease | None:
     try:
         directory = identify(_status(settings.directory))
-    except OSError:
+    except ours(OSError):
         return None
     key = _key(directory, settings)
     with _lock:
         shared = _open.get(key)
         if shared is None or not shared.is_sound():
             return None
-        return _admit(shared, _places[directory], settings, unpickled)
+        return _admit(handle, shared, _places[directory], settings, unpickled)
 
 
 def _status(path: str) -> os.stat_result:
@@ -226,57 +246,75 @@ def _status(path: str) -> os.stat_result:
     return os.lstat(resolved(path)) if stat.S_ISLNK(status.st_mode) else status
 
 
-def _admit(shared: Shared, place: _Place, settings: Settings, unpickled: bool) -> Lease:
+def _admit(handle: object, shared: Shared, place: _Place, settings: Settings, unpickled: bool) -> Lease:
     """One user more. The lock is held."""
     lease = Lease(shared, place, unpickled, settings.durability == "sync")
-    shared.users += 1
+    # First: should an exception keep the handle from having it, it is dropped with the handle.
+    weakref.finalize(handle, _drop, lease).atexit = False
+    shared.leases.add(lease)
     _kept.pop(shared, None)
     if not unpickled:
         place.own.add(lease)
     return lease
 
 
-def _open_store(settings: Settings, unpickled: bool) -> Lease:
-    spare: Shared | None = None
+def _open_store(handle: object, settings: Settings, unpickled: bool) -> Lease:
     settings = config.moved(settings, resolved(settings.directory))
     shared = Shared(settings)
+    lease: Lease | None = None
     try:
-        directory = identify(os.lstat(settings.directory))
-    except OSError:  # gone already: nobody will find it there
-        directory = (id(shared),)
-    shared.key = key = _key(directory, settings)
-    with _lock:
-        known = _open.get(key)
-        place = _places.setdefault(directory, _Place())
-        if known is not None and known.is_sound():  # by another path
-            shared, spare = known, shared
-        else:
-            _open[key] = shared
-            place.stores.append(shared)
-        lease = _admit(shared, place, settings, unpickled)
-    if spare is not None:
-        spare.close_quietly()
+        lease = _publish(handle, shared, settings, unpickled)
+    finally:
+        if lease is None or lease.shared is not shared:
+            shared.close_quietly()
     _watch_multiprocessing()
     return lease
 
 
-def _end(lease: Lease, dropped: bool) -> tuple[list[Shared], bool]:
-    """The stores that are to be closed now, and whether this was the user's last handle here."""
+def _publish(handle: object, shared: Shared, settings: Settings, unpickled: bool) -> Lease:
+    """Let others find a store that was opened: the first user's share in it, or in one that was there."""
+    try:
+        directory = identify(os.lstat(settings.directory))
+    except ours(OSError):  # gone already: nobody will find it there
+        directory = (id(shared),)
+    key = _key(directory, settings)
+    with _lock:
+        known = _open.get(key)
+        place = _places.setdefault(directory, _Place())
+        if known is not None and known.is_sound():  # by another path
+            shared = known
+        else:
+            shared.key = key
+            _open[key] = shared
+            place.stores.append(shared)
+        return _admit(handle, shared, place, settings, unpickled)
+
+
+def _end(lease: Lease, dropped: bool = False) -> bool:
+    """Have the stores closed that are not needed any more. Whether this was the user's last handle here."""
     with _lock:
         if lease.closed:
-            return [], False
-        lease.closed = True
+            return False
         shared, own = lease.shared, lease.place.own
         was_last = own == {lease}
         own.discard(lease)
-        shared.users -= 1
-        if shared.users:
-            return [], was_last
-        if dropped and lease.unpickled and shared.is_sound():
-            _kept[shared] = None
-            return [_take_kept() for _ in range(len(_kept) - _MOST_KEPT)], was_last
-        _withdraw(shared)
-        return [shared], was_last
+        shared.leases.discard(lease)
+        if not shared.leases:
+            if dropped and lease.unpickled and shared.is_sound():
+                _kept[shared] = None
+                while len(_kept) > _MOST_KEPT:
+                    _end_store(next(iter(_kept)))
+            else:
+                _end_store(shared)
+        lease.closed = True  # last: one that an exception kept from this ends once more
+        return was_last
+
+
+def _end_store(shared: Shared) -> None:
+    """Whoever ended its last lease closes it, or whoever comes next. The lock is held."""
+    _ended[shared] = None
+    _kept.pop(shared, None)
+    _withdraw(shared)
 
 
 def _withdraw(shared: Shared) -> None:
@@ -285,20 +323,11 @@ def _withdraw(shared: Shared) -> None:
         del _open[shared.key]
 
 
-def _take_kept() -> Shared:
-    """The one that was used longest ago. The lock is held."""
-    shared = next(iter(_kept))
-    del _kept[shared]
-    _withdraw(shared)
-    return shared
-
-
 def _close_kept_that_are_gone() -> None:
     with _lock:
-        gone = [shared for shared in _kept if not shared.is_sound() or not _is_in_place(shared)]
+        gone = [shared for shared in _kept if not shared.is_sound()]
         for shared in gone:
-            del _kept[shared]
-            _withdraw(shared)
+            _end_store(shared)
     for shared in gone:
         shared.close_quietly()
 
@@ -306,7 +335,7 @@ def _close_kept_that_are_gone() -> None:
 def _is_in_place(shared: Shared) -> bool:
     try:
         return bool(identify(os.lstat(shared.store.root)) == shared.key[0])
-    except OSError:
+    except ours(OSError):
         return False
 
 
@@ -315,6 +344,7 @@ def _forget(shared: Shared) -> None:
     with _lock:
         _withdraw(shared)
         _kept.pop(shared, None)
+        _ended.pop(shared, None)
         directory = shared.key[0] if shared.key else ()
         place = _places.get(directory)
         if place is None or shared not in place.stores:
@@ -332,17 +362,12 @@ def counters(lease: Lease) -> dict[str, int]:
         stores = [shared.store for shared in lease.place.stores]
         past = dict(lease.place.past)
     for store in stores:
-        with contextlib.suppress(CacheError, OSError):  # closed just now
+        with suppressing(CacheError, OSError):  # closed just now
             store.fold_counters()
     return {name: past[name] + sum(getattr(store, name) for store in stores) for name in f.COUNTERS}
 
 
 # -- handles that nobody closed -----------------------------------------------------------------
-
-
-def finalize(handle: object, lease: Lease) -> None:
-    """Close the lease when the handle is collected. At the end of the process all stores are closed."""
-    weakref.finalize(handle, _drop, lease).atexit = False
 
 
 def _drop(lease: Lease) -> None:
@@ -378,16 +403,13 @@ def _module(frame: FrameType) -> str:
 
 
 def _let_go_of_dropped() -> None:
-    while _dropped:
-        try:
-            lease = _dropped.popleft()
-        except IndexError:  # another thread took it
-            return
-        stores, was_last = _end(lease, dropped=True)
-        for shared in stores:
-            _close_aside(shared) if _in_event_loop() else shared.close_quietly()
-        if was_last:
+    for lease in list(_dropped):
+        if _end(lease, dropped=True):
             _Warning(lease.shared.store.root)
+        with contextlib.suppress(ValueError):  # another thread was faster
+            _dropped.remove(lease)
+    for shared in list(_ended):
+        _close_aside(shared) if _in_event_loop() else shared.close_quietly()
 
 
 def _in_event_loop() -> bool:

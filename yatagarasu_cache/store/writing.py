@@ -18,6 +18,7 @@ from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
+from ..interruption import ours
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
@@ -89,15 +90,15 @@ class Writing(Reading):
     ) -> None:  # fmt: skip
         length = len(payload)
         if length >= self.large_bytes:
-            self.put_stream(low, high, key, iter((payload,)), flags, expires, tag, meta, length)
+            self._put_whole(key, payload, flags, expires, tag, meta)
             return
         size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum, seed = value_sum(payload, low, flags), self.seed
         for _ in range(ATTEMPTS):
-            if seed != self.seed:  # another cache is in the place of ours, which was removed
-                return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
             with self.appending:
                 writer = self.room(size)
+                if seed != self.seed:  # another cache is in the place of ours, which was removed
+                    return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
                 index = self.index
                 epoch = index.words[f.W_EPOCH]
                 stamp = index.stamp()
@@ -141,7 +142,7 @@ class Writing(Reading):
     def _append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
         try:
             writer.append(head, payload, listed)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
     def _install(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
@@ -169,7 +170,7 @@ class Writing(Reading):
             replaced = index.slot(at)
         try:
             index.put(slot, at)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot make the index larger") from error
         except IndexDamaged as error:
             self.rebuild(str(error))
@@ -244,9 +245,9 @@ class Writing(Reading):
         self.reclaim.in_room(size, partial(self._put_batch, batch, size))
 
     def _put_batch(self, batch: list[Item], size: int) -> None:
-        seed = self.seed
         with self.appending:
             writer = self.room(size)
+            batch = self._as_now(batch)
             slots, epoch = self._append_many(batch, writer)
             end = writer.tail
         if self.durable:
@@ -256,9 +257,16 @@ class Writing(Reading):
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
-        for item in again:
-            low, high = item[:2] if seed == self.seed else f.key_digest(item.key, self.seed)
-            self.put(*item._replace(low=low, high=high))
+        for item in self._as_now(again):
+            self.put(*item)
+
+    def _as_now(self, items: list[Item]) -> list[Item]:
+        """Items with the digests that their keys have in the cache that is in place now."""
+        seed = self.seed
+        if not items or f.key_digest(items[0].key, seed) == items[0][:2]:
+            return items
+        digests = [f.key_digest(item.key, seed) for item in items]
+        return [item._replace(low=low, high=high) for item, (low, high) in zip(items, digests, strict=True)]
 
     def _append_many(self, batch: list[Item], writer: SegmentWriter) -> tuple[bytes, int]:
         """Append a batch with one write. The slots that name its records, packed, and the epoch before."""
@@ -270,7 +278,7 @@ class Writing(Reading):
         records, slots = self._draft(batch, writer)
         try:
             writer.append_many(records)
-        except OSError as error:
+        except ours(OSError) as error:
             raise from_os_error(error, "cannot write entries") from error
         return b"".join([f.SLOT.pack(*slot) for slot in slots]), epoch
 
@@ -328,6 +336,23 @@ class Writing(Reading):
 
     # -- large values ------------------------------------------------------------------------
 
+    def _put_whole(
+        self, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes, meta: bytes,
+        only_absent: bool = False,
+    ) -> bool:  # fmt: skip
+        """`put_stream` of a value that is all there: again where somebody removed files of it meanwhile."""
+        length = len(payload)
+        for _ in range(ATTEMPTS):
+            try:
+                return self.put_stream(
+                    *f.key_digest(key, self.seed), key, iter((payload,)), flags, expires, tag, meta, length,
+                    only_absent,
+                )  # fmt: skip
+            except CacheIOError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        raise _too_many_changes()
+
     def put_stream(
         self, low: int, high: int, key: bytes, parts: Iterable[Buffer], flags: int,
         expires: int = 0, tag: bytes = b"", meta: bytes = b"", length: int | None = None,
@@ -352,7 +377,7 @@ class Writing(Reading):
             self.put(low, high, key, payload, flags, expires, tag, meta)
             return True
         flags |= FLAG_LARGE
-        if self.is_elsewhere():
+        if not self.is_in_place():
             with self.lock:
                 self.ensure_in_place()
         reserved = _Reservation(self, most)
@@ -370,7 +395,7 @@ class Writing(Reading):
             pointer = f.LARGE_POINTER.pack(published[2])
             put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
             installed = self.reclaim.in_room(len(key), partial(put, pointer, only_absent))
-        except OSError as error:
+        except ours(OSError) as error:
             if is_callers(error):  # the stream's own
                 raise
             if self.closed:  # and tidied up, perhaps
@@ -403,6 +428,9 @@ class Writing(Reading):
             with self.appending:
                 writer = self.room(need)
                 index = self.index
+                if f.key_digest(key, self.seed) != (low, high):
+                    line = "another cache has come in the place of this one"
+                    raise FileNotFoundError(errno.ENOENT, line, self.root)
                 epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.LARGE, flags, key, tag, meta,
@@ -472,9 +500,7 @@ class Writing(Reading):
             return False
         length = len(payload)
         if length >= self.large_bytes:
-            return self.put_stream(
-                low, high, key, iter((payload,)), flags, expires, tag, meta, length, only_absent=True
-            )
+            return self._put_whole(key, payload, flags, expires, tag, meta, only_absent=True)
         added = False
 
         def decide(slot: Slot | None) -> Item | None:
@@ -482,29 +508,28 @@ class Writing(Reading):
             added = slot is None
             return Item(low, high, key, payload, flags, expires, tag, meta) if added else None
 
-        self.change(low, high, f.room_for(len(key) + len(tag) + len(meta), length), decide)
+        self.change(key, f.room_for(len(key) + len(tag) + len(meta), length), decide)
         return added
 
-    def change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
-        """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything.
+    def change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
+        """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything, for `key`.
 
         The append happens under the lock too, so that a change that loses leaves no record which
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small. Where the
         volume is full, `decide` may be asked once more.
         """
-        self.reclaim.in_room(size, partial(self._change, low, high, size, decide))
+        self.reclaim.in_room(size, partial(self._change, key, size, decide))
 
-    def _change(self, low: int, high: int, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
-        seed = self.seed
+    def _change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
         for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(size)
                 with self.lock:
-                    if seed != self.seed:
-                        break
+                    low, high = f.key_digest(key, self.seed)  # not before: it may be another cache's by now
                     item = decide(self.lookup(low, high))
                     if item is None:
                         return
+                    item = item._replace(low=low, high=high)
                     if not self.may_show(writer.segment):
                         self.let_go_if_lost(writer)
                         continue
