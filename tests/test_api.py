@@ -628,7 +628,7 @@ with DiskCache(directory, backend=backend, size_limit=4 << 30) as cache:
         file.read(1 << 20)
     start = peak()
     sent, got = hashlib.sha256(), hashlib.sha256()
-    cache.set("k", parts(sent))
+    cache.set("k", parts(sent), length=megabytes << 20)
     with cache.open("k") as file:
         while part := file.read(1 << 20):
             got.update(part)

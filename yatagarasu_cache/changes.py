@@ -162,8 +162,12 @@ class ChangeLog:
 
     def prepare(self) -> None:
         """Have a log, with room in it, before anything is stored that may have to be removed."""
-        segment = self._open()
-        self._allocate(segment, self.size)
+        try:
+            segment = self._open()
+            self._allocate(segment, self.size)
+        except ours(OSError) as error:
+            if is_volume_full(error):  # of all else whoever removes something hears
+                raise
 
     def _open(self) -> int:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
