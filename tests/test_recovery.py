@@ -68,7 +68,8 @@ def abandon(cache: DiskCache) -> None:
     """Leave the cache as the end of the process would: nothing is closed in order."""
     store = cache._store
     if store.writer is not None:
-        os.close(store.writer.fd)
+        fd, store.writer.fd = store.writer.fd, -1
+        os.close(fd)
         store.writer = None
     if store.owner._fd >= 0:  # the mark stays, its lock goes
         os.close(store.owner._fd)

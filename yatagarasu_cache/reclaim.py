@@ -530,13 +530,14 @@ class Reclaimer:
             self._made_room += 1
             if store.files.let_go():  # that may have been it
                 return True
-            store.log_once("volume", "the volume is full: going on with what the cache has there")
             self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
             try:
                 self._reclaim(need)
             except StorageFull:
                 self._volume = None
                 return False
+            if store.policy.evicts:
+                store.log_once("volume", "the volume is full: going on with what the cache has there")
             return True
 
     def _look_at_volume(self) -> None:
