@@ -91,7 +91,7 @@ def test_many_threads_and_processes(volume: Path, make: Make) -> None:
         thread.start()
     code = (
         "import sys; from yatagarasu_cache import DiskCache\nc = DiskCache(sys.argv[1])\n"
-        "for n in range(1500): c.set(n, bytes(3000))\nassert c.check() == []"
+        "for n in range(1500): c.set(n, bytes(3000))\nproblems = c.check()\nassert problems == [], problems"
     )
     run_python(code, cache.directory)
     for thread in threads:

@@ -139,26 +139,29 @@ class ChangeLog:
         end = index.words[entry + f.T_TAIL]
         floors = self._floors(segment, end)
         if floors is None:
-            floors, end = (0, 0), end + _RESERVE
-        at = end - _RESERVE + f.RECORD_BYTES * (floors[1] < floors[0])
-        record = f.pack_change(seed, f.pack_place(segment, at), f.FLOOR, b"", stamp)
-        self._store.backend.write(self._fd, [record], at)
+            places, end = [end, end + f.RECORD_BYTES], end + _RESERVE
+        else:
+            places = [end - _RESERVE + f.RECORD_BYTES * (floors[1] < floors[0])]
+        records = [f.pack_change(seed, f.pack_place(segment, at), f.FLOOR, b"", stamp) for at in places]
+        self._store.backend.write(self._fd, records, places[0])
         index.words[entry + f.T_TAIL] = end
         index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], index.count() + _OVERDUE)
         return Mark(segment, f.MASK64)  # it may be written over: every sync of it is a new one
 
     def _floors(self, segment: int, end: int) -> tuple[int, int] | None:
-        """The stamps of the floors at the end of the log, 0 for one that was not written yet; None if
-        there are other records."""
+        """The stamps of the two floors at the end of the log, 0 for one that is torn; None if there are
+        other records."""
         if end < f.SEGMENT_HEADER_BYTES + _RESERVE:
             return None
         data, stamps = self._store.backend.read(self._fd, _RESERVE, end - _RESERVE), []
         for at in range(0, _RESERVE, f.RECORD_BYTES):
             head, place = f.unpack_head(data, at), f.pack_place(segment, end - _RESERVE + at)
             sound = head is not None and f.verify_head(data, at, head, self._index.identity.seed, place)
-            stamps.append(head.stamp if head is not None and sound and head.kind == f.FLOOR else 0)
+            if head is not None and sound and head.kind != f.FLOOR:
+                return None
+            stamps.append(head.stamp if head is not None and sound else 0)
         first, second = stamps
-        return (first, second) if first and (second or not any(data[f.RECORD_BYTES :])) else None
+        return (first, second) if first or second else None
 
     def prepare(self) -> None:
         """Have a log, with room in it, before anything is stored that may have to be removed."""
