@@ -45,6 +45,8 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define FLAG_LARGE 0x10u
 #define ACTIVE ((uint64_t)1 << 32)
 #define LOG ((uint64_t)4 << 32)
+#define TOO_LATE 10000000000u /* nanoseconds, AHEAD in format.py */
+#define LAST_CLOCK ((1ull << 63) - (1ull << 56))
 #define LOG_AHEAD 2048u /* bytes that a log of changes has behind the last one, or it is made longer */
 #define RECORD_BYTES 64u
 #define RECORD_FIXED 56u
@@ -149,7 +151,7 @@ static uint64_t new_stamp(const struct yc_view *view, uint64_t now)
     _Atomic uint64_t *clock = (_Atomic uint64_t *)view->map + W_CLOCK;
     uint64_t last = atomic_load_explicit(clock, memory_order_relaxed), stamp;
     do
-        stamp = now > last ? now : last + 1;
+        stamp = now > last && now <= LAST_CLOCK ? now : last + 1;
     while (!atomic_compare_exchange_weak(clock, &last, stamp));
     return stamp;
 }
@@ -220,6 +222,8 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         bool same = load(view->map, at + S_LOW) == digest.low && load(view->map, at + S_HIGH) == digest.high;
         return same ? YC_MISS : YC_OTHER;
     }
+    if (expires && load(view->map, at + S_STAMP) > now + TOO_LATE)
+        return YC_OTHER; /* the clock was set back: when it was made is in the record */
     uint64_t segment = place >> 32, file = load(view->files, segment % view->table_capacity);
     *found = (struct yc_found){
         .at = at,
@@ -433,7 +437,7 @@ static void begin_listed(char *listed, uint64_t offset)
 /* Header, key, tag and meta as format.pack_record() makes them, and the entry of the footer. The
  * head's bytes, padding included. */
 static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry,
-                          uint8_t record_kind)
+                          uint8_t record_kind, uint64_t created)
 {
     uint64_t names_length = names_bytes(entry);
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
@@ -451,7 +455,7 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     put_bytes(&to, &entry->length, 8);
     put_bytes(&to, &record->slot[S_STAMP], 8);
     put_bytes(&to, &entry->expires, 8);
-    put_bytes(&to, &record->slot[S_STAMP], 8); /* created */
+    put_bytes(&to, &created, 8);
     put_bytes(&to, &record->slot[S_SUM], 8);
     put_bytes(&to, entry->key, entry->key_length);
     put_bytes(&to, entry->tag, entry->tag_length);
@@ -656,7 +660,7 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(load(view->map, W_EVICTION), 0, stamp);
-    record->head_bytes = pack_head(view, record, entry, RECORD_PUT);
+    record->head_bytes = pack_head(view, record, entry, RECORD_PUT, now);
     record->listed_bytes = yc_list(entry, 0, NULL, NULL);
     slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
     return true;
@@ -789,7 +793,7 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     slot[S_PLACE] = log->segment << 32 | tail / ALIGN;
     slot[S_SUM] = value_sum(digest, DIGEST_BYTES, 0, 0);
     slot[S_STAMP] = stamp;
-    pack_head(view, record, &removal, RECORD_REMOVE);
+    pack_head(view, record, &removal, RECORD_REMOVE, stamp);
     memcpy(record->listed + YC_LISTED_BYTES + RECORD_BYTES, digest, DIGEST_BYTES);
     if (write_all(log->fd, &vector, 1, tail)) /* the ordinary path says why */
         return false;
@@ -825,7 +829,8 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     const void *map = view->map;
     struct partition part;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part) ||
-        (at && !is_plain(view, at)) || !log_has_room(view, log))
+        (at && (!is_plain(view, at) || (load(map, at + S_EXPIRES) && load(map, at + S_STAMP) > now + TOO_LATE))) ||
+        !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);
     if (stamp <= load(map, W_EPOCH) || (at && stamp <= load(map, at + S_STAMP)) ||

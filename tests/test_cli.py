@@ -129,6 +129,14 @@ def test_set_from_standard_input(
     feed(monkeypatch, content)
     assert run("set", cache, "key", *source).code == 0
     assert run("get", cache, "key").out == content
+    feed(monkeypatch, content)
+    assert run("set", cache, "key", *source, "--length", size).code == 0
+    feed(monkeypatch, content + b"more")
+    done = run("set", cache, "key", *source, "--length", size)
+    assert done.code == 2 and f"length is {size}, and the stream" in done.err
+    assert run("get", cache, "key").out == content
+    done = run("set", cache, "key", "text", "--length", "4")
+    assert done.code == 2 and "--length is for - and -f FILE" in done.err
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("serializer", "pickle", "pickle"),
     ("max_value_size", 1, 1),
     ("max_value_size", 10 * 2**30, 10 * 2**30),
+    ("max_stream_size", 1, 1),
+    ("max_stream_size", None, None),
     ("default_expire", 60, 60.0),
     ("default_expire", 0.001, 0.001),
     ("default_expire", None, None),
@@ -231,6 +233,7 @@ BAD: dict[str, list[Any]] = {
     "durability": [None, "fsync", *NOT_CHOICE],
     "serializer": [None, "json", 1, b"pickle", NoName(), EmptyName(), NotCallable(), Codec, json, {}],
     "max_value_size": [0, -1, 2**63, *NOT_INT],
+    "max_stream_size": [0, -1, 2**63, *NOT_INT],
     "default_expire": [0, -1, -0.0, math.nan, math.inf, -math.inf, True, "60", 10**400, [1], 1j],
     "read_only": NOT_BOOL,
     "segment_size": [0, 4095, 2**30 + 1, *NOT_INT],
@@ -330,8 +333,9 @@ def test_unknown_ring_option() -> None:
 
 def test_sizes_must_fit_each_other() -> None:
     limit = 2**20
-    with pytest.raises(ConfigurationError, match="max_value_size.*size_limit"):
-        make_settings("/x", size_limit=limit, max_value_size=limit + 1)
+    for name in ("max_value_size", "max_stream_size"):
+        with pytest.raises(ConfigurationError, match=f"{name}.*size_limit"):
+            make_settings("/x", size_limit=limit, **{name: limit + 1})
     with pytest.raises(ConfigurationError, match="segment_size.*quarter of size_limit"):
         make_settings("/x", size_limit=limit, segment_size=limit // 4 + 1)
     made = make_settings("/x", size_limit=limit, max_value_size=limit, segment_size=limit // 4)

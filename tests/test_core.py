@@ -121,13 +121,16 @@ def perform(operation: tuple[Any, ...], cache: DiskCache, clock: Clock, number: 
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """All files but the locks, whose names and content tell who held them."""
+    """All files but the locks, whose names and content tell who held them; the index, but which file it is."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-    return {
+    found = {
         str(path.relative_to(directory)): path.read_bytes()
         for path in files
         if path.suffix != ".lock" and path.name not in ("lock", "users")
     }
+    index = bytearray(found["index"])
+    index[f.W_FILE * 8 : (f.W_FILE + 2) * 8] = bytes(16)
+    return {**found, "index": bytes(index)}
 
 
 @pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo", "none"])
@@ -491,8 +494,9 @@ def test_damaged_slots_and_descriptors(opened: Callable[..., DiskCache]) -> None
 @pytest.mark.parametrize("way", ["set", "set_many"])
 @pytest.mark.parametrize("size", [100, 5000])
 def test_failed_writes_raise_and_change_nothing(
-    opened: Callable[..., DiskCache], size: int, way: str
+    opened: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch, size: int, way: str
 ) -> None:
+    """Where no room can be made."""
     cache = opened()
     cache.set("k", b"old")
     store = cache._store
@@ -502,6 +506,7 @@ def test_failed_writes_raise_and_change_nothing(
     full = os.open("/dev/full", os.O_RDWR)
     try:
         store.writer.fd = full
+        monkeypatch.setattr(store.reclaim, "_make_room", lambda need, made: False)
         with pytest.raises(CacheIOError) as caught:
             if way == "set":
                 cache.set("k", bytes(size))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 # Constants of format.py that say nothing about files.
-NOT_ON_DISK = frozenset({"LITTLE_ENDIAN", "MASK32", "MASK64"})
+NOT_ON_DISK = frozenset({"LITTLE_ENDIAN", "LOCK_NAMES", "MASK32", "MASK64"})
 KINDS = frozenset({"PUT", "LARGE", "REMOVE", "CLEAR", "TOUCH", "FLOOR"})
 STATES = frozenset({"ACTIVE", "SEALED", "DOOMED", "LOG", "TAKEN"})
 FLAGS = frozenset({"CODEC_FLAGS", "FLAG_LARGE"})

@@ -63,7 +63,7 @@ def fill(cache: DiskCache, size: int) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [100, 4096, 90_000, LARGE])
 def test_a_volume_that_gets_full(small_volume: Path, make: Make, size: int) -> None:
-    cache = make(small_volume / "cache", size_limit=1 << 30, large_value_size=LARGE_FROM)
+    cache = make(small_volume / "cache", size_limit=1 << 30, large_value_size=LARGE_FROM, eviction="none")
     cache.set("first", b"old")
     (small_volume / "filler").write_bytes(bytes(256 << 10))
     stored = fill(cache, size)

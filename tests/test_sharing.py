@@ -78,6 +78,7 @@ def test_whatever_leads_to_the_directory(make: Make, directory: Path, tmp_path: 
 OTHERS: list[dict[str, Any]] = [
     {"read_only": True},
     {"max_value_size": 1000},
+    {"max_stream_size": 1000},
     {"segment_size": 1 << 16},
     {"large_value_size": 1000},
     {"max_open_files": 10},

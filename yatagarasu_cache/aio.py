@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from . import config, forks
 from .backends.base import Buffer, Channel
-from .cache import DiskCache, _settings, as_stream, configured, listed, stream_length
+from .cache import DiskCache, _settings, as_stream, check_length, configured, listed, stream_length
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
@@ -647,8 +647,9 @@ class AsyncDiskCache:
             return await state.run(store.get_carefully, slot.low, slot.high)
 
     async def set(
-        self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
-    ) -> bool:
+        self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None,
+        length: int | None = None,
+    ) -> bool:  # fmt: skip
         """As `DiskCache.set`; `value` may also be an asynchronous iterator of bytes.
 
         Cancelling it leaves the old value or the new one.
@@ -659,7 +660,9 @@ class AsyncDiskCache:
             store = cache._store
             store.ensure_writable("store an entry")
             pull = _pull(value, state.loop)
-            stream = as_stream(value if pull is None else iter(pull))
+            stream = as_stream(value if pull is None else iter(pull), length)
+            if stream is None and length is not None:
+                check_length(value, length)
             item = cache._item(key, value if stream is None else b"", expire, tag, meta)
             if stream is None:
                 if not state.turns.enter():
@@ -672,7 +675,7 @@ class AsyncDiskCache:
             source = pull or _Source(stream)
             return await state.run_aside(
                 source, store.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
-                KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value),
+                KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value, length),
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)

@@ -191,7 +191,7 @@ class DiskCache:
 
     def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None,
-        meta: Any = None,
+        meta: Any = None, length: int | None = None,
     ) -> bool:  # fmt: skip
         """Store `value` under `key`, in place of what was there. Returns True.
 
@@ -200,34 +200,43 @@ class DiskCache:
         expire: seconds from now; None takes `default_expire`, `math.inf` means never.
         tag: a name under which `evict` removes all its entries at once.
         meta: anything small that msgpack keeps (content type, etag): comes back in `get_entry`.
+        length: bytes that the stream has, where that is known (an HTTP response's Content-Length): what
+            can never fit is refused before it is read, and before anything is evicted. Other streams, but
+            for regular files, may have `max_stream_size` bytes. A value that is no stream must be
+            bytes of this length.
 
-        Raises `ValueTooLarge` if it can never fit; `StorageFull` if there is no room now. If it
-        raises, the old entry is still there.
+        Raises `ValueTooLarge` if it can never fit; `StorageFull` if there is no room now; ValueError if it
+        has fewer or more bytes than `length`. If it raises, the old entry is still there.
         """
         try:
             if (
                 type(value) is bytes and expire is None and tag is None and meta is None
-                and self._set(key, value)
+                and length is None and self._set(key, value)
             ):  # fmt: skip
                 return True
             self._store.entering()
-            return self._set_ordinary(key, value, expire, tag, meta)
+            return self._set_ordinary(key, value, expire, tag, meta, length)
         except BaseException as error:  # as `guarded` does, without a call
             tell(error, self)
             raise
 
-    def _set_ordinary(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> bool:
+    def _set_ordinary(
+        self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any, length: int | None
+    ) -> bool:
         data = encode_key(key)
         expires = self._expires(expire)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
         meta_bytes = b"" if meta is None else _encode_meta(meta)
-        if type(value) not in _PLAIN and (stream := as_stream(value)) is not None:
+        if type(value) not in _PLAIN and (stream := as_stream(value, length)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
             store = self._store
             low, high = key_digest(data, store.seed)
             return store.put_stream(
-                low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes, stream_length(value)
-            )
+                low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes,
+                stream_length(value, length),
+            )  # fmt: skip
+        if length is not None:
+            check_length(value, length)
         payload: Buffer
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
@@ -447,7 +456,7 @@ class DiskCache:
         for record, slot in store.walk():
             if self._store is not store:
                 self._store.ensure_open()
-            if not slot.expires or slot.expires > time.time_ns():
+            if not store.is_over(slot):
                 yield record, slot
 
     @guarded
@@ -701,8 +710,19 @@ def _encode_meta(meta: Any) -> bytes:
 
 
 @callers
-def as_stream(value: Any) -> Iterator[Buffer] | None:
-    """The parts of a value that is a binary file or an iterator of bytes; None if it is neither."""
+def as_stream(value: Any, length: int | None = None) -> Iterator[Buffer] | None:
+    """The parts of a value that is a binary file or an iterator of bytes; None if it is neither.
+
+    If it turns out not to have `length` bytes, that is a ValueError.
+    """
+    parts = _as_parts(value)
+    if parts is None or length is None:
+        return parts
+    _check_bytes(length)
+    return _of_length(parts, length)
+
+
+def _as_parts(value: Any) -> Iterator[Buffer] | None:
     if isinstance(value, io.TextIOBase):
         raise SerializationError("value is a text file: open it in binary mode")
     if callable(getattr(value, "read", None)):
@@ -726,8 +746,41 @@ def _parts(iterator: Iterator[Any]) -> Iterator[Buffer]:
 
 
 @callers
-def stream_length(value: Any) -> int | None:
-    """Bytes that a regular file still has; None for other streams. What can't fit is refused early."""
+def _of_length(parts: Iterator[Buffer], length: int) -> Iterator[Buffer]:
+    done = 0
+    for part in parts:
+        done += len(part)
+        if done > length:
+            raise ValueError(f"length is {length}, and the stream has more: {done} bytes so far")
+        yield part
+    if done < length:
+        raise ValueError(f"length is {length}, and the stream ended after {done} bytes")
+
+
+@callers
+def check_length(value: Any, length: int) -> None:
+    """`length` of a value that is no stream."""
+    _check_bytes(length)
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"length is for streams and bytes, and the value is of type {type(value).__name__}")
+    found = value.nbytes if isinstance(value, memoryview) else len(value)
+    if found != length:
+        raise ValueError(f"length is {length}, and the value has {found} bytes")
+
+
+def _check_bytes(length: object) -> None:
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise TypeError(f"length must be an int (bytes) or None, not {type(length).__name__}")
+    if length < 0:
+        raise ValueError(f"length must not be negative: it is {length}")
+
+
+@callers
+def stream_length(value: Any, length: int | None = None) -> int | None:
+    """`length`, or the bytes that a regular file still has; None for other streams. What can't fit is
+    refused early."""
+    if length is not None:
+        return length
     try:
         status = os.fstat(value.fileno())
         return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None

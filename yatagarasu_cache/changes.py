@@ -6,7 +6,10 @@ index lock, so that one file serves all. A checkpoint begins a new file, and onc
 the files before it are not needed any more.
 
 Its file is made longer before that is needed, with blocks behind it: what is removed on a volume
-that is full can be logged, and makes room there.
+that is full can be logged, and makes room there. When these are used up too, a removal needs no room
+at all: a record that is already there says that nothing up to its stamp is to be trusted (`FLOOR`
+without a checkpoint). An index that is lost before the next checkpoint takes all of that along, so
+nothing that was removed comes back.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
-from .errors import from_os_error
+from .errors import from_os_error, is_volume_full
 from .interruption import ours, suppressing
 from .locks import has_name, new_lock
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 _STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
 _LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
+_RESERVE = 2 * f.RECORD_BYTES  # of what a log has, for floors in turn: one that is torn leaves the other
+_OVERDUE = 1 << 16  # changes, as many as make a checkpoint due
 
 
 class Mark(NamedTuple):
@@ -92,7 +97,8 @@ class ChangeLog:
                 index.identity.seed, f.pack_place(segment, start), kind, payload, stamp
             )
             end = start + len(record)
-            self._allocate(segment, end)
+            if not self._allocate(segment, end):
+                return self._distrust(segment, stamp)
             try:
                 self._store.backend.write(self._fd, [record], start)
             except ours(OSError):  # a recovery would find what was written of it
@@ -108,21 +114,63 @@ class ChangeLog:
         index.words[f.W_WRITTEN] += 1
         return Mark(segment, end)
 
-    def _allocate(self, segment: int, end: int) -> None:
-        """Keep the file longer than `end`. On a full volume what it has is used up first."""
+    def _allocate(self, segment: int, end: int) -> bool:
+        """Keep the file longer than `end`. On a full volume what it has is used up first, but for the
+        reserve; False if that does not reach."""
         size = self._index.words[self._index.entry(segment) + f.T_SIZE]
         if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
+            step = max(self._step, end + _LEAST_STEP // 2 - size)
             try:
-                self._store.backend.allocate(self._fd, size, self._step)
-            except ours(OSError):
-                return
-            self._index.resize_segment(segment, size + self._step)
+                self._store.backend.allocate(self._fd, size, step)
+            except ours(OSError) as error:
+                return not is_volume_full(error) or end + _RESERVE <= size
+            self._index.resize_segment(segment, size + step)
+        return True
+
+    def _distrust(self, segment: int, stamp: int) -> Mark:
+        """There is no room for a change: instead, note that nothing up to its stamp is to be trusted.
+
+        It takes the reserve, and when that is used up the place of the older of the two floors in it.
+        """
+        index = self._index
+        # First: whoever is storing something stores it with a later stamp, so that it is trusted.
+        index.words[f.W_EPOCH] = max(index.words[f.W_EPOCH], stamp)
+        entry, seed = index.entry(segment), index.identity.seed
+        end = index.words[entry + f.T_TAIL]
+        floors = self._floors(segment, end)
+        if floors is None:
+            places, end = [end, end + f.RECORD_BYTES], end + _RESERVE
+        else:
+            places = [end - _RESERVE + f.RECORD_BYTES * (floors[1] < floors[0])]
+        records = [f.pack_change(seed, f.pack_place(segment, at), f.FLOOR, b"", stamp) for at in places]
+        self._store.backend.write(self._fd, records, places[0])
+        index.words[entry + f.T_TAIL] = end
+        index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], index.count() + _OVERDUE)
+        return Mark(segment, f.MASK64)  # it may be written over: every sync of it is a new one
+
+    def _floors(self, segment: int, end: int) -> tuple[int, int] | None:
+        """The stamps of the two floors at the end of the log, 0 for one that is torn; None if there are
+        other records."""
+        if end < f.SEGMENT_HEADER_BYTES + _RESERVE:
+            return None
+        data, stamps = self._store.backend.read(self._fd, _RESERVE, end - _RESERVE), []
+        for at in range(0, _RESERVE, f.RECORD_BYTES):
+            head, place = f.unpack_head(data, at), f.pack_place(segment, end - _RESERVE + at)
+            sound = head is not None and f.verify_head(data, at, head, self._index.identity.seed, place)
+            if head is not None and sound and head.kind != f.FLOOR:
+                return None
+            stamps.append(head.stamp if head is not None and sound else 0)
+        first, second = stamps
+        return (first, second) if first or second else None
 
     def prepare(self) -> None:
         """Have a log, with room in it, before anything is stored that may have to be removed."""
-        with suppressing(OSError):  # the volume is full: whoever removes something says so
+        try:
             segment = self._open()
             self._allocate(segment, self.size)
+        except ours(OSError) as error:
+            if is_volume_full(error):  # of all else whoever removes something hears
+                raise
 
     def _open(self) -> int:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
@@ -137,7 +185,26 @@ class ChangeLog:
             except FileNotFoundError:
                 store.log_once("log", "the log of changes is missing: a new one is begun")
                 self.retire(segment)
-        return self._begin()
+        try:
+            return self._begin()
+        except ours(OSError) as error:
+            if not is_volume_full(error) or not (closed := self._newest_closed()):
+                raise
+            self._use(closed, store.backend.open(store.files.path(closed), os.O_RDWR))
+            index = self._index
+            index.words[index.entry(closed) + f.T_CLOSED] = 0
+            index.words[f.W_LOG] = closed
+            return closed
+
+    def _newest_closed(self) -> int:
+        """The log that was closed last: on a full volume it is gone on with. 0 if there is none."""
+        index = self._index
+        closed = [
+            (index.words[entry + f.T_CLOSED], index.words[entry] & f.MASK32)
+            for entry in index.table_entries()
+            if index.words[entry] & ~f.MASK32 == f.LOG and index.words[entry + f.T_CLOSED]
+        ]
+        return max(closed, default=(0, 0))[1]
 
     def _begin(self) -> int:
         store = self._store
@@ -146,8 +213,9 @@ class ChangeLog:
         created = index.stamp()
         try:
             header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
+            store.backend.allocate(fd, 0, self._step)
             store.backend.write(fd, [header], 0)
-            index.words[index.add_segment(segment, f.LOG, len(header), 0, created) + f.T_TAIL] = len(header)
+            index.words[index.add_segment(segment, f.LOG, self._step, 0, created) + f.T_TAIL] = len(header)
         except BaseException:
             store.backend.let_go(fd)
             store.backend.clear_away(store.files.path(segment))
@@ -190,16 +258,15 @@ class ChangeLog:
         Without changes there is nothing to cover: without the checkpoint, the segments tell all.
         """
         if self.size > f.SEGMENT_HEADER_BYTES:
-            self._close(floor)
+            segment = self.segment
+            self._begin()  # first: without room for it, removals go on in the one that there is
+            self._index.words[self._index.entry(segment) + f.T_CLOSED] = floor
 
     def retire(self, segment: int) -> None:
         """A log is damaged: nothing more is written to it, and the next checkpoint covers it."""
         if segment == self.segment:
-            self._close(self._index.stamp())
-
-    def _close(self, newest: int) -> None:
-        self._index.words[self._index.entry(self.segment) + f.T_CLOSED] = newest
-        self._index.words[f.W_LOG] = 0
+            self._index.words[self._index.entry(segment) + f.T_CLOSED] = self._index.stamp()
+            self._index.words[f.W_LOG] = 0
 
     def cover(self, floor: int) -> None:
         """The checkpoint of `floor` is durable: what it covers goes.

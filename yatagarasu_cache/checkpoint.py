@@ -44,8 +44,9 @@ def write(store: Handle) -> None:
     """
     with store.checkpointing:
         with store.lock:
+            floor = store.index.stamp()
+            store.changes.rotate(floor)  # first: it may find no room
             index = store.index
-            floor = index.stamp()
             index.words[f.W_EPOCH] = floor
             index.words[f.W_WRITTEN] = 0
             sealed = [
@@ -53,7 +54,6 @@ def write(store: Handle) -> None:
                 for entry in index.table_entries()
                 if index.words[entry] & ~f.MASK32 == f.SEALED
             ]
-            store.changes.rotate(floor)
         temporary = store.temporary_path()
         try:
             _write_file(store, index, temporary, floor, sealed)

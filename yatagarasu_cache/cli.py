@@ -340,8 +340,15 @@ def run_set(args: argparse.Namespace) -> int:
             value = stack.enter_context(open(args.file, "rb"))
         elif "-" in (args.file, args.value):
             value = sys.stdin.buffer
+        if args.length is not None and isinstance(value, str):
+            raise CommandError("--length is for - and -f FILE")
         cache = stack.enter_context(open_to_fill(args))
-        cache.set(key, value, expire=args.expire, tag=args.tag)
+        try:
+            cache.set(key, value, expire=args.expire, tag=args.tag, length=args.length)
+        except ValueError as error:
+            if isinstance(error, CacheError):
+                raise
+            raise CommandError(str(error)) from error
     return OK
 
 
@@ -864,6 +871,12 @@ def add_set(commands: Commands) -> None:
     parser.add_argument("value", metavar="VALUE", nargs="?", help="stored as a string; - for standard input")
     parser.add_argument("-f", "--file", metavar="FILE", help="store the content of a file, as bytes")
     add_storing(parser)
+    parser.add_argument(
+        "--length",
+        type=parse_size,
+        metavar="SIZE",
+        help="what standard input brings; without it an eighth of the limit is the most",
+    )
     parser.add_argument("--tag", help="group that `evict` removes at once")
     add_literal(parser)
 

@@ -123,6 +123,9 @@ class Settings:
     """"msgpack", "pickle", or an object with `name`, `dumps` and `loads`."""
     max_value_size: int | None = None
     """Bytes; a larger value raises `ValueTooLarge`. None: what `size_limit` gives room for."""
+    max_stream_size: int | None = None
+    """Bytes of a stream whose length is not known before; a longer one raises `ValueTooLarge`. None: an
+    eighth of `size_limit`."""
     default_expire: float | None = None
     """Seconds that an entry lives if `set` names no time. None: for ever."""
     read_only: bool = False
@@ -385,6 +388,7 @@ _CHECKS: dict[str, _Check] = {
     "durability": _choice(_DURABILITIES),
     "serializer": _serializer,
     "max_value_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),
+    "max_stream_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),
     "default_expire": _optional(_seconds),
     "read_only": _flag,
     "segment_size": _optional(_integer(MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE, "bytes")),
@@ -418,10 +422,12 @@ def _checked(options: Mapping[Any, object], checks: Mapping[str, _Check], prefix
 def _check_sizes(settings: Settings, prefix: str) -> None:
     """For a limit that was named; where the cache has another, segments are as large as it allows."""
     limit = settings.size_limit
-    largest, segment = settings.max_value_size, settings.segment_size
-    if largest is not None and largest > limit:
-        allowed = f"at most size_limit ({limit} bytes); lower it or raise size_limit"
-        raise _bad(prefix + "max_value_size", largest, allowed)
+    for name in ("max_value_size", "max_stream_size"):
+        largest = getattr(settings, name)
+        if largest is not None and largest > limit:
+            allowed = f"at most size_limit ({limit} bytes); lower it or raise size_limit"
+            raise _bad(prefix + name, largest, allowed)
+    segment = settings.segment_size
     if segment is not None and segment > limit // 4:
         allowed = (
             f"at most a quarter of size_limit ({limit // 4} of {limit} bytes), so that eviction "

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
 from . import compiled
 from .codec import Key, encode_key
-from .errors import from_os_error
+from .errors import StorageFull, from_os_error, is_volume_full
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
 from .interruption import ours
 
@@ -237,6 +238,8 @@ class CompiledCore(PythonCore):
             except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
+                if is_volume_full(error):  # the ordinary path makes room
+                    return False
                 raise from_os_error(error, "cannot write an entry") from error
             except BaseException:
                 writer.unlist()
@@ -271,7 +274,7 @@ class CompiledCore(PythonCore):
         with store.appending:
             writer = store.writer
             if writer is None or size > writer.room:
-                writer = store.room(size)
+                writer = store.reclaim.in_room(size, partial(store.room, size))
             start = writer.tail
             # Moved first: wherever this is interrupted, nobody will write here again.
             writer.tail = start + (RECORD_BYTES + names + 15 & ~15) + (length + 15 & ~15)
@@ -288,7 +291,9 @@ class CompiledCore(PythonCore):
             except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
-                raise from_os_error(error, "cannot write an entry") from error
+                if not is_volume_full(error):
+                    raise from_os_error(error, "cannot write an entry") from error
+                done = NotImplemented  # the ordinary path makes room
             except BaseException:
                 writer.unlist()
                 raise
@@ -343,7 +348,12 @@ class CompiledCore(PythonCore):
 
     def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
         _, slot, epoch = appended
-        return self._store.show(Slot._make(slot), epoch, size)
+        try:
+            return self._store.show(Slot._make(slot), epoch, size)
+        except StorageFull as error:
+            if not is_volume_full(error):
+                raise
+            return False  # the ordinary path makes room
 
 
 def choose(store: Store) -> PythonCore:

@@ -65,7 +65,8 @@ class SerializationError(CacheError, TypeError):
 
 
 class ValueTooLarge(CacheError, ValueError):
-    """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives."""
+    """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives. Or it is a
+    stream of unknown length that has come to more than `max_stream_size`."""
 
 
 class EntryGone(CacheError, KeyError):
@@ -81,6 +82,8 @@ class CacheIOError(CacheError, OSError):
 
 class StorageFull(CacheIOError):
     """No room: the volume is full, a quota is used up, or `size_limit` is reached without eviction."""
+
+    of_volume = False  # True where the system says so, and not the cache's own limits
 
 
 class LockTimeout(CacheIOError):
@@ -105,6 +108,11 @@ _REMEDIES = {
 }
 
 
+def is_volume_full(error: BaseException) -> bool:
+    """Whether the system has no room, on the volume or in a quota; not whether a limit of ours is reached."""
+    return isinstance(error, OSError) and error.errno in _FULL and getattr(error, "of_volume", True)
+
+
 def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
     kind = StorageFull if error.errno in _FULL else CacheIOError
@@ -112,7 +120,10 @@ def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
     remedy = "; ".join(filter(None, remedies))
     text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
     filename = error.filename
-    return kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
+    made = kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
+    if isinstance(made, StorageFull):
+        made.of_volume = is_volume_full(error)
+    return made
 
 
 def _whose(error: OSError) -> str:

@@ -240,3 +240,15 @@ def expired(index: Index, part: int, now: int) -> list[int]:
         for at, expires in zip(slots, column, strict=True)
         if 0 < expires <= now and index.words[at] > f.REMOVED
     ]
+
+
+def ahead(index: Index, part: int, now: int) -> list[int]:
+    """Those that are to expire later, and have stamps that are later than `now`."""
+    slots = index.partition_slots(part)
+    return [
+        at
+        for at, expires, stamp in zip(
+            slots, index.column(slots, f.S_EXPIRES), index.column(slots, f.S_STAMP), strict=True
+        )
+        if expires > now and stamp > now + f.AHEAD and index.words[at] > f.REMOVED
+    ]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
@@ -41,6 +41,8 @@ TAG_TEXT = (
 )
 
 MAX_STAMP = 1 << 63  # no clock gets there: a higher stamp is damage
+LAST_CLOCK = MAX_STAMP - (1 << 56)  # a clock beyond this (the year 2259) is not believed
+AHEAD = 10 * 10**9  # nanoseconds: what was made so much later than now was made by a clock that was wrong
 MASK64 = (1 << 64) - 1
 MASK32 = (1 << 32) - 1
 
@@ -81,6 +83,7 @@ W_SIZE_LIMIT = 33  # settings of the whole cache: bytes on disk,
 W_EVICTION = 34  # the policy: its place in EVICTIONS, counted from 1,
 W_HEADROOM = 35  # a fraction, as a float's bits,
 W_SETTINGS_SUM = 36  # and xxh3-64 of these three words
+W_FILE = 37  # device and inode of the index file, 2 words
 EVICTIONS = ("lru", "fifo", "lfu", "none")
 
 W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot

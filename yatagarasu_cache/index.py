@@ -137,6 +137,7 @@ class Index:
             backend.let_go(fd)
             raise
         index = cls(backend, path, fd)
+        index.note_file()
         index.words[f.W_INDEX_BYTES] = size
         index.words[f.W_NEXT_SEGMENT] = 1
         index.change_settings(settings)
@@ -151,6 +152,18 @@ class Index:
         self.words = memoryview(self.map).cast("Q")
         if self.on_map is not None:
             self.on_map()
+
+    def note_file(self) -> None:
+        """Have the index say which file it is."""
+        self.words[f.W_FILE], self.words[f.W_FILE + 1] = self._file()
+
+    def is_copied(self) -> bool:
+        """Whether it is in another file than it was made in: a file of other pages, if it was in use then."""
+        return (self.words[f.W_FILE], self.words[f.W_FILE + 1]) != self._file()
+
+    def _file(self) -> tuple[int, int]:
+        status = os.fstat(self.fd)
+        return status.st_dev & f.MASK64, status.st_ino & f.MASK64
 
     def fetch(self) -> None:
         """Wait until the file, or as much as is sensible, has been read into memory."""
@@ -239,7 +252,7 @@ class Index:
         words = self.words
         now = time.time_ns()
         last = words[W_CLOCK]
-        if now <= last:
+        if now <= last or now > f.LAST_CLOCK:
             now = last + 1
         words[W_CLOCK] = now
         return now
@@ -525,7 +538,7 @@ class Index:
     def copied_to(self, other: Index) -> None:
         """Fill an empty index of the same identity, and as large a table, with this one, without its gaps."""
         own = self.words
-        for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, W_BUSY),
+        for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, f.W_FILE),
                            (f.W_DELETED, f.W_DELETED + PARTITIONS)):  # fmt: skip
             other.words[first:end] = own[first:end]
         for entry in self.table_entries():

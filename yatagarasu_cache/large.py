@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from xxhash import xxh3_64
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .core import PythonCore
 
 CHUNK_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class InRoom(Protocol):
+    def __call__(self, need: int, change: Callable[[], T]) -> T:
+        """What `change()`, which needs so many bytes, returns once there is room for them."""
 
 
 class LargeFiles:
@@ -36,19 +42,21 @@ class LargeFiles:
         return os.path.join(self.temporary, f.temporary_name(owner, number, value=value))
 
     def write(
-        self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None]
-    ) -> tuple[int, int]:
+        self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None],
+        in_room: InRoom,
+    ) -> tuple[int, int]:  # fmt: skip
         """Write `parts` to a new file. (bytes, checksum seeded with `seed`); the file goes on failure.
 
         A value that is one part is written at once, others piece by piece.
 
-        `account` is told of each part's bytes before they are written, and may raise.
+        `account` is told of each part's bytes before they are written, and may raise. Each is written by
+        `in_room`, which may try that several times.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         file = self._made(partial(self._backend.opened, path, flags, self._mode))
         try:
             with file as fd:
-                done = self._write_parts(fd, parts, seed, account)
+                done = self._write_parts(fd, parts, seed, account, in_room)
                 if sync:
                     self._backend.sync(fd)
         except BaseException:
@@ -57,24 +65,28 @@ class LargeFiles:
         return done
 
     def _write_parts(
-        self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None]
+        self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None], in_room: InRoom
     ) -> tuple[int, int]:
         parts = iter(parts)
         start = list(islice(parts, 2))
         if len(start) == 1:
             account(len(start[0]))
-            return len(start[0]), self._core.write_file(fd, start[0], seed)
+            found = in_room(len(start[0]), partial(self._core.write_file, fd, start[0], seed))
+            return len(start[0]), found
         checksum, size = xxh3_64(seed=seed), 0
         for part in chain.from_iterable(map(pieces, chain(start, parts))):
             account(len(part))
-            self._backend.write(fd, [part], size)
+            in_room(len(part), partial(self._backend.write, fd, [part], size))
             checksum.update(part)
             size += len(part)
         return size, checksum.intdigest()
 
-    def publish(self, temporary: str, low: int, high: int, pointer: int, *, sync: bool) -> None:
+    def publish(
+        self, temporary: str, low: int, high: int, pointer: int, *, sync: bool, in_room: InRoom
+    ) -> None:
         """Give a complete file its name."""
-        self._made(partial(self._backend.replace, temporary, self.path(low, high, pointer)))
+        replace = partial(self._backend.replace, temporary, self.path(low, high, pointer))
+        in_room(0, partial(self._made, replace))
         if sync:
             self._made(partial(self._backend.sync_directory, self.directory))
 

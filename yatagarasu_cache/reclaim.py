@@ -9,6 +9,10 @@ Eviction keeps the live bytes below a share of the limit (`headroom`), so that s
 out before their room is needed; the work is paced by the bytes written, a little after each put.
 Nothing is evicted for room that is not live: before that what dead handles left is sealed, and the
 active segments of others, who may be idle for ever, are taken from them and cleaned.
+
+The volume may have less room than `size_limit`: it is smaller, others fill it, or there is a quota.
+Whoever is told so goes on as if the limit were what the cache has by then (`in_room`), for as long as
+the volume has no more. Where not even copies can be made, a whole segment goes.
 """
 
 from __future__ import annotations
@@ -18,17 +22,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
 from .directory import prepare
-from .errors import CacheIOError, ClosedError, StorageFull, from_os_error
-from .eviction import Victims, expired
+from .errors import CacheIOError, ClosedError, StorageFull, from_os_error, is_volume_full
+from .eviction import Victims, ahead, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
-from .interruption import ours
+from .interruption import ours, suppressing
 from .locks import claim, new_lock, runs_alone
 from .segment import (
     VANISHED,
@@ -43,6 +48,9 @@ from .segment import (
 if TYPE_CHECKING:
     from .store import Store
 
+MIN_SEGMENT_BYTES = 8 << 10
+MAX_SEGMENT_BYTES = 64 << 20
+_SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
 _EVICT_MOST = 128  # victims a locking
 _COPY_BYTES = 1 << 18  # of records copied by one write while cleaning
 _LOOK_BYTES = 256  # looking at a record costs about what copying so much does
@@ -67,7 +75,15 @@ _LITTLE_LOOSE = 1.25  # limit was lowered: entries go for what it has too much
 _FOR_COPIES = 64  # 1/64 of the limit, or half a segment, is for copies that make room, and not for entries
 _LEAST_FREE = 10  # 1/10 of the limit, or three segments, are kept free of live records at least,
 _LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
+_VOLUME_SECONDS = 60.0  # after which it is looked whether the volume has more room again
+T = TypeVar("T")
 _CLEANABLE = frozenset({f.SEALED, f.TAKEN})  # nothing more is shown in these
+
+
+def segment_bytes_of(size_limit: int) -> int:
+    """The power of two that makes at least `_SEGMENTS_IN_LIMIT` segments of the limit, within bounds."""
+    fitting = 1 << max(0, (size_limit // _SEGMENTS_IN_LIMIT).bit_length() - 1)
+    return min(max(fitting, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
 
 
 class _NoRoom(Exception):
@@ -98,6 +114,9 @@ class Reclaimer:
         self._unpaced = 0
         self._reaped = time.monotonic()
         self._marks = 0  # of dead handles, that were there when this was last looked at
+        self._volume: int | None = None  # bytes that the volume has room for, where it was full
+        self._volume_seen = 0.0
+        self._made_room = 0  # times that the volume was full
         self.follow_settings()
         self._pacing = new_lock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
@@ -120,7 +139,9 @@ class Reclaimer:
 
     @property
     def _size_limit(self) -> int:
-        return self._store.size_limit
+        """That of the cache, or what the volume has room for."""
+        limit = self._store.size_limit
+        return limit if self._volume is None else min(limit, self._volume)
 
     @property
     def _quantum(self) -> int:
@@ -139,27 +160,50 @@ class Reclaimer:
         That is a checkpoint under way, beside one that may have become as large as that, and an
         index that grows by a partition.
         """
+        return self._within(self._size_limit)
+
+    def _within(self, size_limit: int) -> int:
         self._store.follow_settings()
         index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
         most = checkpoint.most_bytes(index)
         standing = max(0, most - index.words[f.W_CHECKPOINT_BYTES])
-        limit: int = self._size_limit - growth - most - standing
+        limit: int = size_limit - growth - most - standing
         return limit
 
     @property
     def live_limit(self) -> int:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
-        limit, fixed = self._whole_limit, self._fixed_bytes
-        least = min(3 * self.segment_bytes, self._size_limit // _LEAST_FREE)
-        free = max(int(self._size_limit * self._store.in_force.headroom), least)
+        return self._live_within(self._store.size_limit)
+
+    def _live_within(self, size_limit: int) -> int:
+        limit, fixed = self._within(size_limit), self._fixed_bytes
+        least = min(3 * self.segment_bytes, size_limit // _LEAST_FREE)
+        free = max(int(size_limit * self._store.in_force.headroom), least)
         return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
 
     @property
     def largest_value(self) -> int:
         """Bytes that a value may have: what there would be room for without all others."""
-        room = self.live_limit - self._fixed_bytes
+        return self._largest_within(self._store.size_limit)
+
+    @property
+    def largest_on_volume(self) -> int:
+        """The same of the volume: of what the cache has there, and what is free."""
+        return self._largest_within(min(self._store.size_limit, self._volume_bytes()))
+
+    def _largest_within(self, size_limit: int) -> int:
+        room = self._live_within(size_limit) - self._fixed_bytes
         return room - min(2 * self.segment_bytes, room // 4)
+
+    def _volume_bytes(self) -> int:
+        """What the cache could come to on its volume, as far as that can be known: quotas can't."""
+        with suppressing(OSError, AttributeError):
+            status = os.statvfs(self._store.root)
+            if status.f_blocks:  # else the file system does not say
+                free: int = status.f_bfree * status.f_frsize
+                return self._index.used_bytes + free
+        return self._store.size_limit
 
     @property
     def _fixed_bytes(self) -> int:
@@ -295,6 +339,8 @@ class Reclaimer:
                 if self._index.used_bytes + self._least_grant(size) > limit:
                     return False
                 writer = store.writer or self._next_writer(size, first=first)
+                if not store.changes.segment:  # there was no room for it, or it was removed
+                    store.changes.prepare()
                 least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
@@ -336,7 +382,9 @@ class Reclaimer:
         return writer
 
     def _capacity(self, size: int) -> int:
-        return max(self.segment_bytes, f.aligned(2 * size + 8192) if size > self.segment_bytes // 2 else 0)
+        # On a small volume segments are small too, so that one can go without much being lost.
+        usual = min(self.segment_bytes, segment_bytes_of(self._volume_bytes()))
+        return max(usual, f.aligned(2 * size + 8192) if size > usual // 2 else 0)
 
     def _create(self, capacity: int) -> SegmentWriter:
         store = self._store
@@ -381,7 +429,7 @@ class Reclaimer:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
         except ours(OSError):
             return None
-        writer = SegmentWriter(store.backend, fd, segment, self.segment_bytes)  # which closes it
+        writer = SegmentWriter(store.backend, fd, segment, self._capacity(0))  # which closes it
         try:
             header = read_segment_header(store.backend, fd) if claim(fd) else None
             if header is None or (header.segment, header.identity) != (segment, index.identity):
@@ -424,6 +472,7 @@ class Reclaimer:
 
     def _work(self, budget: int) -> None:
         self._store.follow_settings()
+        self._look_at_volume()
         if self._is_far_above:
             try:
                 self.make_space(0)
@@ -447,7 +496,55 @@ class Reclaimer:
         """Reclaim until `need` more bytes fit. `StorageFull` if they can't."""
         if self._index.used_bytes + need > self._limit:
             with self._store.appending, self._store.reclaiming:  # one at a time: who waited may find room
+                try:
+                    self._reclaim(need)
+                except StorageFull:
+                    if self._volume is None:
+                        raise
+                    self._volume = None  # it may have room by now: whoever writes will see
+                    self._reclaim(need)
+
+    def in_room(self, need: int, change: Callable[[], T]) -> T:
+        """`change()`, which needs so many bytes; once more when room was made, if the volume is full.
+
+        Not where the index lock is held: making room means waiting for others who may want it.
+        """
+        for _ in range(_GRANTS):
+            made = self._made_room
+            try:
+                return change()
+            except ours(OSError) as error:
+                if not is_volume_full(error) or not self._make_room(need, made):
+                    raise
+        return change()
+
+    def _make_room(self, need: int, made: int) -> bool:
+        """Go on as a cache that is no larger than it is now, less what is needed. False if that can't be.
+
+        `made`: how often that had been done when it turned out that the volume is full.
+        """
+        store = self._store
+        with store.appending, store.reclaiming:
+            if self._made_room != made:  # another thread was faster
+                return True
+            self._made_room += 1
+            if store.files.let_go():  # that may have been it
+                return True
+            self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
+            try:
                 self._reclaim(need)
+            except StorageFull:
+                self._volume = None
+                return False
+            if store.policy.evicts:
+                store.log_once("volume", "the volume is full: going on with what the cache has there")
+            return True
+
+    def _look_at_volume(self) -> None:
+        """The volume was full: now and then, see whether it has more room."""
+        now = time.monotonic()
+        if self._volume is not None and now - self._volume_seen > _VOLUME_SECONDS:
+            self._volume, self._volume_seen = max(self._volume, self._volume_bytes()), now
 
     def reserve_large(self, length: int) -> None:
         """Make room for `length` bytes of a large value, and count them. `StorageFull` if there is none."""
@@ -461,10 +558,11 @@ class Reclaimer:
         raise self._full()
 
     def _reclaim(self, need: int) -> None:
-        if self._index.live_bytes + self._size_limit - self._limit > 2 * self._size_limit:
+        if self._index.live_bytes - self._within(self._store.size_limit) > self._store.size_limit:
             self._recount()  # first: what is evicted for a damaged count is lost for nothing
         last_means: list[Callable[[], object]] = [
-            self.reap, self._clean_active, self._clean_little, self._cover_changes, self._recount
+            self.reap, self._clean_active, self._clean_little, self._let_segment_go, self._cover_changes,
+            self._recount,
         ]  # fmt: skip
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
@@ -567,7 +665,9 @@ class Reclaimer:
 
         How much that is, is looked at under the lock: of several that find too much, one evicts it.
         """
-        return self._evict(lambda: min(most, self._index.live_bytes + need - self.live_limit))
+        return self._evict(
+            lambda: min(most, self._index.live_bytes + need - self._live_within(self._size_limit))
+        )
 
     def _evict(self, wanted: Callable[[], int]) -> int:
         """Evict the next victims, about `wanted()` bytes but a bounded number. Bytes that went."""
@@ -612,11 +712,10 @@ class Reclaimer:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
         for _ in range(self._index.count() + 1):
-            if not store.look(lambda index: expired(index, part, time.time_ns())):
+            if not store.look(lambda index: self._over(index, part)):
                 break
             with store.lock:
-                found = expired(self._index, part, time.time_ns())
-                slots = [self._index.slot(at) for at in found[:_EVICT_MOST]]
+                slots = self._over(self._index, part)[:_EVICT_MOST]
                 if not slots:  # others did
                     break
                 gone = store.remove_slots(slots)
@@ -625,10 +724,18 @@ class Reclaimer:
             store.discard(gone)
         return total
 
+    def _over(self, index: Index, part: int) -> list[Slot]:
+        """Those of a partition that have expired, or were made in the future."""
+        now = time.time_ns()
+        slots = list(map(index.slot, expired(index, part, now)))
+        if index.words[f.W_CLOCK] > now + f.AHEAD:
+            slots += [slot for slot in map(index.slot, ahead(index, part, now)) if self._store.is_over(slot)]
+        return slots
+
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
         before = self._store.evictions + self._store.expirations
-        while self._store.policy.evicts and self._index.live_bytes > self.live_limit:
+        while self._store.policy.evicts and self._index.live_bytes > self._live_within(self._size_limit):
             if not self._shrink_index() and not self._evict_surplus(0):
                 break
         self.drop_dead()
@@ -673,6 +780,8 @@ class Reclaimer:
             store.backend.unlink(store.files.path(segment))
         except ours(OSError) as error:
             raise from_os_error(error, "cannot remove a segment") from error
+        if self._volume is not None:  # now, and not when nobody can be reading it any more
+            store.files.let_go()
         with store.lock:
             if self._index.state(segment) == f.DOOMED:
                 self._index.drop_segment(segment)
@@ -763,6 +872,10 @@ class Reclaimer:
                     return False
             except _NoRoom:  # whoever needs room will evict
                 return False
+            except StorageFull as error:
+                if not is_volume_full(error):
+                    raise
+                return False
             self._cleaning = None
             return self.drop_one_dead()
 
@@ -787,18 +900,56 @@ class Reclaimer:
                 segment = self._emptiest(self._is_appendable, least)
                 if segment is None:
                     return False
-                writer = store.writer
-            if writer is not None and writer.segment == segment:
-                store.seal_writer()
-            with store.lock:
-                if self._index.state(segment) == f.ACTIVE:
-                    self._index.set_state(segment, f.TAKEN)
-                    self._index.resize_segment(segment, self._file_size(segment))
-                if self._cleaning is not None and self._cleaning.segment != segment:
-                    self._cleaning.close()
-                    self._cleaning = None
-                self._cleaning = self._cleaning or self._claim(segment)
+            self._take(segment)
             return self._clean_emptiest()
+
+    def _take(self, segment: int) -> None:
+        """Let nobody append to a segment any more, and clean it next. `appending` is held."""
+        store, writer = self._store, self._store.writer
+        if writer is not None and writer.segment == segment:
+            store.seal_writer()
+        with store.lock:
+            if self._index.state(segment) == f.ACTIVE:
+                self._index.set_state(segment, f.TAKEN)
+                self._index.resize_segment(segment, self._file_size(segment))
+            if self._cleaning is not None and self._cleaning.segment != segment:
+                self._cleaning.close()
+                self._cleaning = None
+            self._cleaning = self._cleaning or self._claim(segment)
+
+    def _let_segment_go(self) -> bool:
+        """On a volume without room for copies: let one segment go, that with the fewest live bytes for its
+        size, with all that is still in it. False if there is none."""
+        store = self._store
+        if self._volume is None or not store.policy.evicts:
+            return False
+        with store.appending:
+            with store.lock:
+                words = self._index.words
+                entries = [entry for entry in self._index.table_entries() if self._is_appendable(entry)]
+                if not entries:
+                    return False
+                entry = min(entries, key=lambda at: words[at + f.T_LIVE] / max(1, words[at + f.T_SIZE]))
+                segment = words[entry] & f.MASK32
+            self._take(segment)
+            cleaning, self._cleaning = self._cleaning, None
+            if cleaning is not None:
+                cleaning.close()
+            self._evict_from(segment)
+            self._end_cleaning(segment)
+            return self.drop_one_dead()
+
+    def _evict_from(self, segment: int) -> None:
+        """Evict what lives in a segment."""
+        store, records = self._store, self._store.records(segment)
+        while batch := list(islice(records, _EVICT_MOST)):
+            with store.lock:
+                slots = {slot.low: slot for record in batch if (slot := store.alive(record, segment))}
+                if not slots:
+                    continue
+                gone = store.remove_slots(list(slots.values()))
+                store.count("evictions", len(slots))
+            store.discard(gone)
 
     def _begin_cleaning(self) -> Cleaning | None:
         with self._store.lock:

@@ -103,6 +103,8 @@ def _distrust(store: Handle, index: Index, alone: bool) -> str:
     recorded = bytes(index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16])
     if not words[f.W_CLEAN] and (recorded != boot or (boot == bytes(16) and alone)):
         return "from before the machine was restarted"
+    if not words[f.W_CLEAN] and (alone or store.read_only) and index.is_copied():
+        return "a copy, made while it was in use"
     if not f.LITTLE_ENDIAN:
         raise FormatError("this machine is big-endian, and the format is little-endian only")
     if index.superseded and not store.read_only:  # whoever replaces an index holds the lock, as we do
@@ -122,6 +124,7 @@ def _begin(store: Handle, index: Index, *, alone: bool = False) -> Index:
         index.words[f.W_CLEAN] = 0
         index.sync()
     index.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] = boot_id()
+    index.note_file()
     index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
     if alone:
         checkpoint.account(store, index)
@@ -261,7 +264,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
     index = _create(store, path, identity, _table_capacity(store, segments))
     try:
         ours = {segment: headers[segment] for segment in segments}
-        _Rebuild(store, index, saved, ours, verify=not _is_of_this_boot(old)).run()
+        _Rebuild(store, index, saved, ours, verify=not _is_whole(old)).run()
         index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
@@ -305,10 +308,12 @@ def remake_index(store: Handle, old: Index, table_capacity: int) -> Index:
     return index
 
 
-def _is_of_this_boot(old: Index | None) -> bool:
-    """True if no power cut can have come between the last change and now."""
+def _is_whole(old: Index | None) -> bool:
+    """True if no power cut can have come between the last change and now, and these are no copies."""
     boot = boot_id()
-    return old is not None and boot != bytes(16) and old.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] == boot
+    if old is None or old.is_copied():
+        return False
+    return boot != bytes(16) and old.map[f.W_BOOT * 8 : f.W_BOOT * 8 + 16] == boot
 
 
 def _unused_segment(store: Handle, saved: Checkpoint | None, old: Index | None) -> int:
@@ -451,7 +456,8 @@ class _Rebuild:
         self._tick(saved.floor)
 
     def _tick(self, stamp: int) -> None:
-        self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
+        if stamp < f.MAX_STAMP:
+            self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
 
     def _read_log(self, segment: int) -> int:
         """Take down the changes in a log. The highest floor that it tells of."""
@@ -491,8 +497,8 @@ class _Rebuild:
         for record in records:
             head = record.head
             stamp = head.stamp
-            clock = max(clock, stamp)
-            if head.kind > f.LARGE:
+            clock = max(clock, stamp if stamp < f.MAX_STAMP else 0)
+            if head.kind > f.LARGE or stamp >= f.MAX_STAMP:
                 continue
             low, high = f.key_digest(record.key, seed)
             if fd >= 0 and not self._is_whole(fd, record, low, high):

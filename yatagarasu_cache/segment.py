@@ -116,8 +116,7 @@ class SegmentFiles:
 
     def _sweep(self) -> None:
         """Let go of segments that others removed: an open file keeps its blocks on disk."""
-        for segment in [s for s in self.open_files if not self._alive(s)]:
-            self._retire(segment)
+        self._retire_dead()
         while len(self.open_files) >= self._limit:
             self._retire(next(iter(self.open_files)))
         self._close_retired(_RETIRED_SECONDS)
@@ -127,6 +126,25 @@ class SegmentFiles:
             if segment in self.open_files:
                 self._retire(segment)
             self._close_retired(_RETIRED_SECONDS)
+
+    def let_go(self) -> bool:
+        """Close what was retired, and what others removed, now: a file keeps its blocks as long as it is
+        open. False if there was nothing."""
+        with self._lock:
+            self._retire_dead()
+            found = bool(self._retired)
+            self._close_retired(0.0)
+            return found
+
+    def look(self) -> None:
+        """Retire what others removed, in time for their blocks to be had back."""
+        with self._lock:
+            self._retire_dead()
+            self._close_retired(_RETIRED_SECONDS)
+
+    def _retire_dead(self) -> None:
+        for segment in [s for s in self.open_files if not self._alive(s)]:
+            self._retire(segment)
 
     def forget_all(self) -> None:
         """What stands under their names may be other files now."""
@@ -276,7 +294,7 @@ class SegmentWriter:
         """Write the footer if it is worth it. The size of the file then."""
         footer = self._footer()
         if footer:
-            self._backend.write(self.fd, [footer], self.tail)
+            self._write([footer])
         size = self.tail + len(footer)
         self._backend.truncate(self.fd, size)  # gives back the space that the compiled core took ahead
         return size

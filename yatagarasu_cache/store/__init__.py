@@ -13,7 +13,8 @@ keep it right are few:
 Lock order: `appending` (threads of this handle), `reclaiming`, `checkpointing`, `lock` (everybody's).
 """
 
-from .handle import ATTEMPTS, LARGE_VALUE_BYTES, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, Handle, closed_error
+from ..reclaim import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
+from .handle import ATTEMPTS, LARGE_VALUE_BYTES, Handle, closed_error
 from .reading import Found, Names, Reading
 from .removal import Gone, Removal
 from .writing import Item, Writing

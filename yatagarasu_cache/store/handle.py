@@ -46,7 +46,7 @@ from ..interruption import ours, suppressing
 from ..large import LargeFiles
 from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_lock
 from ..owners import Owner, Users
-from ..reclaim import Reclaimer
+from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
 
 if TYPE_CHECKING:
@@ -55,12 +55,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("yatagarasu_cache")
 T = TypeVar("T")
 
-MIN_SEGMENT_BYTES = 8 << 10
-MAX_SEGMENT_BYTES = 64 << 20
-_SEGMENTS_IN_LIMIT = 32  # at least so many segments make up size_limit
 # From here a value gets a file of its own; see docs/operations.md.
 LARGE_VALUE_BYTES = 1 << 20
 ATTEMPTS = 100
+_STREAM_SHARE = 8  # a stream of unknown length may have 1/8 of size_limit, unless max_stream_size is named
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _TRIES_IN_VAIN = 4  # to fold: with USES_MORE after each, 256 uses are waiting then
 _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
@@ -97,6 +95,7 @@ class Handle:
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._look_again = 0.0
+        self._swept = 0  # the number of the segment to come when the open files were last looked through
         self._temporary = count(1)
         self._looked = 0.0  # when our files were last seen to have their names
         self._logged: set[str] = set()
@@ -505,10 +504,12 @@ class Handle:
         self.in_force = settings
         self.size_limit = limit = settings.size_limit
         self.policy: Policy = POLICIES[settings.eviction]
-        self.segment_bytes = min(own.segment_size or _segment_bytes(limit), limit // 4)
+        self.segment_bytes = min(own.segment_size or segment_bytes_of(limit), limit // 4)
         self.large_bytes = min(own.large_value_size or LARGE_VALUE_BYTES, self.segment_bytes // 4)
         # A value this long may be refused; shorter ones always fit and are not asked about.
         self.unchecked_bytes = min(self.large_bytes, own.max_value_size or self.large_bytes)
+        # A stream of unknown length is refused beyond this: it evicts before it is known to fit.
+        self.stream_bytes = own.max_stream_size or limit // _STREAM_SHARE
         # And one that would be longer than this is not even encoded.
         self.encodable_bytes = min(limit, own.max_value_size or limit, f.MAX_VALUE_BYTES)
         for follow in self._followers:
@@ -625,8 +626,26 @@ class Handle:
             except struct.error:  # the index was replaced by a smaller one meanwhile
                 continue
             if slot.low == low and slot.high == high:
-                return None if slot.expires and slot.expires <= time.time_ns() else slot
+                return None if slot.expires and self.is_over(slot) else slot
         return None
+
+    def is_over(self, slot: Slot) -> bool:
+        """Whether an entry has expired.
+
+        One that was made in the future has, if it expires at all: the clock was wrong then, and nobody
+        knows how long it should live. Its stamp alone does not tell, for stamps go on from the highest one.
+        """
+        if not slot.expires:
+            return False
+        now = time.time_ns()
+        if slot.expires <= now or slot.stamp <= now + f.AHEAD:
+            return slot.expires <= now
+        try:
+            data = self.backend.read(self.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
+        except ours(OSError):  # whoever reads the value finds out
+            return False
+        head = f.unpack_head(data, 0)
+        return head is not None and head.stamp == slot.stamp and head.created > now + f.AHEAD
 
     def pointer(self, slot: Slot) -> int:
         """The number in a large file's name, from the record in the segment."""
@@ -955,6 +974,10 @@ class Handle:
 
     def _fold(self) -> None:
         """The lock is held."""
+        unused = self.index.words[f.W_NEXT_SEGMENT]
+        if unused != self._swept:  # segments come, so others go
+            self._swept = unused
+            self.files.look()
         hits, misses = self.core.counted()
         self.hits += hits
         self.misses += misses
@@ -966,12 +989,6 @@ class Handle:
 
 def closed_error(root: str) -> ClosedError:
     return ClosedError(f"the cache in {root!r} is closed: open it anew")
-
-
-def _segment_bytes(size_limit: int) -> int:
-    """The power of two that makes at least `_SEGMENTS_IN_LIMIT` segments of the limit, within bounds."""
-    fitting = 1 << max(0, (size_limit // _SEGMENTS_IN_LIMIT).bit_length() - 1)
-    return min(max(fitting, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
 
 
 def _renew_after_fork() -> None:

@@ -52,10 +52,14 @@ class Reading(Removal):
             if not at:
                 self.use(False)
                 return None
-            _, _, place, lengths, checksum, _, expires, access = SLOT.unpack_from(index.map, at * 8)
-            if expires and expires <= time.time_ns():
-                self.use(False)
-                return None
+            _, _, place, lengths, checksum, stamp, expires, access = SLOT.unpack_from(index.map, at * 8)
+            if expires:
+                now = time.time_ns()
+                if expires <= now:
+                    self.use(False)
+                    return None
+                if stamp > now + f.AHEAD:
+                    return self.get_carefully(low, high)
             flags = lengths >> 16 & 0xFF
             fd = self.files.open_files.get(place >> 32)
             if fd is not None and not flags & FLAG_LARGE:

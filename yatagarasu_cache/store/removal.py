@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -74,9 +73,8 @@ class Removal(Handle):
                 absent = [digest for digest in digests if digest not in found]
             if not slots and not absent:
                 return 0, 0
+            alive = sum(not self.is_over(slot) for slot in slots)
             gone = self.remove_slots(slots, absent)
-            now = time.time_ns()
-            alive = sum(not slot.expires or slot.expires > now for slot in slots)
             self.count(counter, alive if counter == "deletes" else len(slots))
         self._log_made(gone.mark)
         self.discard(gone, synced=self.durable)
@@ -124,6 +122,7 @@ class Removal(Handle):
             self.index.reset()
         self.discard(gone, synced=True)
         self.reclaim.drop_dead()
+        self.files.let_go()  # whoever clears a cache wants the room
         return entries
 
     def drop_corrupt(self, slot: Slot) -> None:

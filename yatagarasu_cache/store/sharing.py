@@ -56,9 +56,9 @@ def _key(directory: Directory, settings: Settings) -> Key:
     """What handles must have in common to share a store. All else is each handle's own."""
     return (
         directory, settings.read_only, settings.backend, settings.io_uring, settings.workers,
-        settings.max_value_size, settings.segment_size, settings.large_value_size, settings.max_open_files,
-        settings.file_mode, settings.directory_mode, settings.allow_network_fs, settings.lock_timeout,
-        os.environ.get(compiled.VARIABLE),
+        settings.max_value_size, settings.max_stream_size, settings.segment_size, settings.large_value_size,
+        settings.max_open_files, settings.file_mode, settings.directory_mode, settings.allow_network_fs,
+        settings.lock_timeout, os.environ.get(compiled.VARIABLE),
     )  # fmt: skip
 
 

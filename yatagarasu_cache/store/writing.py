@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 from .. import format as f
 from ..backends.base import Buffer
 from ..changes import Mark
-from ..errors import CacheIOError, ClosedError, ValueTooLarge, from_os_error
+from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
 from ..index import IndexDamaged
@@ -44,15 +46,18 @@ def _unpacked(slots: bytes) -> list[Slot]:
 
 
 class _Reservation:
-    """Bytes of a large file under way: room is made and counted before they are written."""
+    """Bytes of a large file under way: room is made and counted before they are written.
 
-    def __init__(self, store: Writing) -> None:
-        self._store, self._bytes = store, 0
+    `most`: bytes that the value may come to. What comes piece by piece evicts no more than was written.
+    """
+
+    def __init__(self, store: Writing, most: int) -> None:
+        self._store, self._most, self._bytes = store, most, 0
         self.thread = threading.get_ident()
 
     def grow(self, length: int) -> None:
         store = self._store
-        store.check_size(self._bytes + length)
+        store.check_size(self._bytes + length, self._most)
         store.reclaim.reserve_large(length)
         self._bytes += length
 
@@ -75,6 +80,14 @@ class Writing(Reading):
         """Store an entry, in place of any older one. When it returns, every process sees it;
         with durability="sync" it survives a power cut. If it raises, the old entry is still there.
         """
+        self.reclaim.in_room(
+            len(payload), partial(self._put, low, high, key, payload, flags, expires, tag, meta)
+        )
+
+    def _put(
+        self, low: int, high: int, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes,
+        meta: bytes,
+    ) -> None:  # fmt: skip
         length = len(payload)
         if length >= self.large_bytes:
             self._put_whole(key, payload, flags, expires, tag, meta)
@@ -92,7 +105,7 @@ class Writing(Reading):
                 place = writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.PUT, flags, key, tag, meta,
-                    length, stamp, expires, stamp, checksum,
+                    length, stamp, expires, time.time_ns(), checksum,
                 )  # fmt: skip
                 self._append(writer, head, payload)
                 end = writer.tail
@@ -229,6 +242,9 @@ class Writing(Reading):
         if len(batch[0].payload) >= self.large_bytes:
             return self.put(*batch[0])
         size = sum(map(_item_bytes, batch))
+        self.reclaim.in_room(size, partial(self._put_batch, batch, size))
+
+    def _put_batch(self, batch: list[Item], size: int) -> None:
         with self.appending:
             writer = self.room(size)
             batch = self._as_now(batch)
@@ -309,8 +325,9 @@ class Writing(Reading):
             place = f.pack_place(writer.segment, offset)
             checksum = value_sum(payload, low, flags)
             head = f.pack_record(
-                seed, place, f.PUT, flags, key, tag, meta, len(payload), stamp, expires, stamp, checksum
-            )
+                seed, place, f.PUT, flags, key, tag, meta,
+                len(payload), stamp, expires, time.time_ns(), checksum,
+            )  # fmt: skip
             lengths = f.pack_lengths(len(payload), flags, len(head))
             records.append((head, payload, b""))
             slots.append(Slot(low, high, place, lengths, checksum, stamp, expires, first(stamp)))
@@ -343,16 +360,18 @@ class Writing(Reading):
     ) -> bool:  # fmt: skip
         """`put` of a value that comes in parts, in constant memory. False if `only_absent` forbade it.
 
-        A stream that turns out short is stored like any small value.
+        A stream that turns out short is stored like any small value. `length`: bytes that it has, as far as
+        is known.
         """
         self.ensure_writable("store an entry")
         if length is not None:
             self.check_size(length)
+        most = max(self.stream_bytes, length or 0)
         iterator = iter(parts)
         start, whole = _first_bytes(iterator, self.large_bytes)
         if whole:
             payload = b"".join(start)
-            self.check_size(len(payload))
+            self.check_size(len(payload), most)
             if only_absent:
                 return self.add(low, high, key, payload, flags, expires, tag, meta)
             self.put(low, high, key, payload, flags, expires, tag, meta)
@@ -361,21 +380,21 @@ class Writing(Reading):
         if not self.is_in_place():
             with self.lock:
                 self.ensure_in_place()
-        reserved = _Reservation(self)
+        reserved = _Reservation(self, most)
         self.streams.add(reserved)
         temporary = self.temporary_path(value=True)
         published: tuple[int, int, int] | None = None
         installed = False
         try:
             size, checksum = self.large.write(
-                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow
-            )
+                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow,
+                in_room=self.reclaim.in_room,
+            )  # fmt: skip
             published = (low, high, self.index.stamp())
-            self.large.publish(temporary, *published, sync=self.durable)
+            self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
             pointer = f.LARGE_POINTER.pack(published[2])
-            installed = self._put_pointer(
-                low, high, key, flags, expires, tag, meta, size, checksum, pointer, only_absent
-            )
+            put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
+            installed = self.reclaim.in_room(len(key), partial(put, pointer, only_absent))
         except ours(OSError) as error:
             if is_callers(error):  # the stream's own
                 raise
@@ -423,7 +442,7 @@ class Writing(Reading):
                 epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.LARGE, flags, key, tag, meta,
-                    size, stamp, expires, stamp, checksum,
+                    size, stamp, expires, time.time_ns(), checksum,
                 )  # fmt: skip
                 lengths = f.pack_lengths(size, flags, len(head))
                 slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
@@ -452,11 +471,11 @@ class Writing(Reading):
             self._make_durable(writer, end, [slot])
         return self._show(slot, epoch)
 
-    def check_size(self, length: int) -> None:
-        """Refuse what can never fit, before anything changes."""
-        most = self.settings.max_value_size
-        if most is not None and length > most:
-            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {most}: raise it")
+    def check_size(self, length: int, most: int | None = None) -> None:
+        """Refuse what can never fit, before anything changes; and a stream that is longer than `most`."""
+        largest = self.settings.max_value_size
+        if largest is not None and length > largest:
+            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {largest}: raise it")
         if length > f.MAX_VALUE_BYTES:
             raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
         room = self.reclaim.largest_value
@@ -464,6 +483,18 @@ class Writing(Reading):
             raise ValueTooLarge(
                 f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
                 f"has room for {max(0, room)}: raise size_limit"
+            )
+        if length >= self.large_bytes and length > (room := self.reclaim.largest_on_volume):
+            raise StorageFull(
+                errno.ENOSPC,
+                f"the value has {length} bytes and the volume has room for {max(0, room)}, even without all "
+                "other entries: free space on the volume",
+            )
+        if most is not None and length > most:
+            share = "" if self.settings.max_stream_size else ", an eighth of size_limit"
+            raise ValueTooLarge(
+                f"a stream whose length was not told has more than {most} bytes, and max_stream_size is "
+                f"{self.stream_bytes}{share}: pass length= to set, or raise max_stream_size"
             )
 
     # -- changes that depend on what is there ------------------------------------------------
@@ -492,8 +523,12 @@ class Writing(Reading):
         """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything, for `key`.
 
         The append happens under the lock too, so that a change that loses leaves no record which
-        a rebuild could take for the winner. `size` bounds the record's bytes; keep it small.
+        a rebuild could take for the winner. `size` bounds the record's bytes; keep it small. Where the
+        volume is full, `decide` may be asked once more.
         """
+        self.reclaim.in_room(size, partial(self._change, key, size, decide))
+
+    def _change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
         for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(size)
