@@ -138,6 +138,12 @@ class Reclaimer:
         return self._store.segment_bytes
 
     @property
+    def _limit_in_force(self) -> int:
+        """That of the cache, as of now."""
+        self._store.follow_settings()
+        return self._store.size_limit
+
+    @property
     def _size_limit(self) -> int:
         """That of the cache, or what the volume has room for."""
         limit = self._store.size_limit
@@ -174,7 +180,7 @@ class Reclaimer:
     @property
     def live_limit(self) -> int:
         """What `live_bytes` may come to: the rest is for garbage, so that not all is copied all the time."""
-        return self._live_within(self._store.size_limit)
+        return self._live_within(self._limit_in_force)
 
     def _live_within(self, size_limit: int) -> int:
         limit, fixed = self._within(size_limit), self._fixed_bytes
@@ -185,12 +191,12 @@ class Reclaimer:
     @property
     def largest_value(self) -> int:
         """Bytes that a value may have: what there would be room for without all others."""
-        return self._largest_within(self._store.size_limit)
+        return self._largest_within(self._limit_in_force)
 
     @property
     def largest_on_volume(self) -> int:
         """The same of the volume: of what the cache has there, and what is free."""
-        return self._largest_within(min(self._store.size_limit, self._volume_bytes()))
+        return self._largest_within(min(self._limit_in_force, self._volume_bytes()))
 
     def _largest_within(self, size_limit: int) -> int:
         room = self._live_within(size_limit) - self._fixed_bytes
