@@ -544,7 +544,7 @@ def test_checkpoints_that_take_long_are_within_the_limit(
 def test_values_near_what_fits(make: Make, directory: Path) -> None:
     """Each one takes most of the cache: others go, and nothing is left of them."""
     limit = 512 << 10
-    cache = make(size_limit=limit, segment_size=8 << 10)
+    cache = make(size_limit=limit, segment_size=8 << 10, max_stream_size=limit)
     for turn in range(10):
         cache.set(("small", turn), noise(1000, turn))
         length = 300_000 + turn * 3000

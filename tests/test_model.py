@@ -29,7 +29,7 @@ from yatagarasu_cache import (
     reclaim,
     recovery,
 )
-from yatagarasu_cache.format import Identity
+from yatagarasu_cache.format import AHEAD, Identity
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
@@ -40,10 +40,14 @@ LENGTHS = st.one_of(st.integers(0, 1500), st.integers(1000, 3000), st.integers(0
 class Known:
     """What the model knows of an entry."""
 
-    def __init__(self, value: Any, expires: int, tag: Any, meta: Any, turn: int) -> None:
-        self.value, self.expires, self.tag, self.meta = value, expires, tag, meta
+    def __init__(self, value: Any, created: int, expires: int, tag: Any, meta: Any, turn: int) -> None:
+        self.value, self.created, self.expires, self.tag, self.meta = value, created, expires, tag, meta
         self.written = turn
         self.use(turn)
+
+    def is_over(self, now: int) -> bool:
+        """Expired, or made by a clock that was ahead: nobody knows how long that should live."""
+        return bool(self.expires) and (self.expires <= now or self.created > now + AHEAD)
 
     def use(self, turn: int) -> None:
         """`used`: the eviction order may take it for used as long ago as this, `latest`: or as late."""
@@ -73,7 +77,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.clock = Clock(self.patch, start=1_700_000_000 * 10**9)
         self.directory = tempfile.mkdtemp(prefix="model-")
-        self.options = {"size_limit": limit, "segment_size": segment, "durability": durability}
+        self.options = {
+            "size_limit": limit, "segment_size": segment, "durability": durability, "max_stream_size": limit
+        }  # fmt: skip
         self.limit, self.segment = limit, segment
         self.model: dict[Any, Known] = {}
         self.turn = itertools.count(1)
@@ -118,11 +124,11 @@ class CacheMachine(RuleBasedStateMachine):
     def live(self) -> dict[Any, Known]:
         """What is not expired."""
         now = self.clock.now
-        return {key: known for key, known in self.model.items() if not known.expires or known.expires > now}
+        return {key: known for key, known in self.model.items() if not known.is_over(now)}
 
     def expected(self, key: Any) -> Known | None:
         known = self.model.get(key)
-        return known if known is not None and (not known.expires or known.expires > self.clock.now) else None
+        return known if known is not None and not known.is_over(self.clock.now) else None
 
     def use(self, known: Known) -> None:
         known.use(next(self.turn))
@@ -133,7 +139,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def store(self, key: Any, value: Any, expire: float | None, tag: Any = None, meta: Any = None) -> None:
         expires = 0 if expire is None else self.clock.now + int(expire * 1e9)
-        self.model[key] = Known(value, expires, tag, meta, next(self.turn))
+        self.model[key] = Known(value, self.clock.now, expires, tag, meta, next(self.turn))
 
     def settle(self) -> None:
         """Take out of the model what was evicted, after seeing that it was the right ones."""
@@ -355,13 +361,16 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.001, 1, 5, 59, 60]))
     def pass_time(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+        self.move_clock(seconds)
 
     @rule(seconds=st.sampled_from([1, 30, 10_000]))
     def set_clock_back(self, seconds: float) -> None:
-        """What had expired may be back, if nobody removed it."""
+        self.move_clock(-seconds)
+
+    def move_clock(self, seconds: float) -> None:
+        """What had expired, or was made in the future, may be back, if nobody removed it."""
         live = self.live()
-        self.clock.advance(-seconds)
+        self.clock.advance(seconds)
         for key in self.live().keys() - live.keys():
             if key not in self.caches[0]:
                 del self.model[key]
