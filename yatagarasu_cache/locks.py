@@ -43,7 +43,9 @@ __all__ = [
 _PACKAGE = __name__.partition(".")[0]
 _TRIES = 30  # for the lock file, before waiting asleep
 _FEW_TRIES = 8  # where nobody is waited for
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.002  # seconds between tries
+# Seconds between tries: with 256 processes waiting, shorter ones at last take the processors from whoever
+# has the lock.
+_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01
 # Seconds for which a file is taken to have its name still; and for which whoever puts another one in its
 # place waits, so that all others have looked meanwhile, and are out of the one that was removed.
 LOOK_EVERY = 0.01
