@@ -16,7 +16,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,6 +81,12 @@ def steps_of(
     finally:
         sys.settrace(before)
     return interrupter
+
+
+def picked_of(total: int) -> Sequence[int]:
+    """Those of so many steps that are tried in this run."""
+    steps = range(1, total + 1)
+    return steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
 
 
 def free_of_locks(cache: DiskCache) -> None:
@@ -210,9 +216,7 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     opcodes = cache._store.core.name == "c"
     method = METHODS[name]
     fill(cache)
-    total = steps_of(lambda: method(cache), 0, opcodes).steps
-    steps = range(1, total + 1)
-    picked = steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    picked = picked_of(steps_of(lambda: method(cache), 0, opcodes).steps)
     gc.collect()
     before = descriptors()
     for at in picked:
@@ -239,9 +243,7 @@ def test_a_time_limit_arrives(make: Any, name: str) -> None:
     opcodes = cache._store.core.name == "c"
     method = METHODS[name]
     fill(cache)
-    total = steps_of(lambda: method(cache), 0, opcodes).steps
-    steps = range(1, total + 1)
-    for at in steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total))):
+    for at in picked_of(steps_of(lambda: method(cache), 0, opcodes).steps):
         fill(cache)
         steps_of(lambda: method(cache), at, opcodes, TimeLimit("time is up"))
     assert cache.set("after", b"1") and cache.get("after") == b"1"
@@ -270,9 +272,7 @@ def test_opening_and_closing_leave_nothing_open(make: Any, tmp_path: Path, what:
         return interrupter
 
     run(0)
-    total = run(0).steps
-    steps = range(1, total + 1)
-    picked = steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    picked = picked_of(run(0).steps)
     gc.collect()
     before = opened()
     for at in picked:

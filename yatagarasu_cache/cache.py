@@ -36,7 +36,7 @@ from .entry import Entry, Location, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import is_interruption, ours
+from .interruption import ours
 from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
 from .store import ATTEMPTS, Item, sharing
@@ -784,9 +784,7 @@ def stream_length(value: Any, length: int | None = None) -> int | None:
     try:
         status = os.fstat(value.fileno())
         return max(0, status.st_size - value.tell()) if stat.S_ISREG(status.st_mode) else None
-    except ours(AttributeError, OSError, ValueError) as error:
-        if is_interruption(error):
-            raise
+    except ours(AttributeError, OSError, ValueError):
         return None
 
 

@@ -284,7 +284,7 @@ def _is_begun_tag(path: str) -> bool:
     """True of our tag, or what a power cut left of it: it is durable before the rest."""
     found = _start_of(path, len(f.TAG_TEXT) + 1) or b""
     return len(found) <= len(f.TAG_TEXT) and all(
-        byte in (0, ours) for byte, ours in zip(found, f.TAG_TEXT, strict=False)
+        byte in (0, own) for byte, own in zip(found, f.TAG_TEXT, strict=False)
     )
 
 

@@ -37,7 +37,7 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
 
 __all__ = [
     "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
-    "give_back", "has_name", "is_holding", "new_lock", "runs_alone",
+    "give_back", "has_name", "is_holding", "new_lock", "package_of", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -93,14 +93,15 @@ def runs_alone(function: Any) -> Any:
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
     while frame is not None:
-        if _is_ours(frame) and frame.f_code not in _alone:
+        if package_of(frame) == _PACKAGE and frame.f_code not in _alone:
             return False
         frame = frame.f_back
     return True
 
 
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
+def package_of(frame: FrameType) -> str:
+    """The package, or the module, whose code runs in a frame."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def is_holding() -> bool:
@@ -126,7 +127,7 @@ def ensure_not_within(root: str) -> None:
     If it is not, an exception kept it from giving them back: that is done now.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_ours(frame):  # the public method, and what it does to ask this
+    while frame is not None and package_of(frame) == _PACKAGE:  # the public method, and what asks for it
         frame = frame.f_back
     if not at_the_outside(frame):
         raise Reentered(

@@ -146,7 +146,7 @@ class Reclaimer:
     @property
     def _size_limit(self) -> int:
         """That of the cache, or what the volume has room for."""
-        limit = self._store.size_limit
+        limit = self._limit_in_force
         return limit if self._volume is None else min(limit, self._volume)
 
     @property
@@ -169,7 +169,6 @@ class Reclaimer:
         return self._within(self._size_limit)
 
     def _within(self, size_limit: int) -> int:
-        self._store.follow_settings()
         index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
         most = checkpoint.most_bytes(index)
@@ -564,7 +563,7 @@ class Reclaimer:
         raise self._full()
 
     def _reclaim(self, need: int) -> None:
-        if self._index.live_bytes - self._within(self._store.size_limit) > self._store.size_limit:
+        if self._index.live_bytes - self._within(self._limit_in_force) > self._store.size_limit:
             self._recount()  # first: what is evicted for a damaged count is lost for nothing
         last_means: list[Callable[[], object]] = [
             self.reap, self._clean_active, self._clean_little, self._let_segment_go, self._cover_changes,

@@ -263,8 +263,8 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
     path = store.temporary_path()
     index = _create(store, path, identity, _table_capacity(store, segments))
     try:
-        ours = {segment: headers[segment] for segment in segments}
-        _Rebuild(store, index, saved, ours, verify=not _is_whole(old)).run()
+        own = {segment: headers[segment] for segment in segments}
+        _Rebuild(store, index, saved, own, verify=not _is_as_left(old)).run()
         index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
@@ -308,7 +308,7 @@ def remake_index(store: Handle, old: Index, table_capacity: int) -> Index:
     return index
 
 
-def _is_whole(old: Index | None) -> bool:
+def _is_as_left(old: Index | None) -> bool:
     """True if no power cut can have come between the last change and now, and these are no copies."""
     boot = boot_id()
     if old is None or old.is_copied():

@@ -10,7 +10,7 @@ from ..changes import Mark
 from ..errors import CacheIOError, from_os_error
 from ..format import PARTITION_MASK, Slot
 from ..interruption import ours
-from .handle import Handle
+from .handle import ATTEMPTS, Handle
 
 _REMOVAL_BATCH = 128  # digests in one removal record
 
@@ -30,12 +30,13 @@ class Removal(Handle):
     def remove_keys(self, keys: Sequence[bytes]) -> int:
         """Remove the entries of encoded keys; how many were live."""
         alive = 0
-        while True:
+        for _ in range(ATTEMPTS):
             seed = self.seed
             digests = list(dict.fromkeys(f.key_digest(key, seed) for key in keys))
             alive += self.remove(digests, lambda slot: True, "deletes")[0]
             if seed == self.seed:  # else another cache has come in the place of ours meanwhile
-                return alive
+                break
+        return alive
 
     def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
         """Remove an entry (only the version with `stamp`, if given). False if there was none live."""

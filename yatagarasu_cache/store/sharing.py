@@ -32,7 +32,7 @@ from ..config import Settings
 from ..directory import resolved
 from ..errors import CacheError
 from ..interruption import ours, suppressing
-from ..locks import new_lock
+from ..locks import new_lock, package_of
 from . import DurableStore, Store
 
 __all__ = ["Lease", "acquire", "counters"]
@@ -385,21 +385,17 @@ def _is_at_ease() -> bool:
     for in another thread that is waited for.
     """
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and _module(frame) == "weakref":  # which called for this
+    while frame is not None and package_of(frame) == "weakref":  # which called for this
         frame = frame.f_back
     innermost = True
     while frame is not None:
-        module = _module(frame)
+        module = package_of(frame)
         busy = module == "logging" or module == _PACKAGE and frame.f_code is not _BETWEEN_JOBS
         if busy or innermost and module == "threading":
             return False
         innermost = False
         frame = frame.f_back
     return True
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _let_go_of_dropped() -> None:
