@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Clock, WrappedBackend, noise, run_python, tree, wrap_backends
+from helpers import Clock, WrappedBackend, descriptors, noise, run_python, tree, wrap_backends
 
 from yatagarasu_cache import (
     AsyncDiskCache,
@@ -84,10 +84,6 @@ def open_cache(directory: Path, backend: str) -> Open:
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """A loop of its own for `main`, which must not take for ever."""
     return asyncio.run(asyncio.wait_for(main, LIMIT))
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def turns_of_the_loop(number: int = 20) -> None:

@@ -257,6 +257,17 @@ class Server:
         self.process.wait()
         return workers
 
+    def loaded(self, directory: Path) -> bool:
+        """Whether every worker has opened the cache in `directory`."""
+        index = str(directory.resolve() / "index")
+        try:
+            return all(
+                any(mapped.path == index for mapped in psutil.Process(worker).memory_maps(grouped=False))
+                for worker in self.workers()
+            )
+        except psutil.Error:  # one has just ended
+            return False
+
     def reload(self) -> None:
         self.process.send_signal(signal.SIGHUP)
 
@@ -443,6 +454,8 @@ def test_uwsgi(hooks: list[str], lazy: list[str], place: Path, directory: Path) 
         load = Load(server).run(pages(300), {200: server.kill_a_worker})
         if not lazy:
             load.run(pages(300), {400: server.reload})
+        # Until the application is loaded Python has a handler of its own for the signal that ends a worker.
+        eventually(lambda: server.loaded(directory), "workers with the cache open")
         server.stop()
     load.verify(directory, expected, deaths=3)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import backend_for
-from helpers import noise, tree
+from helpers import descriptors, noise, tree
 
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError, checkpoint, compiled
 from yatagarasu_cache import format as f
@@ -403,10 +403,6 @@ def test_keys_are_looked_up_in_the_cache_that_is_there(make: Make, directory: Pa
     old.set_many({n: noise(3000, n) for n in range(100)})
     assert all(other[n] == noise(3000, n) for n in range(100))
     assert other.check() == []
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")

@@ -18,17 +18,13 @@ from typing import Any
 
 import pytest
 from conftest import BACKENDS
-from helpers import noise, open_apart, run_python
+from helpers import descriptors, noise, open_apart, run_python
 
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache, ReadOnlyError
 from yatagarasu_cache.store import sharing
 
 Make = Callable[..., DiskCache]
 SMALL: dict[str, Any] = {"size_limit": 64 << 20, "backend": "threads"}
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def stores(directory: Path | str) -> list[Any]:
@@ -500,7 +496,7 @@ def _thumbnail(cache: DiskCache, name: str) -> tuple[int, str]:
         found = f"made {name}"
         cache.set(name, found)
     cache.incr("calls")
-    return descriptors(), found
+    return len(os.listdir("/proc/self/fd")), found
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import descriptors
 
 from yatagarasu_cache import AsyncDiskCache, BackendUnavailable, CacheIOError, DiskCache, aio, compiled
 from yatagarasu_cache.check import Problem
@@ -95,10 +96,6 @@ def truth(requests: list[tuple[int, int, int]]) -> list[bytes]:
 def cool(fd: int) -> None:
     """Out of the page cache, if nobody else uses the file."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def pinned_kib() -> int:
