@@ -58,7 +58,7 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 
 enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26, W_DELETES,
        W_LOG = 31, W_ACTIVE, W_EVICTION = 34, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
-enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_LIVE_A, J_WAS_A, J_LIVE_B, J_WAS_B, J_IMAGE };
+enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_NEW_LIVE, J_NOW, J_OLD_LIVE, J_LEFT, J_IMAGE };
 enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
 enum { T_SIZE = 1, T_LIVE = 2, T_OWNER = 3, T_TAIL = 7 };
 
@@ -515,20 +515,39 @@ static void change(const struct yc_view *view, struct yc_record *record, uint64_
     }
 }
 
-/* Index._begin() */
+/* What becomes of the live bytes of the segment that a slot points to, and of that it pointed to before. */
+struct counts {
+    uint64_t new_live, more, old_live, less;
+};
+
+/* Index._begin(). What is taken off is there: see install() and is_plain(). */
 static void begin(const struct yc_view *view, struct yc_record *record, uint64_t part, uint64_t at,
-                  uint64_t live_a, uint64_t live_b)
+                  const uint64_t *slot, const struct counts *of)
 {
     const void *map = view->map;
+    uint64_t left = load(map, of->old_live) - of->less, now = load(map, of->new_live) + of->more;
+    if (of->old_live == of->new_live) {
+        now -= of->less;
+        left = now;
+    }
     change(view, record, J_PARTITION, part);
     change(view, record, J_SLOT, at);
-    change(view, record, J_LIVE_A, live_a);
-    change(view, record, J_WAS_A, load(map, live_a));
-    change(view, record, J_LIVE_B, live_b);
-    change(view, record, J_WAS_B, load(map, live_b));
+    change(view, record, J_NEW_LIVE, of->new_live);
+    change(view, record, J_NOW, now);
+    change(view, record, J_OLD_LIVE, of->old_live);
+    change(view, record, J_LEFT, left);
     for (uint64_t i = 0; i < SLOT_WORDS; i++)
-        change(view, record, J_IMAGE + i, load(map, at + i));
+        change(view, record, J_IMAGE + i, slot[i]);
     change(view, record, W_BUSY, BUSY_CHANGING);
+}
+
+/* Index._count() */
+static void count(const struct yc_view *view, struct yc_record *record, const struct counts *of)
+{
+    const void *map = view->map;
+    change(view, record, of->old_live, load(map, of->old_live) - of->less);
+    change(view, record, of->new_live, load(map, of->new_live) + of->more);
+    change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) - of->less + of->more);
 }
 
 /* Index.settle() of a record that is shown; its segment is active. */
@@ -540,16 +559,19 @@ static void settle(const struct yc_view *view, struct yc_record *record, uint64_
         change(view, record, tail, start + size);
 }
 
-/* Index.put(): the slot shows the record. In the same order, with the same undo journal. */
+/* Index.put(): the slot shows the record. In the same order, with the same journal. */
 static void put_slot(const struct yc_view *view, struct yc_record *record, uint64_t at, bool fresh)
 {
     const void *map = view->map;
     uint64_t part = record->slot[S_HIGH] % PARTITIONS, size = record_bytes(record->slot[S_LENGTHS]);
-    uint64_t old_size = record_bytes(load(map, at + S_LENGTHS)), was = load(map, at + S_LOW);
-    uint64_t new_live = live_word(view, record->slot[S_PLACE]);
-    uint64_t old_live = fresh ? new_live : live_word(view, load(map, at + S_PLACE));
+    uint64_t was = load(map, at + S_LOW), new_live = live_word(view, record->slot[S_PLACE]);
+    struct counts of = {new_live, size, new_live, 0};
+    if (!fresh) {
+        of.old_live = live_word(view, load(map, at + S_PLACE));
+        of.less = record_bytes(load(map, at + S_LENGTHS));
+    }
 
-    begin(view, record, part, at, new_live, old_live);
+    begin(view, record, part, at, record->slot, &of);
     for (uint64_t i = S_PLACE; i < SLOT_WORDS; i++)
         change(view, record, at + i, record->slot[i]);
     if (fresh) {
@@ -557,12 +579,8 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
         change(view, record, W_COUNTS + part, counts + ((uint64_t)1 << 32) + (was == EMPTY));
         change(view, record, at + S_HIGH, record->slot[S_HIGH]);
         change(view, record, at + S_LOW, record->slot[S_LOW]);
-    } else {
-        change(view, record, old_live, load(map, old_live) - old_size);
-        change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) - old_size);
     }
-    change(view, record, new_live, load(map, new_live) + size);
-    change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) + size);
+    count(view, record, &of);
     change(view, record, W_BUSY, 0);
 
     settle(view, record, size);
@@ -759,13 +777,19 @@ static void remove_slot(const struct yc_view *view, struct yc_record *record, co
     uint64_t next = at + SLOT_WORDS < part->end ? at + SLOT_WORDS : part->base;
     bool empty = load(map, next) == EMPTY;
 
+    struct counts of = {live, 0, live, size};
+    uint64_t slot[SLOT_WORDS];
+    for (uint64_t i = 0; i < SLOT_WORDS; i++)
+        slot[i] = load(map, at + i);
+    slot[S_LOW] = empty ? EMPTY : REMOVED;
+    slot[S_ACCESS] = 0;
+
     change(view, record, W_DELETED + number, record->slot[S_STAMP]);
-    begin(view, record, number, at, live, live);
-    change(view, record, at + S_LOW, empty ? EMPTY : REMOVED);
+    begin(view, record, number, at, slot, &of);
+    change(view, record, at + S_LOW, slot[S_LOW]);
     change(view, record, at + S_ACCESS, 0);
     change(view, record, W_COUNTS + number, load(map, W_COUNTS + number) - ((uint64_t)1 << 32) - empty);
-    change(view, record, live, load(map, live) - size);
-    change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) - size);
+    count(view, record, &of);
     change(view, record, W_BUSY, 0);
     if (alive)
         change(view, record, W_DELETES, load(map, W_DELETES) + 1);

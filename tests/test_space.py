@@ -5,7 +5,9 @@ Programs here are processes of their own that end as real ones do: without closi
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,8 @@ for item in sys.argv[2].split(","):
     if item:
         key, size = item.split(":")
         cache.set(key, b"i" * int(size))
+for key in cache if "all" in sys.argv[3:] else ():
+    cache.get(key)
 print("ready", flush=True)
 for line in sys.stdin:
     key, size = line.split(":")
@@ -45,10 +49,10 @@ for line in sys.stdin:
 class Idle:
     """A living process with the cache open."""
 
-    def __init__(self, directory: Path, stores: str) -> None:
+    def __init__(self, directory: Path, stores: str, reads: str = "") -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", IDLE, str(directory), stores],
+            [sys.executable, "-c", IDLE, str(directory), stores, reads],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
@@ -65,12 +69,12 @@ class Idle:
 
 
 @pytest.fixture
-def idle(directory: Path) -> Iterator[Callable[[str], Idle]]:
+def idle(directory: Path) -> Iterator[Callable[..., Idle]]:
     """Starts processes that idle; they are killed at the end."""
     started: list[Idle] = []
 
-    def start(stores: str) -> Idle:
-        started.append(Idle(directory, stores))
+    def start(stores: str, reads: str = "") -> Idle:
+        started.append(Idle(directory, stores, reads))
         return started[-1]
 
     yield start
@@ -401,3 +405,72 @@ def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory
     cache._store.reclaim.reap()
     assert not segment.exists()
     assert cache.check() == [] and cache["there"] == b"1"
+
+
+# -- segments that were removed -----------------------------------------------------------------
+
+
+def held_bytes(process: int | str, directory: Path) -> int:
+    """What removed files that a process has open still take of the disk."""
+    total = 0
+    for fd in os.listdir(f"/proc/{process}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(f"/proc/{process}/fd/{fd}")
+            if name.startswith(str(directory)) and name.endswith(" (deleted)"):
+                total += os.stat(f"/proc/{process}/fd/{fd}").st_blocks * 512
+    return total
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere they stay until they are closed")
+def test_removed_segments_take_no_room(make: Make, directory: Path, idle: Any) -> None:
+    """Neither for whoever removes them, nor for a process that has them open and does nothing."""
+    cache = make(**SMALL)
+    for n in range(40):
+        cache.set(n, noise(8000, n))
+    reader = idle("", reads="all")
+    for n in range(2000):
+        cache.set(n % 40, noise(8000, n))
+        if n % 500 == 0:
+            assert cache.get(n % 40) == noise(8000, n)
+    segment = SMALL["segment_size"]
+    assert held_bytes("self", directory) <= segment
+    assert held_bytes(reader.process.pid, directory) <= segment
+    reader.set("n", 10)
+    assert cache.get("n") == b"n" * 10
+    assert cache.stats().evictions == 0 and cache.check() == []
+
+
+def test_what_was_handed_out_of_a_removed_segment_stays(make: Make) -> None:
+    cache = make(**SMALL)
+    values = {n: noise(3000, n) for n in range(20)}
+    cache.set_many(values)
+    locations = [cache.location(n) for n in values]
+    readers = [cache.open(n) for n in values]
+    walk = cache.entries()
+    first = next(walk)
+    for n in range(600):
+        cache.set(n % 20, noise(3000, 1000 + n))
+    cache.clear()
+    for n, location, reader in zip(values, locations, readers, strict=True):
+        fd, offset, length = location
+        assert os.pread(fd, length, offset) == values[n]
+        assert reader.read() == values[n]
+        location.close()
+        reader.close()
+    assert first.key in values
+    assert not [entry for entry in walk if entry.key not in values]
+    assert cache.check() == []
+
+
+def test_a_backup_of_hard_links_stays_whole(make: Make, directory: Path, tmp_path: Path) -> None:
+    cache = make(**SMALL)
+    cache.set_many({n: noise(3000, n) for n in range(20)})
+    cache.flush()
+    backup = tmp_path / "backup"
+    shutil.copytree(directory, backup, copy_function=os.link)
+    before = {path.name: path.read_bytes() for path in (backup / "segments").iterdir()}
+    cache.clear()
+    for n in range(600):
+        cache.set(n % 20, noise(3000, 1000 + n))
+    after = {path.name: path.read_bytes() for path in (backup / "segments").iterdir()}
+    assert all(after[name].startswith(content.rstrip(b"\0")) for name, content in before.items())

@@ -242,7 +242,7 @@ class ChangeLog:
                 same = index.state(mark.segment) == f.LOG
                 reached = index.words[index.entry(mark.segment) + f.T_TAIL] if same else mark.end
             try:
-                with store.backend.reading(store.files.path(mark.segment)) as fd:
+                with store.files.reading(mark.segment) as fd:
                     store.backend.sync(fd)
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable

@@ -141,7 +141,7 @@ def _mend_segment(store: Store, segment: int) -> None:
 
 def _segment_problem(store: Store, segment: int) -> str:
     try:
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.files.reading(segment) as fd:
             return _content_problem(store, segment, fd)
     except ours(OSError) as error:
         return _fault(error)

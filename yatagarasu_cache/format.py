@@ -86,12 +86,12 @@ W_SETTINGS_SUM = 36  # and xxh3-64 of these three words
 W_FILE = 37  # device and inode of the index file, 2 words
 EVICTIONS = ("lru", "fifo", "lfu", "none")
 
-W_BUSY = 40  # journal: what is being done, or 0; and how to undo the change of a slot
+W_BUSY = 40  # journal: what is being done, or 0; and what a slot becomes
 BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes these of 0
 BUSY_CLEARING = int.from_bytes(b"CLEARING", "little")
 BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
 BUSY_SETTING = int.from_bytes(b"SETTINGS", "little")
-JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot
+JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot to be
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
 W_DELETED = 192  # highest stamp of a committed removal, per partition

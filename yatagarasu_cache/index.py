@@ -1,8 +1,8 @@
 """The shared index: one mapped file that says where each key's record is.
 
 Readers take no lock: they probe, and whatever they find is verified against its checksum by the
-caller. Writers hold `lock` (threads and processes). A slot is changed under a small undo journal,
-so that a process killed in the middle leaves what was there before: the next writer puts it back.
+caller. Writers hold `lock` (threads and processes). What a slot becomes is put down in a small journal
+first: of a process killed in the middle the next writer completes the change, for readers may have seen it.
 """
 
 from __future__ import annotations
@@ -348,56 +348,62 @@ class Index:
         fresh = words[at] <= f.REMOVED
         new_live = self.live_word(slot.place >> 32)
         old_live = new_live if fresh else self.live_word(words[at + f.S_PLACE] >> 32)
-        self._begin(part, at, new_live, old_live)
-        size = f.record_bytes(slot.lengths)
+        size, less = f.record_bytes(slot.lengths), 0 if fresh else f.record_bytes(old_lengths)
+        self._begin(part, at, SLOT.pack(*slot), new_live, size, old_live, less)
         SLOT_TAIL.pack_into(self.map, at * 8 + 16, *slot[2:])
         if fresh:
             counts = words[W_COUNTS + part]
             words[W_COUNTS + part] = counts + (1 << 32) + (words[at] == f.EMPTY)
             words[at + 1] = slot.high
             words[at] = slot.low
-        else:
-            self._less(old_live, f.record_bytes(old_lengths))
-        words[new_live] += size
-        words[f.W_LIVE_BYTES] += size
+        self._count(new_live, size, old_live, less)
         words[W_BUSY] = 0
 
     def remove(self, at: int) -> None:
         """Make the slot a tombstone, or empty where no probe needs to pass it."""
-        words = self.words
-        part = words[at + 1] & PARTITION_MASK
-        live = self.live_word(words[at + f.S_PLACE] >> 32)
-        self._begin(part, at, live, live)
+        part = self.words[at + 1] & PARTITION_MASK
         slots = self.partition_slots(part)
         words = self.words  # not before: the partition may end beyond what was mapped then
+        live, size = self.live_word(words[at + f.S_PLACE] >> 32), f.record_bytes(words[at + f.S_LENGTHS])
         following = at + SLOT_WORDS if at + SLOT_WORDS < slots.stop else slots.start
         empty = words[following] == f.EMPTY
-        words[at] = f.EMPTY if empty else f.REMOVED
+        left = f.EMPTY if empty else f.REMOVED
+        slot = self.slot(at)._replace(low=left, access=0)
+        self._begin(part, at, SLOT.pack(*slot), live, 0, live, size)
+        words[at] = left
         words[at + f.S_ACCESS] = 0
         counts = words[W_COUNTS + part] - (1 << 32) - empty
         if counts >= 0:
             words[W_COUNTS + part] = counts
         else:  # damage
             self.recount(part)
-        self._less(live, f.record_bytes(words[at + f.S_LENGTHS]))
+        self._count(live, 0, live, size)
         words[W_BUSY] = 0
-
-    def _less(self, live: int, size: int) -> None:
-        """Take a record off the counts. Not below zero: a damaged slot may name the wrong segment."""
-        words = self.words
-        words[live] = max(0, words[live] - size)
-        words[f.W_LIVE_BYTES] = max(0, words[f.W_LIVE_BYTES] - size)
 
     def move(self, at: int, place: int) -> None:
         """Point the slot to a copy of its record, of the same size, at `place`."""
         words = self.words
         new_live, old_live = self.live_word(place >> 32), self.live_word(words[at + f.S_PLACE] >> 32)
-        self._begin(words[at + 1] & PARTITION_MASK, at, new_live, old_live)
-        size = f.record_bytes(words[at + f.S_LENGTHS])
+        size, slot = f.record_bytes(words[at + f.S_LENGTHS]), self.slot(at)._replace(place=place)
+        self._begin(words[at + 1] & PARTITION_MASK, at, SLOT.pack(*slot), new_live, size, old_live, size)
         words[at + f.S_PLACE] = place
-        words[old_live] = max(0, words[old_live] - size)
-        words[new_live] += size
+        self._count(new_live, size, old_live, size)
         words[W_BUSY] = 0
+
+    def _count(self, new_live: int, more: int, old_live: int, less: int) -> None:
+        """Count a record's bytes where it is now, and take off what it replaces."""
+        words = self.words
+        words[old_live], words[new_live] = self._counts(new_live, more, old_live, less)
+        words[f.W_LIVE_BYTES] = max(0, words[f.W_LIVE_BYTES] - less) + more
+
+    def _counts(self, new_live: int, more: int, old_live: int, less: int) -> tuple[int, int]:
+        """What the two words, or the one, will hold. Not below zero: a damaged slot may name the wrong
+        segment."""
+        words = self.words
+        left = max(0, words[old_live] - less)
+        if old_live == new_live:
+            return left + more, left + more
+        return left, words[new_live] + more
 
     def reset(self) -> None:
         """Forget every entry. The old extents are free for reuse at once."""
@@ -411,17 +417,17 @@ class Index:
         words[f.W_LIVE_BYTES] = 0
         words[W_BUSY] = 0
 
-    def _begin(self, part: int, at: int, live_a: int, live_b: int) -> None:
-        """Note how to undo what follows, then say that there is something to undo."""
-        words, view = self.words, self.map
-        f.JOURNAL.pack_into(
-            view, W_BUSY * 8, 0, part, at, live_a, words[live_a], live_b, words[live_b],
-            view[at * 8 : at * 8 + SLOT_BYTES],
-        )  # fmt: skip
-        words[W_BUSY] = f.BUSY_CHANGING
+    def _begin(
+        self, part: int, at: int, slot: bytes, new_live: int, more: int, old_live: int, less: int
+    ) -> None:  # fmt: skip
+        """Put down what slot and counts will be, then say that they become so: whoever sees any of it, sees
+        what stays, also if we die in the middle."""
+        left, now = self._counts(new_live, more, old_live, less)
+        f.JOURNAL.pack_into(self.map, W_BUSY * 8, 0, part, at, new_live, now, old_live, left, slot)
+        self.words[W_BUSY] = f.BUSY_CHANGING
 
     def repair(self) -> bool:
-        """Undo or complete what a process that died with the lock had begun. True if there was something."""
+        """Complete what a process that died with the lock had begun. True if there was something."""
         busy = self.words[W_BUSY]
         if not busy:
             return False
@@ -435,15 +441,15 @@ class Index:
         if busy == f.BUSY_SETTING:
             self._complete_settings()
             return True
-        _, part, at, live_a, was_a, live_b, was_b, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
+        _, part, at, new_live, now, old_live, left, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
         slot_like = at % SLOT_WORDS == 0 and at >= self.first_slot * SLOT_WORDS
         known = busy == f.BUSY_CHANGING and part < PARTITIONS
-        if not known or not slot_like or live_a not in in_table or live_b not in in_table:
+        if not known or not slot_like or new_live not in in_table or old_live not in in_table:
             raise IndexDamaged("its journal makes no sense")
         self.reach(at + SLOT_WORDS)
         self.map[at * 8 : at * 8 + SLOT_BYTES] = slot
-        self.words[live_b], self.words[live_a] = was_b, was_a
+        self.words[old_live], self.words[new_live] = left, now
         self.recount(part)
         self.sum_up()
         self.words[W_BUSY] = 0
@@ -498,8 +504,9 @@ class Index:
 
     def install(self, part: int, first: int, capacity: int, live: int) -> None:
         """Make the extent the partition's. A reader uses either the old or the new one."""
-        entry = self.table_word + f.T_LIVE
-        self._begin(part, first * SLOT_WORDS, entry, entry)
+        entry, at = self.table_word + f.T_LIVE, first * SLOT_WORDS
+        slot = bytes(self.map[at * 8 : at * 8 + SLOT_BYTES])
+        self._begin(part, at, slot, entry, 0, entry, 0)
         self.words[W_PARTITIONS + part] = first << DESCRIPTOR_BITS | capacity
         self.words[W_COUNTS + part] = live << 32 | live
         self.words[W_BUSY] = 0

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import functools
 import os
+import struct
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
 
 __all__ = [
     "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
-    "give_back", "has_name", "is_holding", "new_lock", "package_of", "runs_alone",
+    "give_back", "has_name", "is_holding", "is_kept", "keep", "new_lock", "package_of", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -52,6 +53,10 @@ LOOK_EVERY = 0.01
 GRACE = 0.05
 _RENEWALS = 100  # of a lock file that is removed again and again
 _WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
+# Locks of open files, not of processes, and apart from those of flock. Elsewhere than on Linux files are not
+# kept, and not emptied.
+_OFD_LOCK: int = getattr(fcntl, "F_OFD_SETLK", 0)
+_FLOCK = "hhqqi"  # struct flock: type, whence, start, length (0: all of it), process
 _alone: set[CodeType] = set()
 
 
@@ -389,6 +394,25 @@ def claim(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def keep(fd: int) -> None:
+    """Have nobody empty a file that is removed, for as long as this descriptor of it is open. Not one that is
+    being emptied: that has no name any more."""
+    if _OFD_LOCK:
+        with suppressing(OSError):
+            fcntl.fcntl(fd, _OFD_LOCK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def is_kept(fd: int) -> bool:
+    """Whether anybody else keeps the file, or that is not known. `fd` may write to it."""
+    if not _OFD_LOCK:
+        return True
+    try:
+        fcntl.fcntl(fd, _OFD_LOCK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except ours(OSError):
+        return True
+    return False
 
 
 def _holder(fd: int) -> str:

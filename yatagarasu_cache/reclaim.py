@@ -780,9 +780,8 @@ class Reclaimer:
 
     def _unlink(self, segment: int) -> None:
         store = self._store
-        store.files.forget(segment)
         try:
-            store.backend.unlink(store.files.path(segment))
+            store.files.remove(segment)
         except ours(OSError) as error:
             raise from_os_error(error, "cannot remove a segment") from error
         if self._volume is not None:  # now, and not when nobody can be reading it any more

@@ -179,7 +179,7 @@ def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> b
 
 def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     try:
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.files.reading(segment) as fd:
             return read_segment_header(store.backend, fd)
     except ours(OSError):
         return None
@@ -188,7 +188,7 @@ def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
 def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     """True if an unlisted segment is of this very cache, or its header was never written."""
     try:
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.files.reading(segment) as fd:
             data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
     except ours(OSError):
         return False
@@ -463,7 +463,7 @@ class _Rebuild:
         """Take down the changes in a log. The highest floor that it tells of."""
         store, index, floor = self._store, self._index, 0
         whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.files.reading(segment) as fd:
             for record in scan(store.backend, fd, segment, index.identity.seed):
                 if record.offset == whole:
                     whole += record.head.record_bytes
@@ -477,7 +477,7 @@ class _Rebuild:
 
     def _replay(self, segment: int) -> None:
         store, index = self._store, self._index
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.files.reading(segment) as fd:
             footer = read_footer(store.backend, fd)
             if footer is not None and not self._verify:
                 self._collect(segment, footer, -1)

@@ -23,7 +23,7 @@ from .backends.base import Backend, Buffer
 from .errors import ClosedError
 from .format import Head, Identity
 from .interruption import ours, suppressing
-from .locks import new_lock
+from .locks import is_kept, keep, new_lock
 
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
@@ -85,6 +85,45 @@ class SegmentFiles:
         """A descriptor for reading. FileNotFoundError if the segment is gone."""
         fd = self.open_files.get(segment)
         return fd if fd is not None else self._open(segment)
+
+    def open_kept(self, segment: int) -> int:
+        """A descriptor of its own, behind which the segment stays as it is also when it is removed."""
+        path = self.path(segment)
+        fd = self._backend.open(path, os.O_RDONLY)
+        try:
+            keep(fd)
+            if not os.fstat(fd).st_nlink:  # it may have been emptied before
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        except BaseException:
+            self._backend.let_go(fd)
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def reading(self, segment: int) -> Iterator[int]:
+        """The same, closed behind a block."""
+        fd = self.open_kept(segment)
+        try:
+            yield fd
+        finally:
+            self._backend.let_go(fd)
+
+    def remove(self, segment: int) -> None:
+        """Remove a segment in which nothing lives, and give its blocks back: those of a file that is merely
+        removed stay taken until all who read it once have closed it, and who is idle does not.
+
+        Not where another directory has the file as well (a backup of hard links), nor where somebody is
+        amidst reading it.
+        """
+        self.forget(segment)
+        path = self.path(segment)
+        try:
+            with self._backend.opened(path, os.O_RDWR) as fd:
+                self._backend.unlink(path)
+                if not os.fstat(fd).st_nlink and not is_kept(fd):
+                    self._backend.truncate(fd, 0)
+        except ours(OSError):  # as with any other removed file then
+            self._backend.unlink(path)
 
     def _open(self, segment: int) -> int:
         with self._lock:

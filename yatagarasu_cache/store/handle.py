@@ -280,14 +280,18 @@ class Handle:
         self._look_at_names()
         words = self.index.words
         if words[f.W_BUSY]:
-            try:
-                self.index.repair()
-            except IndexDamaged as error:
-                self.rebuild(str(error))
+            self.complete_begun()
             self.log_once("repair", "a process died while it changed the index: this was put in order")
         if words[f.W_SUPERSEDED]:
             self.follow_index()
         self.follow_settings()
+
+    def complete_begun(self) -> None:
+        """A change of the index that an interruption, or a death, came in the middle of. The lock is held."""
+        try:
+            self.index.repair()
+        except IndexDamaged as error:
+            self.rebuild(str(error))
 
     def follow_path(self) -> None:
         """For a handle that only reads: use the index that stands in its place, if it is another one.
@@ -716,7 +720,7 @@ class Handle:
     def records(self, segment: int) -> Generator[Record, None, None]:
         """The records of a segment, read as they are asked for; none if there is no such file."""
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
-            with self.backend.reading(self.files.path(segment)) as fd:
+            with self.files.reading(segment) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
         except ours(OSError) as error:
             if error.errno not in VANISHED:

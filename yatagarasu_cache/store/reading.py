@@ -159,7 +159,7 @@ class Reading(Removal):
         if slot.is_large:
             fd, offset = self.large.open(slot.low, slot.high, self.pointer(slot)), 0
         else:
-            fd, offset = os.dup(self.files.get(slot.segment)), slot.offset + slot.head_bytes
+            fd, offset = self.files.open_kept(slot.segment), slot.offset + slot.head_bytes
         location = Location(fd, offset, slot.value_length, slot.flags)
         try:
             checksum = xxh3_64(seed=slot.low ^ slot.flags)

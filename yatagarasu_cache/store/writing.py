@@ -200,12 +200,13 @@ class Writing(Reading):
 
     def _void(self, slots: Sequence[Slot]) -> None:
         """Take back records that the index does not show: a rebuild must not find them."""
-        with self.appending:
+        with self.appending, self.lock:
+            self.complete_begun()  # an interruption may have come while one was shown
             for slot in slots:
                 writer = self.writer
                 if writer is None or writer.segment != slot.segment:
                     continue  # taken back when it was sealed
-                if not self._shown(slot):  # an interruption may have come after it was shown
+                if not self._shown(slot):
                     writer.void(slot.offset)
 
     # -- many at once ------------------------------------------------------------------------
@@ -418,7 +419,8 @@ class Writing(Reading):
 
     def _shows(self, low: int, high: int, pointer: int) -> bool:
         """Whether the entry is the one whose value is in this very file. False of a closed cache."""
-        with suppressing(ClosedError):
+        with suppressing(ClosedError), self.lock:
+            self.complete_begun()
             slot = self.lookup(low, high)
             return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
         return False
