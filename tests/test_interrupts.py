@@ -26,6 +26,7 @@ from helpers import noise
 
 from yatagarasu_cache import DiskCache, locks
 from yatagarasu_cache import format as f
+from yatagarasu_cache.index import Index
 from yatagarasu_cache.store import Store
 
 PACKAGE = str(Path(locks.__file__).parent)
@@ -233,6 +234,48 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     # Between the system's giving a descriptor and our noting it lie a few steps.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
     assert cache.check() == []
+
+
+@pytest.mark.parametrize("when", ["before", "amidst", "behind"])
+@pytest.mark.parametrize("state", [f.ACTIVE, f.LOG], ids=["segment", "log"])
+def test_a_segment_that_was_not_begun_to_its_end_is_not_listed(
+    make: Any, monkeypatch: pytest.MonkeyPatch, state: int, when: str
+) -> None:
+    cache = make(**LIMIT)
+    add = Index.add_segment
+
+    def interrupted(index: Index, *args: Any) -> int:
+        if args[1] != state:
+            return add(index, *args)
+        if when != "before":
+            add(index, *args)
+        if when == "amidst":
+            index.words[f.W_BUSY] = f.BUSY_COUNTING
+            index.words[f.W_SEGMENT_BYTES] -= args[2]
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "add_segment", interrupted)
+        with pytest.raises(Interrupt):
+            cache["k"] = 1  # begins a segment, and then the log
+    assert cache.check() == []
+    cache["k"] = 2
+    assert cache["k"] == 2 and cache.delete("k") and cache.check() == []
+
+
+@pytest.mark.parametrize("name", ["set", "incr", "touch", "pop", "delete"])
+def test_what_is_seen_after_an_interruption_stays(make: Any, name: str) -> None:
+    """Readers take no lock, and may look before anybody has put in order what is half changed."""
+    cache = make(**LIMIT)
+    other = DiskCache(cache.directory, read_only=True)
+    opcodes = cache._store.core.name == "c"
+    for at in picked_of(steps_of(lambda: METHODS[name](cache), 0, opcodes).steps):
+        fill(cache)
+        steps_of(lambda: METHODS[name](cache), at, opcodes)
+        seen = {key: (other.get(key), cache.get(key)) for key in ("a", "n", "text")}
+        cache.set("after", b"1")
+        assert seen == {key: (cache.get(key), cache.get(key)) for key in seen}, at
+    other.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor

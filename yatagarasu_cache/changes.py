@@ -217,8 +217,7 @@ class ChangeLog:
             store.backend.write(fd, [header], 0)
             index.words[index.add_segment(segment, f.LOG, self._step, 0, created) + f.T_TAIL] = len(header)
         except BaseException:
-            store.backend.let_go(fd)
-            store.backend.clear_away(store.files.path(segment))
+            store.give_up_segment(segment, fd)
             raise
         index.words[f.W_LOG] = segment
         self._use(segment, fd)

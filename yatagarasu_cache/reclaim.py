@@ -404,8 +404,7 @@ class Reclaimer:
             entry = index.add_segment(segment, f.ACTIVE, len(header), token, created)
             index.words[entry + f.T_TAIL] = len(header)
         except BaseException:
-            store.backend.let_go(fd)
-            store.backend.clear_away(store.files.path(segment))
+            store.give_up_segment(segment, fd)
             raise
         store.names_changed()
         return SegmentWriter(store.backend, fd, segment, capacity)

@@ -479,6 +479,14 @@ class Handle:
                 return segment, self.made(partial(self.backend.open, path, flags, self.settings.file_mode))
         raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
 
+    def give_up_segment(self, segment: int, fd: int) -> None:
+        """One that was not begun to its end: maybe listed already. The lock is held."""
+        self.backend.let_go(fd)
+        self.backend.clear_away(self.files.path(segment))
+        self.complete_begun()
+        if self.index.state(segment):
+            self.index.drop_segment(segment)
+
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""
         return not self.read_only and self.users.is_alone()
