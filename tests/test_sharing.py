@@ -359,6 +359,7 @@ def test_a_collected_handle_is_closed(directory: Path, backend: str) -> None:
     before = descriptors()
     (said,) = collected(directory, backend=backend)
     assert repr(str(directory)) in str(said.message) and "with" in str(said.message)
+    assert Path(said.filename).name == Path(__file__).name  # where it was dropped
     assert descriptors() <= before + (backend == "uring") and stores(directory) == []
     assert list((directory / "writers").iterdir()) == []
     with DiskCache(directory, backend=backend) as cache:

@@ -427,6 +427,9 @@ def _close_aside(shared: Shared) -> None:
         work()
 
 
+_BETWEEN = frozenset({__name__.partition(".")[0], "weakref"})
+
+
 class _Warning:
     """Warns when it goes: should that be an error, it is nobody's whose call it comes up in."""
 
@@ -437,8 +440,16 @@ class _Warning:
         warnings.warn(
             f"the cache in {self._root!r} was never closed: call close(), or use it in a with block",
             ResourceWarning,
-            stacklevel=2,
+            stacklevel=_levels_of_ours(),
         )
+
+
+def _levels_of_ours() -> int:
+    """How many frames, that of the caller included, there are up to the code that let go of the cache."""
+    frame, levels = sys._getframe(1), 1
+    while package_of(frame) in _BETWEEN and frame.f_back is not None:
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 # -- the end of the process, and forks ----------------------------------------------------------
