@@ -100,6 +100,9 @@ _ROOM = "free space on the volume or lower size_limit"
 # For whoever finds that what he may do is refused all the same.
 REFUSED = "the system refuses this call, though the files may be used: look for a sandbox, such as seccomp"
 _REMEDIES = {
+    _errno.EMFILE: "this process has too many files open: close what it does not use, raise `ulimit -n`, or "
+    "lower max_open_files",
+    _errno.ENFILE: "all processes together have too many files open: close some, or raise fs.file-max",
     _errno.ENOSPC: _ROOM,
     _errno.EDQUOT: _ROOM,
     _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True",
