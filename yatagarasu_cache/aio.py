@@ -427,7 +427,7 @@ class AsyncDiskCache:
 
     @property
     def settings(self) -> Settings:
-        """As `DiskCache.settings`; before it is opened, what the caller said."""
+        """As `DiskCache.settings`; before it is opened, what the caller named, and defaults for the rest."""
         return self._settings if self._cache is None else self._cache.settings
 
     @property

@@ -73,6 +73,7 @@ _STARTS = {  # of files beside these
     f.INDEX_NAME: f.INDEX_MAGIC, f.CHECKPOINT_NAME: f.CHECKPOINT_MAGIC, f.SETTINGS_NAME: f.SETTINGS_MAGIC,
 }  # fmt: skip
 _LOCK_NAMES = frozenset({f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME})
+_CREATE = "open it once without read_only=True to create the cache"
 _TRIES = 100  # where others create and remove the same directory
 _MOST_LINKS = 40  # as the kernel follows
 
@@ -140,7 +141,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
         _check_kind(root, os.lstat(root))
     except FileNotFoundError:
         if settings.read_only:
-            raise _not_created(root, "does not exist") from None
+            raise ReadOnlyError(f"{root!r} does not exist: {_CREATE}") from None
         raise
     _check_file_system(settings)
     entries = backend.scandir(root)
@@ -159,12 +160,8 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
                 keep_tag(backend, settings)
         _make_inside(backend, settings)
     elif is_new:
-        raise _not_created(root, "is empty")
+        raise ReadOnlyError(f"{root!r} is empty: {_CREATE}")
     return is_new
-
-
-def _not_created(root: str, what: str) -> ReadOnlyError:
-    return ReadOnlyError(f"{root!r} {what}: open it once without read_only=True to create the cache")
 
 
 def again_where_it_vanishes(use: Callable[[], T]) -> T:
