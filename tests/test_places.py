@@ -762,6 +762,9 @@ for options in ({"read_only": True}, {}):
     assert "or open it with read_only=True" in writing
 
 
+TOO_MANY_FILES = "this process has too many files open: .*raise `ulimit -n`, or lower max_open_files"
+
+
 @pytest.mark.parametrize("options", [{}, {"read_only": True}])
 def test_too_many_open_files_has_a_remedy(
     make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
@@ -774,9 +777,23 @@ def test_too_many_open_files_has_a_remedy(
             self.fail(errno.EMFILE, ["open"], where=str(directory))
 
     wrap_backends(monkeypatch, Exhausted)
-    with pytest.raises(CacheIOError, match=r"raise `ulimit -n`, or lower max_open_files") as raised:
+    with pytest.raises(CacheIOError, match=TOO_MANY_FILES) as raised:
         DiskCache(directory, **options)
     assert raised.value.errno == errno.EMFILE
+
+
+def test_too_many_open_files_while_in_use(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make() as cache:
+        cache["k"] = 1
+    made = wrap_backends(monkeypatch, FailingBackend)
+    with make() as cache:
+        (backend,) = made
+        assert isinstance(backend, FailingBackend)
+        backend.fail(errno.EMFILE, ["open"], where="segments")
+        with pytest.raises(CacheIOError, match=f"the entry was kept; {TOO_MANY_FILES}"):
+            cache.get("k")
+        backend.mend()
+        assert cache.get("k") == 1
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EACCES])

@@ -189,10 +189,10 @@ def made(backend: Backend, settings: Settings, make: Callable[[], T]) -> T:
 
 def _remedy(error: OSError, settings: Settings) -> str:
     """What helps: rights, if these are what is missing."""
-    if error.errno not in (errno.EACCES, errno.EROFS):
+    if error.errno != errno.EACCES:
         return ""  # what is known to help with others
     wanted = os.R_OK if settings.read_only else os.R_OK | os.W_OK
-    if error.errno == errno.EACCES and _is_accessible(error.filename or settings.directory, wanted):
+    if _is_accessible(error.filename or settings.directory, wanted):
         return REFUSED
     if settings.read_only:
         return "let this user read the directory and all in it"

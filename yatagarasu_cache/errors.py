@@ -116,12 +116,14 @@ def is_volume_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL and getattr(error, "of_volume", True)
 
 
-def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
-    """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
+def from_os_error(error: OSError, doing: str, note: str = "") -> CacheIOError:
+    """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done.
+
+    `note` comes before the remedies that are known for any such error.
+    """
     kind = StorageFull if error.errno in _FULL else CacheIOError
-    remedies = [remedy or _REMEDIES.get(error.errno or 0, ""), _whose(error)]
-    remedy = "; ".join(filter(None, remedies))
-    text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
+    notes = "; ".join(filter(None, [note, _REMEDIES.get(error.errno or 0, ""), _whose(error)]))
+    text = f"{doing}: {error.strerror or error}" + (f" ({notes})" if notes else "")
     filename = error.filename
     made = kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
     if isinstance(made, StorageFull):
