@@ -446,6 +446,41 @@ def test_set_from_a_stream(open_cache: Open, directory: Path, tmp_path: Path, le
     run(main())
 
 
+def test_files_that_cannot_be_read_are_refused_with_a_remedy(open_cache: Open, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            with open(tmp_path / "file", "wb") as file:
+                with pytest.raises(ValueError, match="^value is a file that is open for writing only: .*'rb'"):
+                    await cache.set("k", file)
+            with pytest.raises(ValueError, match="^value is a closed file: .*'rb'"):
+                await cache.set("k", file)
+            assert len(cache) == 0
+
+    run(main())
+
+
+def test_what_is_no_iterable_of_keys_or_pairs(open_cache: Open) -> None:
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(dict.fromkeys("abc", 1))
+            no_keys: list[Any] = ["abc", b"abc", bytearray(b"abc"), memoryview(b"abc"), 5, parts_of(b"abc", 1)]
+            for keys in no_keys:
+                for method in (cache.get_many, cache.delete_many):
+                    with pytest.raises(TypeError, match="^keys must be an iterable of keys, not"):
+                        await method(keys)
+                with pytest.raises(TypeError, match="^items must be a mapping or an iterable of"):
+                    await cache.set_many(keys)
+            no_items: list[Any] = [["de"], iter(["de"]), [1, 2], iter([(1, 2, 3)]), [("d", 1), ("e",)]]
+            for items in no_items:
+                with pytest.raises((TypeError, ValueError), match=r"items\[[01]\] must be a \(key, value\) pair"):
+                    await cache.set_many(items)
+            assert len(cache) == 3
+            with pytest.raises(TypeError, match="not reversible"):
+                reversed(cache)  # type: ignore[call-overload]
+
+    run(main())
+
+
 @pytest.mark.parametrize("good", [10, 3 * SEGMENT])
 @pytest.mark.parametrize("failure", ["raises", "text"])
 def test_failing_stream_leaves_the_old_value(
@@ -1552,7 +1587,7 @@ def test_loops_that_come_while_others_are_forgotten(open_cache: Open) -> None:
     first.intrusion = lambda: in_threads(1, lambda _: run(cache.add("l", 2)))
     assert run(cache.add("m", 3)) is True
     assert first.intrusion is None
-    assert run(cache.get_many("klm")) == {"k": 1, "l": 2, "m": 3}
+    assert run(cache.get_many(list("klm"))) == {"k": 1, "l": 2, "m": 3}
     assert first not in cache._loops
     run(cache.close())
 
@@ -2033,7 +2068,7 @@ def test_compiled_cancelled_at_every_suspension(open_cache: Open) -> None:
     async def main() -> None:
         async with open_cache(max_in_flight=1, **SMALL) as cache:
             await cache.set_many({"k": b"old", "l": b"other"})
-            await cache.get_many("kl")
+            await cache.get_many(list("kl"))
             cool(cache)
             before = (await cache.stats()).process["hits"]
             for at in range(1, 10):
@@ -2063,7 +2098,7 @@ def test_compiled_reads_that_fail(open_cache: Open, directory: Path, trouble: st
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
             await cache.set_many({"k": b"old", "l": b"other"})
-            await cache.get_many("kl")
+            await cache.get_many(list("kl"))
             watched = cool(cache)
             before = (await cache.stats()).process
             if trouble == "damage":

@@ -21,7 +21,6 @@ from helpers import Clock, disk_bytes, named, noise, open_apart, run_python, tre
 
 from yatagarasu_cache import (
     AsyncDiskCache,
-    CacheError,
     ClosedError,
     ConfigurationError,
     DiskCache,
@@ -382,6 +381,74 @@ def test_set_many_takes_generators(cache: DiskCache) -> None:
     assert cache.delete_many(n for n in range(5)) == 5
 
 
+# What is no iterable of keys, or of pairs, and what is said of it.
+NO_KEYS: list[Any] = ["abc", b"abc", bytearray(b"abc"), memoryview(b"abc"), 5, None]
+NO_ITEMS: list[tuple[Any, type[Exception], str]] = [
+    *[(value, TypeError, "items must be a mapping or an iterable") for value in NO_KEYS],
+    ([1, 2], TypeError, r"items\[0\] must be a \(key, value\) pair, not int"),
+    ([("a", 1), "bc"], TypeError, r"items\[1\] .* not str"),
+    ([b"ab"], TypeError, r"items\[0\] .* not bytes"),
+    ([{"a": 1, "b": 2}], TypeError, r"items\[0\] .* not dict"),
+    ([{1, 2}], TypeError, r"items\[0\] .* not set"),
+    ([("a", 1), (1, 2, 3)], ValueError, r"items\[1\] .* more than 2"),
+    ([("a",)], ValueError, r"items\[0\] .* it has 1 "),
+    ([iter(int, 1)], ValueError, r"items\[0\] .* more than 2"),  # without end
+]
+
+
+@pytest.mark.parametrize("keys", NO_KEYS, ids=repr)
+def test_one_key_is_no_iterable_of_keys(cache: DiskCache, keys: Any) -> None:
+    cache.set_many(dict.fromkeys("abc", 1))
+    for method in (cache.get_many, cache.delete_many):
+        with pytest.raises(TypeError, match=r"^keys must be an iterable of keys, not .*write \[key\]$"):
+            method(keys)
+    assert len(cache) == 3
+
+
+@pytest.mark.parametrize(("items", "error", "message"), NO_ITEMS, ids=lambda value: str(value)[:20])
+def test_what_is_no_pair_is_refused(
+    cache: DiskCache, items: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        cache.set_many(items)
+    assert len(cache) == 0
+
+
+class Rows:
+    """A sequence of the old kind, as which rows of tables come."""
+
+    def __init__(self, *rows: Any) -> None:
+        self._rows = rows
+
+    def __getitem__(self, at: int) -> Any:
+        return self._rows[at]
+
+
+def test_pairs_and_keys_of_other_kinds(cache: DiskCache) -> None:
+    items: Any = Rows(["a", 1], Rows("b", 2), iter(["c", 3]))
+    keys: Any = Rows("a", "b", "c")
+    assert cache.set_many(items) == 3
+    assert cache.get_many(keys) == {"a": 1, "b": 2, "c": 3}
+    assert cache.delete_many({"a": 0, "b": 0}) == 2
+
+
+def test_errors_of_the_callers_pairs_arrive_as_they_are(cache: DiskCache) -> None:
+    def broken() -> Iterator[Any]:
+        yield "a"
+        raise TypeError("mine")
+
+    for call in (lambda: cache.set_many([broken()]), lambda: cache.get_many(broken())):  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="^mine$"):
+            call()
+    assert len(cache) == 0
+
+
+def test_it_is_no_sequence(cache: DiskCache) -> None:
+    cache[0] = "first"
+    with pytest.raises(TypeError, match="not reversible"):
+        reversed(cache)
+
+
 # -- entries ----------------------------------------------------------------------------------
 
 
@@ -453,6 +520,45 @@ class Trickle(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         return self._file.read(min(self._most, size if size is not None and size >= 0 else self._most))
+
+
+class Bare(io.RawIOBase):
+    """A file that has its own `read`, and leaves the rest as `io` has it: it does not say that it is readable."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._parts, self._error = [b"bare"], error
+
+    def read(self, size: int = -1) -> bytes:
+        if self._error is not None:
+            raise self._error
+        return self._parts.pop() if self._parts else b""
+
+
+def test_files_that_cannot_be_read_are_refused_with_a_remedy(cache: DiskCache, tmp_path: Path) -> None:
+    cache["k"] = "old"
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with pytest.raises(ValueError, match=r"^value is a closed file: open it for reading \(mode 'rb'\)$"):
+        cache.set("k", closed)
+    for buffering in (-1, 0):
+        with open(tmp_path / "file", "wb", buffering) as file:
+            with pytest.raises(ValueError, match="^value is a file that is open for writing only: .*'rb'"):
+                cache.set("k", file)
+        with pytest.raises(ValueError, match="^value is a closed file"):
+            cache.set("k", file, length=3)
+    assert cache["k"] == "old"
+
+
+def test_files_of_the_callers_own_are_just_read(cache: DiskCache, tmp_path: Path) -> None:
+    cache.set("k", Bare())
+    assert cache["k"] == b"bare"
+    with pytest.raises(ValueError, match="^mine$"):
+        cache.set("k", Bare(ValueError("mine")))
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(b"both")
+        file.seek(0)
+        cache.set("both", file)
+    assert (cache["k"], cache["both"]) == (b"bare", b"both")
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, LARGE - 1, LARGE, LARGE + 1, 3 * SEGMENT, (1 << 20) + 1])
@@ -1093,6 +1199,14 @@ def test_closed(make: Make, name: str, read_only: bool) -> None:
         CALLS[name](cache)
 
 
+def test_a_closed_cache_is_not_entered(make: Make) -> None:
+    with make() as cache, cache:  # an open one may be, again
+        pass
+    with pytest.raises(ClosedError, match="open it anew"):
+        with cache:
+            raise AssertionError("it was entered")
+
+
 def test_values_that_were_lazy_when_the_cache_was_closed(make: Make) -> None:
     cache = make()
     cache.set_many({"k": 1, "l": 2})
@@ -1184,11 +1298,12 @@ def test_read_only_sees_what_others_write(make: Make, filled: Make) -> None:
 
 
 def test_read_only_needs_a_cache(make: Make, directory: Path) -> None:
-    with pytest.raises(CacheError):
+    remedy = "open it once without read_only=True to create the cache"
+    with pytest.raises(ReadOnlyError, match=f"does not exist: {remedy}"):
         make(read_only=True)
     assert not directory.exists()
     directory.mkdir()
-    with pytest.raises(ReadOnlyError, match="read_only"):
+    with pytest.raises(ReadOnlyError, match=f"is empty: {remedy}"):
         make(read_only=True)
     assert os.listdir(directory) == []
 

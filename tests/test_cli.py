@@ -175,6 +175,24 @@ def test_expired_is_a_miss(run: Run, cache: Path) -> None:
     assert run("get", cache, "key").code == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1e3", 1000), ("90s", 90), ("15m", 900), ("1.5h", 5400), ("7d", 604800), (" 2 H ", 7200)],
+)
+def test_times_take_units(run: Run, cache: Path, open_cache: Any, text: str, seconds: float) -> None:
+    before = time.time()
+    assert run("set", cache, "key", "value", "--expire", text).code == 0
+    with open_cache(cache) as opened:
+        assert 0 <= opened.get_entry("key").expires - before - seconds < 60
+
+
+@pytest.mark.parametrize("text", ["", "h", "0", "0h", "-1h", "1w", "1hh", "1h30m", "inf", "infd", "nan", "1e400d"])
+def test_what_is_no_time_is_refused(run: Run, cache: Path, text: str) -> None:
+    result = run("set", cache, "key", "value", f"--expire={text}")
+    assert result.code == 2 and "--expire" in result.err and "1.5h" in result.err
+    assert not cache.exists()
+
+
 def test_literal_keys(run: Run, cache: Path, open_cache: Any) -> None:
     with open_cache(cache) as opened:
         opened.set(("img", 7), b"tuple")

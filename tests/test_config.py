@@ -303,6 +303,9 @@ def test_messages_give_value_type_range_and_unit() -> None:
         make_settings("/x", io_uring={"queue_depth": 8192})
     with pytest.raises(ConfigurationError, match="or None"):
         make_settings("/x", workers=0)
+    with pytest.raises(ConfigurationError, match='one of "auto", "uring", "threads"$'):
+        make_settings("/x", backend="other")
+    assert make_settings("/x", backend=None).backend == make_settings("/x").backend
 
 
 def test_an_endless_affinity_is_refused_at_once() -> None:
@@ -312,8 +315,13 @@ def test_an_endless_affinity_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [("size_limt", "size_limit"), ("evicton", "eviction"), ("eviction_policy", "eviction")],
-)
+    [
+        ("size_limt", "size_limit"), ("evicton", "eviction"), ("eviction_policy", "eviction"),
+        ("max_size", "size_limit"), ("maxsize", "size_limit"), ("size", "size_limit"),
+        ("limit", "size_limit"), ("MaxSize", "size_limit"), ("timeout", "lock_timeout"),
+        ("ttl", "default_expire"), ("disk_min_file_size", "large_value_size"),
+    ],
+)  # fmt: skip
 def test_unknown_option_names_the_closest(name: str, close: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^{name} .*did you mean {close}\?"):
         make_settings("/x", **{name: 1})
@@ -329,6 +337,8 @@ def test_unknown_ring_option() -> None:
         make_settings("/x", io_uring={"queue_dept": 1})
     with pytest.raises(ConfigurationError, match=r"io_uring\.1 "):
         make_settings("/x", io_uring={1: 1})
+    with pytest.raises(ConfigurationError, match=r"io_uring\.max_size (?!.*size_limit)"):
+        make_settings("/x", io_uring={"max_size": 1})
 
 
 def test_sizes_must_fit_each_other() -> None:

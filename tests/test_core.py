@@ -545,10 +545,10 @@ def test_an_interruption_leaves_a_segment_that_can_be_read(
     setattr(core, name, put)
     cache.set("c", b"3")
     expected = {"a": b"1", "b": b"2" * 100, "c": b"3"}
-    assert cache.get_many("abc") == expected
+    assert cache.get_many(list("abc")) == expected
     cache.close()
     os.unlink(os.path.join(cache.directory, "index"))
-    assert opened().get_many("abc") == expected
+    assert opened().get_many(list("abc")) == expected
 
 
 def test_short_writes_are_resumed(tmp_path: Path) -> None:

@@ -741,6 +741,61 @@ def test_handles_by_a_link_share_one_store(tmp_path: Path, monkeypatch: pytest.M
 # -- what the system refuses ------------------------------------------------------------------------
 
 
+def test_who_reads_only_is_not_told_to_read_only(make: Make, directory: Path, backend: str) -> None:
+    if os.getuid():
+        pytest.skip("only root makes files that others cannot read")
+    make().close()
+    open_up(directory, 0o700)
+    said = as_nobody(
+        """
+for options in ({"read_only": True}, {}):
+    try:
+        DiskCache(sys.argv[1], backend=sys.argv[2], **options)
+    except CacheIOError as error:
+        assert error.errno == errno.EACCES, error
+        print(error)
+""",
+        directory, backend,
+    )  # fmt: skip
+    reading, writing = said.splitlines()
+    assert "let this user read" in reading and "read_only" not in reading and "belongs to root" in reading
+    assert "or open it with read_only=True" in writing
+
+
+TOO_MANY_FILES = "this process has too many files open: .*raise `ulimit -n`, or lower max_open_files"
+
+
+@pytest.mark.parametrize("options", [{}, {"read_only": True}])
+def test_too_many_open_files_has_a_remedy(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    make().close()
+
+    class Exhausted(FailingBackend):
+        def __init__(self, inner: Any) -> None:
+            super().__init__(inner)
+            self.fail(errno.EMFILE, ["open"], where=str(directory))
+
+    wrap_backends(monkeypatch, Exhausted)
+    with pytest.raises(CacheIOError, match=TOO_MANY_FILES) as raised:
+        DiskCache(directory, **options)
+    assert raised.value.errno == errno.EMFILE
+
+
+def test_too_many_open_files_while_in_use(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make() as cache:
+        cache["k"] = 1
+    made = wrap_backends(monkeypatch, FailingBackend)
+    with make() as cache:
+        (backend,) = made
+        assert isinstance(backend, FailingBackend)
+        backend.fail(errno.EMFILE, ["open"], where="segments")
+        with pytest.raises(CacheIOError, match=f"the entry was kept; {TOO_MANY_FILES}"):
+            cache.get("k")
+        backend.mend()
+        assert cache.get("k") == 1
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EACCES])
 @pytest.mark.parametrize("call", ["open", "scandir", "sync", "sync_directory"])
 def test_errors_speak_of_rights_only_if_these_lack(

@@ -48,7 +48,7 @@ CORES = ["c", "python"] if compiled.load() is not None else ["python"]
 LIMIT = 8 << 20
 
 
-def kept(cache: DiskCache) -> tuple[int, str, float]:
+def kept(cache: DiskCache | AsyncDiskCache) -> tuple[int, str, float]:
     """What holds for a handle."""
     there = cache.settings
     return there.size_limit, there.eviction, there.headroom
@@ -173,6 +173,18 @@ def test_one_line_for_several_changes(make: Make, caplog: pytest.LogCaptureFixtu
     said = [one.getMessage() for one in caplog.records if "settings" in one.getMessage()]
     assert len(said) == 1
     assert said[0].endswith(f"size_limit from {LIMIT} to {2 * LIMIT}, eviction from lru to fifo")
+
+
+def test_an_asynchronous_cache_shows_what_holds_once_it_is_open(make: Make, directory: Path) -> None:
+    make(size_limit=LIMIT, eviction="lfu", headroom=0.3).close()
+
+    async def main() -> None:
+        cache = AsyncDiskCache(directory, headroom=0.3)
+        assert kept(cache) == (Settings.size_limit, "lru", 0.3)
+        async with cache:
+            assert kept(cache) == (LIMIT, "lfu", 0.3)
+
+    asyncio.run(main())
 
 
 def test_read_only_changes_nothing(make: Make, directory: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,16 @@ from typing import Any, TypeVar
 
 from . import config, forks
 from .backends.base import Buffer, Channel
-from .cache import DiskCache, _settings, as_stream, check_length, configured, listed, stream_length
+from .cache import (
+    DiskCache,
+    _settings,
+    as_stream,
+    check_items,
+    check_length,
+    configured,
+    listed,
+    stream_length,
+)
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
@@ -418,7 +427,7 @@ class AsyncDiskCache:
 
     @property
     def settings(self) -> Settings:
-        """As `DiskCache.settings`; before it is opened, what the caller said."""
+        """As `DiskCache.settings`; before it is opened, what the caller named, and defaults for the rest."""
         return self._settings if self._cache is None else self._cache.settings
 
     @property
@@ -948,6 +957,7 @@ class _Source:
 
 @callers
 def _pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterator[Any]:
+    check_items(items)
     yield from items.items() if isinstance(items, Mapping) else items
 
 

@@ -9,9 +9,10 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
-from typing import Any, BinaryIO, NoReturn, Union
+from itertools import islice
+from typing import Any, BinaryIO, ClassVar, NoReturn, Union
 
 from . import check as _check
 from . import config
@@ -48,6 +49,9 @@ _FOREVER = (1 << 63) - 1  # nanoseconds since the epoch: beyond any clock
 _META = MsgpackSerializer()
 # Types that are values as they stand; anything else may be a stream.
 _PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple, set, frozenset, bytearray})
+# Iterable, and never meant as several things, or as two in this order.
+_TEXTS = (str, bytes, bytearray, memoryview)
+_NO_PAIRS = (*_TEXTS, Mapping, Set)
 Stream = Union[BinaryIO, Iterator[Buffer]]
 callers(refuse_equal)
 
@@ -153,7 +157,9 @@ class DiskCache:
             tell(error, self._settings)  # not `self`: that it is closed explains nothing
             raise
 
+    @guarded
     def __enter__(self) -> DiskCache:
+        self._store.ensure_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -370,7 +376,8 @@ class DiskCache:
         """The values of those of `keys` that have one. What is not in memory is read in one batch.
 
         Raises ValueError, as all that take many keys, if two of them are different keys of the cache that
-        Python takes for equal (``1``, ``1.0`` and ``True``): a dict cannot hold both.
+        Python takes for equal (``1``, ``1.0`` and ``True``): a dict cannot hold both. And TypeError for a
+        str or bytes, which would be one key for each of its characters.
         """
         wanted = listed(keys)
         store = self._store
@@ -398,8 +405,9 @@ class DiskCache:
         """`set` of each pair, with few system calls. How many were stored.
 
         Each entry is atomic, the whole is not: if it raises, the pairs before some point are
-        stored. Keys and values are checked before anything is stored; ValueError for keys that are
-        different here and equal for Python, as in `get_many`.
+        stored. Keys and values are checked before anything is stored; TypeError or ValueError, with its
+        position, for an item that is no pair; ValueError for keys that are different here and equal for
+        Python, as in `get_many`.
         """
         self._store.ensure_writable("store entries")
         pairs = _pairs(items)
@@ -413,7 +421,7 @@ class DiskCache:
         """Remove each of `keys`; how many of them had a live entry. Atomic in batches of 128.
 
         ValueError for keys that are different here and equal for Python, as in `get_many`: whichever was
-        meant, a deletion can't be undone.
+        meant, a deletion can't be undone. TypeError for a str or bytes.
         """
         store = self._store
         store.ensure_writable("delete entries")
@@ -436,6 +444,9 @@ class DiskCache:
     def keys(self) -> Iterator[Key]:
         """`iter(cache)`."""
         return iter(self)
+
+    # There is no order by key. Without this, `__len__` and `__getitem__` would do for a sequence.
+    __reversed__: ClassVar[None] = None
 
     def __bool__(self) -> bool:
         return True  # a cache that happens to be empty is not false
@@ -470,7 +481,8 @@ class DiskCache:
         """Remove all entries whose key begins with `prefix`. How many live ones went.
 
         A str or bytes prefix means keys of that type that start with it; a tuple means tuple keys
-        whose leading parts equal its parts: ``("bucket",)`` purges a bucket.
+        whose leading parts equal its parts: ``("bucket",)`` purges a bucket. An empty prefix means all
+        keys of its type: ``""`` removes every str key.
         """
         begin = encode_prefix(prefix)
         return self._remove_where(lambda record: record.key.startswith(begin))
@@ -674,12 +686,43 @@ def configured(source: Mapping[str, Any] | str | os.PathLike[str]) -> Settings:
 
 @callers
 def listed(keys: Iterable[Key]) -> list[Key]:
+    if isinstance(keys, _TEXTS) or not _is_iterable(keys):
+        kind = type(keys).__name__
+        raise TypeError(f"keys must be an iterable of keys, not {kind}: for one key, write [key]")
     return list(keys)
 
 
 @callers
+def check_items(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> None:
+    """Whether these can be pairs, before they are gone through."""
+    if isinstance(items, _TEXTS) or not _is_iterable(items):
+        raise TypeError(
+            f"items must be a mapping or an iterable of (key, value) pairs, not {type(items).__name__}"
+        )
+
+
+@callers
 def _pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> list[tuple[Key, Any]]:
-    return [(key, value) for key, value in (items.items() if isinstance(items, Mapping) else items)]
+    check_items(items)
+    return [
+        item if type(item) is tuple and len(item) == 2 else _pair(position, item)
+        for position, item in enumerate(items.items() if isinstance(items, Mapping) else items)
+    ]
+
+
+def _pair(position: int, item: Any) -> tuple[Key, Any]:
+    """What is no tuple may be a pair all the same: a list, a row of a table."""
+    name = f"items[{position}] must be a (key, value) pair"
+    if isinstance(item, _NO_PAIRS) or not _is_iterable(item):
+        raise TypeError(f"{name}, not {type(item).__name__}")
+    parts = tuple(islice(item, 3))
+    if len(parts) != 2:
+        raise ValueError(f"{name}: it has {len(parts) if len(parts) < 2 else 'more than 2'} parts")
+    return parts
+
+
+def _is_iterable(value: object) -> bool:
+    return isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
 
 
 def _check_int(name: str, value: object, otherwise: str = "") -> None:
@@ -726,10 +769,29 @@ def _as_parts(value: Any) -> Iterator[Buffer] | None:
     if isinstance(value, io.TextIOBase):
         raise SerializationError("value is a text file: open it in binary mode")
     if callable(getattr(value, "read", None)):
+        _check_readable(value)
         return _parts(_pieces(value))
     if isinstance(value, Iterator):
         return _parts(value)
     return None
+
+
+def _check_readable(value: Any) -> None:
+    """Refuse a file that is closed, or open for writing only. What does not say so is just read: a class
+    derived from those of `io` says that it is not readable where it does not say anything."""
+    try:
+        for_writing_only = _says(value, "readable") is False and _says(value, "writable") is True
+    except ours(ValueError) as error:
+        if getattr(value, "closed", None) is not True:
+            raise
+        raise ValueError("value is a closed file: open it for reading (mode 'rb')") from error
+    if for_writing_only:
+        raise ValueError("value is a file that is open for writing only: open it for reading (mode 'rb')")
+
+
+def _says(value: Any, name: str) -> Any:
+    method = getattr(value, name, None)
+    return method() if callable(method) else None
 
 
 @callers

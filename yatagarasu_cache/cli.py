@@ -69,13 +69,19 @@ def parse_size(text: str) -> int:
     return int(float(number) * base**power) if "." in number else int(number) * base**power
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
+
+
 def parse_seconds(text: str) -> float:
+    """Seconds in ``90``, ``1.5h`` or ``7d``."""
+    number = text.strip()
+    unit = _UNITS.get(number[-1:].lower())
     try:
-        seconds = float(text)
+        seconds = float(number[:-1]) * unit if unit else float(number)
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"not a positive number of seconds: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a positive time: {text!r} (examples: 90, 90s, 15m, 1.5h, 7d)")
     return seconds
 
 
@@ -813,7 +819,10 @@ def add_literal(parser: Parser) -> None:
 
 def add_storing(parser: Parser) -> None:
     parser.add_argument(
-        "--expire", type=parse_seconds, metavar="SECONDS", help="forget it after so many seconds"
+        "--expire",
+        type=parse_seconds,
+        metavar="TIME",
+        help="forget it after so many seconds (or minutes, hours, days: 15m, 12h, 7d)",
     )
     parser.add_argument(
         "--size-limit",

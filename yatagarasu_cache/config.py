@@ -73,6 +73,14 @@ _MIB = 2**20
 _OF_THE_CACHE = frozenset({"size_limit", "eviction", "headroom"})
 _reopening: ContextVar[bool] = ContextVar("yatagarasu_reopening", default=False)
 
+# What other caches call a setting, where that is nearer to the name of another one of ours.
+_ELSEWHERE = {
+    **dict.fromkeys(("max_size", "maxsize", "max_bytes", "capacity", "limit", "size"), "size_limit"),
+    "disk_min_file_size": "large_value_size",
+    "policy": "eviction",
+    "ttl": "default_expire",
+}
+
 _log = logging.getLogger("yatagarasu_cache")
 
 
@@ -186,7 +194,9 @@ def _close_to(name: object, known: Iterable[str], likeness: float = 0.6) -> str 
 def _unknown(prefix: str, name: object, known: Iterable[str]) -> ConfigurationError:
     names = sorted(known)
     shown = name[:64] if isinstance(name, str) else _show(name)
-    close = _close_to(name, names)
+    close = _ELSEWHERE.get(name.lower()) if isinstance(name, str) else None
+    if close not in names:
+        close = _close_to(name, names)
     remedy = f"did you mean {prefix}{close}?" if close else f"known: {', '.join(names)}"
     return ConfigurationError(f"{prefix}{shown} is not a known setting; {remedy}")
 
@@ -238,6 +248,10 @@ def _choice(allowed: Sequence[str]) -> _Check:
         raise _bad(name, value, "one of " + ", ".join(f'"{one}"' for one in allowed) + hint)
 
     return check
+
+
+def _backend(name: str, value: object) -> str:
+    return "auto" if value is None else str(_choice(_BACKENDS)(name, value))
 
 
 def _optional(check: _Check) -> _Check:
@@ -384,7 +398,7 @@ _CHECKS: dict[str, _Check] = {
     "directory": _directory,
     "size_limit": _integer(MIN_SIZE_LIMIT, MAX_SIZE_LIMIT, "bytes"),
     "eviction": _choice(EVICTIONS),
-    "backend": _optional(_choice(_BACKENDS)),
+    "backend": _backend,
     "durability": _choice(_DURABILITIES),
     "serializer": _serializer,
     "max_value_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),

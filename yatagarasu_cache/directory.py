@@ -73,6 +73,7 @@ _STARTS = {  # of files beside these
     f.INDEX_NAME: f.INDEX_MAGIC, f.CHECKPOINT_NAME: f.CHECKPOINT_MAGIC, f.SETTINGS_NAME: f.SETTINGS_MAGIC,
 }  # fmt: skip
 _LOCK_NAMES = frozenset({f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME})
+_CREATE = "open it once without read_only=True to create the cache"
 _TRIES = 100  # where others create and remove the same directory
 _MOST_LINKS = 40  # as the kernel follows
 
@@ -128,7 +129,7 @@ def prepare(backend: Backend, settings: Settings) -> bool:
         return again_where_it_vanishes(lambda: patiently(root, lambda: _prepare(backend, settings)))
     except ours(OSError) as error:
         doing = f"cannot use the cache directory {root!r}"
-        raise from_os_error(error, doing, _remedy(error, root)) from error
+        raise from_os_error(error, doing, _remedy(error, settings)) from error
 
 
 def _prepare(backend: Backend, settings: Settings) -> bool:
@@ -136,7 +137,12 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
     if not settings.read_only:
         # Not for the owner of the directory above: who makes a cache has it for himself.
         _make(backend, root, partial(make_directory, mode=settings.directory_mode, for_owner=False))
-    _check_kind(root, os.lstat(root))
+    try:
+        _check_kind(root, os.lstat(root))
+    except FileNotFoundError:
+        if settings.read_only:
+            raise ReadOnlyError(f"{root!r} does not exist: {_CREATE}") from None
+        raise
     _check_file_system(settings)
     entries = backend.scandir(root)
     names = content(entries)
@@ -154,7 +160,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
                 keep_tag(backend, settings)
         _make_inside(backend, settings)
     elif is_new:
-        raise ReadOnlyError(f"{root!r} is empty: open it once without read_only=True to create the cache")
+        raise ReadOnlyError(f"{root!r} is empty: {_CREATE}")
     return is_new
 
 
@@ -181,20 +187,23 @@ def made(backend: Backend, settings: Settings, make: Callable[[], T]) -> T:
     return again_where_it_vanishes(attempt)
 
 
-def _remedy(error: OSError, root: str) -> str:
+def _remedy(error: OSError, settings: Settings) -> str:
     """What helps: rights, if these are what is missing."""
-    if error.errno not in (errno.EACCES, errno.EROFS):
+    if error.errno != errno.EACCES:
         return ""  # what is known to help with others
-    if error.errno == errno.EACCES and _is_accessible(error.filename or root):
+    wanted = os.R_OK if settings.read_only else os.R_OK | os.W_OK
+    if _is_accessible(error.filename or settings.directory, wanted):
         return REFUSED
+    if settings.read_only:
+        return "let this user read the directory and all in it"
     return "give a directory that this user can write, or open it with read_only=True"
 
 
-def _is_accessible(path: str) -> bool:
-    """Whether this user may do everything with a file; with its directory, if there is none."""
+def _is_accessible(path: str, wanted: int) -> bool:
+    """Whether this user may use a file; its directory, if there is none."""
     while not os.path.lexists(path) and path != (above := os.path.dirname(path)):
         path = above
-    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0))
+    return os.access(path, wanted | (os.X_OK if os.path.isdir(path) else 0))
 
 
 def content(entries: Iterable[Entry]) -> list[str]:

@@ -100,6 +100,9 @@ _ROOM = "free space on the volume or lower size_limit"
 # For whoever finds that what he may do is refused all the same.
 REFUSED = "the system refuses this call, though the files may be used: look for a sandbox, such as seccomp"
 _REMEDIES = {
+    _errno.EMFILE: "this process has too many files open: close what it does not use, raise `ulimit -n`, or "
+    "lower max_open_files",
+    _errno.ENFILE: "all processes together have too many files open: close some, or raise fs.file-max",
     _errno.ENOSPC: _ROOM,
     _errno.EDQUOT: _ROOM,
     _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True",
@@ -113,12 +116,14 @@ def is_volume_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL and getattr(error, "of_volume", True)
 
 
-def from_os_error(error: OSError, doing: str, remedy: str = "") -> CacheIOError:
-    """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done."""
+def from_os_error(error: OSError, doing: str, note: str = "") -> CacheIOError:
+    """`error` as a `CacheIOError` (`StorageFull` for ENOSPC and EDQUOT) that says what was being done.
+
+    `note` comes before the remedies that are known for any such error.
+    """
     kind = StorageFull if error.errno in _FULL else CacheIOError
-    remedies = [remedy or _REMEDIES.get(error.errno or 0, ""), _whose(error)]
-    remedy = "; ".join(filter(None, remedies))
-    text = f"{doing}: {error.strerror or error}" + (f" ({remedy})" if remedy else "")
+    notes = "; ".join(filter(None, [note, _REMEDIES.get(error.errno or 0, ""), _whose(error)]))
+    text = f"{doing}: {error.strerror or error}" + (f" ({notes})" if notes else "")
     filename = error.filename
     made = kind(error.errno, text, filename) if filename is not None else kind(error.errno, text)
     if isinstance(made, StorageFull):
