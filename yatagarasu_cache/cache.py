@@ -560,7 +560,7 @@ class DiskCache:
         It stays readable until closed, whatever happens to the entry. The whole value is verified
         first. Raises KeyError on a miss, TypeError for a value that is neither bytes nor str.
         """
-        location = self.location(key)
+        location = self._locate(key)
         return io.BufferedReader(ValueReader(self._store.backend, location), CHUNK_BYTES // 4)
 
     @guarded
@@ -571,6 +571,9 @@ class DiskCache:
         value is verified first. Raises KeyError on a miss, TypeError for a value that is neither
         bytes nor str.
         """
+        return self._locate(key).handed_out()
+
+    def _locate(self, key: Key) -> Location:
         store = self._store
         low, high = key_digest(encode_key(key), store.seed)
         location = store.verified(low, high, store.locate)

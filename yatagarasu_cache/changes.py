@@ -225,8 +225,9 @@ class ChangeLog:
         return segment
 
     def _use(self, segment: int, fd: int) -> None:
-        self.close()
-        self._segment, self._fd = segment, fd
+        self._segment, self._fd, old = segment, fd, self._fd
+        if old >= 0:
+            self._store.backend.let_go(old)
 
     # -- durability ---------------------------------------------------------------------------
 

@@ -51,6 +51,12 @@ class Location:
 
     def __init__(self, fd: int, offset: int, length: int, flags: int) -> None:
         self.fd, self.offset, self.length, self.flags = fd, offset, length, flags
+        self._is_ours = True
+
+    def handed_out(self) -> Location:
+        """Itself, whose descriptor is the caller's from now on: it may outlive this object."""
+        self._is_ours = False
+        return self
 
     def __iter__(self) -> Iterator[int]:
         return iter((self.fd, self.offset, self.length))
@@ -68,14 +74,18 @@ class Location:
             self.fd, fd = -1, self.fd
             os.close(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_is_ours", False):  # an exception came before it was handed out
+            self.close()
+
 
 class ValueReader(io.RawIOBase):
     """A verified value as a raw binary file."""
 
     def __init__(self, backend: Backend, location: Location) -> None:
-        super().__init__()
-        self._backend, self._location = backend, location
+        self._backend, self._location = backend, location  # first: its destructor closes it
         self._at = 0
+        super().__init__()
 
     def readable(self) -> bool:
         return True

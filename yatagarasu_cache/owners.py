@@ -39,14 +39,26 @@ class Owner:
         with self._acquiring:
             while not self.token:
                 token = secrets.randbits(63) | 1
-                path, flags = self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL
-                fd = self._made(partial(self._backend.open, path, flags, self._mode))
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.fstat(fd).st_nlink:
+                fd = self._make(self._path(token))
+                if fd >= 0:
                     self.token, self._fd = token, fd
-                else:  # a sweep came between creating and locking
-                    self._backend.let_go(fd)
             return self.token
+
+    def _make(self, path: str) -> int:
+        """A mark of life, locked; -1 if a sweep came between creating and locking it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        fd: int = self._made(lambda: self._backend.open(path, flags, self._mode))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            stays = os.fstat(fd).st_nlink > 0
+        except BaseException:
+            self._backend.let_go(fd)
+            self._backend.clear_away(path)
+            raise
+        if stays:
+            return fd
+        self._backend.let_go(fd)
+        return -1
 
     def ensure_marked(self) -> None:
         """Take another token if somebody has removed our mark: others believe us dead."""
@@ -152,7 +164,8 @@ class Users:
         return self.is_alone()
 
     def _open(self) -> int:
-        fd: int = self._made(partial(self._backend.open, self._path, os.O_RDWR | os.O_CREAT, self._mode))
+        flags = os.O_RDWR | os.O_CREAT
+        fd: int = self._made(lambda: self._backend.open(self._path, flags, self._mode))
         return fd
 
     def ensure_entered(self) -> bool:

@@ -7,7 +7,6 @@ such a segment through costs about the same.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import struct
@@ -99,13 +98,14 @@ class SegmentFiles:
             return fd
 
     def _open_file(self, path: str) -> int:
-        with contextlib.suppress(PermissionError):  # only the owner may leave the time of access alone
-            try:
-                return self._backend.open(path, os.O_RDONLY | _NOATIME)
-            except ours(OSError) as error:
-                if error.errno not in _NO_DESCRIPTORS:
-                    raise
-                self._let_go()
+        try:
+            return self._backend.open(path, os.O_RDONLY | _NOATIME)
+        except ours(PermissionError):  # only the owner may leave the time of access alone
+            pass
+        except ours(OSError) as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+            self._let_go()
         return self._backend.open(path, os.O_RDONLY)
 
     def _let_go(self) -> None:
@@ -156,7 +156,8 @@ class SegmentFiles:
         at = segment % len(self._table)
         if self._table[at] >> 32 == segment:
             self._table[at] = 0
-        self._retired.append((time.monotonic(), self.open_files.pop(segment)))
+        # In C, so that an interruption finds it in one of both.
+        self._retired.extend(zip((time.monotonic(),), map(self.open_files.pop, (segment,)), strict=True))
 
     def _close_retired(self, age: float) -> None:
         before = time.monotonic() - age

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
-from ..interruption import suppressing
+from ..interruption import ours, suppressing
 
 Buffer = Union[bytes, bytearray, memoryview]
 ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)
@@ -56,8 +56,10 @@ class Backend(abc.ABC):
 
     def let_go(self, fd: int) -> None:
         """`close_file` where an error tells nothing: what was only read or locked, or has failed already."""
-        with suppressing(OSError):
+        try:  # no `with suppressing`: it has steps before, at which an interruption may come
             self.close_file(fd)
+        except ours(OSError):
+            pass
 
     def clear_away(self, path: str) -> None:
         """`unlink` of what is left of something that failed, whose error is the one that is told."""

@@ -157,7 +157,12 @@ class Ring:
         self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
         entries = 2 * settings.queue_depth
         options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
-        error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
+        try:
+            error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
+        except BaseException:  # an interruption, which may have come just after it was made
+            if holder[0]:
+                lib.yr_destroy(holder[0], 0)
+            raise
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]

@@ -470,10 +470,15 @@ class Handle:
         for _ in range(ATTEMPTS):
             segment = self.new_segment()
             path = self.files.path(segment)
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                return segment, self.made(partial(self.backend.open, path, flags, self.settings.file_mode))
+            try:
+                return segment, self._new_file(path)
+            except FileExistsError:
+                pass
         raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
+
+    def _new_file(self, path: str) -> int:
+        flags, mode = os.O_RDWR | os.O_CREAT | os.O_EXCL, self.settings.file_mode
+        return self.made(lambda: self.backend.open(path, flags, mode))
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""

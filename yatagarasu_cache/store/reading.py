@@ -14,7 +14,7 @@ from ..entry import Location
 from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
-from ..interruption import ours
+from ..interruption import descriptor_of, ours
 from ..large import CHUNK_BYTES
 from ..segment import VANISHED
 from .handle import closed_error
@@ -156,11 +156,12 @@ class Reading(Removal):
 
     def locate(self, slot: Slot) -> Location | None:
         """A descriptor of its own for a value, and where the value lies; None if it fails its checksum."""
+        offset = 0 if slot.is_large else slot.offset + slot.head_bytes
+        location = Location(-1, offset, slot.value_length, slot.flags)  # first: it owns what is opened
         if slot.is_large:
-            fd, offset = self.large.open(slot.low, slot.high, self.pointer(slot)), 0
+            location.fd = fd = self.large.open(slot.low, slot.high, self.pointer(slot))
         else:
-            fd, offset = os.dup(self.files.get(slot.segment)), slot.offset + slot.head_bytes
-        location = Location(fd, offset, slot.value_length, slot.flags)
+            location.fd = fd = descriptor_of(os.dup, self.files.get(slot.segment))
         try:
             checksum = xxh3_64(seed=slot.low ^ slot.flags)
             done = 0
