@@ -298,6 +298,10 @@ class ChangeLog:
             self._segment = 0
             self._store.backend.let_go(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was closed
+            self._store.backend.let_go(self._fd)
+
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""
         self._syncing = new_lock()

@@ -14,7 +14,6 @@ from typing import Any
 
 from . import format as f
 from .backends.base import Backend
-from .interruption import suppressing
 from .locks import fcntl, has_name, new_lock
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
@@ -82,17 +81,12 @@ class Owner:
         if token == self.token:
             return True
         try:
-            fd = self._backend.open(self._path(token), os.O_RDONLY)
+            with self._backend.reading(self._path(token)) as fd:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
-        except PermissionError:  # another user's: nobody here can tell
+        except (PermissionError, BlockingIOError):  # another user's: nobody here can tell; or locked
             return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            self._backend.let_go(fd)
         return False
 
     def alive_tokens(self) -> set[int]:
@@ -137,11 +131,16 @@ class Owner:
 
     def release(self) -> None:
         if self._fd >= 0:
-            if not self._stays:
-                with suppressing(OSError):  # a mark left behind is swept by the next opener
-                    self._backend.unlink(self._path(self.token))
-            self._fd, fd, self.token = -1, self._fd, 0
-            self._backend.let_go(fd)
+            try:
+                if not self._stays:  # one left behind is swept by the next opener
+                    self._backend.clear_away(self._path(self.token))
+            finally:
+                self._fd, fd, self.token = -1, self._fd, 0
+                self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was released
+            self._backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         """The mark stays the parent's: the child lets go of it without removing it."""
@@ -190,6 +189,10 @@ class Users:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
             self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was left
+            self._backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         if self._fd >= 0:

@@ -136,6 +136,11 @@ def _once(owner: object, function: Callable[..., Any], *args: Any) -> weakref.fi
     return finalizer
 
 
+def _free(holder: Any) -> int:
+    """Free the ring in `holder`, if there is one. An errno, negative, if it is busy."""
+    return int(lib.yr_destroy(holder[0], 0)) if holder[0] else 0
+
+
 class Ring:
     """A ring and the memory registered with it, for one owner at a time.
 
@@ -157,17 +162,13 @@ class Ring:
         self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
         entries = 2 * settings.queue_depth
         options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
-        try:
-            error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
-        except BaseException:  # an interruption, which may have come just after it was made
-            if holder[0]:
-                lib.yr_destroy(holder[0], 0)
-            raise
+        # Frees the ring, unless it is busy; also when nobody has closed it. First: an interruption may come
+        # just after it was made.
+        self._free = _once(self, _free, holder)
+        error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
-        # Frees the ring, unless it is busy; also when nobody has closed it.
-        self._free = _once(self, lib.yr_destroy, self.handle, 0)
         self._unpin = _once(self, locked.give_back, 0)
         self.depth = settings.queue_depth
         self.polled = settings.sqpoll

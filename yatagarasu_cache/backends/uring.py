@@ -60,10 +60,11 @@ class UringBackend(ThreadsBackend):
 
     def close_file(self, fd: int) -> None:
         try:
-            for channel in tuple(self._channels):
-                channel.closing_file(fd)
+            if self._channels:
+                for channel in tuple(self._channels):
+                    channel.closing_file(fd)
         finally:
-            super().close_file(fd)
+            os.close(fd)
 
     # -- one read ---------------------------------------------------------------------------
 
