@@ -185,10 +185,11 @@ class OpenFile:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._fd, fd = -1, self._fd
-        if kind is None and not self._quiet:
+        try:  # at once, and not by `let_go`: an interruption in between would leave it open
             self._backend.close_file(fd)
-        else:
-            self._backend.let_go(fd)
+        except ours(OSError):
+            if kind is None and not self._quiet:
+                raise
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", -1)  # an exception may have kept it from being set

@@ -116,7 +116,11 @@ class Handle:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
-        _handles.add(self)
+        try:
+            _handles.add(self)
+        except BaseException:  # an interruption
+            self._release()
+            raise
 
     @property
     def _whole(self) -> Store:
