@@ -233,7 +233,7 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
         except BaseException as error:
             raise AssertionError(f"after an interruption at step {at}, {where} (seed {SEED})") from error
     gc.collect()
-    # Between the system's giving a descriptor and our noting it lie a few steps.
+    # A few steps hand a descriptor on, or are about to close it.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
     assert cache.check() == []
 
