@@ -32,7 +32,7 @@ from .codec import (
 )
 from .config import Settings
 from .core import PythonCore
-from .entry import Entry, Location, ValueReader
+from .entry import Entry, Location, OwnLocation, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
@@ -573,7 +573,7 @@ class DiskCache:
         """
         return self._locate(key).handed_out()
 
-    def _locate(self, key: Key) -> Location:
+    def _locate(self, key: Key) -> OwnLocation:
         store = self._store
         low, high = key_digest(encode_key(key), store.seed)
         location = store.verified(low, high, store.locate)

@@ -51,12 +51,6 @@ class Location:
 
     def __init__(self, fd: int, offset: int, length: int, flags: int) -> None:
         self.fd, self.offset, self.length, self.flags = fd, offset, length, flags
-        self._is_ours = True
-
-    def handed_out(self) -> Location:
-        """Itself, whose descriptor is the caller's from now on: it may outlive this object."""
-        self._is_ours = False
-        return self
 
     def __iter__(self) -> Iterator[int]:
         return iter((self.fd, self.offset, self.length))
@@ -74,9 +68,19 @@ class Location:
             self.fd, fd = -1, self.fd
             os.close(fd)
 
+
+class OwnLocation(Location):
+    """One that nobody was handed yet: should an exception keep it from that, it closes itself."""
+
+    def handed_out(self) -> Location:
+        """The same for the user, whose descriptor is his: it may outlive the object."""
+        location = Location(self.fd, self.offset, self.length, self.flags)
+        self.fd = -1
+        return location
+
     def __del__(self) -> None:
-        if getattr(self, "_is_ours", False):  # an exception came before it was handed out
-            self.close()
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
 
 
 class ValueReader(io.RawIOBase):
