@@ -169,7 +169,8 @@ class Ring:
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
-        self._unpin = _once(self, locked.give_back, 0)
+        self._pinned: list[int] = []  # bytes that are counted as that
+        self._unpin = _once(self, locked.give_back, self._pinned)
         self.depth = settings.queue_depth
         self.polled = settings.sqpoll
         self._lock = new_lock()
@@ -220,18 +221,17 @@ class Ring:
         Nothing is registered either if the process has pinned its share of memory already: 0.
         """
         size = sum(pool.total_bytes for pool in pools)
-        if not locked.take(size):
+        if not locked.take(size, self._pinned):
             return 0
         error = lib.yr_buffers_register(self.handle, len(pools))
         if error == 0:
             addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
             done = lib.yr_buffers_update(self.handle, 0, len(pools), addresses, sizes)
             if done == len(pools):
-                self._unpin = _once(self, locked.give_back, size)
                 return None
             lib.yr_buffers_unregister(self.handle)
             error = done if done < 0 else -errno.ENOMEM
-        locked.give_back(size)
+        locked.give_back(self._pinned)
         return -int(error)
 
     def inject(self, op: int, skip: int, count: int, result: int, *, instead: bool = False) -> None:
