@@ -316,6 +316,13 @@ def test_signals_leave_nothing_open(make: Any, name: str) -> None:
             armed = False
             raise Interrupt
 
+    def until_it_comes() -> None:
+        nonlocal armed
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, pick.uniform(1e-5, 2 * seconds))
+        while armed:
+            use()
+
     use()
     began = time.perf_counter()
     for _ in range(5):
@@ -325,13 +332,8 @@ def test_signals_leave_nothing_open(make: Any, name: str) -> None:
     before, handled = descriptors(), signal.signal(signal.SIGALRM, handler)
     try:
         for _ in range(ROUNDS):
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, pick.uniform(1e-5, 2 * seconds))
-                while armed:
-                    use()
-            except Interrupt:
-                pass
+            with contextlib.suppress(Interrupt):
+                until_it_comes()
     finally:
         armed = False
         signal.signal(signal.SIGALRM, handled)
