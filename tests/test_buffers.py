@@ -203,11 +203,14 @@ def test_garbage_collection_of_a_cycle() -> None:
 
 def test_locked_memory() -> None:
     locked = LockedMemory(100)
-    assert locked.take(60)
-    assert not locked.take(41)
+    one: list[int] = []
+    two: list[int] = []
+    assert locked.take(60, one)
+    assert not locked.take(41, two) and two == []
     assert locked.used == 60
-    assert locked.take(40)
-    locked.give_back(60)
+    assert locked.take(40, two)
+    locked.give_back(one)
+    locked.give_back(one)
     assert locked.used == 40
     locked.after_fork()
     assert locked.used == 0

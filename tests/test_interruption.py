@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 
 from yatagarasu_cache import DiskCache, SerializationError, codec
 from yatagarasu_cache.codec import PickleSerializer, ValueCodec, decode_key, encode_key
-from yatagarasu_cache.interruption import is_interruption
+from yatagarasu_cache.interruption import descriptor_of, is_interruption
 
 
 class TimeLimit(Exception):
@@ -216,3 +218,42 @@ def test_what_is_no_interruption() -> None:
             action()
         assert not is_interruption(caught.value)
     assert is_interruption(MemoryError()) and is_interruption(SystemExit())
+
+
+def opened_and_interrupted(path: Path) -> Iterator[int]:
+    """Gives a descriptor, and has Ctrl-C come before the interpreter goes on: all of it runs in C."""
+    steps = (
+        partial(os.open, path, os.O_RDONLY),
+        partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGINT)),  # which returns 0
+    )
+    return map(partial.__call__, steps)
+
+
+def test_a_descriptor_that_an_interruption_follows_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+
+    def opened() -> list[int]:
+        target = str(path.resolve())
+        return [
+            int(fd) for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == target
+        ]
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            descriptor_of(max, opened_and_interrupted(path))
+        assert opened() == []
+        with pytest.raises(KeyboardInterrupt):
+            _ = max(opened_and_interrupted(path))  # what it is there for
+        (left,) = opened()
+        os.close(left)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    fd = descriptor_of(os.open, path, os.O_RDONLY)
+    other = descriptor_of(os.dup, fd)
+    assert sorted(opened()) == sorted([fd, other])
+    os.close(fd)
+    os.close(other)
+    with pytest.raises(FileNotFoundError):
+        descriptor_of(os.open, tmp_path / "nothing", os.O_RDONLY)

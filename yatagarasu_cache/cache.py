@@ -33,7 +33,7 @@ from .codec import (
 )
 from .config import Settings
 from .core import PythonCore
-from .entry import Entry, Location, ValueReader
+from .entry import Entry, Location, OwnLocation, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
@@ -572,7 +572,7 @@ class DiskCache:
         It stays readable until closed, whatever happens to the entry. The whole value is verified
         first. Raises KeyError on a miss, TypeError for a value that is neither bytes nor str.
         """
-        location = self.location(key)
+        location = self._locate(key)
         return io.BufferedReader(ValueReader(self._store.backend, location), CHUNK_BYTES // 4)
 
     @guarded
@@ -583,6 +583,9 @@ class DiskCache:
         value is verified first. Raises KeyError on a miss, TypeError for a value that is neither
         bytes nor str.
         """
+        return self._locate(key).handed_out()
+
+    def _locate(self, key: Key) -> OwnLocation:
         store = self._store
         low, high = key_digest(encode_key(key), store.seed)
         location = store.verified(low, high, store.locate)

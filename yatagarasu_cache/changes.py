@@ -224,8 +224,9 @@ class ChangeLog:
         return segment
 
     def _use(self, segment: int, fd: int) -> None:
-        self.close()
-        self._segment, self._fd = segment, fd
+        self._segment, self._fd, old = segment, fd, self._fd
+        if old >= 0:
+            self._store.backend.let_go(old)
 
     # -- durability ---------------------------------------------------------------------------
 
@@ -295,6 +296,10 @@ class ChangeLog:
             self._fd, fd = -1, self._fd
             self._segment = 0
             self._store.backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was closed
+            self._store.backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""

@@ -36,6 +36,7 @@ from .directory import is_ours
 from .entry import Entry
 from .errors import CacheError, CacheIOError, FormatError, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import EVICTIONS, INDEX_NAME
+from .interruption import descriptor_of
 from .stats import CacheStats
 
 __all__ = ["main"]
@@ -680,17 +681,17 @@ def open_regular(path: str) -> tuple[BinaryIO, os.stat_result]:
 
     Never waits for the writer of a pipe, never follows a link.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = descriptor_of(os.open, path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, 0, min(status.st_size, STREAM_FROM), os.POSIX_FADV_WILLNEED)
-        return open(fd, "rb", buffering=0), status
     except BaseException:
         os.close(fd)
         raise
+    return open(fd, "rb", buffering=0), status
 
 
 def run_warm(args: argparse.Namespace) -> int:
@@ -960,7 +961,7 @@ def describe(error: BaseException) -> str:
 def close_stdout() -> None:
     """Point standard output at nothing, so that Python's own flush at the end stays quiet."""
     with contextlib.suppress(OSError, ValueError):
-        nothing = os.open(os.devnull, os.O_WRONLY)
+        nothing = descriptor_of(os.open, os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)
 

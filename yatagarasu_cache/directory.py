@@ -167,8 +167,10 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
 def again_where_it_vanishes(use: Callable[[], T]) -> T:
     """`use()`, again where others remove what it has just made, or seen."""
     for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):
+        try:  # no `with`: behind it an interruption would lose the descriptor that `use` may give
             return use()
+        except FileNotFoundError:
+            pass
     return use()
 
 

@@ -69,13 +69,27 @@ class Location:
             os.close(fd)
 
 
+class OwnLocation(Location):
+    """One that nobody was handed yet: should an exception keep it from that, it closes itself."""
+
+    def handed_out(self) -> Location:
+        """The same for the user, whose descriptor is his: it may outlive the object."""
+        location = Location(self.fd, self.offset, self.length, self.flags)
+        self.fd = -1
+        return location
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+
+
 class ValueReader(io.RawIOBase):
     """A verified value as a raw binary file."""
 
     def __init__(self, backend: Backend, location: Location) -> None:
-        super().__init__()
-        self._backend, self._location = backend, location
+        self._backend, self._location = backend, location  # first: its destructor closes it
         self._at = 0
+        super().__init__()
 
     def readable(self) -> bool:
         return True

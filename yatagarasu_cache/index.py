@@ -7,7 +7,6 @@ first: of a process killed in the middle the next writer completes the change, f
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -185,10 +184,12 @@ class Index:
     def close(self) -> None:
         """Forget the mapping and close the file. Threads still reading keep the mapping alive."""
         if self.fd >= 0:
-            self.fd, fd = -1, self.fd
-            with contextlib.suppress(AttributeError):  # it could not be mapped
+            try:
                 del self.words, self.map
-            self._backend.let_go(fd)
+            except AttributeError:  # it could not be mapped, or was forgotten before
+                pass
+            finally:
+                self.retire()
 
     def __del__(self) -> None:
         if self.__dict__.get("fd", -1) >= 0:  # an exception came before it was closed

@@ -7,12 +7,14 @@ raises by ``except ours(OSError)``.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from opcode import opmap
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = ["is_interruption", "ours", "suppressing"]
+__all__ = ["descriptor_of", "is_interruption", "ours", "suppressing"]
 
 T = TypeVar("T", bound=BaseException)
 
@@ -36,6 +38,24 @@ class suppressing:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         return isinstance(error, self._kinds) and not _interrupts(error)
+
+
+def descriptor_of(function: Callable[..., int], *args: object) -> int:
+    """The descriptor that `function(*args)` gives, which is written in C: os.open, os.dup.
+
+    The interpreter looks for signals as soon as a function in C returns, so one that comes during the
+    system call would be raised before the result has a name. Here it is in a list by then, put there by
+    C too, and is given back. Callers do nothing else before somebody owns what they get.
+    """
+    given: list[int] = []
+    try:
+        given.extend(map(function, *((arg,) for arg in args)))
+        return given[0]
+    except BaseException:
+        for fd in given:
+            with suppressing(OSError):
+                os.close(fd)
+        raise
 
 
 def _interrupts(error: BaseException | None) -> bool:

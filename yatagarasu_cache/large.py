@@ -53,9 +53,8 @@ class LargeFiles:
         `in_room`, which may try that several times.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        file = self._made(partial(self._backend.opened, path, flags, self._mode))
         try:
-            with file as fd:
+            with self._made(partial(self._backend.opened, path, flags, self._mode)) as fd:
                 done = self._write_parts(fd, parts, seed, account, in_room)
                 if sync:
                     self._backend.sync(fd)

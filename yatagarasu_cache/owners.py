@@ -14,7 +14,6 @@ from typing import Any
 
 from . import format as f
 from .backends.base import Backend
-from .interruption import suppressing
 from .locks import fcntl, has_name, new_lock
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
@@ -39,14 +38,26 @@ class Owner:
         with self._acquiring:
             while not self.token:
                 token = secrets.randbits(63) | 1
-                path, flags = self._path(token), os.O_RDWR | os.O_CREAT | os.O_EXCL
-                fd = self._made(partial(self._backend.open, path, flags, self._mode))
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.fstat(fd).st_nlink:
+                fd = self._make(self._path(token))
+                if fd >= 0:
                     self.token, self._fd = token, fd
-                else:  # a sweep came between creating and locking
-                    self._backend.let_go(fd)
             return self.token
+
+    def _make(self, path: str) -> int:
+        """A mark of life, locked; -1 if a sweep came between creating and locking it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        fd: int = self._made(lambda: self._backend.open(path, flags, self._mode))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            stays = os.fstat(fd).st_nlink > 0
+        except BaseException:
+            self._backend.let_go(fd)
+            self._backend.clear_away(path)
+            raise
+        if stays:
+            return fd
+        self._backend.let_go(fd)
+        return -1
 
     def ensure_marked(self) -> None:
         """Take another token if somebody has removed our mark: others believe us dead."""
@@ -70,17 +81,12 @@ class Owner:
         if token == self.token:
             return True
         try:
-            fd = self._backend.open(self._path(token), os.O_RDONLY)
+            with self._backend.reading(self._path(token)) as fd:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
-        except PermissionError:  # another user's: nobody here can tell
+        except (PermissionError, BlockingIOError):  # another user's: nobody here can tell; or locked
             return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            self._backend.let_go(fd)
         return False
 
     def alive_tokens(self) -> set[int]:
@@ -125,11 +131,16 @@ class Owner:
 
     def release(self) -> None:
         if self._fd >= 0:
-            if not self._stays:
-                with suppressing(OSError):  # a mark left behind is swept by the next opener
-                    self._backend.unlink(self._path(self.token))
-            self._fd, fd, self.token = -1, self._fd, 0
-            self._backend.let_go(fd)
+            try:
+                if not self._stays:  # one left behind is swept by the next opener
+                    self._backend.clear_away(self._path(self.token))
+            finally:
+                self._fd, fd, self.token = -1, self._fd, 0
+                self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was released
+            self._backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         """The mark stays the parent's: the child lets go of it without removing it."""
@@ -152,7 +163,8 @@ class Users:
         return self.is_alone()
 
     def _open(self) -> int:
-        fd: int = self._made(partial(self._backend.open, self._path, os.O_RDWR | os.O_CREAT, self._mode))
+        flags = os.O_RDWR | os.O_CREAT
+        fd: int = self._made(lambda: self._backend.open(self._path, flags, self._mode))
         return fd
 
     def ensure_entered(self) -> bool:
@@ -177,6 +189,10 @@ class Users:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
             self._backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was left
+            self._backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         if self._fd >= 0:

@@ -406,8 +406,9 @@ class Reclaimer:
         except BaseException:
             store.give_up_segment(segment, fd)
             raise
+        writer = SegmentWriter(store.backend, fd, segment, capacity)
         store.names_changed()
-        return SegmentWriter(store.backend, fd, segment, capacity)
+        return writer
 
     def _adopt(self, size: int) -> SegmentWriter | None:
         """Go on with a small segment that an earlier handle left, so that handles which come and go
@@ -428,12 +429,12 @@ class Reclaimer:
         return None
 
     def _take_over(self, segment: int) -> SegmentWriter | None:
-        store, index = self._store, self._index
+        store, index, capacity = self._store, self._index, self._capacity(0)
         try:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
         except ours(OSError):
             return None
-        writer = SegmentWriter(store.backend, fd, segment, self._capacity(0))  # which closes it
+        writer = SegmentWriter(store.backend, fd, segment, capacity)  # which closes it
         try:
             header = read_segment_header(store.backend, fd) if claim(fd) else None
             if header is None or (header.segment, header.identity) != (segment, index.identity):

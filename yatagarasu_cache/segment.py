@@ -91,9 +91,7 @@ class SegmentFiles:
         path = self.path(segment)
         fd = self._backend.open(path, os.O_RDONLY)
         try:
-            keep(fd)
-            if not os.fstat(fd).st_nlink:  # it may have been emptied before
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            _keep(fd, path)
         except BaseException:
             self._backend.let_go(fd)
             raise
@@ -102,11 +100,10 @@ class SegmentFiles:
     @contextlib.contextmanager
     def reading(self, segment: int) -> Iterator[int]:
         """The same, closed behind a block."""
-        fd = self.open_kept(segment)
-        try:
+        path = self.path(segment)
+        with self._backend.reading(path) as fd:
+            _keep(fd, path)
             yield fd
-        finally:
-            self._backend.let_go(fd)
 
     def remove(self, segment: int) -> None:
         """Remove a segment in which nothing lives, and give its blocks back: those of a file that is merely
@@ -138,13 +135,14 @@ class SegmentFiles:
             return fd
 
     def _open_file(self, path: str) -> int:
-        with contextlib.suppress(PermissionError):  # only the owner may leave the time of access alone
-            try:
-                return self._backend.open(path, os.O_RDONLY | _NOATIME)
-            except ours(OSError) as error:
-                if error.errno not in _NO_DESCRIPTORS:
-                    raise
-                self._let_go()
+        try:
+            return self._backend.open(path, os.O_RDONLY | _NOATIME)
+        except ours(PermissionError):  # only the owner may leave the time of access alone
+            pass
+        except ours(OSError) as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+            self._let_go()
         return self._backend.open(path, os.O_RDONLY)
 
     def _let_go(self) -> None:
@@ -195,7 +193,8 @@ class SegmentFiles:
         at = segment % len(self._table)
         if self._table[at] >> 32 == segment:
             self._table[at] = 0
-        self._retired.append((time.monotonic(), self.open_files.pop(segment)))
+        # In C, so that an interruption finds it in one of both.
+        self._retired.extend(zip((time.monotonic(),), map(self.open_files.pop, (segment,)), strict=True))
 
     def _close_retired(self, age: float) -> None:
         before = time.monotonic() - age
@@ -212,6 +211,12 @@ class SegmentFiles:
     def after_fork(self) -> None:
         """Descriptors for reading may be shared; a lock that another thread held may not."""
         self._lock = new_lock()
+
+
+def _keep(fd: int, path: str) -> None:
+    keep(fd)
+    if not os.fstat(fd).st_nlink:  # it may have been emptied before
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 def _words(count: int) -> memoryview:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
-from ..interruption import suppressing
+from ..interruption import ours, suppressing
 
 Buffer = Union[bytes, bytearray, memoryview]
 ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)
@@ -56,8 +56,10 @@ class Backend(abc.ABC):
 
     def let_go(self, fd: int) -> None:
         """`close_file` where an error tells nothing: what was only read or locked, or has failed already."""
-        with suppressing(OSError):
+        try:  # no `with suppressing`: it has steps before, at which an interruption may come
             self.close_file(fd)
+        except ours(OSError):
+            pass
 
     def clear_away(self, path: str) -> None:
         """`unlink` of what is left of something that failed, whose error is the one that is told."""
@@ -183,10 +185,11 @@ class OpenFile:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._fd, fd = -1, self._fd
-        if kind is None and not self._quiet:
+        try:  # at once, and not by `let_go`: an interruption in between would leave it open
             self._backend.close_file(fd)
-        else:
-            self._backend.let_go(fd)
+        except ours(OSError):
+            if kind is None and not self._quiet:
+                raise
 
     def __del__(self) -> None:
         fd = getattr(self, "_fd", -1)  # an exception may have kept it from being set

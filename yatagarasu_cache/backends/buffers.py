@@ -170,18 +170,20 @@ class LockedMemory:
     def used(self) -> int:
         return self._used - sum(self._given.copy())
 
-    def take(self, size: int) -> bool:
-        """Count `size` bytes as pinned, if that stays within the limit."""
+    def take(self, size: int, note: list[int]) -> bool:
+        """Count `size` bytes as pinned, if that stays within the limit, and say so in `note`."""
         with self._lock:
             while self._given:
                 self._used -= self._given.popleft()
             if self._used + size > self.limit:
                 return False
             self._used += size
+            note += (size,)  # at once: no interruption comes in between
             return True
 
-    def give_back(self, size: int) -> None:
-        self._given.append(size)
+    def give_back(self, note: list[int]) -> None:
+        """What `note` says was taken, once."""
+        self._given.extend(map(note.pop, [0] * len(note)))  # in C, and so as a whole
 
     def after_fork(self) -> None:
         """A child has pinned nothing yet."""

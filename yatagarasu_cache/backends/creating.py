@@ -7,14 +7,13 @@ then others may find what was made and may not open it: they try again for a mom
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..interruption import ours, suppressing
+from ..interruption import descriptor_of, ours, suppressing
 
 __all__ = ["make_directory", "open_file", "patiently"]
 
@@ -30,17 +29,25 @@ def open_file(path: str, flags: int, mode: int) -> int:
     if flags & os.O_EXCL:
         return _create(path, flags, mode)
     for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):
-            return patiently(path, lambda: os.open(path, flags & ~os.O_CREAT))
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        try:
+            return patiently(path, lambda: descriptor_of(os.open, path, flags & ~os.O_CREAT))
+        except FileNotFoundError:
+            pass
+        try:
             return _create(path, flags | os.O_EXCL, mode)
-    return os.open(path, flags, mode)
+        except FileExistsError:  # another process was faster
+            pass
+    return descriptor_of(os.open, path, flags, mode)
 
 
 def _create(path: str, flags: int, mode: int) -> int:
-    fd = os.open(path, flags, mode)
-    _hand_over(fd, path, mode)
-    return fd
+    fd = descriptor_of(os.open, path, flags, mode)
+    try:
+        _hand_over(fd, path, mode)
+        return fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def make_directory(path: str, mode: int, *, for_owner: bool = True) -> None:
@@ -54,7 +61,7 @@ def make_directory(path: str, mode: int, *, for_owner: bool = True) -> None:
         return
     try:
         # By a descriptor: root must not be led to something else that was put in its place meanwhile.
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = descriptor_of(os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except PermissionError:  # the umask took the owner's own right to look into it
         return os.chmod(path, mode | status.st_mode & stat.S_ISGID)
     try:

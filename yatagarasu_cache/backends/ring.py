@@ -136,6 +136,11 @@ def _once(owner: object, function: Callable[..., Any], *args: Any) -> weakref.fi
     return finalizer
 
 
+def _free(holder: Any) -> int:
+    """Free the ring in `holder`, if there is one. An errno, negative, if it is busy."""
+    return int(lib.yr_destroy(holder[0], 0)) if holder[0] else 0
+
+
 class Ring:
     """A ring and the memory registered with it, for one owner at a time.
 
@@ -157,13 +162,15 @@ class Ring:
         self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
         entries = 2 * settings.queue_depth
         options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
+        # Frees the ring, unless it is busy; also when nobody has closed it. First: an interruption may come
+        # just after it was made.
+        self._free = _once(self, _free, holder)
         error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
-        # Frees the ring, unless it is busy; also when nobody has closed it.
-        self._free = _once(self, lib.yr_destroy, self.handle, 0)
-        self._unpin = _once(self, locked.give_back, 0)
+        self._pinned: list[int] = []  # bytes that are counted as that
+        self._unpin = _once(self, locked.give_back, self._pinned)
         self.depth = settings.queue_depth
         self.polled = settings.sqpoll
         self._lock = new_lock()
@@ -214,18 +221,17 @@ class Ring:
         Nothing is registered either if the process has pinned its share of memory already: 0.
         """
         size = sum(pool.total_bytes for pool in pools)
-        if not locked.take(size):
+        if not locked.take(size, self._pinned):
             return 0
         error = lib.yr_buffers_register(self.handle, len(pools))
         if error == 0:
             addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
             done = lib.yr_buffers_update(self.handle, 0, len(pools), addresses, sizes)
             if done == len(pools):
-                self._unpin = _once(self, locked.give_back, size)
                 return None
             lib.yr_buffers_unregister(self.handle)
             error = done if done < 0 else -errno.ENOMEM
-        locked.give_back(size)
+        locked.give_back(self._pinned)
         return -int(error)
 
     def inject(self, op: int, skip: int, count: int, result: int, *, instead: bool = False) -> None:

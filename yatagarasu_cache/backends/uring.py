@@ -18,7 +18,7 @@ from typing import Any
 
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
-from ..interruption import ours, suppressing
+from ..interruption import descriptor_of, ours, suppressing
 from ..locks import new_lock
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
@@ -59,9 +59,12 @@ class UringBackend(ThreadsBackend):
     # -- calls in place ---------------------------------------------------------------------
 
     def close_file(self, fd: int) -> None:
-        for channel in tuple(self._channels):
-            channel.closing_file(fd)
-        super().close_file(fd)
+        try:
+            if self._channels:
+                for channel in tuple(self._channels):
+                    channel.closing_file(fd)
+        finally:
+            os.close(fd)
 
     # -- one read ---------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ class UringBackend(ThreadsBackend):
 
     def _read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
         try:
-            direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            direct = descriptor_of(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except ours(OSError):  # a file system without O_DIRECT, or no /proc
             return None
         try:

@@ -116,7 +116,11 @@ class Handle:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
-        _handles.add(self)
+        try:
+            _handles.add(self)
+        except BaseException:  # an interruption
+            self._release()
+            raise
 
     @property
     def _whole(self) -> Store:
@@ -474,9 +478,10 @@ class Handle:
         for _ in range(ATTEMPTS):
             segment = self.new_segment()
             path = self.files.path(segment)
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-                return segment, self.made(partial(self.backend.open, path, flags, self.settings.file_mode))
+            try:
+                return segment, self._new_file(path)
+            except FileExistsError:
+                pass
         raise FileExistsError(errno.EEXIST, "there are files that are not of this cache: run check()", path)
 
     def give_up_segment(self, segment: int, fd: int) -> None:
@@ -486,6 +491,10 @@ class Handle:
         self.complete_begun()
         if self.index.state(segment):
             self.index.drop_segment(segment)
+
+    def _new_file(self, path: str) -> int:
+        flags, mode = os.O_RDWR | os.O_CREAT | os.O_EXCL, self.settings.file_mode
+        return self.made(lambda: self.backend.open(path, flags, mode))
 
     def users_alone(self) -> bool:
         """True if no other handle is open. The lock is held."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .. import format as f
-from ..entry import Location
+from ..entry import OwnLocation
 from ..errors import CacheIOError, from_os_error
 from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
 from ..index import IndexDamaged
@@ -154,13 +154,14 @@ class Reading(Removal):
         self.fetch(slot.low, slot.high)  # drops it if the damage lasts
         return None
 
-    def locate(self, slot: Slot) -> Location | None:
+    def locate(self, slot: Slot) -> OwnLocation | None:
         """A descriptor of its own for a value, and where the value lies; None if it fails its checksum."""
+        offset = 0 if slot.is_large else slot.offset + slot.head_bytes
+        location = OwnLocation(-1, offset, slot.value_length, slot.flags)  # first: it owns what is opened
         if slot.is_large:
-            fd, offset = self.large.open(slot.low, slot.high, self.pointer(slot)), 0
+            location.fd = fd = self.large.open(slot.low, slot.high, self.pointer(slot))
         else:
-            fd, offset = self.files.open_kept(slot.segment), slot.offset + slot.head_bytes
-        location = Location(fd, offset, slot.value_length, slot.flags)
+            location.fd = fd = self.files.open_kept(slot.segment)
         try:
             checksum = xxh3_64(seed=slot.low ^ slot.flags)
             done = 0
