@@ -116,7 +116,7 @@ class Reclaimer:
         self._marks = 0  # of dead handles, that were there when this was last looked at
         self._volume: int | None = None  # bytes that the volume has room for, where it was full
         self._volume_seen = 0.0
-        self._made_room = 0  # times that the volume was full
+        self._made_room = 0  # times that room was made because the volume was full
         self.follow_settings()
         self._pacing = new_lock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
@@ -512,7 +512,8 @@ class Reclaimer:
     def in_room(self, need: int, change: Callable[[], T]) -> T:
         """`change()`, which needs so many bytes; once more when room was made, if the volume is full.
 
-        Not where the index lock is held: making room means waiting for others who may want it.
+        Not where the index lock is held: making room means waiting for others who may want it. Nor by a
+        `change()` that does this itself for its parts: what has failed there would be tried again.
         """
         for _ in range(_GRANTS):
             made = self._made_room
@@ -524,7 +525,7 @@ class Reclaimer:
         return change()
 
     def _make_room(self, need: int, made: int) -> bool:
-        """Go on as a cache that is no larger than it is now, less what is needed. False if that can't be.
+        """Make room on a volume that is full. False if that can't be.
 
         `made`: how often that had been done when it turned out that the volume is full.
         """
@@ -532,18 +533,21 @@ class Reclaimer:
         with store.appending, store.reclaiming:
             if self._made_room != made:  # another thread was faster
                 return True
-            self._made_room += 1
-            if store.files.let_go():  # that may have been it
-                return True
-            self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
-            try:
-                self._reclaim(need)
-            except StorageFull:
-                self._volume = None
-                return False
-            if store.policy.evicts:
-                store.log_once("volume", "the volume is full: going on with what the cache has there")
-            return True
+            made_some = store.files.let_go() or self._go_on_smaller(need)  # the first may have been it
+            self._made_room += made_some  # not where it failed: others would try again for nothing
+            return made_some
+
+    def _go_on_smaller(self, need: int) -> bool:
+        """Let what the cache has now be its limit, and make room within that. `reclaiming` is held."""
+        self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
+        try:
+            self._reclaim(need)
+        except StorageFull:
+            self._volume = None
+            return False
+        if self._store.policy.evicts:
+            self._store.log_once("volume", "the volume is full: going on with what the cache has there")
+        return True
 
     def _look_at_volume(self) -> None:
         """The volume was full: now and then, see whether it has more room."""
