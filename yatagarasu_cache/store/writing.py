@@ -22,7 +22,7 @@ from ..interruption import ours, suppressing
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
-from .removal import Gone
+from .removal import Gone, LargeFile
 
 _BATCH_BYTES = 1 << 20  # of records written by one call in put_many
 _W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")
@@ -128,7 +128,7 @@ class Writing(Reading):
             self.reclaim.pace(size)
         return done
 
-    def _show(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+    def _show(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
         """`_install`, with the lock. A record that is not shown then is taken back."""
         done = False
         try:
@@ -145,7 +145,7 @@ class Writing(Reading):
         except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
-    def _install(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+    def _install(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
         """Let the index show the record of `slot`. The lock is held.
 
         (False, None): append it again, because the segment is no longer ours, a checkpoint began
@@ -306,7 +306,7 @@ class Writing(Reading):
                         if last[item.low, item.high] is item:
                             again.append(item)
                     if old is not None:
-                        replaced.names.append(old)
+                        replaced.files.append(old)
         finally:
             if left or at < len(batch):
                 self._void([*left, *_unpacked(slots)[at:]])
@@ -467,7 +467,7 @@ class Writing(Reading):
 
     def _show_pointer(
         self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
-    ) -> tuple[bool, tuple[int, int, int] | None]:
+    ) -> tuple[bool, LargeFile | None]:
         if self.durable:
             self._make_durable(writer, end, [slot])
         return self._show(slot, epoch)
