@@ -871,7 +871,7 @@ class Handle:
         words[f.W_LEAVING] = min(words[f.W_LEAVING] + length, f.MASK64)
 
     def large_left(self, length: int) -> None:
-        """It was; if it was given up, or all was counted anew meanwhile, this changes nothing. The lock is held."""
+        """It was. No change if it was given up, or all was counted anew, meanwhile. The lock is held."""
         words = self.index.words
         leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
         if leaving > counted:  # it is damaged
