@@ -474,3 +474,132 @@ def test_a_backup_of_hard_links_stays_whole(make: Make, directory: Path, tmp_pat
         cache.set(n % 20, noise(3000, 1000 + n))
     after = {path.name: path.read_bytes() for path in (backup / "segments").iterdir()}
     assert all(after[name].startswith(content.rstrip(b"\0")) for name, content in before.items())
+
+
+# -- large files that are being removed --------------------------------------------------------------
+
+LARGE = 200_000
+LARGES: dict[str, Any] = {"size_limit": 4 * MIB, "eviction": "none", "large_value_size": 64 << 10}
+
+
+def filled(make: Make, **options: Any) -> tuple[DiskCache, int]:
+    """A cache full of large values, and how many there are."""
+    cache = make(**LARGES, **options)
+    with pytest.raises(StorageFull):
+        for n in range(100):
+            cache.set(n, noise(LARGE, n))
+    return cache, len(cache)
+
+
+def beyond(cache: DiskCache) -> bytes:
+    """A value that is a little longer than what there is room for."""
+    store = cache._store
+    return noise(store.reclaim._limit - store.index.used_bytes + LARGE // 2)
+
+
+class Removing:
+    """Holds up a cache that removes large files, until it is told to go on."""
+
+    def __init__(self, cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._begun, self._may = threading.Event(), threading.Event()
+        self._remove = cache._store.large.remove
+        monkeypatch.setattr(cache._store.large, "remove", self)
+
+    def __call__(self, low: int, high: int, pointer: int) -> bool:
+        self._begun.set()
+        assert self._may.wait(60)
+        return self._remove(low, high, pointer)
+
+    def while_held(
+        self, change: Callable[[], object], directory: Path, meanwhile: Callable[[], object]
+    ) -> tuple[int, bool]:
+        """Half a second after `meanwhile` began, beside `change`: bytes on disk, and whether it waits. Both
+        are done in the end.
+        """
+        remover = threading.Thread(target=change)
+        remover.start()
+        assert self._begun.wait(60)
+        writer = threading.Thread(target=meanwhile)
+        writer.start()
+        writer.join(0.5)
+        there, waits = disk_bytes(directory), writer.is_alive()
+        self._may.set()
+        remover.join()
+        writer.join()
+        return there, waits
+
+
+@pytest.mark.parametrize("way", ["delete", "delete_many", "clear", "replaced", "small in its place", "many"])
+def test_a_large_value_counts_until_its_file_is_gone(
+    directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 60.0)
+    cache, _ = filled(make)
+    other = make(**LARGES, max_open_files=99)  # a store of its own
+    if way == "replaced":
+        assert cache.delete(0)
+    changes: dict[str, Callable[[], object]] = {
+        "delete": lambda: cache.delete(1),
+        "delete_many": lambda: cache.delete_many(range(1, 6)),
+        "clear": cache.clear,
+        "replaced": lambda: cache.set(1, noise(LARGE // 3)),
+        "small in its place": lambda: cache.set(1, b"small"),
+        "many": lambda: cache.set_many({1: b"small", 2: b"small"}),
+    }
+    removing = Removing(cache, monkeypatch)
+    there, waits = removing.while_held(changes[way], directory, lambda: other.set("new", beyond(other)))
+    assert waits and there <= 4 * MIB
+    assert "new" in other
+    assert other._store.index.words[f.W_LEAVING] == 0 and cache.check() == []
+
+
+def test_nothing_is_evicted_for_what_is_being_removed(
+    directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 60.0)
+    options = {**LARGES, "eviction": "lru", "headroom": 0.02}
+    cache, other = make(**options), make(**options, max_open_files=99)
+    for n in range(40):
+        cache.set(n, noise(LARGE, n))
+    last, evictions, live = range(34, 40), cache.stats().evictions, cache.stats().live_bytes
+    assert evictions > 10
+
+    def store() -> None:
+        assert other.stats().live_bytes <= live - 6 * LARGE
+        for n in range(5):
+            other.set(("new", n), noise(LARGE, n))
+
+    removing = Removing(cache, monkeypatch)
+    there, waits = removing.while_held(lambda: cache.delete_many(last), directory, store)
+    assert waits and there <= 4 * MIB
+    assert all(other["new", n] == noise(LARGE, n) for n in range(5))
+    assert cache.stats().evictions == evictions and cache.check() == []
+
+
+DIES_REMOVING = """
+import os, sys
+from yatagarasu_cache import DiskCache
+cache = DiskCache(sys.argv[1])
+cache._store.large.remove = lambda *name: os._exit(0)
+cache.delete_many(range(1, 5))
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_dies_removing_large_values_is_not_waited_for_long(
+    directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 0.1)
+    cache, count = filled(make)
+    run_python(DIES_REMOVING, directory)
+    words = cache._store.index.words
+    assert len(cache) == count - 4 and words[f.W_LEAVING] == 4 * LARGE
+    if waits:
+        cache.set("new", beyond(cache))
+        assert "new" in cache and words[f.W_LEAVING] == 0
+        monkeypatch.setattr(cache._store, "ORPHAN_AGE", 0)
+        assert [problem.kind for problem in cache.check(fix=True)][:4] == ["large"] * 4
+    cache.close()
+    again = make(**LARGES)  # else who closes last tidies up
+    assert len(os.listdir(directory / "large")) == len(again) == count - 4 + waits
+    assert again._store.index.words[f.W_LEAVING] == 0 and again.check() == []

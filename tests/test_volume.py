@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty
 from helpers import noise, run_python
 
-from yatagarasu_cache import DiskCache, StorageFull
+from yatagarasu_cache import AsyncDiskCache, DiskCache, StorageFull
 from yatagarasu_cache import format as f
+from yatagarasu_cache.reclaim import Reclaimer
 
 Make = Callable[..., DiskCache]
 MIB = 1 << 20
@@ -152,6 +155,54 @@ def test_without_eviction_it_is_full(volume: Path, make: Make) -> None:
     assert cache["new"] == noise(3000) and cache.check() == []
 
 
+def store_large(cache: DiskCache, way: str, value: bytes, options: dict[str, Any]) -> None:
+    async def store() -> None:
+        async with AsyncDiskCache(cache.directory, **options) as same:
+            await same.set("large", value)
+
+    if way == "asyncio":
+        asyncio.run(store())
+    elif way == "set_many":
+        cache.set_many({"large": value})
+    elif way == "add":
+        cache.add("large", value)
+    else:
+        parts = [value[at : at + LARGE] for at in range(0, len(value), LARGE)]
+        cache.set("large", value if way == "set" else iter([value] if way == "one part" else parts))
+
+
+LARGE_WAYS = ["set", "set_many", "add", "asyncio", "one part", "parts"]
+
+
+@pytest.mark.parametrize("way", LARGE_WAYS)
+def test_a_large_value_without_room_is_not_tried_again_and_again(
+    volume: Path, make: Make, backend: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    options: dict[str, Any] = {
+        "size_limit": 64 * MIB, "backend": backend, "eviction": "none", "large_value_size": LARGE,
+        "max_stream_size": 4 * MIB,
+    }  # fmt: skip
+    cache = make(volume / "cache", **options)
+    with pytest.raises(StorageFull):
+        for n in range(VOLUME):
+            cache.set(n, noise(3000, n))
+    make_room, tried = Reclaimer._make_room, []
+
+    def counted(self: Reclaimer, need: int, made: int) -> bool:
+        tried.append(need)
+        return make_room(self, need, made)
+
+    monkeypatch.setattr(Reclaimer, "_make_room", counted)
+    for _ in range(3):
+        with pytest.raises(StorageFull, match="No space left on device"):
+            store_large(cache, way, noise(MIB), options)
+    assert 3 <= len(tried) <= 3 + 1  # once more where files that are gone were still open
+    assert "large" not in cache and os.listdir(volume / "cache" / "tmp") == []
+    assert cache.delete_many(range(1000)) == 1000
+    store_large(cache, way, noise(MIB), options)
+    assert cache["large"] == noise(MIB) and cache.check() == []
+
+
 REBUILT = """
 import sys; from yatagarasu_cache import DiskCache
 c = DiskCache(sys.argv[1])
@@ -280,6 +331,31 @@ def test_each_write_may_find_no_room(
         assert cache["new"] == noise(size)
         backend.plan = []
         assert cache.check() == []
+
+
+@pytest.mark.parametrize("way", LARGE_WAYS)
+@pytest.mark.parametrize("eviction", f.EVICTIONS)
+@pytest.mark.parametrize("kind", ["open", "write", "sync", "replace"])
+def test_each_step_of_a_large_value_is_tried_as_often_as_it_gives_room(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, kind: str, eviction: str, way: str
+) -> None:
+    """However often that is in vain: no more often than there is something to evict."""
+    backend = FaultyBackend(plan=[])
+    options: dict[str, Any] = {
+        "size_limit": 64 * MIB, "segment_size": 64 << 10, "large_value_size": LARGE, "eviction": eviction,
+        "durability": "sync", "max_stream_size": 4 * MIB,
+    }  # fmt: skip
+    with open_faulty(monkeypatch, directory, backend, **options) as cache:
+        cache.set_many({n: noise(3000, n) for n in range(100)})
+        fault = Fault(kind, 1, errno.ENOSPC, times=ALWAYS, where="large" if kind == "replace" else "tmp")
+        backend.plan = [fault]
+        with pytest.raises(StorageFull):
+            store_large(cache, way, noise(MIB), options)
+        backend.plan = []
+        assert 1 <= fault.struck <= (2 if eviction == "none" else 20)
+        assert "large" not in cache and os.listdir(directory / "tmp") == []
+        store_large(cache, way, noise(MIB), options)
+        assert cache["large"] == noise(MIB) and cache.check() == []
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])

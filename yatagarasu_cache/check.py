@@ -348,7 +348,7 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
             counted, total = _large_bytes(store)
             if counted != total:
                 if fix:
-                    store.index.words[f.W_LARGE_BYTES] = total
+                    store.index.count_large(total)
                 yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
 
 

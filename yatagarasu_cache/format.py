@@ -69,7 +69,7 @@ W_FLOOR = 14  # stamp that the newest checkpoint covers
 W_EPOCH = 15  # changes when a checkpoint begins
 W_PROMISED = 16  # 1: somebody was promised durability (a durable change, or flush())
 W_SEGMENT_BYTES = 17  # bytes of all segments, active ones with the room that was granted to them
-W_LARGE_BYTES = 18  # bytes of large files, those being written included
+W_LARGE_BYTES = 18  # bytes of large files, those being written, or removed, included
 W_LIVE_BYTES = 19  # bytes of live records in segments
 W_INDEX_BYTES = 20  # bytes of the index file
 W_CHECKPOINT_BYTES = 21  # bytes of the checkpoint file
@@ -84,6 +84,7 @@ W_EVICTION = 34  # the policy: its place in EVICTIONS, counted from 1,
 W_HEADROOM = 35  # a fraction, as a float's bits,
 W_SETTINGS_SUM = 36  # and xxh3-64 of these three words
 W_FILE = 37  # device and inode of the index file, 2 words
+W_LEAVING = 39  # bytes of large files whose entries are gone, and which are being removed
 EVICTIONS = ("lru", "fifo", "lfu", "none")
 
 W_BUSY = 40  # journal: what is being done, or 0; and what a slot becomes

@@ -547,6 +547,7 @@ class Index:
         """Fill an empty index of the same identity, and as large a table, with this one, without its gaps."""
         own = self.words
         for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, f.W_FILE),
+                           (f.W_LEAVING, f.W_LEAVING + 1),
                            (f.W_DELETED, f.W_DELETED + PARTITIONS)):  # fmt: skip
             other.words[first:end] = own[first:end]
         for entry in self.table_entries():
@@ -671,12 +672,16 @@ class Index:
             + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
         )  # fmt: skip
 
+    def count_large(self, found: int) -> None:
+        """So many bytes of large files are there: whatever is still being removed counts no more."""
+        self.words[f.W_LARGE_BYTES], self.words[f.W_LEAVING] = found, 0
+
     @property
     def live_bytes(self) -> int:
-        """What of `used_bytes` could not be had back by cleaning."""
+        """What of `used_bytes` could not be had back by cleaning, and is not being removed."""
         words = self.words
         return (
-            words[f.W_LIVE_BYTES] + words[f.W_LARGE_BYTES]
+            words[f.W_LIVE_BYTES] + max(0, words[f.W_LARGE_BYTES] - words[f.W_LEAVING])
             + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
         )  # fmt: skip
 

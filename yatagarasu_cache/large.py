@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from xxhash import xxh3_64
 
 from . import format as f
-from .backends.base import Backend, Buffer
+from .backends.base import Backend, Buffer, OpenFile
 from .interruption import ours
 from .owners import Made
 
@@ -49,13 +49,18 @@ class LargeFiles:
 
         A value that is one part is written at once, others piece by piece.
 
-        `account` is told of each part's bytes before they are written, and may raise. Each is written by
-        `in_room`, which may try that several times.
+        `account` is told of each part's bytes before they are written, and may raise. What needs room on
+        the volume is done by `in_room`, which may try it several times.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        parts = iter(parts)
+        start = list(islice(parts, 2))
         try:
-            with self._made(partial(self._backend.opened, path, flags, self._mode)) as fd:
-                done = self._write_parts(fd, parts, seed, account, in_room)
+            if len(start) == 1:  # all of it, syncing included, can be tried again
+                account(len(start[0]))
+                checksum = in_room(len(start[0]), partial(self._write_whole, path, start[0], seed, sync=sync))
+                return len(start[0]), checksum
+            with in_room(0, partial(self._new, path)) as fd:
+                done = self._write_parts(fd, chain(start, parts), seed, account, in_room)
                 if sync:
                     self._backend.sync(fd)
         except BaseException:
@@ -63,17 +68,28 @@ class LargeFiles:
             raise
         return done
 
+    def _new(self, path: str) -> OpenFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        file: OpenFile = self._made(partial(self._backend.opened, path, flags, self._mode))
+        return file
+
+    def _write_whole(self, path: str, value: Buffer, seed: int, *, sync: bool) -> int:
+        """Write a new file. Its checksum; the file goes on failure."""
+        try:
+            with self._new(path) as fd:
+                checksum = self._core.write_file(fd, value, seed)
+                if sync:
+                    self._backend.sync(fd)
+        except BaseException:
+            self._backend.clear_away(path)
+            raise
+        return checksum
+
     def _write_parts(
         self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None], in_room: InRoom
     ) -> tuple[int, int]:
-        parts = iter(parts)
-        start = list(islice(parts, 2))
-        if len(start) == 1:
-            account(len(start[0]))
-            found = in_room(len(start[0]), partial(self._core.write_file, fd, start[0], seed))
-            return len(start[0]), found
         checksum, size = xxh3_64(seed=seed), 0
-        for part in chain.from_iterable(map(pieces, chain(start, parts))):
+        for part in chain.from_iterable(map(pieces, parts)):
             account(len(part))
             in_room(len(part), partial(self._backend.write, fd, [part], size))
             checksum.update(part)

@@ -3,7 +3,8 @@
 `size_limit` bounds the bytes on disk. A handle is granted room in its active segment in small steps,
 as it writes, so that one which is idle, forgotten or dead costs next to nothing. Room is granted
 under the index lock, and only if it fits then, so that handles that fill the cache together don't
-exceed the limit together. What is copied to make room may be one segment above it.
+exceed the limit together. What is copied to make room may be one segment above it. What is removed gives
+its room back when it is gone: for large files of others that is waited for, and nothing goes for them.
 
 Eviction keeps the live bytes below a share of the limit (`headroom`), so that segments die or empty
 out before their room is needed; the work is paced by the bytes written, a little after each put.
@@ -22,6 +23,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -75,6 +77,8 @@ _LITTLE_LOOSE = 1.25  # limit was lowered: entries go for what it has too much
 _FOR_COPIES = 64  # 1/64 of the limit, or half a segment, is for copies that make room, and not for entries
 _LEAST_FREE = 10  # 1/10 of the limit, or three segments, are kept free of live records at least,
 _LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
+_REMOVAL_SECONDS = 1.0  # after which large files that are being removed are given up,
+_REMOVAL_LOOK = 0.0005  # and between looks whether they are gone
 _VOLUME_SECONDS = 60.0  # after which it is looked whether the volume has more room again
 T = TypeVar("T")
 _CLEANABLE = frozenset({f.SEALED, f.TAKEN})  # nothing more is shown in these
@@ -116,7 +120,7 @@ class Reclaimer:
         self._marks = 0  # of dead handles, that were there when this was last looked at
         self._volume: int | None = None  # bytes that the volume has room for, where it was full
         self._volume_seen = 0.0
-        self._made_room = 0  # times that the volume was full
+        self._made_room = 0  # times that room was made because the volume was full
         self.follow_settings()
         self._pacing = new_lock()  # a signal handler may close what it has interrupted
         self._expiry_part = 0
@@ -512,7 +516,8 @@ class Reclaimer:
     def in_room(self, need: int, change: Callable[[], T]) -> T:
         """`change()`, which needs so many bytes; once more when room was made, if the volume is full.
 
-        Not where the index lock is held: making room means waiting for others who may want it.
+        Not where the index lock is held: making room means waiting for others who may want it. Nor by a
+        `change()` that does this itself for its parts: what has failed there would be tried again.
         """
         for _ in range(_GRANTS):
             made = self._made_room
@@ -524,7 +529,7 @@ class Reclaimer:
         return change()
 
     def _make_room(self, need: int, made: int) -> bool:
-        """Go on as a cache that is no larger than it is now, less what is needed. False if that can't be.
+        """Make room on a volume that is full. False if that can't be.
 
         `made`: how often that had been done when it turned out that the volume is full.
         """
@@ -532,18 +537,21 @@ class Reclaimer:
         with store.appending, store.reclaiming:
             if self._made_room != made:  # another thread was faster
                 return True
-            self._made_room += 1
-            if store.files.let_go():  # that may have been it
-                return True
-            self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
-            try:
-                self._reclaim(need)
-            except StorageFull:
-                self._volume = None
-                return False
-            if store.policy.evicts:
-                store.log_once("volume", "the volume is full: going on with what the cache has there")
-            return True
+            made_some = store.files.let_go() or self._go_on_smaller(need)  # the first may have been it
+            self._made_room += made_some  # not where it failed: others would try again for nothing
+            return made_some
+
+    def _go_on_smaller(self, need: int) -> bool:
+        """Let what the cache has now be its limit, and make room within that. `reclaiming` is held."""
+        self._volume, self._volume_seen = self._index.used_bytes, time.monotonic()
+        try:
+            self._reclaim(need)
+        except StorageFull:
+            self._volume = None
+            return False
+        if self._store.policy.evicts:
+            self._store.log_once("volume", "the volume is full: going on with what the cache has there")
+        return True
 
     def _look_at_volume(self) -> None:
         """The volume was full: now and then, see whether it has more room."""
@@ -566,13 +574,15 @@ class Reclaimer:
         if self._index.live_bytes - self._within(self._limit_in_force) > self._store.size_limit:
             self._recount()  # first: what is evicted for a damaged count is lost for nothing
         last_means: list[Callable[[], object]] = [
-            self.reap, self._clean_active, self._clean_little, self._let_segment_go, self._cover_changes,
-            self._recount,
+            partial(self._await_removals, need, suffice=False), self.reap, self._clean_active,
+            self._clean_little, self._let_segment_go, self._cover_changes, self._recount,
         ]  # fmt: skip
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
         rounds = 0  # of one of the last means
         while (used := self._index.used_bytes) + need > self._limit:
+            if self._await_removals(need, suffice=True):
+                continue
             live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
             least_used, least_live = min(least_used, used), min(least_live, live)
@@ -585,6 +595,26 @@ class Reclaimer:
                 rounds += 1
             elif not self._evict_all_the_same(need):
                 raise self._full()
+
+    def _await_removals(self, need: int, *, suffice: bool) -> bool:
+        """Wait for large files that others are removing; where these have to `suffice`, as long as nothing
+        else is lacking. False if there was nothing to wait for.
+
+        Whoever was stopped or killed while he removed some is not waited for long.
+        """
+        stuck, until = f.MASK64, time.monotonic() + _REMOVAL_SECONDS
+        while (lacking := self._index.used_bytes + need - self._limit) > 0:
+            leaving = self._index.words[f.W_LEAVING]
+            if leaving < (lacking if suffice else 1):
+                break
+            stuck = min(stuck, leaving)
+            if time.monotonic() > until:
+                with self._store.lock:
+                    counted = self._index.words[f.W_LARGE_BYTES]
+                    self._store.large_left(stuck if stuck <= counted else 0)
+                break
+            time.sleep(_REMOVAL_LOOK)
+        return stuck < f.MASK64
 
     def _evict_all_the_same(self, need: int) -> bool:
         """The very last means: what lives would fit, but what does not live cannot be had back."""
@@ -651,7 +681,7 @@ class Reclaimer:
             checkpoint.account(store, index)
             found = sum(size for _, size, _ in store.large.listed())
             if index.words[f.W_LARGE_BYTES] > found + self._size_limit:  # not what others have reserved
-                index.words[f.W_LARGE_BYTES] = found
+                index.count_large(found)
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""

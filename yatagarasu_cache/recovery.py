@@ -146,7 +146,7 @@ def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
             total += size
         else:
             store.backend.unlink(path)
-    index.words[f.W_LARGE_BYTES] = total
+    index.count_large(total)
     store.owner.sweep()  # last: should we be killed here, somebody looks again
 
 
@@ -584,7 +584,7 @@ class _Rebuild:
     def _finish(self) -> None:
         store, index = self._store, self._index
         # Large files left over may be another handle's, about to be entered: `tidy` knows.
-        index.words[f.W_LARGE_BYTES] = self._large_used + sum(self._large.values())
+        index.count_large(self._large_used + sum(self._large.values()))
         checkpoint.account(store, index)
         clock = index.words[f.W_CLOCK]
         for part in range(PARTITIONS):

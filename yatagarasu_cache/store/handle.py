@@ -225,7 +225,7 @@ class Handle:
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
-                if self.owner.any_dead() or self.streams:
+                if self.owner.any_dead() or self.streams or self.index.words[f.W_LEAVING]:
                     recovery.tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
@@ -885,6 +885,20 @@ class Handle:
         """Count bytes of large files. The lock is held."""
         words = self.index.words
         words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + length)
+
+    def large_leaves(self, length: int) -> None:
+        """A large file of so many bytes is about to be removed: till then they count. The lock is held."""
+        words = self.index.words
+        words[f.W_LEAVING] = min(words[f.W_LEAVING] + length, f.MASK64)
+
+    def large_left(self, length: int) -> None:
+        """It was. No change if it was given up, or all was counted anew, meanwhile. The lock is held."""
+        words = self.index.words
+        leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
+        if leaving > counted:  # it is damaged
+            leaving = length
+        gone = min(length, leaving)
+        words[f.W_LEAVING], words[f.W_LARGE_BYTES] = leaving - gone, max(0, counted - gone)
 
     # -- durability --------------------------------------------------------------------------
 

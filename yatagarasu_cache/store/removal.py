@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .. import format as f
 from ..changes import Mark
-from ..errors import CacheIOError, from_os_error
+from ..errors import CacheIOError, ClosedError, from_os_error
 from ..format import PARTITION_MASK, Slot
 from ..interruption import ours
 from .handle import ATTEMPTS, Handle
@@ -15,10 +16,19 @@ from .handle import ATTEMPTS, Handle
 _REMOVAL_BATCH = 128  # digests in one removal record
 
 
+class LargeFile(NamedTuple):
+    """What its name is made of, and its bytes."""
+
+    low: int
+    high: int
+    pointer: int
+    length: int
+
+
 class Gone(NamedTuple):
     """Large files whose entries were removed or replaced by what stands before `mark`."""
 
-    names: list[tuple[int, int, int]]
+    files: list[LargeFile]
     mark: Mark
 
 
@@ -94,9 +104,9 @@ class Removal(Handle):
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
             self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
-            name = self.large_file(slot)
-            if name is not None:
-                gone.names.append(name)
+            file = self.large_file(slot)
+            if file is not None:
+                gone.files.append(file)
             self.index.remove(self.index.find(slot.low, slot.high))
         return gone
 
@@ -117,7 +127,7 @@ class Removal(Handle):
                 self.promise()
             if self.index.words[f.W_PROMISED]:
                 self.reclaim.sync_dirty()
-            gone = Gone([name for slot in slots if (name := self.large_file(slot))], mark)
+            gone = Gone([file for slot in slots if (file := self.large_file(slot))], mark)
             for part in range(f.PARTITIONS):
                 self.index.words[f.W_DELETED + part] = stamp
             self.index.reset()
@@ -172,15 +182,19 @@ class Removal(Handle):
 
     # -- large files that are not needed any more --------------------------------------------
 
-    def large_file(self, slot: Slot) -> tuple[int, int, int] | None:
-        """Name of a slot's large file, its bytes taken off the account. The lock is held."""
+    def large_file(self, slot: Slot) -> LargeFile | None:
+        """A slot's large file, which `discard` is to remove: only then are its bytes off the account.
+        The lock is held."""
         if not slot.is_large:
             return None
-        self.account_large(-slot.value_length)
+        length = slot.value_length
         try:
-            return slot.low, slot.high, self.pointer(slot)
+            file = LargeFile(slot.low, slot.high, self.pointer(slot), length)
         except ours(OSError):
+            self.account_large(-length)
             return None  # the record is unreadable: check() finds the orphan
+        self.large_leaves(length)
+        return file
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
         """Remove large files whose entries were removed, or replaced (by `large` values).
@@ -188,8 +202,14 @@ class Removal(Handle):
         Where durability was promised, what did so is made durable first (`synced`: it is): with
         the file gone and the record lost, something older still would take their place.
         """
-        if not gone.names:
+        if not gone.files:
             return
+        try:
+            self._remove_files(gone, synced=synced, large=large)
+        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
+            self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")
+
+    def _remove_files(self, gone: Gone, *, synced: bool, large: bool) -> None:
         try:
             if self.index.words[f.W_PROMISED] and not synced:
                 if large:
@@ -198,7 +218,8 @@ class Removal(Handle):
                 if fd is not None:
                     self.backend.sync(fd)
                 self._sync_names()
-            for name in gone.names:
-                self.large.remove(*name)
-        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
-            self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")
+            for low, high, pointer, _ in gone.files:
+                self.large.remove(low, high, pointer)
+        finally:  # not before: others write as much elsewhere
+            with contextlib.suppress(ClosedError), self.lock:
+                self.large_left(sum(file.length for file in gone.files))

@@ -22,7 +22,7 @@ from ..interruption import ours, suppressing
 from ..segment import SegmentWriter
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
-from .removal import Gone
+from .removal import Gone, LargeFile
 
 _BATCH_BYTES = 1 << 20  # of records written by one call in put_many
 _W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")
@@ -80,25 +80,25 @@ class Writing(Reading):
         """Store an entry, in place of any older one. When it returns, every process sees it;
         with durability="sync" it survives a power cut. If it raises, the old entry is still there.
         """
-        self.reclaim.in_room(
-            len(payload), partial(self._put, low, high, key, payload, flags, expires, tag, meta)
-        )
+        length = len(payload)
+        if length >= self.large_bytes:  # makes room for each of its steps
+            self._put_whole(key, payload, flags, expires, tag, meta)
+        else:
+            put = partial(self._put, low, high, key, payload, flags, expires, tag, meta)
+            self.reclaim.in_room(length, put)
 
     def _put(
         self, low: int, high: int, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes,
         meta: bytes,
     ) -> None:  # fmt: skip
         length = len(payload)
-        if length >= self.large_bytes:
-            self._put_whole(key, payload, flags, expires, tag, meta)
-            return
         size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum, seed = value_sum(payload, low, flags), self.seed
         for _ in range(ATTEMPTS):
             with self.appending:
                 writer = self.room(size)
                 if seed != self.seed:  # another cache is in the place of ours, which was removed
-                    return self.put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
+                    return self._put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
                 index = self.index
                 epoch = index.words[f.W_EPOCH]
                 stamp = index.stamp()
@@ -128,7 +128,7 @@ class Writing(Reading):
             self.reclaim.pace(size)
         return done
 
-    def _show(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+    def _show(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
         """`_install`, with the lock. A record that is not shown then is taken back."""
         done = False
         try:
@@ -145,7 +145,7 @@ class Writing(Reading):
         except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
-    def _install(self, slot: Slot, epoch: int) -> tuple[bool, tuple[int, int, int] | None]:
+    def _install(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
         """Let the index show the record of `slot`. The lock is held.
 
         (False, None): append it again, because the segment is no longer ours, a checkpoint began
@@ -243,9 +243,11 @@ class Writing(Reading):
         if len(batch[0].payload) >= self.large_bytes:
             return self.put(*batch[0])
         size = sum(map(_item_bytes, batch))
-        self.reclaim.in_room(size, partial(self._put_batch, batch, size))
+        for item in self.reclaim.in_room(size, partial(self._put_batch, batch, size)):
+            self.put(*item)
 
-    def _put_batch(self, batch: list[Item], size: int) -> None:
+    def _put_batch(self, batch: list[Item], size: int) -> list[Item]:
+        """Those that have to be put once more."""
         with self.appending:
             writer = self.room(size)
             batch = self._as_now(batch)
@@ -258,8 +260,7 @@ class Writing(Reading):
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
-        for item in self._as_now(again):
-            self.put(*item)
+        return self._as_now(again)
 
     def _as_now(self, items: list[Item]) -> list[Item]:
         """Items with the digests that their keys have in the cache that is in place now."""
@@ -306,7 +307,7 @@ class Writing(Reading):
                         if last[item.low, item.high] is item:
                             again.append(item)
                     if old is not None:
-                        replaced.names.append(old)
+                        replaced.files.append(old)
         finally:
             if left or at < len(batch):
                 self._void([*left, *_unpacked(slots)[at:]])
@@ -468,7 +469,7 @@ class Writing(Reading):
 
     def _show_pointer(
         self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
-    ) -> tuple[bool, tuple[int, int, int] | None]:
+    ) -> tuple[bool, LargeFile | None]:
         if self.durable:
             self._make_durable(writer, end, [slot])
         return self._show(slot, epoch)
