@@ -396,7 +396,12 @@ NO_ITEMS: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("keys", NO_KEYS, ids=repr)
+def _name(value: Any) -> str:
+    """Of a parameter, the same in each process."""
+    return type(value).__name__ if isinstance(value, memoryview) else str(value)[:20]
+
+
+@pytest.mark.parametrize("keys", NO_KEYS, ids=_name)
 def test_one_key_is_no_iterable_of_keys(cache: DiskCache, keys: Any) -> None:
     cache.set_many(dict.fromkeys("abc", 1))
     for method in (cache.get_many, cache.delete_many):
@@ -405,7 +410,7 @@ def test_one_key_is_no_iterable_of_keys(cache: DiskCache, keys: Any) -> None:
     assert len(cache) == 3
 
 
-@pytest.mark.parametrize(("items", "error", "message"), NO_ITEMS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("items", "error", "message"), NO_ITEMS, ids=_name)
 def test_what_is_no_pair_is_refused(
     cache: DiskCache, items: Any, error: type[Exception], message: str
 ) -> None:
