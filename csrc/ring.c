@@ -967,13 +967,27 @@ static unsigned sqe_flags(unsigned flags)
            (flags & YR_ASYNC ? IOSQE_ASYNC : 0u) | (flags & YR_DRAIN ? IOSQE_IO_DRAIN : 0u);
 }
 
-/* Fills the next submission entry for `slot`; the caller has made sure that there is one. */
+/* The next submission entry; the caller has made sure that there is one. A polling kernel may have posted
+ * completions of operations whose entries it gives back only a moment later, when it is through with all that
+ * it took: then that is waited for. */
+static struct io_uring_sqe *next_entry(struct yr_ring *ring)
+{
+    struct io_uring_sqe *sqe;
+
+    while ((sqe = io_uring_get_sqe(&ring->ring)) == NULL) {
+        assert(ring->setup_flags & IORING_SETUP_SQPOLL);
+        (void)io_uring_sqring_wait(&ring->ring);
+        (void)sched_yield(); /* where the kernel sees room in what it has not been told of yet */
+    }
+    return sqe;
+}
+
+/* Fills the next submission entry for `slot`. */
 static void fill_entry(struct yr_ring *ring, struct slot *slot, const struct yr_op *op)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->ring);
+    struct io_uring_sqe *sqe = next_entry(ring);
     unsigned flags = op->flags;
 
-    assert(sqe != NULL);
     slot->op = op->op;
     slot->replaced = ring->rule_count > 0 && injected(ring, op->op, true, &slot->result);
     if (!slot->replaced) {

@@ -1371,6 +1371,19 @@ def test_sqpoll(fd: int, data: bytes, files: list[int]) -> None:
     assert ring.close() == 0
 
 
+def test_sqpoll_gives_back_entries_late(fd: int, data: bytes) -> None:
+    """Completions may be there before the entries are free again."""
+    try:
+        ring = Ring(4, flags=lib.YR_SETUP_SQPOLL, sq_idle_ms=1000)
+    except OSError as error:
+        pytest.skip(f"no SQPOLL here: {error}")
+    expected = data[:20000]
+    for _ in range(1500):
+        results, memory = ring.read_batch([(fd, 100, i * 100) for i in range(200)])
+        assert results == [100] * 200 and b"".join(memory) == expected
+    assert ring.close() == 0
+
+
 def test_iopoll(tmp_path: Path, data: bytes) -> None:
     """Only where driver and file system poll is there more than an error to be had, and no hang."""
     (tmp_path / "direct").write_bytes(data)
