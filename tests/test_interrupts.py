@@ -33,9 +33,8 @@ from yatagarasu_cache.index import Index
 from yatagarasu_cache.store import Store
 
 PACKAGE = str(Path(locks.__file__).parent)
-ALL = os.environ.get("YATAGARASU_TEST_INTERRUPTS") == "all"
+PICKED = os.environ.get("YATAGARASU_TEST_INTERRUPTS", "40")  # steps of a method that are tried
 SEED = int(os.environ.get("YATAGARASU_TEST_SEED", "1"))
-PICKED = 40  # steps of a method that a usual run tries
 LIMIT = {"size_limit": 1 << 20, "segment_size": 16 << 10}
 
 
@@ -90,7 +89,7 @@ def steps_of(
 def picked_of(total: int) -> Sequence[int]:
     """Those of so many steps that are tried in this run."""
     steps = range(1, total + 1)
-    return steps if ALL else sorted(random.Random(SEED).sample(steps, min(PICKED, total)))
+    return steps if PICKED == "all" else sorted(random.Random(SEED).sample(steps, min(int(PICKED), total)))
 
 
 def free_of_locks(cache: DiskCache) -> None:
