@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .. import format as f
+from ..cancelling import heed
 from ..changes import Mark
 from ..errors import CacheIOError, from_os_error
 from ..format import PARTITION_MASK, Slot
@@ -58,6 +59,7 @@ class Removal(Handle):
         """
         alive = removed = 0
         for start in range(0, len(digests), _REMOVAL_BATCH):
+            heed()
             a, r = self._remove_batch(digests[start : start + _REMOVAL_BATCH], chosen, counter)
             alive, removed = alive + a, removed + r
         return alive, removed

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .. import format as f
 from ..backends.base import Buffer
+from ..cancelling import heed
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
@@ -216,6 +217,7 @@ class Writing(Reading):
         Not atomic as a whole: if it raises, the items before some point are stored.
         """
         for batch in self.batches(items):
+            heed()
             self.put_batch(batch)
 
     def batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -1,0 +1,107 @@
+"""Changes whose caller has been cancelled, and waits only for the moment from which nothing more happens.
+
+A thread cannot be stopped from outside. So whoever makes a change in a worker thread on behalf of a task
+asks it to end, and it heeds that (`heed`) where it waits for something that has no bound, which is a lock
+that others have, and between the parts of a long change. There it raises `GivenUp`: unwinding leaves all
+that was not complete as it had been. Where it works it is let work on, to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import NoReturn, TypeVar
+
+__all__ = ["Call", "GivenUp", "give_up", "heed", "is_heeding", "to_the_end"]
+
+T = TypeVar("T")
+
+
+class GivenUp(BaseException):
+    """Ends the work of a call that was cancelled. Not an Exception: nobody takes it for a failure."""
+
+
+class Call(Future[None]):
+    """Work for a thread, which is to begin unless this is cancelled first. Done when it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._answers: deque[Callable[[], None]] = deque()
+        self._given_up = False
+
+    def work(self, function: Callable[..., T], *args: object) -> T:
+        """What the thread does."""
+        if not self.set_running_or_notify_cancel():
+            raise GivenUp
+        _here.call = self
+        try:
+            return function(*args)
+        finally:
+            _here.call = None
+            self.set_result(None)
+            self._answer()
+
+    def ask(self, answer: Callable[[], None]) -> None:
+        """Ask the work to end. `answer` is called, in any thread, once nothing more of it takes effect."""
+        self._answers.append(answer)
+        if self.done() or self._given_up:  # asked afterwards: the work looks for answers after it is
+            self._answer()
+
+    def heed(self) -> None:
+        if self._answers and not self._given_up:
+            self.give_up()
+
+    def give_up(self) -> NoReturn:
+        """From here on there is only unwinding, which nothing disturbs."""
+        self._given_up = True
+        self._answer()
+        raise GivenUp
+
+    def go_on(self) -> None:
+        """Begin anew, with what is wanted by those who have not asked before this."""
+        self._given_up = False
+
+    def _answer(self) -> None:
+        with contextlib.suppress(IndexError):  # empty: no look before, two threads may be here
+            while True:
+                self._answers.popleft()()
+
+
+class _Here(threading.local):
+    call: Call | None = None
+
+
+_here = _Here()
+
+
+def is_heeding() -> bool:
+    """Whether this thread works for a call."""
+    return _here.call is not None
+
+
+def heed() -> None:
+    """Raise `GivenUp` if this thread works for a call that was cancelled."""
+    call = _here.call
+    if call is not None:
+        call.heed()
+
+
+def give_up() -> NoReturn:
+    """Raise `GivenUp` because it is known that the call was cancelled."""
+    call = _here.call
+    if call is not None:
+        call.give_up()
+    raise GivenUp
+
+
+@contextlib.contextmanager
+def to_the_end() -> Iterator[None]:
+    """What is done here is done to its end, for it follows a change that has taken effect."""
+    call, _here.call = _here.call, None
+    try:
+        yield
+    finally:
+        _here.call = call
