@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .. import format as f
 from ..backends.base import Buffer
-from ..cancelling import heed
+from ..cancelling import heed, to_the_end
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
@@ -258,9 +258,10 @@ class Writing(Reading):
         self.sets += len(batch) - len(again)
         self.reclaim.pace(size)
         if again:
-            self.let_go_if_lost(writer)
-        for item in self._as_now(again):
-            self.put(*item)
+            with to_the_end():  # the others are stored, and nobody is to store them once more
+                self.let_go_if_lost(writer)
+                for item in self._as_now(again):
+                    self.put(*item)
 
     def _as_now(self, items: list[Item]) -> list[Item]:
         """Items with the digests that their keys have in the cache that is in place now."""
