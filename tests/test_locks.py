@@ -155,7 +155,7 @@ class Work:
 
     def end(self) -> BaseException | None:
         self.thread.join(20)
-        assert not self.thread.is_alive() and self.call.done()
+        assert not self.thread.is_alive() and self.call.done
         return self.raised
 
 
@@ -171,7 +171,7 @@ def test_waiting_is_given_up(locks: Callable[..., FileLock], by: str) -> None:
     with holder:
         work = Work(lambda: take(lock, taken))
         time.sleep(0.05)
-        assert not work.call.done()
+        assert not work.call.done
         work.ask()
         assert isinstance(work.end(), GivenUp) and work.answered.is_set() and not taken
     with lock:
@@ -216,7 +216,7 @@ def test_unwinding_is_not_given_up(locks: Callable[..., FileLock]) -> None:
         assert work.answered.wait(20)  # before that: nobody waits for it
         work.answered.clear()
         work.ask()
-        assert work.answered.is_set() and not work.call.done() and not taken
+        assert work.answered.is_set() and not work.call.done and not taken
     assert isinstance(work.end(), GivenUp) and taken == ["taken"]
 
 

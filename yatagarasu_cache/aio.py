@@ -216,20 +216,17 @@ class _Loop:
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """`function(*args)`, which changes nothing: nobody waits for it once the future is cancelled."""
-        return self._begin(Call(), function, *args)
+        return self.track(self.channel.run(self._work, Call(), function, *args))
 
     async def change(self, function: Callable[..., T], *args: Any) -> T:
         """The same of one that changes something: once this is over, so is that, also if it is cancelled."""
         call = Call()
         try:
-            return await self._begin(call, function, *args)
+            return await self.track(self.channel.run(self._work, call, function, *args))
         except asyncio.CancelledError:
             if not call.cancel():  # it has begun
                 await self._settled(call)
             raise
-
-    def _begin(self, call: Call, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        return self.track(self.channel.run(self._work, call, function, *args))
 
     def _work(self, call: Call, function: Callable[..., T], *args: Any) -> T:
         """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
@@ -244,20 +241,25 @@ class _Loop:
 
         It comes up to that by itself: who waits here, because he was cancelled, cannot be hurried.
         """
-        settled: asyncio.Future[None] = self.loop.create_future()
-
-        def settle() -> None:
-            if not settled.done():
-                settled.set_result(None)
-
-        def answer() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self.loop.call_soon_threadsafe(settle)
-
-        call.ask(answer)
+        settled = self._happening(call.ask)
         while not settled.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({settled})
+
+    def _happening(self, have_called: Callable[[Callable[[], None]], None]) -> asyncio.Future[None]:
+        """A future that is done when what is given to `have_called` is called, in whichever thread."""
+        future: asyncio.Future[None] = self.loop.create_future()
+
+        def complete() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def called() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(complete)
+
+        have_called(called)
+        return future
 
     async def run_aside(self, source: _Source | _Pull, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`, which reads `source`, in a thread of its own.
@@ -316,7 +318,7 @@ class _Loop:
         if self._batch is not None:
             call, puts = self._batch
             # One that has not begun leaves out what was cancelled.
-            if call.running() and any(future is one for _, one in puts):
+            if call.is_running and any(future is one for _, one in puts):
                 await self._settled(call)
 
     def _put_next(self) -> None:
@@ -329,7 +331,7 @@ class _Loop:
             return
         call = Call()
         try:
-            done = self._begin(call, self._put_batch, call, puts)
+            done = self.track(self.channel.run(call.work, self._put_batch, call, puts))
         except Exception as error:  # the pool is closed
             self._deliver([(error, future) for _, future in puts])
             return
@@ -380,7 +382,7 @@ class _Loop:
         await self.turns.drain()
         while self.running:  # nobody waits for these any more
             await asyncio.wait(set(self.running))
-        if ends := [asyncio.wrap_future(call) for call in list(self._working)]:
+        if ends := [self._happening(call.at_end) for call in list(self._working)]:
             await asyncio.wait(ends)
         self._shared.leave(self.loop)
 

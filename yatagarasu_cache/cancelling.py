@@ -12,7 +12,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
 __all__ = ["Call", "GivenUp", "give_up", "heed", "is_heeding", "to_the_end"]
@@ -24,31 +23,53 @@ class GivenUp(BaseException):
     """Ends the work of a call that was cancelled. Not an Exception: nobody takes it for a failure."""
 
 
-class Call(Future[None]):
-    """Work for a thread, which is to begin unless this is cancelled first. Done when it has ended."""
+class Call:
+    """Work for a thread, which begins it unless it is cancelled before."""
+
+    __slots__ = ("_answers", "_chance", "_ends", "_given_up", "done")
 
     def __init__(self) -> None:
-        super().__init__()
+        self.done = self._given_up = False
+        self._chance = [None]  # whoever takes it decides what becomes of this
         self._answers: deque[Callable[[], None]] = deque()
-        self._given_up = False
+        self._ends: deque[Callable[[], None]] = deque()
+
+    def cancel(self) -> bool:
+        """Whether it had not begun: now it never will."""
+        try:
+            self._chance.pop()
+        except IndexError:
+            return False
+        return True
+
+    @property
+    def is_running(self) -> bool:
+        return not (self._chance or self.done)
 
     def work(self, function: Callable[..., T], *args: object) -> T:
         """What the thread does."""
-        if not self.set_running_or_notify_cancel():
-            raise GivenUp
-        _here.call = self
         try:
+            if not self.cancel():
+                raise GivenUp
+            _here.call = self
             return function(*args)
         finally:
             _here.call = None
-            self.set_result(None)
-            self._answer()
+            self.done = True
+            _tell(self._answers)
+            _tell(self._ends)
 
     def ask(self, answer: Callable[[], None]) -> None:
         """Ask the work to end. `answer` is called, in any thread, once nothing more of it takes effect."""
         self._answers.append(answer)
-        if self.done() or self._given_up:  # asked afterwards: the work looks for answers after it is
-            self._answer()
+        if self.done or self._given_up:  # asked afterwards: the work looks for answers after it is
+            _tell(self._answers)
+
+    def at_end(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called, in any thread, when the thread is through with the work."""
+        self._ends.append(ended)
+        if self.done:
+            _tell(self._ends)
 
     def heed(self) -> None:
         if self._answers and not self._given_up:
@@ -57,17 +78,21 @@ class Call(Future[None]):
     def give_up(self) -> NoReturn:
         """From here on there is only unwinding, which nothing disturbs."""
         self._given_up = True
-        self._answer()
+        _tell(self._answers)
         raise GivenUp
 
     def go_on(self) -> None:
         """Begin anew, with what is wanted by those who have not asked before this."""
         self._given_up = False
 
-    def _answer(self) -> None:
-        with contextlib.suppress(IndexError):  # empty: no look before, two threads may be here
-            while True:
-                self._answers.popleft()()
+
+def _tell(whom: deque[Callable[[], None]]) -> None:
+    while whom:
+        try:
+            tell = whom.popleft()
+        except IndexError:  # another thread was here too
+            return
+        tell()
 
 
 class _Here(threading.local):
