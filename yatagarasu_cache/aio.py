@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from . import config, forks
 from .backends.base import Buffer, Channel
 from .cache import DiskCache, _settings, as_stream, check_length, configured, listed, stream_length
-from .cancelling import Call, GivenUp, give_up, heed
+from .cancelling import Call, GivenUp, ensure_wanted, give_up
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
@@ -344,24 +344,31 @@ class _Loop:
         Without those that are cancelled, also while it waits for a lock: it begins anew with the others.
         """
         outcomes: list[_Outcome] = []
-        alone = 0  # of the next ones, so many have failed together
+        alone = 0  # of the next ones, so many could not be stored together
         while True:
             call.go_on()  # before it is seen who is left
             puts = [put for put in puts if not put[1].cancelled()]
             if not puts:
                 return outcomes
             part = next(self._store.batches([item for item, _ in (puts[:1] if alone else puts)]))
+            again: Sequence[int] = ()
+            error: BaseException | None = None
             try:
-                heed()
-                error = _error_of(self._store.put_batch, part)
+                ensure_wanted()
+                if alone:
+                    self._store.put_batch(part)
+                else:
+                    again = self._store.put_at_once(part)
             except GivenUp:
                 continue
-            if error is not None and len(part) > 1 and not isinstance(error, LockTimeout):
-                alone = len(part)
-                continue
-            alone = max(alone - 1, 0)
-            outcomes += [(error, future) for _, future in puts[: len(part)]]
-            puts = puts[len(part) :]  # what was stored is not to be stored once more
+            except Exception as failure:
+                error = failure
+                if len(part) > 1 and not isinstance(error, LockTimeout):
+                    again = range(len(part))
+            outcomes += [(error, future) for n, (_, future) in enumerate(puts[: len(part)]) if n not in again]
+            alone = max(alone - 1, 0) + len(again)
+            # What was stored is not to be stored once more.
+            puts = [puts[n] for n in again] + puts[len(part) :]
 
     def _batch_done(self, done: asyncio.Future[list[_Outcome]], puts: list[_Put]) -> None:
         self._batch = None
@@ -385,14 +392,6 @@ class _Loop:
         if ends := [self._happening(call.at_end) for call in list(self._working)]:
             await asyncio.wait(ends)
         self._shared.leave(self.loop)
-
-
-def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
-    try:
-        function(*args)
-    except Exception as error:
-        return error
-    return None
 
 
 def _nothing(done: asyncio.Future[Any]) -> None:

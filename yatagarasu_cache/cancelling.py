@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
-__all__ = ["Call", "GivenUp", "give_up", "heed", "is_heeding", "to_the_end"]
+__all__ = ["Call", "GivenUp", "ensure_wanted", "give_up", "heed", "is_heeding", "putting_in_order"]
 
 T = TypeVar("T")
 
@@ -26,10 +26,10 @@ class GivenUp(BaseException):
 class Call:
     """Work for a thread, which begins it unless it is cancelled before."""
 
-    __slots__ = ("_answers", "_chance", "_ends", "_given_up", "done")
+    __slots__ = ("_answers", "_chance", "_ends", "_given_up", "done", "is_putting_in_order")
 
     def __init__(self) -> None:
-        self.done = self._given_up = False
+        self.done = self._given_up = self.is_putting_in_order = False
         self._chance = [None]  # whoever takes it decides what becomes of this
         self._answers: deque[Callable[[], None]] = deque()
         self._ends: deque[Callable[[], None]] = deque()
@@ -73,6 +73,13 @@ class Call:
 
     def heed(self) -> None:
         if self._answers and not self._given_up:
+            self._given_up = True
+            _tell(self._answers)
+            if not self.is_putting_in_order:
+                raise GivenUp
+
+    def ensure_wanted(self) -> None:
+        if self._answers or self._given_up:
             self.give_up()
 
     def give_up(self) -> NoReturn:
@@ -108,10 +115,17 @@ def is_heeding() -> bool:
 
 
 def heed() -> None:
-    """Raise `GivenUp` if this thread works for a call that was cancelled."""
+    """Where it waits: raise `GivenUp` if this thread works for a call that was cancelled. Once for each."""
     call = _here.call
     if call is not None:
         call.heed()
+
+
+def ensure_wanted() -> None:
+    """Before each part, or try, of a change: the same, also where somebody was answered before."""
+    call = _here.call
+    if call is not None:
+        call.ensure_wanted()
 
 
 def give_up() -> NoReturn:
@@ -123,10 +137,15 @@ def give_up() -> NoReturn:
 
 
 @contextlib.contextmanager
-def to_the_end() -> Iterator[None]:
-    """What is done here is done to its end, for it follows a change that has taken effect."""
-    call, _here.call = _here.call, None
+def putting_in_order() -> Iterator[None]:
+    """What is done here is done to its end, and who asks meanwhile does not wait for it: nothing takes effect
+    until it is seen, by `ensure_wanted`, that nothing more is to."""
+    call = _here.call
+    if call is None:
+        yield
+        return
+    before, call.is_putting_in_order = call.is_putting_in_order, True
     try:
         yield
     finally:
-        _here.call = call
+        call.is_putting_in_order = before

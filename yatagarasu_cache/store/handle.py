@@ -26,7 +26,7 @@ from .. import cache_settings, forks, recovery
 from .. import format as f
 from ..backends.base import Backend
 from ..cache_settings import CacheSettings
-from ..cancelling import heed
+from ..cancelling import ensure_wanted
 from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
@@ -710,7 +710,7 @@ class Handle:
             # What is moved goes to active segments: these last, and it is not missed.
             todo.sort(key=lambda segment: self.index.state(segment) == f.ACTIVE)
             for segment in todo:
-                heed()
+                ensure_wanted()
                 done.add(segment)
                 for record in self.records(segment):
                     slot = self.alive(record, segment)
@@ -743,7 +743,7 @@ class Handle:
     def expire_all(self) -> int:
         expired = 0
         for part in range(f.PARTITIONS):
-            heed()
+            ensure_wanted()
             expired += self.reclaim.expire_part(part)
         return expired
 
