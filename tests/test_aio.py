@@ -47,9 +47,11 @@ from yatagarasu_cache import (
 from yatagarasu_cache.aio import AsyncEntry, AsyncValueReader
 from yatagarasu_cache.backends.base import Backend, Channel
 from yatagarasu_cache.backends.threads import DEFAULT_WORKERS
+from yatagarasu_cache.changes import ChangeLog
 from yatagarasu_cache.entry import Entry, Location
 from yatagarasu_cache.index import Index
 from yatagarasu_cache.locks import FileLock
+from yatagarasu_cache.reclaim import Reclaimer
 from yatagarasu_cache.store import Store
 
 # A coroutine that nobody awaited is a leak too.
@@ -1583,7 +1585,7 @@ def test_those_of_a_batch_wait_for_the_lock_together(
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("set", "put_batch"), ("set large", "_put_pointer"), ("set file", "_put_pointer"),
+        ("set", "put_at_once"), ("set large", "_put_pointer"), ("set file", "_put_pointer"),
         ("set iterator", "_put_pointer"), ("set short iterator", "put"), ("set asynchronous", "_put_pointer"),
         ("set_many", "put_many"), ("set_many pairs", "put_many"), ("add", "change"), ("incr", "change"),
         ("touch", "touch"), ("pop", "delete"), ("delete_many", "remove_keys"), ("evict", "remove"),
@@ -1628,6 +1630,102 @@ def test_what_has_begun_is_waited_for(
     run(main())
     with DiskCache(directory, **SMALL) as after:
         assert after.get("k") == b"fresh" and after.check() == []
+
+
+@pytest.mark.parametrize("name", ["set", "set large", "set iterator", "set_many", "incr", "add", "pop", "delete"])
+def test_cancelled_while_it_cleans_up_behind_itself(
+    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The change is made, and has to wait for others only to clean up: nobody waits for that."""
+    reached = threading.Event()
+
+    def cleaning(reclaim: Reclaimer, _budget: int) -> None:
+        if not reached.is_set():
+            lock.enter_context(locked_by_others(directory))
+            reached.set()
+        with reclaim._store.lock:
+            pass
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(OLD)
+            monkeypatch.setattr(Reclaimer, "_work", cleaning)
+            cache._sync()._store.reclaim._unpaced = 1 << 30
+            task = asyncio.ensure_future(ALTERATIONS[name](cache))
+            await until(reached)
+            await asyncio.sleep(0.05)
+            await ends_soon(task)
+            changed = await cache.get_many([*OLD, "absent"])
+            assert changed != OLD
+            lock.close()
+            await cache.incr("others")
+            assert await cache.get_many([*OLD, "absent"]) == changed and await cache.check() == []
+
+    with contextlib.ExitStack() as lock:
+        run(main())
+
+
+@pytest.mark.parametrize("name", ["delete_many", "set_many"])
+def test_no_part_follows_one_whose_cleaning_up_was_given_up(
+    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    reached = threading.Event()
+
+    def cleaning(reclaim: Reclaimer, _budget: int) -> None:
+        if not reached.is_set():
+            lock.enter_context(locked_by_others(directory))
+            reached.set()
+        try:
+            with reclaim._store.lock:
+                pass
+        finally:
+            lock.close()  # the next part need not wait
+
+    async def main() -> None:
+        async with open_cache(**SMALL) as cache:
+            await cache.set_many(dict.fromkeys(range(1000), b"old"))
+            monkeypatch.setattr(Reclaimer, "_work", cleaning)
+            cache._sync()._store.reclaim._unpaced = 1 << 30
+            new = dict.fromkeys(range(1000), noise(500))
+            call = cache.delete_many(list(new)) if name == "delete_many" else cache.set_many(new)
+            task = asyncio.ensure_future(call)
+            await until(reached)
+            await ends_soon(task)
+            found = await cache.get_many(range(1000))
+            untouched = sum(value == b"old" for value in found.values())
+            assert 0 < untouched < 1000
+            await asyncio.sleep(0.05)
+            assert await cache.get_many(range(1000)) == found
+
+    with contextlib.ExitStack() as lock:
+        run(main())
+
+
+def test_cancelled_while_a_removal_is_made_durable(
+    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the entry had on the disk goes all the same."""
+    reached, sync = threading.Event(), ChangeLog.sync
+
+    def held(changes: ChangeLog, *args: Any) -> None:
+        with locked_by_others(directory):
+            reached.set()
+            sync(changes, *args)
+
+    async def main() -> None:
+        async with open_cache(durability="sync", **SMALL) as cache:
+            await cache.set_many(OLD)
+            monkeypatch.setattr(ChangeLog, "sync", held)
+            task = asyncio.ensure_future(cache.delete("large"))
+            await until(reached)
+            await asyncio.sleep(0.05)
+            await ends_soon(task)
+            assert await cache.get("large") is None
+
+    run(main())
+    assert os.listdir(directory / "large") == []
+    with DiskCache(directory, **SMALL) as after:
+        assert after.get("large") is None and after.check() == []
 
 
 def test_what_has_not_begun_never_does(open_cache: Open, watched: list[Watched]) -> None:
