@@ -26,6 +26,7 @@ from helpers import noise, run_python
 from yatagarasu_cache import CacheIOError, ClosedError, DiskCache, LockTimeout, Reentered
 from yatagarasu_cache import format as f
 from yatagarasu_cache.backends.threads import ThreadsBackend
+from yatagarasu_cache.cancelling import Call, GivenUp
 from yatagarasu_cache.locks import LOOK_EVERY, FileLock
 
 Make = Callable[..., DiskCache]
@@ -129,6 +130,130 @@ def test_a_thread_does_not_wait_for_itself(locks: Callable[..., FileLock]) -> No
         pass
     with other:
         pass
+
+
+# -- waiting that is given up -------------------------------------------------------------------
+
+
+class Work:
+    """A call's, in a thread of its own. `ask` asks it to end, and gives what came of it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.call, self.answered, self.raised = Call(), threading.Event(), None
+        self._function = function
+        self.thread = threading.Thread(target=self._work)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            self.call.work(self._function)
+        except BaseException as error:
+            self.raised = error
+
+    def ask(self) -> None:
+        self.call.ask(self.answered.set)
+
+    def end(self) -> BaseException | None:
+        self.thread.join(20)
+        assert not self.thread.is_alive() and self.call.done
+        return self.raised
+
+
+def take(lock: Any, taken: list[str]) -> None:
+    with lock:
+        taken.append("taken")
+
+
+@pytest.mark.parametrize("by", ["a process", "a thread"])
+def test_waiting_is_given_up(locks: Callable[..., FileLock], by: str) -> None:
+    lock, taken = locks(60), list[str]()
+    holder = locks() if by == "a process" else lock
+    with holder:
+        work = Work(lambda: take(lock, taken))
+        time.sleep(0.05)
+        assert not work.call.done
+        work.ask()
+        assert isinstance(work.end(), GivenUp) and work.answered.is_set() and not taken
+    with lock:
+        assert not is_free(locks())
+    assert Work(lambda: take(lock, taken)).end() is None and taken
+
+
+def test_threads_that_may_give_up_wait_no_longer(locks: Callable[..., FileLock]) -> None:
+    lock = locks(0.05)
+    with lock:
+        found = Work(lambda: take(lock, [])).end()
+    assert isinstance(found, LockTimeout) and "another thread of this process" in str(found)
+
+
+def test_a_lock_that_is_free_is_taken_by_who_was_asked(locks: Callable[..., FileLock]) -> None:
+    """It is waiting that is given up. Who asks hears of the end."""
+    lock, taken, go = locks(60), list[str](), threading.Event()
+    work = Work(lambda: go.wait(20) and take(lock, taken))
+    work.ask()
+    assert not work.answered.wait(0.05)
+    go.set()
+    assert work.end() is None and taken and work.answered.is_set()
+    work.answered.clear()
+    work.ask()
+    assert work.answered.is_set()
+
+
+def test_unwinding_is_not_given_up(locks: Callable[..., FileLock]) -> None:
+    """Whoever has given up puts things in order, and waits for what he needs for that."""
+    lock, holder, taken = locks(60), locks(), list[str]()
+
+    def work_of_it() -> None:
+        try:
+            take(lock, taken)
+        finally:
+            take(lock, taken)
+
+    with holder:
+        work = Work(work_of_it)
+        time.sleep(0.05)
+        work.ask()
+        assert work.answered.wait(20)  # before that: nobody waits for it
+        work.answered.clear()
+        work.ask()
+        assert work.answered.is_set() and not work.call.done and not taken
+    assert isinstance(work.end(), GivenUp) and taken == ["taken"]
+
+
+def test_what_was_cancelled_first_never_begins() -> None:
+    call, done = Call(), list[int]()
+    assert call.cancel()
+    with pytest.raises(GivenUp):
+        call.work(lambda: done.append(1))
+    assert not done
+    call = Call()
+    assert call.work(lambda: call.cancel()) is False
+
+
+def test_giving_up_while_a_segment_is_sealed(make: Make) -> None:
+    """It stays the one that is appended to."""
+    cache = make()
+    cache.set("k", b"1")
+    store = cache._store
+
+    def seal() -> None:
+        with store.appending:
+            store.seal_writer()
+
+    writer = store.writer
+    fd = os.open(Path(cache.directory) / f.LOCK_NAME, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        work = Work(seal)
+        time.sleep(0.05)
+        work.ask()
+        assert isinstance(work.end(), GivenUp)
+    finally:
+        os.close(fd)
+    assert writer is not None and store.writer is writer and writer.fd >= 0
+    cache.set("k", b"2")
+    seal()
+    assert store.writer is None and cache.get("k") == b"2" and cache.check() == []
 
 
 # -- a process that is stopped ------------------------------------------------------------------

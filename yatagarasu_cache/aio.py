@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from itertools import islice
@@ -33,11 +33,12 @@ from .cache import (
     listed,
     stream_length,
 )
+from .cancelling import Call, GivenUp, ensure_wanted, give_up
 from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
 from .config import Settings
 from .entry import Entry, Location
-from .errors import CacheError, CacheIOError, ClosedError, from_os_error
+from .errors import CacheIOError, ClosedError, LockTimeout, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
 from .interruption import ours
@@ -49,6 +50,8 @@ from .store import Found, Item, Store
 __all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
 
 T = TypeVar("T")
+_Put = tuple[Item, asyncio.Future[None]]
+_Outcome = tuple[BaseException | None, asyncio.Future[None]]
 _YIELD_EVERY = 64  # hits in place after which other tasks get a turn
 _WALK_BATCH = 256  # keys fetched by one call while iterating
 _BATCH_ITEMS = 512  # puts in one batch
@@ -214,41 +217,79 @@ class _Loop:
         # is nobody else's business, and an asynchronous one may itself need turns and workers.
         self.streams = _Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
-        self._working: set[Future[None]] = set()
+        self._working: set[Call] = set()
         self._store = cache._store
-        self._puts: list[tuple[Item, asyncio.Future[None]]] = []
+        self._puts: list[_Put] = []
         self._putting = False
+        self._batch: tuple[Call, list[_Put]] | None = None  # that is under way
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        return self.track(self.channel.run(self._work, function, *args))
+        """`function(*args)`, which changes nothing: nobody waits for it once the future is cancelled."""
+        return self.track(self.channel.run(self._work, Call(), function, *args))
 
-    def _work(self, function: Callable[..., T], *args: Any) -> T:
-        """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
-        end: Future[None] = Future()
-        self._working.add(end)
+    async def change(self, function: Callable[..., T], *args: Any) -> T:
+        """The same of one that changes something: once this is over, so is that, also if it is cancelled."""
+        call = Call()
         try:
-            return function(*args)
+            return await self.track(self.channel.run(self._work, call, function, *args))
+        except asyncio.CancelledError:
+            if not call.cancel():  # it has begun
+                await self._settled(call)
+            raise
+
+    def _work(self, call: Call, function: Callable[..., T], *args: Any) -> T:
+        """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
+        self._working.add(call)
+        try:
+            return call.work(function, *args)
         finally:
-            self._working.discard(end)
-            end.set_result(None)
+            self._working.discard(call)
+
+    async def _settled(self, call: Call) -> None:
+        """Ask a call to end, and wait until nothing more of it takes effect.
+
+        It comes up to that by itself: who waits here, because he was cancelled, cannot be hurried.
+        """
+        settled = self._happening(call.ask)
+        while not settled.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({settled})
+
+    def _happening(self, have_called: Callable[[Callable[[], None]], None]) -> asyncio.Future[None]:
+        """A future that is done when what is given to `have_called` is called, in whichever thread."""
+        future: asyncio.Future[None] = self.loop.create_future()
+
+        def complete() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def called() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(complete)
+
+        have_called(called)
+        return future
 
     async def run_aside(self, source: _Source | _Pull, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`, which reads `source`, in a thread of its own.
 
         Once it is cancelled nothing more is asked of the source, and what that does not come back with is
-        not waited for.
+        not waited for: it will not be stored. Otherwise as `change`.
         """
+        call = Call()
         if not self.streams.enter():
             await self.streams.wait()
         try:
-            done = _in_thread(lambda: function(*args), "yatagarasu-stream", self._left)
+            done = _in_thread(lambda: call.work(function, *args), "yatagarasu-stream", self._left)
         except BaseException:
             self.streams.leave()
             raise
         try:
             await asyncio.wait({done})
         except asyncio.CancelledError:
-            if source.stop() and not done.done():
+            if not source.stop():
+                await self._settled(call)
+            elif not done.done():
                 done.cancel()  # nobody waits for it
                 self.streams.forsake()
             raise
@@ -281,45 +322,70 @@ class _Loop:
             self.loop.call_soon(self._put_next)
         return future
 
+    async def put_settled(self, future: asyncio.Future[None]) -> None:
+        """After what `put` gave was cancelled: until nothing more of that takes effect."""
+        if self._batch is not None:
+            call, puts = self._batch
+            # One that has not begun leaves out what was cancelled.
+            if call.is_running and any(future is one for _, one in puts):
+                await self._settled(call)
+
     def _put_next(self) -> None:
-        batch = [put for put in self._puts[:_BATCH_ITEMS] if not put[1].cancelled()]
+        puts = [put for put in self._puts[:_BATCH_ITEMS] if not put[1].cancelled()]
         del self._puts[:_BATCH_ITEMS]
-        if not batch:
+        if not puts:
             self._putting = bool(self._puts)
             if self._puts:
                 self.loop.call_soon(self._put_next)
             return
+        call = Call()
         try:
-            done = self.channel.run(self._put_batch, [item for item, _ in batch])
+            done = self.track(self.channel.run(call.work, self._put_batch, call, puts))
         except Exception as error:  # the pool is closed
-            self._deliver([error] * len(batch), batch)
+            self._deliver([(error, future) for _, future in puts])
             return
-        self.track(done).add_done_callback(lambda done: self._batch_done(done, batch))
+        self._batch = call, puts
+        done.add_done_callback(lambda done: self._batch_done(done, puts))
 
-    def _put_batch(self, items: list[Item]) -> list[BaseException | None]:
-        """In a worker thread: all at once, or, if that fails, each by itself to say which failed."""
-        errors: list[BaseException | None] = []
-        for part in self._store.batches(items):  # what was stored is not to be stored once more
+    def _put_batch(self, call: Call, puts: list[_Put]) -> list[_Outcome]:
+        """In a worker thread: all at once, or, if that fails, each by itself to say which failed.
+
+        Without those that are cancelled, also while it waits for a lock: it begins anew with the others.
+        """
+        outcomes: list[_Outcome] = []
+        alone = 0  # of the next ones, so many could not be stored together
+        while True:
+            call.go_on()  # before it is seen who is left
+            puts = [put for put in puts if not put[1].cancelled()]
+            if not puts:
+                return outcomes
+            part = next(self._store.batches([item for item, _ in (puts[:1] if alone else puts)]))
+            again: Sequence[int] = ()
+            error: BaseException | None = None
             try:
-                self._store.put_batch(part)
-            except ours(CacheError, OSError) as error:
-                alone = len(part) == 1
-                errors += [error] if alone else [_error_of(self._store.put, *item) for item in part]
-            else:
-                errors += [None] * len(part)
-        return errors
+                ensure_wanted()
+                if alone:
+                    self._store.put_batch(part)
+                else:
+                    again = self._store.put_at_once(part)
+            except GivenUp:
+                continue
+            except Exception as failure:
+                error = failure
+                if len(part) > 1 and not isinstance(error, LockTimeout):
+                    again = range(len(part))
+            outcomes += [(error, future) for n, (_, future) in enumerate(puts[: len(part)]) if n not in again]
+            alone = max(alone - 1, 0) + len(again)
+            # What was stored is not to be stored once more.
+            puts = [puts[n] for n in again] + puts[len(part) :]
 
-    def _batch_done(
-        self, done: asyncio.Future[list[BaseException | None]],
-        batch: list[tuple[Item, asyncio.Future[None]]],
-    ) -> None:  # fmt: skip
+    def _batch_done(self, done: asyncio.Future[list[_Outcome]], puts: list[_Put]) -> None:
+        self._batch = None
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        self._deliver([error] * len(batch) if error else done.result(), batch)
+        self._deliver([(error, future) for _, future in puts] if error else done.result())
 
-    def _deliver(
-        self, results: list[BaseException | None], batch: list[tuple[Item, asyncio.Future[None]]]
-    ) -> None:
-        for error, (_, future) in zip(results, batch, strict=True):
+    def _deliver(self, outcomes: list[_Outcome]) -> None:
+        for error, future in outcomes:
             if not future.done():
                 if error is None:
                     future.set_result(None)
@@ -332,16 +398,9 @@ class _Loop:
         await self.turns.drain()
         while self.running:  # nobody waits for these any more
             await asyncio.wait(set(self.running))
-        await asyncio.gather(*map(asyncio.wrap_future, list(self._working)))
+        if ends := [self._happening(call.at_end) for call in list(self._working)]:
+            await asyncio.wait(ends)
         self._shared.leave(self.loop)
-
-
-def _error_of(function: Callable[..., Any], *args: Any) -> BaseException | None:
-    try:
-        function(*args)
-    except Exception as error:
-        return error
-    return None
 
 
 def _nothing(done: asyncio.Future[Any]) -> None:
@@ -391,7 +450,8 @@ class AsyncDiskCache:
 
     Opened by ``async with`` or by the first operation. Usable from several event loops, each in
     its own thread, at once. Cancelling an operation leaves the old value or the new one, and
-    leaks nothing.
+    leaks nothing. Once its CancelledError has come up, nothing more of it takes effect: a change that
+    is under way on the disk is waited for. What waits for a lock that others have gives up.
     """
 
     _unpickled = False
@@ -569,6 +629,13 @@ class AsyncDiskCache:
         cache = await self._opened()
         return await self._run(getattr(cache, name), *args)
 
+    async def _change(self, name: str, *args: Any) -> Any:
+        """The same of one that changes something: nothing of it takes effect after this."""
+        cache = await self._opened()
+        state = self._loop(cache)
+        async with state.turns:
+            return await state.change(getattr(cache, name), *args)
+
     # -- one entry ----------------------------------------------------------------------------
 
     async def get(self, key: Key, default: Any = None) -> Any:
@@ -661,7 +728,7 @@ class AsyncDiskCache:
     ) -> bool:  # fmt: skip
         """As `DiskCache.set`; `value` may also be an asynchronous iterator of bytes.
 
-        Cancelling it leaves the old value or the new one.
+        Cancelling it leaves the old value or the new one, and what is there then stays: see the class.
         """
         try:
             cache = self._cache or await self._opened()
@@ -676,8 +743,12 @@ class AsyncDiskCache:
             if stream is None:
                 if not state.turns.enter():
                     await state.turns.wait()
+                future = state.put(item)
                 try:
-                    await state.put(item)
+                    await future
+                except asyncio.CancelledError:
+                    await state.put_settled(future)
+                    raise
                 finally:
                     state.turns.leave()
                 return True
@@ -695,36 +766,36 @@ class AsyncDiskCache:
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
         """As `DiskCache.add`."""
-        added: bool = await self._call("add", key, value, expire, tag, meta)
+        added: bool = await self._change("add", key, value, expire, tag, meta)
         return added
 
     @guarded
     async def touch(self, key: Key, expire: float | None = None) -> bool:
         """As `DiskCache.touch`."""
-        touched: bool = await self._call("touch", key, expire)
+        touched: bool = await self._change("touch", key, expire)
         return touched
 
     @guarded
     async def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """As `DiskCache.incr`."""
-        value: int = await self._call("incr", key, delta, default)
+        value: int = await self._change("incr", key, delta, default)
         return value
 
     @guarded
     async def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
         """As `DiskCache.decr`."""
-        value: int = await self._call("decr", key, delta, default)
+        value: int = await self._change("decr", key, delta, default)
         return value
 
     @guarded
     async def pop(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.pop`."""
-        return await self._call("pop", key, default)
+        return await self._change("pop", key, default)
 
     @guarded
     async def delete(self, key: Key) -> bool:
         """As `DiskCache.delete`."""
-        deleted: bool = await self._call("delete", key)
+        deleted: bool = await self._change("delete", key)
         return deleted
 
     def _sync(self) -> DiskCache:
@@ -787,7 +858,7 @@ class AsyncDiskCache:
     ) -> int:  # fmt: skip
         """As `DiskCache.set_many`."""
         if type(items) in (dict, list, tuple):
-            stored: int = await self._call("set_many", items, expire, tag, meta)
+            stored: int = await self._change("set_many", items, expire, tag, meta)
             return stored
         cache = await self._opened()
         source = _Source(_pairs_of(items))
@@ -796,7 +867,7 @@ class AsyncDiskCache:
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
         """As `DiskCache.delete_many`."""
-        deleted: int = await self._call("delete_many", await self._listed(keys))
+        deleted: int = await self._change("delete_many", await self._listed(keys))
         return deleted
 
     async def _listed(self, keys: Iterable[Key]) -> list[Key]:
@@ -830,31 +901,31 @@ class AsyncDiskCache:
     @guarded
     async def evict(self, tag: Key) -> int:
         """As `DiskCache.evict`."""
-        removed: int = await self._call("evict", tag)
+        removed: int = await self._change("evict", tag)
         return removed
 
     @guarded
     async def delete_prefix(self, prefix: Prefix) -> int:
         """As `DiskCache.delete_prefix`."""
-        removed: int = await self._call("delete_prefix", prefix)
+        removed: int = await self._change("delete_prefix", prefix)
         return removed
 
     @guarded
     async def expire(self) -> int:
         """As `DiskCache.expire`."""
-        removed: int = await self._call("expire")
+        removed: int = await self._change("expire")
         return removed
 
     @guarded
     async def cull(self) -> int:
         """As `DiskCache.cull`."""
-        removed: int = await self._call("cull")
+        removed: int = await self._change("cull")
         return removed
 
     @guarded
     async def clear(self) -> int:
         """As `DiskCache.clear`."""
-        removed: int = await self._call("clear")
+        removed: int = await self._change("clear")
         return removed
 
     # -- large values and metadata ------------------------------------------------------------
@@ -904,7 +975,7 @@ class AsyncDiskCache:
     @guarded
     async def check(self, fix: bool = False) -> list[Problem]:
         """As `DiskCache.check`."""
-        problems: list[Problem] = await self._call("check", fix)
+        problems: list[Problem] = await (self._change if fix else self._call)("check", fix)
         return problems
 
     @guarded
@@ -947,7 +1018,7 @@ class _Source:
 
     def _go_on(self) -> None:
         if self._stopped:
-            raise CancelledError
+            give_up()
 
     def stop(self) -> bool:
         """Ask for nothing more. Whether it is waited for just now, which may have no end."""
@@ -980,7 +1051,12 @@ class _Pull:
         self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
         if self._stopped:
             self._next.cancel()
-        return self._next.result()
+        try:
+            return self._next.result()
+        except CancelledError:
+            if self._stopped:
+                give_up()
+            raise
 
     async def _await_next(self) -> Any:
         return await anext(self._iterator, _MISSING)

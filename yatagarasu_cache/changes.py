@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import format as f
 from .errors import from_os_error, is_volume_full
 from .interruption import ours, suppressing
-from .locks import has_name, new_lock
+from .locks import has_name, new_long_lock
 
 if TYPE_CHECKING:
     from .index import Index
@@ -46,7 +46,7 @@ class ChangeLog:
     def __init__(self, store: Handle) -> None:
         self._store = store
         self._segment, self._fd = 0, -1
-        self._syncing = new_lock()
+        self._syncing = new_long_lock()
         self._synced = Mark(0, 0)
         self.follow_settings()
 
@@ -303,4 +303,4 @@ class ChangeLog:
 
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""
-        self._syncing = new_lock()
+        self._syncing = new_long_lock()

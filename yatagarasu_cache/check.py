@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
+from .cancelling import ensure_wanted
 from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
@@ -93,6 +94,7 @@ def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
     changes_lost = False
     for segment in store.index.segments() + store.index.logs():
+        ensure_wanted()
         if not _segment_problem(store, segment):
             continue
         with store.appending, store.lock:  # it may have been sealed or removed while we looked
@@ -201,6 +203,7 @@ def _suspects(store: Store) -> Iterator[tuple[int, int]]:
             batch.append((at, slot))
             size += slot.head_bytes + (slot.value_length if store.in_segment(slot) else 0)
             if len(batch) >= _BATCH or size >= _BATCH_BYTES:
+                ensure_wanted()
                 yield from ((part, at) for at in _not_sound(store, batch))
                 batch, size = [], 0
         yield from ((part, at) for at in _not_sound(store, batch))
@@ -329,6 +332,7 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
 def _large(store: Store, fix: bool) -> Iterator[Problem]:
     """Every large file belongs to an entry."""
     for (low, high, pointer), _, path in store.large.listed():
+        ensure_wanted()
         if not _is_orphan(store, low, high, pointer, path):
             continue
         fixed = fix

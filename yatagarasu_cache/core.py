@@ -19,6 +19,7 @@ from .codec import Key, encode_key
 from .errors import StorageFull, from_os_error, is_volume_full
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
 from .interruption import ours
+from .locks import await_lock
 
 if TYPE_CHECKING:
     from .backends.base import Buffer
@@ -224,7 +225,8 @@ class CompiledCore(PythonCore):
         ):  # fmt: skip
             return False
         size = _MOST_ROOM + length & ~15
-        with store.appending:
+        store.appending.acquire()  # cheaper than by `with`, and no task waits for this
+        try:
             writer = store.writer
             if writer is None or size > writer.room:
                 return False
@@ -252,6 +254,8 @@ class CompiledCore(PythonCore):
             writer.tail = start + (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
             writer.enlist(start, entry)
             size = 2 * len(entry) + _ROOM_BESIDE_ENTRY + length
+        finally:
+            store.appending.release()
         if type(done) is bytes:
             store.sets += 1
             store.reclaim.pace(size)
@@ -321,10 +325,14 @@ class CompiledCore(PythonCore):
     def delete(self, key: bytes) -> bool:
         store = self._store
         lock: Any = store.lock
-        with lock.threads:
+        if not lock.threads.acquire(False):
+            await_lock(lock.threads)
+        try:
             done: Any = self._core.remove(
                 *store.changes.opened, lock.fd, key, *store.own_end, time.time_ns()
             )
+        finally:
+            lock.threads.release()
         if done is NotImplemented:
             return super().delete(key)
         if done is None:

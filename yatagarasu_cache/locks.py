@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sized
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
+from .cancelling import heed, is_heeding
 from .errors import CacheIOError, ClosedError, LockTimeout, Reentered
 from .interruption import ours, suppressing
 
@@ -37,8 +38,9 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "claim", "ensure_not_within", "fcntl",
-    "give_back", "has_name", "is_holding", "is_kept", "keep", "new_lock", "package_of", "runs_alone",
+    "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "await_lock", "claim", "ensure_not_within",
+    "fcntl", "give_back", "has_name", "is_holding", "is_kept", "keep", "new_lock", "new_long_lock",
+    "package_of", "runs_alone",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -51,6 +53,7 @@ _SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01
 # place waits, so that all others have looked meanwhile, and are out of the one that was removed.
 LOOK_EVERY = 0.01
 GRACE = 0.05
+_HEED_EVERY = 0.02  # seconds for which a thread that works for a task waits before it looks whether to go on
 _RENEWALS = 100  # of a lock file that is removed again and again
 _WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
 # Locks of open files, not of processes, and apart from those of flock. Elsewhere than on Linux files are not
@@ -87,6 +90,36 @@ def new_lock() -> Any:
     lock: Any = threading.RLock()
     _thread_locks.add(lock)
     return lock
+
+
+_RLock: Any = type(threading.RLock())
+
+
+class _LongLock(_RLock):  # type: ignore[misc]
+    """A lock of threads that somebody may hold while he waits for other processes."""
+
+    def __enter__(self) -> bool:
+        return self.acquire(False) or await_lock(self)
+
+
+def new_long_lock() -> Any:
+    """`new_lock`, where those who wait for it may have to wait for long."""
+    lock = _LongLock()
+    _thread_locks.add(lock)
+    return lock
+
+
+def await_lock(lock: Any, timeout: float | None = None) -> bool:
+    """Take a lock that another thread has. False if that does not come off in `timeout` seconds."""
+    if not is_heeding():
+        taken: bool = lock.acquire(timeout=-1 if timeout is None else timeout)
+        return taken
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not lock.acquire(timeout=_HEED_EVERY):
+        heed()
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+    return True
 
 
 def runs_alone(function: Any) -> Any:
@@ -195,7 +228,7 @@ class FileLock:
     # -- taking it ----------------------------------------------------------------------------
 
     def __enter__(self) -> FileLock:
-        if not self.threads.acquire(timeout=-1 if self._timeout is None else self._timeout):
+        if not self.threads.acquire(False) and not await_lock(self.threads, self._timeout):
             raise self._timed_out("another thread of this process")
         if not self._depth:
             try:
@@ -283,6 +316,7 @@ class FileLock:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         sleep, look_at = _SHORTEST_SLEEP, time.monotonic() + GRACE
         while not self._try(1):
+            heed()
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 raise self._timed_out(_holder(self.fd))

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, TypeVar
 from . import checkpoint, recovery
 from . import format as f
 from .backends.base import Buffer
+from .cancelling import GivenUp, ensure_wanted
 from .directory import prepare
 from .errors import CacheIOError, ClosedError, StorageFull, from_os_error, is_volume_full
 from .eviction import Victims, ahead, expired
@@ -472,6 +473,8 @@ class Reclaimer:
         try:
             budget, self._unpaced = 2 * max(self._unpaced, self._quantum), 0
             self._work(budget)
+        except GivenUp:  # what was asked for is done, and whoever comes next cleans up
+            pass
         except StorageFull:  # the next roll says so to a caller who can do something about it
             pass
         except ours(OSError) as error:  # what was asked for is done
@@ -581,6 +584,7 @@ class Reclaimer:
         stalled = 0  # steps since there was last less than ever before in this call
         rounds = 0  # of one of the last means
         while (used := self._index.used_bytes) + need > self._limit:
+            ensure_wanted()
             if self._await_removals(need, suffice=True):
                 continue
             live = self._index.live_bytes
@@ -747,6 +751,7 @@ class Reclaimer:
         """Remove the expired entries of a partition, in batches. How many."""
         store, total = self._store, 0
         for _ in range(self._index.count() + 1):
+            ensure_wanted()
             if not store.look(lambda index: self._over(index, part)):
                 break
             with store.lock:
@@ -771,6 +776,7 @@ class Reclaimer:
         """Evict until the live bytes are within their share of the limit. How many went."""
         before = self._store.evictions + self._store.expirations
         while self._store.policy.evicts and self._index.live_bytes > self._live_within(self._size_limit):
+            ensure_wanted()
             if not self._shrink_index() and not self._evict_surplus(0):
                 break
         self.drop_dead()

@@ -26,6 +26,7 @@ from .. import cache_settings, forks, recovery
 from .. import format as f
 from ..backends.base import Backend
 from ..cache_settings import CacheSettings
+from ..cancelling import ensure_wanted
 from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
@@ -44,7 +45,7 @@ from ..format import Slot
 from ..index import APPENDABLE, Index, IndexDamaged
 from ..interruption import ours, suppressing
 from ..large import LargeFiles
-from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_lock
+from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_long_lock
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
@@ -101,7 +102,7 @@ class Handle:
         self._logged: set[str] = set()
         self._unlogged: deque[str] = deque()
         self.telling: set[int] = set()  # threads that log a line just now
-        self.appending = new_lock()
+        self.appending = new_long_lock()
         self.writer: SegmentWriter | None = None
         self.streams: set[Stream] = set()  # large values that threads are storing
         self.interrupted = False  # and maybe something left half done by it
@@ -266,7 +267,7 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is not None:
             writer.after_fork()
-        self.appending, self.streams, self.telling = new_lock(), set(), set()
+        self.appending, self.streams, self.telling = new_long_lock(), set(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
@@ -600,6 +601,9 @@ class Handle:
                     recovery.tidy(self, self.index, began=self.index.stamp())
         except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
+        except BaseException:  # whoever comes next does it
+            self.interrupted = True
+            raise
 
     def ensure_open(self) -> None:
         if self.closed:
@@ -727,6 +731,7 @@ class Handle:
             # What is moved goes to active segments: these last, and it is not missed.
             todo.sort(key=lambda segment: self.index.state(segment) == f.ACTIVE)
             for segment in todo:
+                ensure_wanted()
                 done.add(segment)
                 for record in self.records(segment):
                     slot = self.alive(record, segment)
@@ -757,7 +762,11 @@ class Handle:
         return self.index.count()
 
     def expire_all(self) -> int:
-        return sum(self.reclaim.expire_part(part) for part in range(f.PARTITIONS))
+        expired = 0
+        for part in range(f.PARTITIONS):
+            ensure_wanted()
+            expired += self.reclaim.expire_part(part)
+        return expired
 
     # -- the active segment ------------------------------------------------------------------
 
@@ -771,10 +780,11 @@ class Handle:
 
     def seal_writer(self) -> None:
         """Close the active segment for good. `appending` is held."""
-        writer, self.writer = self.writer, None
+        writer = self.writer
         if writer is None:
             return
-        self._take_back(writer)
+        self._take_back(writer)  # first: if waiting for the lock is given up there, it goes on
+        self.writer = None
         try:
             size = writer.seal()
         except ours(OSError) as error:  # without its footer it will be read through instead

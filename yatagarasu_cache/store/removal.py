@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .. import format as f
+from ..cancelling import ensure_wanted
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, from_os_error
 from ..format import PARTITION_MASK, Slot
@@ -68,6 +69,7 @@ class Removal(Handle):
         """
         alive = removed = 0
         for start in range(0, len(digests), _REMOVAL_BATCH):
+            ensure_wanted()
             a, r = self._remove_batch(digests[start : start + _REMOVAL_BATCH], chosen, counter)
             alive, removed = alive + a, removed + r
         return alive, removed
@@ -87,8 +89,12 @@ class Removal(Handle):
             alive = sum(not self.is_over(slot) for slot in slots)
             gone = self.remove_slots(slots, absent)
             self.count(counter, alive if counter == "deletes" else len(slots))
-        self._log_made(gone.mark)
-        self.discard(gone, synced=self.durable)
+        synced = False
+        try:
+            self._log_made(gone.mark)
+            synced = self.durable
+        finally:
+            self.discard(gone, synced=synced)
         return alive, len(slots)
 
     def remove_slots(self, slots: Sequence[Slot], absent: Sequence[tuple[int, int]] = ()) -> Gone:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .. import format as f
 from ..backends.base import Buffer
+from ..cancelling import ensure_wanted, putting_in_order
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
 from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
@@ -63,7 +64,7 @@ class _Reservation:
 
     def release(self) -> None:
         """Give back what is not used. If the handle was closed meanwhile, the last to close does that."""
-        with contextlib.suppress(ClosedError), self._store.lock:
+        with contextlib.suppress(ClosedError), putting_in_order(), self._store.lock:
             self._store.account_large(-self._bytes)
         self._bytes = 0
 
@@ -95,6 +96,7 @@ class Writing(Reading):
         size = f.room_for(len(key) + len(tag) + len(meta), length)
         checksum, seed = value_sum(payload, low, flags), self.seed
         for _ in range(ATTEMPTS):
+            ensure_wanted()
             with self.appending:
                 writer = self.room(size)
                 if seed != self.seed:  # another cache is in the place of ours, which was removed
@@ -200,7 +202,7 @@ class Writing(Reading):
 
     def _void(self, slots: Sequence[Slot]) -> None:
         """Take back records that the index does not show: a rebuild must not find them."""
-        with self.appending, self.lock:
+        with putting_in_order(), self.appending, self.lock:
             self.complete_begun()  # an interruption may have come while one was shown
             for slot in slots:
                 writer = self.writer
@@ -217,6 +219,7 @@ class Writing(Reading):
         Not atomic as a whole: if it raises, the items before some point are stored.
         """
         for batch in self.batches(items):
+            ensure_wanted()
             self.put_batch(batch)
 
     def batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -240,14 +243,19 @@ class Writing(Reading):
 
     def put_batch(self, batch: list[Item]) -> None:
         """Store one of `batches`."""
-        if len(batch[0].payload) >= self.large_bytes:
-            return self.put(*batch[0])
-        size = sum(map(_item_bytes, batch))
-        for item in self.reclaim.in_room(size, partial(self._put_batch, batch, size)):
-            self.put(*item)
+        for at in self.put_at_once(batch):
+            ensure_wanted()
+            self.put(*self._as_now(batch[at : at + 1])[0])
 
-    def _put_batch(self, batch: list[Item], size: int) -> list[Item]:
-        """Those that have to be put once more."""
+    def put_at_once(self, batch: list[Item]) -> list[int]:
+        """The same, but for those that have to be put once more: which these are."""
+        if len(batch[0].payload) >= self.large_bytes:
+            self.put(*batch[0])
+            return []
+        size = sum(map(_item_bytes, batch))
+        return self.reclaim.in_room(size, partial(self._put_batch, batch, size))
+
+    def _put_batch(self, batch: list[Item], size: int) -> list[int]:
         with self.appending:
             writer = self.room(size)
             batch = self._as_now(batch)
@@ -260,7 +268,7 @@ class Writing(Reading):
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
-        return self._as_now(again)
+        return again
 
     def _as_now(self, items: list[Item]) -> list[Item]:
         """Items with the digests that their keys have in the cache that is in place now."""
@@ -284,11 +292,11 @@ class Writing(Reading):
             raise from_os_error(error, "cannot write entries") from error
         return b"".join([f.SLOT.pack(*slot) for slot in slots]), epoch
 
-    def _install_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[Item]:
-        """Let the index show a batch with one locking. Those that have to be put once more."""
+    def _install_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[int]:
+        """Let the index show a batch with one locking. Which of it have to be put once more."""
         # Of several with the same key the last one counts: an earlier one is not tried again.
-        last: dict[tuple[int, int], Item] = {}
-        again: list[Item] = []
+        last: dict[tuple[int, int], int] = {}
+        again: list[int] = []
         left: list[Slot] = []  # not shown
         at = 0
         try:
@@ -299,13 +307,12 @@ class Writing(Reading):
                         break
                     slot = Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES))
                     done, old = self._install(slot, epoch)
-                    item = batch[at]
-                    at += 1
                     if not done:
                         left.append(slot)
-                        last = last or {(item.low, item.high): item for item in batch}
-                        if last[item.low, item.high] is item:
-                            again.append(item)
+                        last = last or {(item.low, item.high): number for number, item in enumerate(batch)}
+                        if last[batch[at].low, batch[at].high] == at:
+                            again.append(at)
+                    at += 1
                     if old is not None:
                         replaced.files.append(old)
         finally:
@@ -345,6 +352,7 @@ class Writing(Reading):
         """`put_stream` of a value that is all there: again where somebody removed files of it meanwhile."""
         length = len(payload)
         for _ in range(ATTEMPTS):
+            ensure_wanted()
             try:
                 return self.put_stream(
                     *f.key_digest(key, self.seed), key, iter((payload,)), flags, expires, tag, meta, length,
@@ -436,6 +444,7 @@ class Writing(Reading):
         """
         need = f.room_for(len(key) + len(tag) + len(meta), 2 * f.LARGE_POINTER.size)
         for _ in range(ATTEMPTS):
+            ensure_wanted()
             with self.appending:
                 writer = self.room(need)
                 index = self.index
@@ -533,6 +542,7 @@ class Writing(Reading):
 
     def _change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
         for _ in range(ATTEMPTS):
+            ensure_wanted()
             with self.appending:
                 writer = self.room(size)
                 with self.lock:
