@@ -291,6 +291,12 @@ class Handle:
             self.follow_index()
         self.follow_settings()
 
+    def ensure_completed(self) -> None:
+        """Before it is asked what the index shows, after an interruption. Nobody else is waited for otherwise."""
+        if self.index.words[f.W_BUSY]:
+            with self.lock:
+                self.complete_begun()
+
     def complete_begun(self) -> None:
         """A change of the index that an interruption, or a death, came in the middle of. The lock is held."""
         try:

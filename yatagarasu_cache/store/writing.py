@@ -202,8 +202,8 @@ class Writing(Reading):
 
     def _void(self, slots: Sequence[Slot]) -> None:
         """Take back records that the index does not show: a rebuild must not find them."""
-        with putting_in_order(), self.appending, self.lock:
-            self.complete_begun()  # an interruption may have come while one was shown
+        with putting_in_order(), self.appending:
+            self.ensure_completed()  # an interruption may have come while one was shown
             for slot in slots:
                 writer = self.writer
                 if writer is None or writer.segment != slot.segment:
@@ -428,8 +428,8 @@ class Writing(Reading):
 
     def _shows(self, low: int, high: int, pointer: int) -> bool:
         """Whether the entry is the one whose value is in this very file. False of a closed cache."""
-        with suppressing(ClosedError), self.lock:
-            self.complete_begun()
+        with suppressing(ClosedError):
+            self.ensure_completed()
             slot = self.lookup(low, high)
             return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
         return False
