@@ -265,6 +265,9 @@ class Writing(Reading):
             self._make_durable(writer, end, _unpacked(slots))
         again = self._install_many(batch, slots, epoch, Gone([], Mark(writer.segment, 0)))
         self.sets += len(batch) - len(again)
+        if again:
+            with putting_in_order():  # whoever took our segment, for its room, waits for us to let it go
+                self.let_go_if_lost(writer)
         self.reclaim.pace(size)
         if again:
             self.let_go_if_lost(writer)
