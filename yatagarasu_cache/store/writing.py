@@ -269,8 +269,6 @@ class Writing(Reading):
             with putting_in_order():  # whoever took our segment, for its room, waits for us to let it go
                 self.let_go_if_lost(writer)
         self.reclaim.pace(size)
-        if again:
-            self.let_go_if_lost(writer)
         return again
 
     def _as_now(self, items: list[Item]) -> list[Item]:
