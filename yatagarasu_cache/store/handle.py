@@ -292,7 +292,7 @@ class Handle:
         self.follow_settings()
 
     def ensure_completed(self) -> None:
-        """Before it is asked what the index shows, after an interruption. Nobody else is waited for otherwise."""
+        """Before it is asked what the index shows, after an interruption: others are not waited for else."""
         if self.index.words[f.W_BUSY]:
             with self.lock:
                 self.complete_begun()
