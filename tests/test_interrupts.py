@@ -340,7 +340,9 @@ USES: dict[str, Callable[[DiskCache, dict[str, Any]], object]] = {
     "open a value": lambda c, _: c.open("large").close(),
     "open and close": lambda c, options: DiskCache(c.directory, lock_timeout=7.0, **options).close(),
 }
-ROUNDS, MOST_LEFT = 250, 5  # of each round one was left in ten, before what is opened was noted in C
+# Before what is opened was noted in C, one was left in ten rounds. An exception in a destructor, which Python
+# drops, may still cost a whole store, of about ten descriptors; the next of its kind goes on with that.
+ROUNDS, MOST_LEFT = 600, 20
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
