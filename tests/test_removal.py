@@ -314,7 +314,8 @@ def test_who_is_not_alone_is_not_taken_to_be(make: Make, directory: Path) -> Non
     cache["a"] = 1
     (directory / f.USERS_NAME).unlink()
     until_they_look()
-    cache["b"] = 1
+    with cache._lease.store.lock:  # a plain set of the compiled core looks at what it needs itself only
+        pass
     other = make()
     with other._lease.store.lock:
         assert not other._lease.store.users_alone()
