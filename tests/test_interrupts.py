@@ -265,6 +265,7 @@ def test_a_segment_that_was_not_begun_to_its_end_is_not_listed(
     assert cache["k"] == 2 and cache.delete("k") and cache.check() == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", ["set", "incr", "touch", "pop", "delete"])
 def test_what_is_seen_after_an_interruption_stays(make: Any, name: str) -> None:
     """Readers take no lock, and may look before anybody has put in order what is half changed."""
