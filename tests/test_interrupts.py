@@ -51,7 +51,7 @@ class Interrupter:
 
     def __init__(self, at: int, opcodes: bool, error: BaseException) -> None:
         self.at, self.opcodes, self.error, self.steps = at, opcodes, error, 0
-        self.where = ""
+        self.where, self.in_destructor = "", False  # where Python drops it
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
@@ -64,8 +64,16 @@ class Interrupter:
             self.steps += 1
             if self.steps == self.at:
                 self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
+                self.in_destructor = any(one.f_code.co_name == "__del__" for one in frames(frame))
                 raise self.error
         return self.step
+
+
+def frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """`frame`, and those that it was called from."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def steps_of(
@@ -77,7 +85,7 @@ def steps_of(
     sys.settrace(interrupter)
     try:
         call()
-        if error is not None and interrupter.where and "__del__:" not in interrupter.where:
+        if error is not None and interrupter.where and not interrupter.in_destructor:
             raise AssertionError(f"{error!r} was lost at {interrupter.where}")
     except (Interrupt, TimeLimit):
         pass
