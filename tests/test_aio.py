@@ -1667,25 +1667,40 @@ def test_what_has_begun_is_waited_for(
         assert after.get("k") == b"fresh" and after.check() == []
 
 
-@pytest.mark.parametrize("name", ["set", "set large", "set iterator", "set_many", "incr", "add", "pop", "delete"])
-def test_cancelled_while_it_cleans_up_behind_itself(
-    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """The change is made, and has to wait for others only to clean up: nobody waits for that."""
+def have_cleaning_wait(
+    cache: AsyncDiskCache, directory: Path, lock: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch,
+    *, once: bool = False,
+) -> threading.Event:  # fmt: skip
+    """From now on a change has to wait for others, who then have `lock`, to clean up behind itself; `once`: the
+    next part need not. What is set when it does."""
     reached = threading.Event()
 
     def cleaning(reclaim: Reclaimer, _budget: int) -> None:
         if not reached.is_set():
             lock.enter_context(locked_by_others(directory))
             reached.set()
-        with reclaim._store.lock:
-            pass
+        try:
+            with reclaim._store.lock:
+                pass
+        finally:
+            if once:
+                lock.close()
+
+    monkeypatch.setattr(Reclaimer, "_work", cleaning)
+    cache._sync()._store.reclaim._unpaced = 1 << 30
+    return reached
+
+
+@pytest.mark.parametrize("name", ["set", "set large", "set iterator", "set_many", "incr", "add", "pop", "delete"])
+def test_cancelled_while_it_cleans_up_behind_itself(
+    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The change is made, and has to wait for others only to clean up: nobody waits for that."""
 
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
             await cache.set_many(OLD)
-            monkeypatch.setattr(Reclaimer, "_work", cleaning)
-            cache._sync()._store.reclaim._unpaced = 1 << 30
+            reached = have_cleaning_wait(cache, directory, lock, monkeypatch)
             task = asyncio.ensure_future(ALTERATIONS[name](cache))
             await until(reached)
             await asyncio.sleep(0.05)
@@ -1704,23 +1719,10 @@ def test_cancelled_while_it_cleans_up_behind_itself(
 def test_no_part_follows_one_whose_cleaning_up_was_given_up(
     open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    reached = threading.Event()
-
-    def cleaning(reclaim: Reclaimer, _budget: int) -> None:
-        if not reached.is_set():
-            lock.enter_context(locked_by_others(directory))
-            reached.set()
-        try:
-            with reclaim._store.lock:
-                pass
-        finally:
-            lock.close()  # the next part need not wait
-
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
             await cache.set_many(dict.fromkeys(range(1000), b"old"))
-            monkeypatch.setattr(Reclaimer, "_work", cleaning)
-            cache._sync()._store.reclaim._unpaced = 1 << 30
+            reached = have_cleaning_wait(cache, directory, lock, monkeypatch, once=True)
             new = dict.fromkeys(range(1000), noise(500))
             call = cache.delete_many(list(new)) if name == "delete_many" else cache.set_many(new)
             task = asyncio.ensure_future(call)

@@ -54,36 +54,38 @@ class LargeFiles:
         """
         parts = iter(parts)
         start = list(islice(parts, 2))
+        create = partial(self._create, path)
+        if len(start) == 1:  # all of it, syncing included, can be tried again
+            value = start[0]
+            account(len(value))
+
+            def write(fd: int) -> int:
+                return self._core.write_file(fd, value, seed)
+
+            return len(value), in_room(len(value), partial(self._fill, path, create, write, sync=sync))
+        return self._fill(
+            path, partial(in_room, 0, create),
+            lambda fd: self._write_parts(fd, chain(start, parts), seed, account, in_room), sync=sync,
+        )  # fmt: skip
+
+    def _create(self, path: str) -> OpenFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        file: OpenFile = self._made(partial(self._backend.opened, path, flags, self._mode))
+        return file
+
+    def _fill(
+        self, path: str, create: Callable[[], OpenFile], write: Callable[[int], T], *, sync: bool
+    ) -> T:  # fmt: skip
+        """What `write` gives, which fills the new file. On failure the file goes."""
         try:
-            if len(start) == 1:  # all of it, syncing included, can be tried again
-                account(len(start[0]))
-                checksum = in_room(len(start[0]), partial(self._write_whole, path, start[0], seed, sync=sync))
-                return len(start[0]), checksum
-            with in_room(0, partial(self._new, path)) as fd:
-                done = self._write_parts(fd, chain(start, parts), seed, account, in_room)
+            with create() as fd:
+                done = write(fd)
                 if sync:
                     self._backend.sync(fd)
         except BaseException:
             self._backend.clear_away(path)
             raise
         return done
-
-    def _new(self, path: str) -> OpenFile:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        file: OpenFile = self._made(partial(self._backend.opened, path, flags, self._mode))
-        return file
-
-    def _write_whole(self, path: str, value: Buffer, seed: int, *, sync: bool) -> int:
-        """Write a new file. Its checksum; the file goes on failure."""
-        try:
-            with self._new(path) as fd:
-                checksum = self._core.write_file(fd, value, seed)
-                if sync:
-                    self._backend.sync(fd)
-        except BaseException:
-            self._backend.clear_away(path)
-            raise
-        return checksum
 
     def _write_parts(
         self, fd: int, parts: Iterable[Buffer], seed: int, account: Callable[[int], None], in_room: InRoom

@@ -427,9 +427,6 @@ def _close_aside(shared: Shared) -> None:
         work()
 
 
-_BETWEEN = frozenset({__name__.partition(".")[0], "weakref"})
-
-
 class _Warning:
     """Warns when it goes: should that be an error, it is nobody's whose call it comes up in."""
 
@@ -447,7 +444,7 @@ class _Warning:
 def _levels_of_ours() -> int:
     """How many frames, that of the caller included, there are up to the code that let go of the cache."""
     frame, levels = sys._getframe(1), 1
-    while package_of(frame) in _BETWEEN and frame.f_back is not None:
+    while package_of(frame) in (_PACKAGE, "weakref") and frame.f_back is not None:
         frame, levels = frame.f_back, levels + 1
     return levels
 
