@@ -203,14 +203,14 @@ def test_garbage_collection_of_a_cycle() -> None:
 
 def test_locked_memory() -> None:
     locked = LockedMemory(100)
-    one: list[int] = []
-    two: list[int] = []
-    assert locked.take(60, one)
-    assert not locked.take(41, two) and two == []
+    one = locked.take(60)
+    assert locked.take(41) is None
     assert locked.used == 60
-    assert locked.take(40, two)
-    locked.give_back(one)
-    locked.give_back(one)
+    two = locked.take(40)
+    assert (one and one.size, two and two.size) == (60, 40)
+    del one  # counts as long as it lives
+    assert locked.used == 40
+    assert locked.take(60)  # and is let go of by who does not keep it
     assert locked.used == 40
     locked.after_fork()
     assert locked.used == 0

@@ -8,13 +8,13 @@ and is freed when the pool is closed and the last buffer of it has been given ba
 from __future__ import annotations
 
 import mmap
-from collections import deque
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ..locks import new_lock
 
-__all__ = ["Buffer", "BufferPool", "LockedMemory", "PoolStats"]
+__all__ = ["Buffer", "BufferPool", "LockedMemory", "Pinned", "PoolStats"]
 
 
 class PoolStats(NamedTuple):
@@ -153,40 +153,46 @@ def _memory(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
+class Pinned:
+    """Memory that one ring has pinned. It counts as long as this lives."""
+
+    __slots__ = ("__weakref__", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 class LockedMemory:
     """How much memory this process may pin for its rings, counted over all of them.
 
     The limit of the system (RLIMIT_MEMLOCK, often 8 MiB) counts for all processes of a user, so
-    one process takes only a part of it.
+    one process takes only a part of it. What lives is asked for, instead of having each give back
+    what it took: an interruption, or an exception in a destructor, can't leave anything counted.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._used = 0
-        self._given: deque[int] = deque()  # back: by destructors, which take no lock
+        self._taken: tuple[weakref.ref[Pinned], ...] = ()
         self._lock = new_lock()
 
     @property
     def used(self) -> int:
-        return self._used - sum(self._given.copy())
+        return sum(pinned.size for pinned in self._living())
 
-    def take(self, size: int, note: list[int]) -> bool:
-        """Count `size` bytes as pinned, if that stays within the limit, and say so in `note`."""
+    def _living(self) -> list[Pinned]:
+        return [pinned for taken in self._taken if (pinned := taken()) is not None]
+
+    def take(self, size: int) -> Pinned | None:
+        """Count `size` bytes as pinned for as long as what is returned lives; None if that is too much."""
         with self._lock:
-            while self._given:
-                self._used -= self._given.popleft()
-            if self._used + size > self.limit:
-                return False
-            self._used += size
-            note += (size,)  # at once: no interruption comes in between
-            return True
-
-    def give_back(self, note: list[int]) -> None:
-        """What `note` says was taken, once."""
-        self._given.extend(map(note.pop, [0] * len(note)))  # in C, and so as a whole
+            living = self._living()
+            if sum(pinned.size for pinned in living) + size > self.limit:
+                return None
+            living.append(Pinned(size))
+            self._taken = tuple(map(weakref.ref, living))
+            return living[-1]
 
     def after_fork(self) -> None:
         """A child has pinned nothing yet."""
         self._lock = new_lock()
-        self._used = 0
-        self._given.clear()
+        self._taken = ()

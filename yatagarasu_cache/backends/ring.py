@@ -19,7 +19,7 @@ from ..config import RingSettings
 from ..errors import BackendUnavailable
 from ..interruption import ours
 from ..locks import new_lock
-from .buffers import BufferPool, LockedMemory, PoolStats
+from .buffers import BufferPool, LockedMemory, Pinned, PoolStats
 
 try:
     from .._ring import ffi, lib
@@ -169,8 +169,7 @@ class Ring:
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
-        self._pinned: list[int] = []  # bytes that are counted as that
-        self._unpin = _once(self, locked.give_back, self._pinned)
+        self._pinned: Pinned | None = None
         self.depth = settings.queue_depth
         self.polled = settings.sqpoll
         self._lock = new_lock()
@@ -221,7 +220,8 @@ class Ring:
         Nothing is registered either if the process has pinned its share of memory already: 0.
         """
         size = sum(pool.total_bytes for pool in pools)
-        if not locked.take(size, self._pinned):
+        self._pinned = locked.take(size)
+        if self._pinned is None:
             return 0
         error = lib.yr_buffers_register(self.handle, len(pools))
         if error == 0:
@@ -231,7 +231,7 @@ class Ring:
                 return None
             lib.yr_buffers_unregister(self.handle)
             error = done if done < 0 else -errno.ENOMEM
-        locked.give_back(self._pinned)
+        self._pinned = None
         return -int(error)
 
     def inject(self, op: int, skip: int, count: int, result: int, *, instead: bool = False) -> None:
@@ -247,7 +247,7 @@ class Ring:
             if handle is None:
                 return True
             lib.yr_info(handle, self._info)
-            self._unpin()
+            self._pinned = None
             idle: bool = self._free() == 0
             if not idle:
                 lib.yr_destroy(handle, 1)
@@ -257,7 +257,6 @@ class Ring:
         """In a child: the parent's ring is let go of, whatever is in flight."""
         self._lock = new_lock()
         handle, self.handle = self.handle, None
-        self._unpin.detach()
         if handle is not None:
             self._free.detach()
             lib.yr_destroy(handle, 1)
