@@ -106,6 +106,10 @@ class Owner:
         """True if a handle died since marks were last swept."""
         return bool(self._sorted_marks()[1])
 
+    def has_others(self) -> bool:
+        """True if another handle that has a mark is alive."""
+        return bool(self._sorted_marks()[0] - {self.token})
+
     def sweep(self) -> None:
         """Remove the marks of dead handles: nothing of theirs is left."""
         for token in self._sorted_marks()[1]:
@@ -150,10 +154,14 @@ class Owner:
 
 
 class Users:
-    """A shared lock that every open handle holds; whoever gets it exclusively is alone."""
+    """A shared lock that every open handle holds; whoever gets it exclusively is alone.
 
-    def __init__(self, backend: Backend, root: str, mode: int, made: Made) -> None:
-        self._backend, self._mode, self._made = backend, mode, made
+    Unless somebody has removed the file, and others hold the lock of that one: so the marks of those
+    that have written are asked as well.
+    """
+
+    def __init__(self, backend: Backend, root: str, mode: int, made: Made, owner: Owner) -> None:
+        self._backend, self._mode, self._made, self._owner = backend, mode, made, owner
         self._path = os.path.join(root, f.USERS_NAME)
         self._fd = -1
 
@@ -177,6 +185,9 @@ class Users:
 
     def is_alone(self) -> bool:
         """True if no other handle is open. Called under the index lock, so that none comes meanwhile."""
+        return self._holds_alone() and not self._owner.has_others()
+
+    def _holds_alone(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

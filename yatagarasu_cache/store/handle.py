@@ -137,7 +137,7 @@ class Handle:
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
         self.large = LargeFiles(self.backend, root, mode, self.core, self.made)
         self.owner = Owner(self.backend, root, mode, self.made)
-        self.users = Users(self.backend, root, mode, self.made)
+        self.users = Users(self.backend, root, mode, self.made, self.owner)
         self.files = SegmentFiles(
             self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
         )
@@ -240,6 +240,7 @@ class Handle:
             # Before the lock is given up: whoever closes next may be the last, and no thread of ours, which
             # may be waiting for the lock, changes anything any more.
             self.users.leave()
+            self.owner.release()
             self.lock.close()
 
     def _release(self) -> None:
