@@ -465,11 +465,19 @@ def test_an_interruption_as_the_lock_is_had(make: Make, monkeypatch: pytest.Monk
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a fork past the interpreter")
-def test_a_fork_without_hooks(directory: Path, backend: str) -> None:
+@pytest.mark.parametrize("told_by", ["a wiped page", "the process id"])
+def test_a_fork_without_hooks(directory: Path, backend: str, told_by: str) -> None:
     """What uWSGI does: the child is exact, whatever it begins with."""
     code = """
-import ctypes, os, sys
-from yatagarasu_cache import DiskCache
+import ctypes, mmap, os, sys
+if sys.argv[3] == "the process id":
+    class Map(mmap.mmap):
+        def madvise(self, option, *part):
+            if option == 18: raise OSError(22, "no such thing in this kernel")
+            return super().madvise(option, *part)
+    mmap.mmap = Map
+from yatagarasu_cache import DiskCache, forks
+assert forks._own[0] == (sys.argv[3] == "a wiped page")
 cache = DiskCache(sys.argv[1], backend=sys.argv[2])
 cache.set("warm", 1)
 pids = []
@@ -491,7 +499,7 @@ assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 3
 assert cache["n"] == 1600 and len(cache) == 1602, (cache["n"], len(cache))
 assert cache.check() == []
 """
-    run_python(code, str(directory), backend)
+    run_python(code, str(directory), backend, told_by)
 
 
 # -- files that are removed ---------------------------------------------------------------------

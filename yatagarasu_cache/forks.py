@@ -1,18 +1,37 @@
 """Children of a fork: everything that must not be shared with the parent is made anew.
 
 `os.fork` runs hooks that do so. Servers and libraries that fork in C run none (uWSGI does not, unless
-told to), so whoever is about to use something that was opened before also looks at the process id
-(`ensure_own`): what is renewed then is the same, only later.
+told to), so whoever is about to use something that was opened before also looks whether it is in a child
+(`ensure_own`): what is renewed then is the same, only later. A page that is empty after a fork tells; where
+the system has none, the process id, which takes a system call.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["ensure_own", "in_child", "register"]
 
+_WIPEONFORK = 18  # MADV_WIPEONFORK: Linux 4.14, madvise(2). Python's mmap does not name it.
+
+
+def _wiped_page() -> Any:
+    """Memory whose first byte is 1 until a fork, and 0 in the child. All zeros where there is none."""
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(_WIPEONFORK)
+    except (AttributeError, OSError, ValueError):
+        return bytearray(1)
+    page[0] = 1
+    return page
+
+
+_own = _wiped_page()
+_keeps = bool(_own[0])
 _renewals: list[tuple[int, Callable[[], None]]] = []
 _process = os.getpid()
 _renewing = threading.RLock()
@@ -26,7 +45,7 @@ def register(renew: Callable[[], None], order: int = 0) -> None:
 
 def ensure_own() -> None:
     """Renew what is the parent's, if that has not been done. Cheap if it has."""
-    if os.getpid() != _process:
+    if not _own[0] and os.getpid() != _process:
         in_child()
 
 
@@ -39,6 +58,7 @@ def in_child() -> None:
         for _, renew in list(_renewals):
             renew()
         _process = os.getpid()
+        _own[0] = _keeps
 
 
 def _after_fork() -> None:

@@ -45,12 +45,6 @@ def is_callers(error: BaseException) -> bool:
     return is_interruption(error)
 
 
-def _enter(subject: object) -> None:
-    store = getattr(subject, "_store", None)
-    if store is not None:
-        store.entering()
-
-
 def tell(error: BaseException, subject: object) -> None:
     """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is.
 
@@ -115,7 +109,9 @@ def guarded(method: F) -> F:
 def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: object, *args: Any, **options: Any) -> Any:
         try:
-            _enter(self)
+            store = getattr(self, "_store", None)
+            if store is not None:
+                store.entering()
             return method(self, *args, **options)
         except BaseException as error:
             tell(error, self)
@@ -127,7 +123,9 @@ def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:
 def _guarded_generator(method: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: object, *args: Any, **options: Any) -> Iterator[Any]:
         try:
-            _enter(self)
+            store = getattr(self, "_store", None)
+            if store is not None:
+                store.entering()
             yield from method(self, *args, **options)
         except BaseException as error:
             tell(error, self)

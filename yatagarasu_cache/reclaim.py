@@ -133,6 +133,8 @@ class Reclaimer:
         """Take over what the store's settings have become."""
         self._victims = Victims()  # the order may be another one now
         self._behind = True  # as far as is known: a limit that was lowered takes effect with the next write
+        # Bytes written between two looks at what is to be done.
+        self._quantum = min(self.segment_bytes // 8, 1 << 18)
 
     @property
     def _index(self) -> Index:
@@ -153,11 +155,6 @@ class Reclaimer:
         """That of the cache, or what the volume has room for."""
         limit = self._limit_in_force
         return limit if self._volume is None else min(limit, self._volume)
-
-    @property
-    def _quantum(self) -> int:
-        """Bytes written between two looks at what is to be done."""
-        return min(self.segment_bytes // 8, 1 << 18)
 
     @property
     def _limit(self) -> int:
@@ -465,7 +462,8 @@ class Reclaimer:
     def pace(self, written: int) -> None:
         """Do as much work as `written` bytes ask for; called after every put."""
         self._unpaced += written
-        self._store.say()
+        if self._store.unlogged:
+            self._store.say()
         if self._unpaced < self._quantum and written and not self._behind:
             return
         if not self._pacing.acquire(blocking=False):

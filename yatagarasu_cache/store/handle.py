@@ -100,7 +100,7 @@ class Handle:
         self._temporary = count(1)
         self._looked = 0.0  # when our files were last seen to have their names
         self._logged: set[str] = set()
-        self._unlogged: deque[str] = deque()
+        self.unlogged: deque[str] = deque()
         self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_long_lock()
         self.writer: SegmentWriter | None = None
@@ -170,7 +170,7 @@ class Handle:
     def _new_lock(self, name: str) -> FileLock:
         path, settings = os.path.join(self.root, name), self.settings
         lock = FileLock(self.backend, path, settings.file_mode, settings.lock_timeout, self._on_lock_gone)
-        lock.waiting, lock.on_exit = self._unlogged, self.say
+        lock.waiting, lock.on_exit = self.unlogged, self.say
         return lock
 
     def _use(self, index: Index) -> None:
@@ -547,7 +547,7 @@ class Handle:
     def log_once(self, topic: str, line: str) -> None:
         if topic not in self._logged:
             self._logged.add(topic)
-            self._unlogged.append(line)
+            self.unlogged.append(line)
             self.say()
 
     def say(self) -> None:
@@ -556,11 +556,11 @@ class Handle:
         But they don't use this cache, in the middle of a call of which they know nothing (see `entering`).
         """
         thread = threading.get_ident()
-        while self._unlogged and not self._is_within:
+        while self.unlogged and not self._is_within:
             self.telling.add(thread)
             try:
                 with suppressing(IndexError):  # another thread took it
-                    self._log(self._unlogged.popleft())
+                    self._log(self.unlogged.popleft())
             finally:
                 self.telling.discard(thread)
 
