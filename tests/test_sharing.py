@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _imp
 import asyncio
 import gc
 import multiprocessing
@@ -198,6 +199,27 @@ def test_made_anew_five_hundred_times(directory: Path, keep: bool, threads: int)
         kept.clear()
         gc.collect()
     assert descriptors() == before
+
+
+def test_opening_again_asks_for_no_import(directory: Path, backend: str) -> None:
+    """An exception in the middle of an import may leave the import system locked: that is Python's, and
+    stays with whoever imports."""
+    DiskCache(directory, backend=backend).close()
+    done = []
+
+    def work() -> None:
+        with DiskCache(directory, backend=backend) as cache:
+            cache["k"] = [1]
+            done.append(cache["k"])
+
+    thread = threading.Thread(target=work, daemon=True)
+    _imp.acquire_lock()
+    try:
+        thread.start()
+        thread.join(20)
+    finally:
+        _imp.release_lock()
+    assert done == [[1]]
 
 
 def test_opening_a_second_handle_is_cheap(make: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 from . import forks
@@ -12,6 +13,7 @@ from .errors import BackendUnavailable, ConfigurationError
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
 ABI_VERSION = 9  # of the module that this code calls
 
+_NAME = "yatagarasu_cache._core"
 _begun: set[ModuleType] = set()
 
 
@@ -22,15 +24,17 @@ def load() -> ModuleType | None:
         raise ConfigurationError(f"the environment variable {VARIABLE}={wanted!r} must be auto, c or python")
     if wanted == "python":
         return None
+    known = sys.modules.get(_NAME)
+    if known is not None and known in _begun:  # without the locks of imports, which interruptions leave taken
+        return known
     try:
-        module = importlib.import_module("yatagarasu_cache._core")
+        module = importlib.import_module(_NAME)
         if module.ABI_VERSION != ABI_VERSION:
             raise ImportError("it was built from other sources: build it anew")
     except ImportError as error:
         if wanted == "c":
             raise BackendUnavailable(f"{VARIABLE}=c, but the compiled core is not there: {error}") from error
         return None
-    if module not in _begun:
-        _begun.add(module)
-        forks.register(module.begin_process, order=1)  # last: from then on it answers again
+    _begun.add(module)
+    forks.register(module.begin_process, order=1)  # last: from then on it answers again
     return module
