@@ -275,7 +275,9 @@ class CompiledCore(PythonCore):
         names = len(key) + len(tag) + len(meta)
         size = room_for(names, length)
         lock: Any = store.lock
-        with store.appending:
+        if not store.appending.acquire(False):  # cheaper than by `with`
+            await_lock(store.appending)
+        try:
             writer = store.writer
             if writer is None or size > writer.room:
                 writer = store.reclaim.in_room(size, partial(store.room, size))
@@ -301,6 +303,8 @@ class CompiledCore(PythonCore):
             except BaseException:
                 writer.unlist()
                 raise
+        finally:
+            store.appending.release()
         if type(done) is bytes:
             store.sets += 1
             store.reclaim.pace(size)
