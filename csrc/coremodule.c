@@ -65,7 +65,8 @@ static void begin_process(void)
         void *map = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (map == MAP_FAILED)
             return;
-        if (madvise(map, page, MADV_WIPEONFORK))
+        /* An emulator may say yes to whatever it is asked, also to what there is not. */
+        if (madvise(map, page, -1) == 0 || madvise(map, page, MADV_WIPEONFORK))
             munmap(map, page);
         else
             ours = map;

@@ -26,8 +26,12 @@ def _wiped_page() -> Any:
         page.madvise(_WIPEONFORK)
     except (AttributeError, OSError, ValueError):
         return bytearray(1)
-    page[0] = 1
-    return page
+    try:
+        page.madvise(-1)  # an emulator may say yes to whatever it is asked
+        return bytearray(1)
+    except OSError:
+        page[0] = 1
+        return page
 
 
 _own = _wiped_page()
