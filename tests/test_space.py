@@ -407,6 +407,57 @@ def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory
     assert cache.check() == [] and cache["there"] == b"1"
 
 
+# -- files take whole blocks ---------------------------------------------------------------------
+
+
+def blocks(directory: Path) -> int:
+    """What the files below `directory` take of the disk."""
+    found = 0
+    for root, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found += os.stat(os.path.join(root, name)).st_blocks * 512
+    return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "large"), [(256 << 10, None), (MIB, None), (4 * MIB, 1), (8 * MIB, 4096), (64 * MIB, None)]
+)
+def test_files_count_as_the_blocks_that_they_take(
+    make: Make, directory: Path, limit: int, large: int | None
+) -> None:
+    """However small large values are: the disk that is used stays within the limit."""
+    cache = make(size_limit=limit, large_value_size=large)
+    smallest, segment = cache._store.large_bytes, cache._store.segment_bytes
+
+    def put(cache: DiskCache, n: int) -> None:
+        length = smallest + (n * 37) % 4097
+        if n % 3:
+            cache.set(n % 3000, noise(length, n))
+        else:  # in parts that are no blocks
+            cache.set(n % 3000, iter([noise(length // 2, n), noise(length - length // 2, n + 1)]))
+        if n % 7 == 0:
+            cache.delete((n - 5) % 3000)
+
+    number = min(2 * limit // max(smallest, 4096), 2500)
+    for n in range(number):
+        put(cache, n)
+        if n % 100 == 0:
+            assert blocks(directory) <= limit + segment
+    assert blocks(directory) <= limit + segment
+    assert len(cache) * max(smallest, 4096) > limit // 3
+    assert cache.check() == []
+    cache.close()
+    (directory / f.INDEX_NAME).unlink()
+    with make() as again:  # counted as before
+        assert again.check() == []
+        for n in range(number, number + 200):
+            put(again, n)
+        assert blocks(directory) <= limit + segment
+        again.clear()
+        assert again._store.index.words[f.W_LARGE_BYTES] == 0
+
+
 # -- segments that were removed -----------------------------------------------------------------
 
 
@@ -594,7 +645,7 @@ def test_who_dies_removing_large_values_is_not_waited_for_long(
     cache, count = filled(make)
     run_python(DIES_REMOVING, directory)
     words = cache._store.index.words
-    assert len(cache) == count - 4 and words[f.W_LEAVING] == 4 * LARGE
+    assert len(cache) == count - 4 and words[f.W_LEAVING] == 4 * f.file_bytes(LARGE)
     if waits:
         cache.set("new", beyond(cache))
         assert "new" in cache and words[f.W_LEAVING] == 0

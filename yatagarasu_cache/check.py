@@ -362,7 +362,7 @@ def _large_bytes(store: Store) -> tuple[int, int]:
         counted: int = store.index.words[f.W_LARGE_BYTES]
         if not store.users_alone() or content(store.scandir(store.large.temporary)):
             return counted, counted
-        return counted, sum(size for _, size, _ in store.large.listed())
+        return counted, store.large.taken()
 
 
 def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
@@ -40,6 +40,7 @@ TAG_TEXT = (
     b"# This directory is a cache of yatagarasu_cache. Its content can be removed at any time.\n"
 )
 
+FILE_BLOCK = 4096  # what file systems give to a file at least, and a multiple of: ext4, xfs, btrfs, tmpfs
 MAX_STAMP = 1 << 63  # no clock gets there: a higher stamp is damage
 LAST_CLOCK = MAX_STAMP - (1 << 56)  # a clock beyond this (the year 2259) is not believed
 AHEAD = 10 * 10**9  # nanoseconds: what was made so much later than now was made by a clock that was wrong
@@ -69,7 +70,7 @@ W_FLOOR = 14  # stamp that the newest checkpoint covers
 W_EPOCH = 15  # changes when a checkpoint begins
 W_PROMISED = 16  # 1: somebody was promised durability (a durable change, or flush())
 W_SEGMENT_BYTES = 17  # bytes of all segments, active ones with the room that was granted to them
-W_LARGE_BYTES = 18  # bytes of large files, those being written, or removed, included
+W_LARGE_BYTES = 18  # bytes that large files take, those being written, or removed, included
 W_LIVE_BYTES = 19  # bytes of live records in segments
 W_INDEX_BYTES = 20  # bytes of the index file
 W_CHECKPOINT_BYTES = 21  # bytes of the checkpoint file
@@ -84,7 +85,7 @@ W_EVICTION = 34  # the policy: its place in EVICTIONS, counted from 1,
 W_HEADROOM = 35  # a fraction, as a float's bits,
 W_SETTINGS_SUM = 36  # and xxh3-64 of these three words
 W_FILE = 37  # device and inode of the index file, 2 words
-W_LEAVING = 39  # bytes of large files whose entries are gone, and which are being removed
+W_LEAVING = 39  # bytes that large files take whose entries are gone, and which are being removed
 EVICTIONS = ("lru", "fifo", "lfu", "none")
 
 W_BUSY = 40  # journal: what is being done, or 0; and what a slot becomes
@@ -248,6 +249,11 @@ class Slot(NamedTuple):
     @property
     def is_large(self) -> bool:
         return bool(self.flags & FLAG_LARGE)
+
+
+def file_bytes(length: int) -> int:
+    """What a file of so many bytes takes on disk: whole blocks."""
+    return -(-length // FILE_BLOCK) * FILE_BLOCK
 
 
 def aligned(length: int) -> int:

@@ -62,7 +62,8 @@ class LargeFiles:
             def write(fd: int) -> int:
                 return self._core.write_file(fd, value, seed)
 
-            return len(value), in_room(len(value), partial(self._fill, path, create, write, sync=sync))
+            fill = partial(self._fill, path, create, write, sync=sync)
+            return len(value), in_room(f.file_bytes(len(value)), fill)
         return self._fill(
             path, partial(in_room, 0, create),
             lambda fd: self._write_parts(fd, chain(start, parts), seed, account, in_room), sync=sync,
@@ -138,6 +139,10 @@ class LargeFiles:
             parsed = f.parse_large_name(name)
             if parsed is not None:
                 yield parsed, status.st_size, os.path.join(self.directory, name)
+
+    def taken(self) -> int:
+        """The bytes that all these files take on disk."""
+        return sum(f.file_bytes(length) for _, length, _ in self.listed())
 
 
 def pieces(data: Buffer) -> Iterator[memoryview]:

@@ -201,7 +201,8 @@ class Reclaimer:
 
     def _largest_within(self, size_limit: int) -> int:
         room = self._live_within(size_limit) - self._fixed_bytes
-        return room - min(2 * self.segment_bytes, room // 4)
+        room -= min(2 * self.segment_bytes, room // 4)
+        return room - room % f.FILE_BLOCK
 
     def _volume_bytes(self) -> int:
         """What the cache could come to on its volume, as far as that can be known: quotas can't."""
@@ -560,14 +561,14 @@ class Reclaimer:
         if self._volume is not None and now - self._volume_seen > _VOLUME_SECONDS:
             self._volume, self._volume_seen = max(self._volume, self._volume_bytes()), now
 
-    def reserve_large(self, length: int) -> None:
-        """Make room for `length` bytes of a large value, and count them. `StorageFull` if there is none."""
+    def reserve_large(self, size: int) -> None:
+        """Make room for what a large value takes, and count it. `StorageFull` if there is none."""
         store = self._store
         for _ in range(_GRANTS):
-            self.make_space(length)
+            self.make_space(size)
             with store.lock:
-                if self._index.used_bytes + length <= self._limit:
-                    store.account_large(length)
+                if self._index.used_bytes + size <= self._limit:
+                    store.account_large(size)
                     return
         raise self._full()
 
@@ -681,7 +682,7 @@ class Reclaimer:
                     index.words[entry + f.T_SIZE] = self._file_size(index.words[entry] & f.MASK32)
             index.sum_up()
             checkpoint.account(store, index)
-            found = sum(size for _, size, _ in store.large.listed())
+            found = store.large.taken()
             if index.words[f.W_LARGE_BYTES] > found + self._size_limit:  # not what others have reserved
                 index.count_large(found)
 
@@ -731,7 +732,7 @@ class Reclaimer:
             seen.add(at)
             slot = index.slot(at)
             chosen.append(slot)
-            freed += f.record_bytes(slot.lengths) + (slot.value_length if slot.is_large else 0)
+            freed += f.record_bytes(slot.lengths) + (f.file_bytes(slot.value_length) if slot.is_large else 0)
             if freed >= wanted or len(chosen) >= _EVICT_MOST:
                 break
         return chosen, freed

@@ -143,7 +143,7 @@ def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
     total = 0
     for (low, high, pointer), size, path in store.large.listed():
         if began is not None and pointer > began or _refers(store, index, low, high, pointer):
-            total += size
+            total += f.file_bytes(size)
         else:
             store.backend.unlink(path)
     index.count_large(total)
@@ -160,7 +160,7 @@ def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
         if parsed is not None and parsed[0] not in alive:
             store.backend.unlink(os.path.join(store.large.temporary, name))
             if parsed[1]:  # about as much was reserved for it; who closes last counts anew
-                words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - status.st_size)
+                words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - f.file_bytes(status.st_size))
     for segment in _segments_there(store):
         if not index.state(segment) and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
@@ -557,7 +557,7 @@ class _Rebuild:
             name = self._large_name(slot)
             if self._large.get(name) != slot.value_length:
                 return None
-            self._large_used += self._large.pop(name)
+            self._large_used += f.file_bytes(self._large.pop(name))
         touched, expires = self._touched.get(digest, (0, 0))
         return slot._replace(expires=expires) if touched > max(slot.stamp, self._floor) else slot
 
@@ -584,7 +584,7 @@ class _Rebuild:
     def _finish(self) -> None:
         store, index = self._store, self._index
         # Large files left over may be another handle's, about to be entered: `tidy` knows.
-        index.count_large(self._large_used + sum(self._large.values()))
+        index.count_large(self._large_used + sum(map(f.file_bytes, self._large.values())))
         checkpoint.account(store, index)
         clock = index.words[f.W_CLOCK]
         for part in range(PARTITIONS):

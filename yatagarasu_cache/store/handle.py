@@ -898,23 +898,23 @@ class Handle:
         """The same of one that is in its place before the lock is given up: it needs no mark of life."""
         return self.large.temporary_path(secrets.randbits(63), 0)
 
-    def account_large(self, length: int) -> None:
-        """Count bytes of large files. The lock is held."""
+    def account_large(self, size: int) -> None:
+        """Count bytes that large files take. The lock is held."""
         words = self.index.words
-        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + length)
+        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + size)
 
-    def large_leaves(self, length: int) -> None:
-        """A large file of so many bytes is about to be removed: till then they count. The lock is held."""
+    def large_leaves(self, size: int) -> None:
+        """A large file that takes so many bytes is about to go: till then they count. The lock is held."""
         words = self.index.words
-        words[f.W_LEAVING] = min(words[f.W_LEAVING] + length, f.MASK64)
+        words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
 
-    def large_left(self, length: int) -> None:
+    def large_left(self, size: int) -> None:
         """It was. No change if it was given up, or all was counted anew, meanwhile. The lock is held."""
         words = self.index.words
         leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
         if leaving > counted:  # it is damaged
-            leaving = length
-        gone = min(length, leaving)
+            leaving = size
+        gone = min(size, leaving)
         words[f.W_LEAVING], words[f.W_LARGE_BYTES] = leaving - gone, max(0, counted - gone)
 
     # -- durability --------------------------------------------------------------------------

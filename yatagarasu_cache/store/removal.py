@@ -18,12 +18,12 @@ _REMOVAL_BATCH = 128  # digests in one removal record
 
 
 class LargeFile(NamedTuple):
-    """What its name is made of, and its bytes."""
+    """What its name is made of, and the bytes that it takes."""
 
     low: int
     high: int
     pointer: int
-    length: int
+    size: int
 
 
 class Gone(NamedTuple):
@@ -193,13 +193,13 @@ class Removal(Handle):
         The lock is held."""
         if not slot.is_large:
             return None
-        length = slot.value_length
+        size = f.file_bytes(slot.value_length)
         try:
-            file = LargeFile(slot.low, slot.high, self.pointer(slot), length)
+            file = LargeFile(slot.low, slot.high, self.pointer(slot), size)
         except ours(OSError):
-            self.account_large(-length)
+            self.account_large(-size)
             return None  # the record is unreadable: check() finds the orphan
-        self.large_leaves(length)
+        self.large_leaves(size)
         return file
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
@@ -228,4 +228,4 @@ class Removal(Handle):
                 self.large.remove(low, high, pointer)
         finally:  # not before: others write as much elsewhere
             with contextlib.suppress(ClosedError), self.lock:
-                self.large_left(sum(file.length for file in gone.files))
+                self.large_left(sum(file.size for file in gone.files))

@@ -53,20 +53,20 @@ class _Reservation:
     """
 
     def __init__(self, store: Writing, most: int) -> None:
-        self._store, self._most, self._bytes = store, most, 0
+        self._store, self._most, self._length = store, most, 0
         self.thread = threading.get_ident()
 
     def grow(self, length: int) -> None:
-        store = self._store
-        store.check_size(self._bytes + length, self._most)
-        store.reclaim.reserve_large(length)
-        self._bytes += length
+        store, grown = self._store, self._length + length
+        store.check_size(grown, self._most)
+        store.reclaim.reserve_large(f.file_bytes(grown) - f.file_bytes(self._length))
+        self._length = grown
 
     def release(self) -> None:
         """Give back what is not used. If the handle was closed meanwhile, the last to close does that."""
         with contextlib.suppress(ClosedError), putting_in_order(), self._store.lock:
-            self._store.account_large(-self._bytes)
-        self._bytes = 0
+            self._store.account_large(-f.file_bytes(self._length))
+        self._length = 0
 
 
 class Writing(Reading):
