@@ -162,11 +162,8 @@ class ThreadsBackend(Backend):
     def sync_directory(self, path: str) -> None:
         if os.name == "nt":  # a directory cannot be opened there, and NTFS journals its names
             return
-        fd = descriptor_of(os.open, path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        try:
+        with self.reading(path) as fd:
             _sync_fully(fd)
-        finally:
-            os.close(fd)
 
     # -- batches ----------------------------------------------------------------------------
 

@@ -168,6 +168,12 @@ class Shared:
     def after_fork(self) -> None:
         self._channels, self._closing = {}, new_lock()
 
+    def __del__(self) -> None:
+        """An exception may have come before anybody else knew of it: whoever comes next closes it."""
+        store = getattr(self, "store", None)
+        if store is not None and not store.released:
+            _ended[self] = None
+
 
 class Lease:
     """The part of one handle in a store."""
