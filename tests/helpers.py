@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import itertools
@@ -67,6 +68,16 @@ def disk_bytes(directory: Path | str) -> int:
                 total += os.lstat(os.path.join(parent, name)).st_size
             except FileNotFoundError:
                 pass
+    return total
+
+
+def disk_blocks(directory: Path | str) -> int:
+    """What the files below `directory` take of the disk."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
     return total
 
 

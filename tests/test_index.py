@@ -247,7 +247,8 @@ def test_segments(index: Index) -> None:
     assert total == len(SEGMENTS) << 20
     index.resize_segment(3, 1000)
     index.drop_segment(4)
-    assert index.words[f.W_SEGMENT_BYTES] == total - (2 << 20) + 1000
+    assert index.words[f.W_SEGMENT_BYTES] == total - (2 << 20) + f.FILE_BLOCK
+    assert index.words[f.W_SLACK] == f.FILE_BLOCK - 1000
     assert index.state(4) == 0
     ids = []
     while (segment := index.next_segment_id()) is not None:
@@ -585,7 +586,7 @@ def test_a_process_killed_while_it_clears_or_counts_segments(tmp_path: Path) -> 
             left = entries(other)
             assert left == before or number == 0 and left == {}
             assert (
-                sum(other.words[e + f.T_SIZE] for e in other.table_entries())
+                sum(f.file_bytes(other.words[e + f.T_SIZE]) for e in other.table_entries())
                 == other.words[f.W_SEGMENT_BYTES]
             )
             if 8 in other.segments():

@@ -213,7 +213,7 @@ def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch
     cache.incr("n")
     store = cache._store
     segment = store.writer.segment
-    monkeypatch.setattr(store.owner, "sweep_most", lambda: ({12345}, 0))  # who took it over lives
+    monkeypatch.setattr(store.owner, "marks", lambda: ({12345}, []))  # who took it over lives
     with store.lock:
         store.index.words[store.index.entry(segment) + f.T_OWNER] = 12345
     size = os.path.getsize(store.files.path(segment))

@@ -414,7 +414,7 @@ with DiskCache(sys.argv[1], backend=sys.argv[2]) as cache:
     cache["mine"] = 1
     owner = cache._lease.store.owner
     assert owner.is_alive(1) and 1 in owner.alive_tokens()
-    assert owner.active_segment(1) == 0
+    assert owner.noted(1).segment == 0
 with DiskCache(sys.argv[1], backend=sys.argv[2]) as cache:
     assert cache["mine"] == 1
 """,

@@ -347,7 +347,7 @@ def test_each_step_of_a_large_value_is_tried_as_often_as_it_gives_room(
     }  # fmt: skip
     with open_faulty(monkeypatch, directory, backend, **options) as cache:
         cache.set_many({n: noise(3000, n) for n in range(100)})
-        fault = Fault(kind, 1, errno.ENOSPC, times=ALWAYS, where="large" if kind == "replace" else "tmp")
+        fault = Fault(kind, 1, errno.ENOSPC, times=ALWAYS, where="cache/large" if kind == "replace" else "cache/tmp")
         backend.plan = [fault]
         with pytest.raises(StorageFull):
             store_large(cache, way, noise(MIB), options)

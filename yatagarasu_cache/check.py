@@ -7,12 +7,11 @@ import dataclasses
 import errno
 import functools
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import cache_settings, checkpoint
+from . import cache_settings, checkpoint, recovery, under_way
 from . import format as f
 from .cancelling import ensure_wanted
 from .directory import content, has_tag, keep_tag
@@ -25,7 +24,6 @@ from .segment import read_segment_header, scan
 if TYPE_CHECKING:
     from .store import Store
 
-_A_MOMENT = 0.1  # seconds
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 
 
@@ -314,13 +312,13 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
                 if fix:
                     index.words[entry + f.T_LIVE] = live[segment]
                 yield Problem("space", f.segment_name(segment), detail, fix)
-        sizes = sum(index.words[entry + f.T_SIZE] for entry in index.table_entries())
         counted, active = index.words[f.W_ACTIVE], index.count_active()
         if counted != active:
             if fix:
                 index.words[f.W_ACTIVE] = active
             yield Problem("count", f.INDEX_NAME, f"counts {counted} active segments, has {active}", fix)
-        totals = ((f.W_LIVE_BYTES, sum(live.values())), (f.W_SEGMENT_BYTES, sizes))
+        taken, slack = index.segment_bytes()
+        totals = ((f.W_LIVE_BYTES, sum(live.values())), (f.W_SEGMENT_BYTES, taken), (f.W_SLACK, slack))
         for word, total in totals:
             if index.words[word] != total:
                 yield Problem("space", f.INDEX_NAME, f"{index.words[word]} bytes counted, {total} found", fix)
@@ -330,7 +328,9 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
 
 
 def _large(store: Store, fix: bool) -> Iterator[Problem]:
-    """Every large file belongs to an entry."""
+    """Every large file belongs to an entry, and what they take is counted."""
+    if fix:
+        store.reclaim.reap()
     for (low, high, pointer), _, path in store.large.listed():
         ensure_wanted()
         if not _is_orphan(store, low, high, pointer, path):
@@ -343,41 +343,22 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
             except (IsADirectoryError, PermissionError):
                 fixed = False
         yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
-    with store.lock:  # others reserve room before they write; what a dead one had the last one gives back
-        settled = store.users_alone() and not store.owner.any_dead()
-    counted, total = _large_bytes(store)
-    if settled and counted != total:
-        time.sleep(_A_MOMENT)  # another thread may be removing one, or storing one
-        with store.lock:
-            counted, total = _large_bytes(store)
-            if counted != total:
-                if fix:
-                    store.index.count_large(total)
-                yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
-
-
-def _large_bytes(store: Store) -> tuple[int, int]:
-    """Bytes of large values as counted and as found; if others may just be storing some, twice the same."""
     with store.lock:
-        counted: int = store.index.words[f.W_LARGE_BYTES]
-        if not store.users_alone() or content(store.scandir(store.large.temporary)):
-            return counted, counted
-        return counted, store.large.taken()
+        if store.owner.any_dead():  # what they had under way counts until they are reaped
+            return
+        words = store.index.words
+        counted, (total, _) = words[f.W_LARGE_BYTES], under_way.count(store.owner, store.index)
+        if fix and counted != total:
+            store.count_large()
+    if counted != total:
+        yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
 
 
 def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bool:
     with store.lock:
-        at = store.find(low, high)
-        if at:
-            slot = store.index.slot(at)
-            try:
-                if slot.is_large and store.pointer(slot) == pointer:
-                    return False
-            except ours(OSError):
-                return False
-        # One that is just being stored is in place shortly before its entry is.
-        recent = pointer > store.index.words[f.W_CLOCK] - store.ORPHAN_AGE
-        return os.path.exists(path) and not (recent and not store.users_alone())
+        if recovery.refers(store, store.index, low, high, pointer):
+            return False
+        return os.path.exists(path) and not recovery.may_be_shown(store, pointer)
 
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:

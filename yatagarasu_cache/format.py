@@ -69,7 +69,7 @@ W_NEXT_SEGMENT = 13  # next segment id
 W_FLOOR = 14  # stamp that the newest checkpoint covers
 W_EPOCH = 15  # changes when a checkpoint begins
 W_PROMISED = 16  # 1: somebody was promised durability (a durable change, or flush())
-W_SEGMENT_BYTES = 17  # bytes of all segments, active ones with the room that was granted to them
+W_SEGMENT_BYTES = 17  # bytes that all segments take, active ones with the room that was granted to them
 W_LARGE_BYTES = 18  # bytes that large files take, those being written, or removed, included
 W_LIVE_BYTES = 19  # bytes of live records in segments
 W_INDEX_BYTES = 20  # bytes of the index file
@@ -93,6 +93,8 @@ BUSY_CHANGING = int.from_bytes(b"CHANGING", "little")  # no flipped bit makes th
 BUSY_CLEARING = int.from_bytes(b"CLEARING", "little")
 BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
 BUSY_SETTING = int.from_bytes(b"SETTINGS", "little")
+BUSY_STORING = int.from_bytes(b"STORINGS", "little")  # what large files take, and what is noted of it
+W_SLACK = 56  # of W_SEGMENT_BYTES: what segments leave of their last blocks
 JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot to be
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
@@ -162,6 +164,11 @@ CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQQ")
 CHECKPOINT_SEGMENT = struct.Struct("<QQ")  # id, bytes
 CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
 CHECKPOINT_SUM = struct.Struct("<Q")
+
+# -- marks of life -----------------------------------------------------------------------------
+
+# the segment that the handle appends to, bytes of large files that it is storing, and that it is removing
+MARK = struct.Struct("<QQQ")
 
 # -- settings of the whole cache --------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Index:
             segment, state = self.words[entry] & f.MASK32, self.words[entry] >> 32
             if not f.ACTIVE <= state << 32 <= f.TAKEN or self.entry(segment) != entry or segment >= unused:
                 raise IndexDamaged("a segment is in no known state, or out of place")
-        counts = self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist()
+        counts = [*self.words[f.W_SEGMENT_BYTES : f.W_CHECKPOINT_BYTES + 1].tolist(), self.words[f.W_SLACK]]
         for field in (f.T_SIZE, f.T_LIVE):
             column = slice(self.table_word + field, self.first_slot * SLOT_WORDS, f.ENTRY_WORDS)
             counts += self.words[column].tolist()
@@ -460,7 +460,7 @@ class Index:
         """The totals of what the segment table says."""
         entries = self.table_entries()
         self.words[f.W_ACTIVE] = self.count_active()
-        self.words[f.W_SEGMENT_BYTES] = sum(self.words[entry + f.T_SIZE] for entry in entries)
+        self.words[f.W_SEGMENT_BYTES], self.words[f.W_SLACK] = self.segment_bytes()
         self.words[f.W_LIVE_BYTES] = sum(self.words[entry + f.T_LIVE] for entry in entries)
         self.words[f.W_INDEX_BYTES] = os.fstat(self.fd).st_size
 
@@ -547,7 +547,7 @@ class Index:
         """Fill an empty index of the same identity, and as large a table, with this one, without its gaps."""
         own = self.words
         for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, f.W_FILE),
-                           (f.W_LEAVING, f.W_LEAVING + 1),
+                           (f.W_LEAVING, f.W_LEAVING + 1), (f.W_SLACK, f.W_SLACK + 1),
                            (f.W_DELETED, f.W_DELETED + PARTITIONS)):  # fmt: skip
             other.words[first:end] = own[first:end]
         for entry in self.table_entries():
@@ -611,7 +611,7 @@ class Index:
         words[entry + f.T_TAIL] = 0
         words[entry] = state | segment
         words[f.W_ACTIVE] += state in APPENDABLE
-        words[f.W_SEGMENT_BYTES] += size
+        self._count_segment(size, 1)
         words[W_BUSY] = 0
         return entry
 
@@ -638,20 +638,31 @@ class Index:
     def resize_segment(self, segment: int, size: int) -> None:
         entry = self.entry(segment)
         self.words[W_BUSY] = f.BUSY_COUNTING
-        grown = size - self.words[entry + f.T_SIZE]
-        self.words[f.W_SEGMENT_BYTES] = max(0, self.words[f.W_SEGMENT_BYTES] + grown)
+        self._count_segment(self.words[entry + f.T_SIZE], -1)
+        self._count_segment(size, 1)
         self.words[entry + f.T_SIZE] = size
         self.words[W_BUSY] = 0
 
     def drop_segment(self, segment: int) -> None:
         entry = self.entry(segment)
         self.words[W_BUSY] = f.BUSY_COUNTING
-        left = self.words[f.W_SEGMENT_BYTES] - self.words[entry + f.T_SIZE]
-        self.words[f.W_SEGMENT_BYTES] = max(0, left)
+        self._count_segment(self.words[entry + f.T_SIZE], -1)
         active = self.words[entry] & ~f.MASK32 in APPENDABLE
         self.words[f.W_ACTIVE] = max(0, self.words[f.W_ACTIVE] - active)
         self.words[entry] = 0
         self.words[W_BUSY] = 0
+
+    def _count_segment(self, size: int, sign: int) -> None:
+        """One more segment of `size` bytes, or one less: it takes whole blocks."""
+        words, taken = self.words, f.file_bytes(size)
+        words[f.W_SEGMENT_BYTES] = max(0, words[f.W_SEGMENT_BYTES] + sign * taken)
+        words[f.W_SLACK] = max(0, words[f.W_SLACK] + sign * (taken - size))
+
+    def segment_bytes(self) -> tuple[int, int]:
+        """What the segments of the table take, and how much of that they leave of their last blocks."""
+        sizes = [self.words[entry + f.T_SIZE] for entry in self.table_entries()]
+        taken = sum(map(f.file_bytes, sizes))
+        return taken, taken - sum(sizes)
 
     def next_segment_id(self) -> int | None:
         """An unused id whose table entry is free, or None if the table is full. The lock is held."""
@@ -672,9 +683,18 @@ class Index:
             + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
         )  # fmt: skip
 
-    def count_large(self, found: int) -> None:
-        """So many bytes of large files are there: whatever is still being removed counts no more."""
-        self.words[f.W_LARGE_BYTES], self.words[f.W_LEAVING] = found, 0
+    def large_bytes(self) -> int:
+        """What the files of large values that entries stand for take."""
+        total = 0
+        for part in range(PARTITIONS):
+            slots = self.partition_slots(part)
+            pairs = zip(self.column(slots, 0), self.column(slots, f.S_LENGTHS), strict=True)
+            total += sum(
+                f.file_bytes(lengths >> 24)
+                for low, lengths in pairs
+                if low > f.REMOVED and lengths >> 16 & f.FLAG_LARGE
+            )
+        return total
 
     @property
     def live_bytes(self) -> int:

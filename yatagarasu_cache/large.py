@@ -140,10 +140,6 @@ class LargeFiles:
             if parsed is not None:
                 yield parsed, status.st_size, os.path.join(self.directory, name)
 
-    def taken(self) -> int:
-        """The bytes that all these files take on disk."""
-        return sum(f.file_bytes(length) for _, length, _ in self.listed())
-
 
 def pieces(data: Buffer) -> Iterator[memoryview]:
     """A value in pieces of CHUNK_BYTES, without copying."""

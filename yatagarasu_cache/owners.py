@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import format as f
 from .backends.base import Backend
 from .locks import fcntl, has_name, new_lock
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
+
+
+class Note(NamedTuple):
+    """What a handle says of itself, for whoever outlives it."""
+
+    segment: int = 0  # that it appends to
+    storing: int = 0  # bytes of large files,
+    leaving: int = 0  # and of those that it is removing
+
+    @property
+    def is_under_way(self) -> bool:
+        return bool(self.storing or self.leaving)
 
 
 class Owner:
@@ -29,6 +41,7 @@ class Owner:
         self._fd = -1
         self._acquiring = new_lock()
         self._stays = False
+        self._noted = Note()
 
     def _path(self, token: int) -> str:
         return os.path.join(self.directory, f"{token:016x}{f.WRITER_SUFFIX}")
@@ -41,6 +54,8 @@ class Owner:
                 fd = self._make(self._path(token))
                 if fd >= 0:
                     self.token, self._fd = token, fd
+                    if any(self._noted):  # in a mark that somebody has removed
+                        self._write()
             return self.token
 
     def _make(self, path: str) -> int:
@@ -66,15 +81,31 @@ class Owner:
 
     def note(self, segment: int) -> None:
         """Say which segment this handle appends to, for whoever has to rebuild the index."""
-        self._backend.write(self._fd, [segment.to_bytes(8, "little")], 0)
+        self._noted = self._noted._replace(segment=segment)
+        self._write()
 
-    def active_segment(self, token: int) -> int:
-        """What the handle with this token noted last; 0 if nothing."""
+    def note_under_way(self, storing: int, leaving: int) -> None:
+        """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it.
+        The index lock is held."""
+        self._noted = self._noted._replace(storing=storing, leaving=leaving)
+        if self._fd >= 0:
+            self._write()
+        elif self._noted.is_under_way:
+            self.acquire()
+
+    def _write(self) -> None:
+        self._backend.write(self._fd, [f.MARK.pack(*self._noted)], 0)
+
+    def noted(self, token: int) -> Note:
+        """What the handle with this token noted last."""
+        if token == self.token:
+            return self._noted
         try:
             with self._backend.reading(self._path(token)) as fd:
-                return int.from_bytes(self._backend.read(fd, 8, 0), "little")
+                mark = self._backend.read(fd, f.MARK.size, 0)
         except (FileNotFoundError, PermissionError):
-            return 0
+            return Note()
+        return Note(*f.MARK.unpack(mark)) if len(mark) == f.MARK.size else Note()
 
     def is_alive(self, token: int) -> bool:
         """True while the handle with this token exists in some process."""
@@ -91,31 +122,22 @@ class Owner:
 
     def alive_tokens(self) -> set[int]:
         """Tokens of all living handles."""
-        return self.sweep_most()[0]
-
-    def sweep_most(self) -> tuple[set[int], int]:
-        """Tokens of all living handles, and how many dead ones left a mark. Of these one is kept: the
-        last to close tidies up after it.
-        """
-        alive, dead = self._sorted_marks()
-        for token in dead[1:]:
-            self._backend.unlink(self._path(token))
-        return alive, len(dead)
+        return self.marks()[0]
 
     def any_dead(self) -> bool:
         """True if a handle died since marks were last swept."""
-        return bool(self._sorted_marks()[1])
+        return bool(self.marks()[1])
 
     def has_others(self) -> bool:
         """True if another handle that has a mark is alive."""
-        return bool(self._sorted_marks()[0] - {self.token})
+        return bool(self.alive_tokens() - {self.token})
 
-    def sweep(self) -> None:
-        """Remove the marks of dead handles: nothing of theirs is left."""
-        for token in self._sorted_marks()[1]:
+    def sweep(self, dead: Iterable[int]) -> None:
+        """Remove the marks of handles that are dead, and have left nothing."""
+        for token in dead:
             self._backend.unlink(self._path(token))
 
-    def _sorted_marks(self) -> tuple[set[int], list[int]]:
+    def marks(self) -> tuple[set[int], list[int]]:
         """Tokens of handles that live, and of those that don't."""
         alive: set[int] = set()
         dead: list[int] = []
@@ -151,6 +173,7 @@ class Owner:
         if self._fd >= 0:
             os.close(self._fd)
         self.token, self._fd, self._stays, self._acquiring = 0, -1, False, new_lock()
+        self._noted = Note()
 
 
 class Users:

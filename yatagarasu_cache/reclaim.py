@@ -47,6 +47,7 @@ from .segment import (
     read_segment_header,
     void_record,
 )
+from .under_way import Stream, give_up
 
 if TYPE_CHECKING:
     from .store import Store
@@ -63,7 +64,8 @@ _MOST_GRANT = 1 << 22  # a writer gets as much room again as it has used, at mos
 _GRANT_SHARE = 16  # and no more than its part of 1/16 of the limit; at first so that 256 idle handles
 _FIRST_GRANTS, _FIRST_LEAST, _FIRST_MOST = 256, 1 << 12, 1 << 16  # take no more than that together
 _ADOPTED_MOST = 1 << 20  # a longer segment takes too long to read for whoever goes on with it
-_REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for
+_REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for,
+_REAP_PAUSE = 0.1  # and before entries are evicted beside large values
 _MIN_GARBAGE = 16  # a segment is cleaned for at least 1/16 of its size
 _PATIENCE = 2 * _MIN_GARBAGE  # steps without gain, besides two for each segment there is
 _CHECKPOINT_RECORDS = 1 << 16  # and at least as many as there are entries, between checkpoints;
@@ -77,6 +79,7 @@ _LOOSE = 3  # an index of so many times the bytes that it needs is made anew; on
 _LITTLE_LOOSE = 1.25  # limit was lowered: entries go for what it has too much
 _FOR_COPIES = 64  # 1/64 of the limit, or half a segment, is for copies that make room, and not for entries
 _LEAST_FREE = 10  # 1/10 of the limit, or three segments, are kept free of live records at least,
+_BESIDE_SLACK = 16  # as are 1/16 besides what segments leave of their last blocks,
 _LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
 _REMOVAL_SECONDS = 1.0  # after which large files that are being removed are given up,
 _REMOVAL_LOOK = 0.0005  # and between looks whether they are gone
@@ -118,7 +121,6 @@ class Reclaimer:
         self._store = store
         self._unpaced = 0
         self._reaped = time.monotonic()
-        self._marks = 0  # of dead handles, that were there when this was last looked at
         self._volume: int | None = None  # bytes that the volume has room for, where it was full
         self._volume_seen = 0.0
         self._made_room = 0  # times that room was made because the volume was full
@@ -184,8 +186,10 @@ class Reclaimer:
         return self._live_within(self._limit_in_force)
 
     def _live_within(self, size_limit: int) -> int:
-        limit, fixed = self._within(size_limit), self._fixed_bytes
+        index, limit, fixed = self._index, self._within(size_limit), self._fixed_bytes
         least = min(3 * self.segment_bytes, size_limit // _LEAST_FREE)
+        slack = index.words[f.W_SLACK]  # of blocks, which cleaning does not bring back
+        least = max(least, slack + size_limit // _BESIDE_SLACK)
         free = max(int(size_limit * self._store.in_force.headroom), least)
         return max(limit - free, fixed + (limit - fixed) // _LEAST_LIVE)
 
@@ -230,17 +234,22 @@ class Reclaimer:
         store, reaped = self._store, 0
         with store.lock:
             self._reaped = time.monotonic()
-            alive, marks = store.owner.sweep_most()
+            alive, marked = store.owner.marks()
             dead = self._named_owners() - alive
-            if marks > self._marks:
+            lost = [token for token in marked if store.owner.noted(token).is_under_way]
+            if marked:
                 recovery.remove_unfinished(store, self._index, alive)
-            self._marks = min(marks, 1)
+            if lost:
+                store.count_large()
             for segment in self._index.segments() if dead else ():
                 words, entry = self._index.words, self._index.entry(segment)  # a rebuild may replace it
                 if words[entry + f.T_CLEANER] in dead:
                     words[entry + f.T_CLEANER] = 0
                 if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):
                     reaped += 1
+            store.owner.sweep(set(marked) - set(lost))
+        if lost and recovery.remove_orphans(store):  # else whoever comes next looks again
+            store.owner.sweep(lost)
         return reaped
 
     def _named_owners(self) -> set[int]:
@@ -255,7 +264,12 @@ class Reclaimer:
 
     def _reap_if_due(self) -> None:
         """Now and then, so that what dead handles leave does not pile up until there is need."""
-        if time.monotonic() - self._reaped > _REAP_SECONDS and self._index.words[f.W_ACTIVE] > 1:
+        words = self._index.words
+        if words[f.W_ACTIVE] > 1 or words[f.W_LARGE_BYTES]:
+            self._reap_after(_REAP_SECONDS)
+
+    def _reap_after(self, seconds: float) -> None:
+        if time.monotonic() - self._reaped > seconds:
             self.reap()
 
     def _seal_of_dead(self, segment: int) -> bool:
@@ -561,14 +575,14 @@ class Reclaimer:
         if self._volume is not None and now - self._volume_seen > _VOLUME_SECONDS:
             self._volume, self._volume_seen = max(self._volume, self._volume_bytes()), now
 
-    def reserve_large(self, size: int) -> None:
-        """Make room for what a large value takes, and count it. `StorageFull` if there is none."""
-        store = self._store
+    def reserve_large(self, stream: Stream, length: int) -> None:
+        """Make room for so much of a large value, and count it. `StorageFull` if there is none."""
+        store, size = self._store, f.file_bytes(length) - f.file_bytes(stream.length)
         for _ in range(_GRANTS):
             self.make_space(size)
             with store.lock:
                 if self._index.used_bytes + size <= self._limit:
-                    store.account_large(size)
+                    store.under_way.grow(stream, length)
                     return
         raise self._full()
 
@@ -603,20 +617,23 @@ class Reclaimer:
         """Wait for large files that others are removing; where these have to `suffice`, as long as nothing
         else is lacking. False if there was nothing to wait for.
 
-        Whoever was stopped or killed while he removed some is not waited for long.
+        Whoever was killed while he removed some is not waited for, and whoever was stopped not for long.
         """
-        stuck, until = f.MASK64, time.monotonic() + _REMOVAL_SECONDS
+        stuck, reaped, began = f.MASK64, False, time.monotonic()
         while (lacking := self._index.used_bytes + need - self._limit) > 0:
             leaving = self._index.words[f.W_LEAVING]
             if leaving < (lacking if suffice else 1):
                 break
             stuck = min(stuck, leaving)
-            if time.monotonic() > until:
+            if time.monotonic() > began + _REMOVAL_SECONDS:
                 with self._store.lock:
                     counted = self._index.words[f.W_LARGE_BYTES]
-                    self._store.large_left(stuck if stuck <= counted else 0)
+                    give_up(self._index.words, stuck if stuck <= counted else 0)
                 break
             time.sleep(_REMOVAL_LOOK)
+            if not reaped and time.monotonic() > began + _REAP_PAUSE:
+                reaped = True
+                self.reap()
         return stuck < f.MASK64
 
     def _evict_all_the_same(self, need: int) -> bool:
@@ -682,9 +699,7 @@ class Reclaimer:
                     index.words[entry + f.T_SIZE] = self._file_size(index.words[entry] & f.MASK32)
             index.sum_up()
             checkpoint.account(store, index)
-            found = store.large.taken()
-            if index.words[f.W_LARGE_BYTES] > found + self._size_limit:  # not what others have reserved
-                index.count_large(found)
+            store.count_large()
 
     def _make_some(self, need: int) -> bool:
         """One step towards room; False if no step helps."""
@@ -710,6 +725,8 @@ class Reclaimer:
     def _evict(self, wanted: Callable[[], int]) -> int:
         """Evict the next victims, about `wanted()` bytes but a bounded number. Bytes that went."""
         store = self._store
+        if self._index.words[f.W_LARGE_BYTES]:  # what dead handles had under way is no reason
+            self._reap_after(_REAP_PAUSE)
         with store.lock:
             victims, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
             if not victims:

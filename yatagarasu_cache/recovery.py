@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
+from .cancelling import ensure_wanted
 from .checkpoint import Checkpoint
 from .directory import boot_id
 from .errors import FormatError, ReadOnlyError
@@ -24,6 +25,7 @@ from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .interruption import ours, suppressing
 from .locks import GRACE
 from .segment import Record, read_footer, read_segment_header, scan
+from .under_way import count_anew
 
 if TYPE_CHECKING:
     from .store import Handle
@@ -46,7 +48,7 @@ def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
     try:
         index = map_index(store)
         if not store.read_only:
-            index.repair()
+            repair(store, index)
         reason = _distrust(store, index, alone)
     except FileNotFoundError:
         reason = "missing" if _segments_there(store) else "new"
@@ -72,6 +74,15 @@ def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
         return _begin(store, fresh, alone=alone)
     assert index is not None
     return _begin(store, index, alone=alone)
+
+
+def repair(store: Handle, index: Index) -> None:
+    """Complete a change of the index that somebody died in, or was interrupted in. The lock is held."""
+    if index.words[f.W_BUSY] == f.BUSY_STORING:
+        count_anew(store.owner, index)
+        index.words[f.W_BUSY] = 0
+    else:
+        index.repair()
 
 
 def map_index(store: Handle) -> Index:
@@ -140,33 +151,52 @@ def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
     """
     alive: Set[int] = frozenset() if began is None else frozenset({store.owner.token})
     remove_unfinished(store, index, alive=alive)
-    total = 0
-    for (low, high, pointer), size, path in store.large.listed():
-        if began is not None and pointer > began or _refers(store, index, low, high, pointer):
-            total += f.file_bytes(size)
-        else:
+    for (low, high, pointer), _, path in store.large.listed():
+        if (began is None or pointer <= began) and not refers(store, index, low, high, pointer):
             store.backend.unlink(path)
-    index.count_large(total)
-    store.owner.sweep()  # last: should we be killed here, somebody looks again
+    count_anew(store.owner, index)
+    store.owner.sweep(store.owner.marks()[1])  # last: should we be killed here, somebody looks again
 
 
 def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
     """Remove files that dead handles did not come to give a name or a place. The lock is held, and
     `alive` names the handles that live.
     """
-    words = index.words
-    for name, status in store.scandir(store.large.temporary):
+    for name, _ in store.scandir(store.large.temporary):
         parsed = f.parse_temporary_name(name)
         if parsed is not None and parsed[0] not in alive:
             store.backend.unlink(os.path.join(store.large.temporary, name))
-            if parsed[1]:  # about as much was reserved for it; who closes last counts anew
-                words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - f.file_bytes(status.st_size))
     for segment in _segments_there(store):
         if not index.state(segment) and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
 
 
-def _refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:
+def remove_orphans(store: Handle) -> bool:
+    """Remove large files that no entry stands for, while others are at work. The lock is not held.
+
+    False if there may be more: what has just come may be about to be shown, where others are storing some.
+    """
+    complete = True
+    for (low, high, pointer), _, path in store.large.listed():
+        ensure_wanted()
+        with store.lock:
+            if refers(store, store.index, low, high, pointer):
+                continue
+            if may_be_shown(store, pointer):
+                complete = False
+            else:
+                store.backend.unlink(path)
+    return complete
+
+
+def may_be_shown(store: Handle, pointer: int) -> bool:
+    """Whether a large file that no entry stands for may be about to get one. The lock is held."""
+    if pointer <= store.index.words[f.W_CLOCK] - store.ORPHAN_AGE:
+        return False
+    return any(store.owner.noted(token).storing for token in store.owner.alive_tokens() | {store.owner.token})
+
+
+def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:
     at = index.find(low, high)
     if not at:
         return False
@@ -401,7 +431,6 @@ class _Rebuild:
         self._touched: dict[tuple[int, int], tuple[int, int]] = {}
         self._sizes: dict[int, int] = {}
         self._large = {name: size for name, size, _ in store.large.listed()}
-        self._large_used = 0
 
     def run(self) -> None:
         self._enter_segments()
@@ -428,7 +457,7 @@ class _Rebuild:
     def _enter_segments(self) -> None:
         """Put every segment into the table; those of living handles stay theirs."""
         store, index = self._store, self._index
-        owners = {store.owner.active_segment(token): token for token in store.owner.alive_tokens()}
+        owners = {store.owner.noted(token).segment: token for token in store.owner.alive_tokens()}
         for segment, header in self._headers.items():
             size = os.stat(store.files.path(segment)).st_size
             self._sizes[segment] = size
@@ -553,11 +582,8 @@ class _Rebuild:
             return None
         if slot.offset + f.record_bytes(slot.lengths) - f.ALIGN >= self._sizes.get(slot.segment, 0):
             return None
-        if slot.is_large:
-            name = self._large_name(slot)
-            if self._large.get(name) != slot.value_length:
-                return None
-            self._large_used += f.file_bytes(self._large.pop(name))
+        if slot.is_large and self._large.pop(self._large_name(slot), None) != slot.value_length:
+            return None
         touched, expires = self._touched.get(digest, (0, 0))
         return slot._replace(expires=expires) if touched > max(slot.stamp, self._floor) else slot
 
@@ -583,8 +609,7 @@ class _Rebuild:
 
     def _finish(self) -> None:
         store, index = self._store, self._index
-        # Large files left over may be another handle's, about to be entered: `tidy` knows.
-        index.count_large(self._large_used + sum(map(f.file_bytes, self._large.values())))
+        count_anew(store.owner, index)
         checkpoint.account(store, index)
         clock = index.words[f.W_CLOCK]
         for part in range(PARTITIONS):

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from .. import cache_settings, forks, recovery
 from .. import format as f
@@ -49,6 +49,7 @@ from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_
 from ..owners import Owner, Users
 from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
+from ..under_way import UnderWay, count_anew
 
 if TYPE_CHECKING:
     from . import Store
@@ -67,12 +68,6 @@ _PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
 _READER_LOOKS = 0.25  # seconds, of a handle that only reads
 _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
-
-
-class Stream(Protocol):
-    """A large value on its way."""
-
-    thread: int  # that stores it
 
 
 class Handle:
@@ -104,7 +99,6 @@ class Handle:
         self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_long_lock()
         self.writer: SegmentWriter | None = None
-        self.streams: set[Stream] = set()  # large values that threads are storing
         self.interrupted = False  # and maybe something left half done by it
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
@@ -137,6 +131,7 @@ class Handle:
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
         self.large = LargeFiles(self.backend, root, mode, self.core, self.made)
         self.owner = Owner(self.backend, root, mode, self.made)
+        self.under_way = UnderWay(self.owner, lambda: self.index, self._on_unnoted)
         self.users = Users(self.backend, root, mode, self.made, self.owner)
         self.files = SegmentFiles(
             self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
@@ -226,7 +221,8 @@ class Handle:
         with self.appending, self.lock:
             self.seal_writer()
             if self.users.is_alone():
-                if self.owner.any_dead() or self.streams or self.index.words[f.W_LEAVING]:
+                if self.owner.any_dead() or self.under_way or self.index.words[f.W_LEAVING]:
+                    self.under_way.forget_all()
                     recovery.tidy(self, self.index)
                 self.reclaim.sync_dirty()
                 # Removals too: after a clean end nobody looks for files that belong to nothing.
@@ -235,7 +231,7 @@ class Handle:
                 self.index.sync()
                 self.index.words[f.W_CLEAN] = 1
                 self.index.sync()
-            elif self.streams:  # as if it had died: the last to close tidies up
+            elif self.under_way:  # as if it had died: the last to close tidies up
                 self.owner.stay_marked()
             # Before the lock is given up: whoever closes next may be the last, and no thread of ours, which
             # may be waiting for the lock, changes anything any more.
@@ -268,13 +264,14 @@ class Handle:
         writer, self.writer = self.writer, None
         if writer is not None:
             writer.after_fork()
-        self.appending, self.streams, self.telling = new_long_lock(), set(), set()
+        self.appending, self.telling = new_long_lock(), set()
         self.files.after_fork()
         self.lock.after_fork()
         self.checkpointing.after_fork()
         self.reclaiming.after_fork()
         self.changes.after_fork()
         self.owner.after_fork()
+        self.under_way.after_fork()
         self.users.after_fork()
         self.reclaim.after_fork()
         self.core.counted()
@@ -301,7 +298,7 @@ class Handle:
     def complete_begun(self) -> None:
         """A change of the index that an interruption, or a death, came in the middle of. The lock is held."""
         try:
-            self.index.repair()
+            recovery.repair(self, self.index)
         except IndexDamaged as error:
             self.rebuild(str(error))
 
@@ -593,19 +590,21 @@ class Handle:
     def _tidy_up(self) -> None:
         """An exception that is not ours left a method: no room stays taken for what it left half done.
 
-        What that is cannot be known while others are at work: then the last to close tidies up.
+        What files it left cannot always be known while others store some: then the last to close looks.
         """
         self.interrupted = False
         if self.read_only or self.closed:
             return
-        for stream in [one for one in list(self.streams) if one.thread == threading.get_ident()]:
-            self.streams.discard(stream)
         try:
             with self.lock:
-                if self.streams or not self.users.is_alone():
-                    self.owner.stay_marked()
-                else:
-                    recovery.tidy(self, self.index, began=self.index.stamp())
+                lost = self.under_way.forget_own()
+                self.under_way.note_anew()
+                if not self.under_way and self.users.is_alone():
+                    return recovery.tidy(self, self.index, began=self.index.stamp())
+                if lost:
+                    self.count_large()
+            if lost and not recovery.remove_orphans(self):
+                self.owner.stay_marked()
         except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
         except BaseException:  # whoever comes next does it
@@ -898,24 +897,12 @@ class Handle:
         """The same of one that is in its place before the lock is given up: it needs no mark of life."""
         return self.large.temporary_path(secrets.randbits(63), 0)
 
-    def account_large(self, size: int) -> None:
-        """Count bytes that large files take. The lock is held."""
-        words = self.index.words
-        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + size)
+    def count_large(self) -> None:
+        """Count, exactly, what large files take. The lock is held."""
+        count_anew(self.owner, self.index)
 
-    def large_leaves(self, size: int) -> None:
-        """A large file that takes so many bytes is about to go: till then they count. The lock is held."""
-        words = self.index.words
-        words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
-
-    def large_left(self, size: int) -> None:
-        """It was. No change if it was given up, or all was counted anew, meanwhile. The lock is held."""
-        words = self.index.words
-        leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
-        if leaving > counted:  # it is damaged
-            leaving = size
-        gone = min(size, leaving)
-        words[f.W_LEAVING], words[f.W_LARGE_BYTES] = leaving - gone, max(0, counted - gone)
+    def _on_unnoted(self, error: OSError) -> None:
+        self.log_once("mark", f"cannot note which large values are under way: {error}")
 
     # -- durability --------------------------------------------------------------------------
 

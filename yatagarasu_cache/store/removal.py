@@ -11,19 +11,11 @@ from ..cancelling import ensure_wanted
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, from_os_error
 from ..format import PARTITION_MASK, Slot
-from ..interruption import ours
+from ..interruption import is_interruption, ours
+from ..under_way import LargeFile
 from .handle import ATTEMPTS, Handle
 
 _REMOVAL_BATCH = 128  # digests in one removal record
-
-
-class LargeFile(NamedTuple):
-    """What its name is made of, and the bytes that it takes."""
-
-    low: int
-    high: int
-    pointer: int
-    size: int
 
 
 class Gone(NamedTuple):
@@ -104,15 +96,13 @@ class Removal(Handle):
         """
         digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
         stamp = self._stamp_beyond(slots)
-        gone = Gone([], self.changes.append(f.REMOVE, digests, stamp))
+        mark = self.changes.append(f.REMOVE, digests, stamp)
+        gone = Gone(self.leaving(slots), mark)
         for _, high in absent:
             self.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
             self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
-            file = self.large_file(slot)
-            if file is not None:
-                gone.files.append(file)
             self.index.remove(self.index.find(slot.low, slot.high))
         return gone
 
@@ -133,11 +123,12 @@ class Removal(Handle):
                 self.promise()
             if self.index.words[f.W_PROMISED]:
                 self.reclaim.sync_dirty()
-            gone = Gone([file for slot in slots if (file := self.large_file(slot))], mark)
+            gone = Gone(self.leaving(slots), mark)
             for part in range(f.PARTITIONS):
                 self.index.words[f.W_DELETED + part] = stamp
             self.index.reset()
         self.discard(gone, synced=True)
+        self.reclaim.reap()
         self.reclaim.drop_dead()
         self.files.let_go()  # whoever clears a cache wants the room
         return entries
@@ -188,19 +179,21 @@ class Removal(Handle):
 
     # -- large files that are not needed any more --------------------------------------------
 
-    def large_file(self, slot: Slot) -> LargeFile | None:
-        """A slot's large file, which `discard` is to remove: only then are its bytes off the account.
-        The lock is held."""
-        if not slot.is_large:
-            return None
+    def leaving(self, slots: Iterable[Slot]) -> list[LargeFile]:
+        """The large files of entries that are about to go, which `discard` is to remove: only then do their
+        bytes count no more. The lock is held."""
+        files = [file for slot in slots if slot.is_large and (file := self._large_file(slot)) is not None]
+        self.under_way.leave(files)
+        return files
+
+    def _large_file(self, slot: Slot) -> LargeFile | None:
         size = f.file_bytes(slot.value_length)
         try:
-            file = LargeFile(slot.low, slot.high, self.pointer(slot), size)
-        except ours(OSError):
-            self.account_large(-size)
-            return None  # the record is unreadable: check() finds the orphan
-        self.large_leaves(size)
-        return file
+            return LargeFile(slot.low, slot.high, self.pointer(slot), size)
+        except ours(OSError):  # the record is unreadable: check() finds the orphan
+            words = self.index.words
+            words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - size)
+            return None
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
         """Remove large files whose entries were removed, or replaced (by `large` values).
@@ -226,6 +219,12 @@ class Removal(Handle):
                 self._sync_names()
             for low, high, pointer, _ in gone.files:
                 self.large.remove(low, high, pointer)
-        finally:  # not before: others write as much elsewhere
-            with contextlib.suppress(ClosedError), self.lock:
-                self.large_left(sum(file.size for file in gone.files))
+        except BaseException as error:
+            if not is_interruption(error):  # else `UnderWay` tells what is left to do
+                self._count_gone(gone)
+            raise
+        self._count_gone(gone)  # not before: others write as much elsewhere
+
+    def _count_gone(self, gone: Gone) -> None:
+        with contextlib.suppress(ClosedError), self.lock:
+            self.under_way.left(gone.files)

@@ -21,9 +21,10 @@ from ..guard import is_callers
 from ..index import IndexDamaged
 from ..interruption import ours, suppressing
 from ..segment import SegmentWriter
+from ..under_way import LargeFile
 from .handle import ATTEMPTS, closed_error
 from .reading import Reading
-from .removal import Gone, LargeFile
+from .removal import Gone
 
 _BATCH_BYTES = 1 << 20  # of records written by one call in put_many
 _W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")
@@ -53,20 +54,18 @@ class _Reservation:
     """
 
     def __init__(self, store: Writing, most: int) -> None:
-        self._store, self._most, self._length = store, most, 0
-        self.thread = threading.get_ident()
+        self._store, self._most = store, most
+        self.thread, self.length = threading.get_ident(), 0
 
     def grow(self, length: int) -> None:
-        store, grown = self._store, self._length + length
-        store.check_size(grown, self._most)
-        store.reclaim.reserve_large(f.file_bytes(grown) - f.file_bytes(self._length))
-        self._length = grown
+        grown = self.length + length
+        self._store.check_size(grown, self._most)
+        self._store.reclaim.reserve_large(self, grown)
 
     def release(self) -> None:
         """Give back what is not used. If the handle was closed meanwhile, the last to close does that."""
         with contextlib.suppress(ClosedError), putting_in_order(), self._store.lock:
-            self._store.account_large(-f.file_bytes(self._length))
-        self._length = 0
+            self._store.under_way.give_up(self)
 
 
 class Writing(Reading):
@@ -130,12 +129,16 @@ class Writing(Reading):
             self.reclaim.pace(size)
         return done
 
-    def _show(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
+    def _show(
+        self, slot: Slot, epoch: int, stream: _Reservation | None = None
+    ) -> tuple[bool, LargeFile | None]:
         """`_install`, with the lock. A record that is not shown then is taken back."""
         done = False
         try:
             with self.lock:
                 done, replaced = self._install(slot, epoch)
+                if done and stream is not None:
+                    self.under_way.stored(stream)
         finally:
             if not done:
                 self._void([slot])
@@ -167,21 +170,23 @@ class Writing(Reading):
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
             index.stamp_above(least)  # the clock word can lose a race while the clock is set back
             return False, None
-        replaced = None
+        replaced = []
         if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
-            replaced = index.slot(at)
+            replaced = self.leaving([index.slot(at)])
         try:
             index.put(slot, at)
         except ours(OSError) as error:
+            self.under_way.left(replaced, removed=False)
             raise from_os_error(error, "cannot make the index larger") from error
         except IndexDamaged as error:
+            self.under_way.left(replaced, removed=False)
             self.rebuild(str(error))
             return self._shown(slot), None
         words = index.words
         index.settle(slot.place, f.record_bytes(slot.lengths))
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
-        return True, self.large_file(replaced) if replaced is not None else None
+        return True, replaced[0] if replaced else None
 
     def _shown(self, slot: Slot) -> bool:
         """True if the index shows the very record of `slot`."""
@@ -392,7 +397,7 @@ class Writing(Reading):
             with self.lock:
                 self.ensure_in_place()
         reserved = _Reservation(self, most)
-        self.streams.add(reserved)
+        self.under_way.begin(reserved)
         temporary = self.temporary_path(value=True)
         published: tuple[int, int, int] | None = None
         installed = False
@@ -405,7 +410,7 @@ class Writing(Reading):
             self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
             pointer = f.LARGE_POINTER.pack(published[2])
             put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
-            installed = self.reclaim.in_room(len(key), partial(put, pointer, only_absent))
+            installed = self.reclaim.in_room(len(key), partial(put, pointer, reserved, only_absent))
         except ours(OSError) as error:
             if is_callers(error):  # the stream's own
                 raise
@@ -421,7 +426,7 @@ class Writing(Reading):
                 if published is not None:
                     self.backend.clear_away(self.large.path(*published))
                 reserved.release()
-            self.streams.discard(reserved)
+            self.under_way.end(reserved)
         if installed:
             self.sets += 1
             self.reclaim.pace(0)
@@ -437,7 +442,7 @@ class Writing(Reading):
 
     def _put_pointer(
         self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
-        size: int, checksum: int, pointer: bytes, only_absent: bool,
+        size: int, checksum: int, pointer: bytes, stream: _Reservation, only_absent: bool,
     ) -> bool:  # fmt: skip
         """Append the record of a large file that is in place, and let the index show it.
 
@@ -464,12 +469,12 @@ class Writing(Reading):
                         if self.lookup(low, high) is not None:
                             return False
                         self._append(writer, head, pointer, pointer)
-                        done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+                        done, replaced = self._show_pointer(writer, writer.tail, slot, epoch, stream)
                 else:
                     self._append(writer, head, pointer, pointer)
                     end = writer.tail
             if not only_absent:
-                done, replaced = self._show_pointer(writer, end, slot, epoch)
+                done, replaced = self._show_pointer(writer, end, slot, epoch, stream)
             if replaced is not None:
                 self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable, large=True)
             if done:
@@ -478,11 +483,11 @@ class Writing(Reading):
         raise _too_many_changes()
 
     def _show_pointer(
-        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int
+        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int, stream: _Reservation | None = None
     ) -> tuple[bool, LargeFile | None]:
         if self.durable:
             self._make_durable(writer, end, [slot])
-        return self._show(slot, epoch)
+        return self._show(slot, epoch, stream)
 
     def check_size(self, length: int, most: int | None = None) -> None:
         """Refuse what can never fit, before anything changes; and a stream that is longer than `most`."""

@@ -1,0 +1,348 @@
+"""Large values that are being stored, or removed, when whoever does so dies or is interrupted.
+
+Others live on beside the same cache, as in a service whose workers are recycled, or killed: what the dead
+had under way counts no more, leaves no file, and drives nobody's entries out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, disk_blocks, noise, run_python
+
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache import format as f
+from yatagarasu_cache.under_way import UnderWay, count_anew
+
+Make = Callable[..., DiskCache]
+MIB = 1 << 20
+LIMIT: dict[str, Any] = {"size_limit": 2 * MIB, "large_value_size": 1}
+LARGE = 60_000
+KEPT = 8  # values that nothing may drive out: a quarter of the limit
+SEED = int(os.environ.get("YATAGARASU_TEST_SEED", "1"))
+
+# Forks children that each die at the same place while they store, replace or remove a large value.
+DYING = """
+import os, signal, sys
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache.core import PythonCore
+from yatagarasu_cache.large import LargeFiles
+from yatagarasu_cache.store import Store
+from yatagarasu_cache.under_way import UnderWay
+
+directory, place, times, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+
+def die(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dies_behind(owner, name, calls=1):
+    function, left = getattr(owner, name), [calls]
+    def wrapper(*args, **options):
+        done = function(*args, **options)
+        left[0] -= 1
+        if not left[0]:
+            die()
+        return done
+    setattr(owner, name, wrapper)
+
+def dies_before(owner, name):
+    setattr(owner, name, die)
+
+def half_written(self, path, create, write, *, sync):
+    with create() as fd:
+        os.write(fd, bytes(size // 2))
+        die()
+
+def run():
+    cache = DiskCache(directory)
+    if place == "counted":
+        dies_before(LargeFiles, "_create")
+    elif place == "noted, not counted":
+        dies_behind(UnderWay, "_note")
+    elif place == "created":
+        dies_behind(LargeFiles, "_create")
+    elif place == "half written":
+        LargeFiles._fill = half_written
+    elif place == "written":
+        dies_before(LargeFiles, "publish")
+    elif place == "in its place":
+        dies_behind(LargeFiles, "publish")
+    elif place == "shown":
+        dies_behind(Store, "_install")
+    elif place == "leaving":
+        cache.set("k", bytes(size))
+        dies_behind(UnderWay, "leave")
+        cache.delete("k")
+    elif place == "replaced":
+        cache.set("k", bytes(size))
+        dies_before(LargeFiles, "remove")
+    elif place == "removed, not unlinked":
+        cache.set("k", bytes(size))
+        dies_before(LargeFiles, "remove")
+        cache.delete("k")
+    elif place == "unlinked":
+        cache.set("k", bytes(size))
+        dies_behind(LargeFiles, "remove")
+        cache.delete("k")
+    elif place == "unlinked, half counted":
+        cache.set("k", bytes(size))
+        dies_behind(UnderWay, "_note", 2)
+        cache.delete("k")
+    elif place == "cleared":
+        dies_before(LargeFiles, "remove")
+        for n in range(3):
+            cache.set(("own", n), bytes(size))
+        cache.delete_many([("own", n) for n in range(3)])
+    cache.set("k", bytes(size))
+
+for _ in range(times):
+    child = os.fork()
+    if not child:
+        try:
+            run()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+PLACES = (
+    "counted", "noted, not counted", "created", "half written", "written", "in its place", "shown", "leaving",
+    "replaced", "removed, not unlinked", "unlinked", "unlinked, half counted", "cleared",
+)  # fmt: skip
+
+
+def filled(make: Make) -> DiskCache:
+    cache = make(**LIMIT)
+    for n in range(KEPT):
+        cache.set(("kept", n), noise(LARGE, n))
+    return cache
+
+
+def ensure_exact(cache: DiskCache) -> None:
+    """Nothing but entries counts, and nothing else has a file."""
+    store = cache._store
+    with store.lock:
+        counted = store.index.words[f.W_LARGE_BYTES], store.index.words[f.W_LEAVING]
+        assert counted == (store.index.large_bytes(), 0)
+    files = [bytes_ for _, bytes_, _ in store.large.listed()]
+    assert sum(map(f.file_bytes, files)) == counted[0]
+    assert not os.listdir(store.large.temporary)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_the_dead_had_under_way_counts_no_more(make: Make, directory: Path, place: str) -> None:
+    cache = filled(make)
+    run_python(DYING, directory, place, "30", str(LARGE))
+    assert cache.set("after", noise(LARGE, 99))
+    assert disk_blocks(directory) <= LIMIT["size_limit"]
+    assert all(cache[("kept", n)] == noise(LARGE, n) for n in range(KEPT))
+    assert cache.stats().evictions == 0
+    cache._store.reclaim.reap()
+    ensure_exact(cache)
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("place", ["counted", "in its place", "removed, not unlinked"])
+def test_clearing_and_checking_take_it_along(make: Make, directory: Path, place: str) -> None:
+    cache = filled(make)
+    run_python(DYING, directory, place, "5", str(LARGE))
+    cache.check(fix=True)
+    ensure_exact(cache)
+    assert len(cache) >= KEPT
+    run_python(DYING, directory, place, "5", str(LARGE))
+    cache.clear()
+    ensure_exact(cache)
+    assert disk_blocks(directory) < MIB // 2
+
+
+def test_a_full_cache_evicts_nothing_for_the_dead(make: Make, directory: Path) -> None:
+    """Its live bytes fit, but not together with what somebody had under way who is no more."""
+    cache = make(**LIMIT)
+    n = 0
+    while cache.stats().evictions == 0:
+        cache.set(n, noise(LARGE, n))
+        n += 1
+    there = set(cache)
+    spare = 3
+    cache.delete_many(list(there)[:spare])
+    there = set(cache)
+    run_python(DYING, directory, "half written", str(spare), str(LARGE - 5000))
+    time.sleep(0.11)  # it is looked for the dead ten times a second at most
+    before = cache.stats().evictions
+    for n in range(spare - 1):
+        cache.set(("new", n), noise(LARGE, n))
+    assert cache.stats().evictions == before
+    assert there <= set(cache)
+
+
+WRITING = """
+import random, sys
+from yatagarasu_cache import DiskCache
+cache, pick = DiskCache(sys.argv[1]), random.Random(int(sys.argv[2]))
+print("ready", flush=True)
+while True:
+    key = pick.randrange(6)
+    if pick.random() < 0.3:
+        cache.delete(key)
+    else:
+        cache.set(key, pick.randbytes(pick.randrange(1, 150_000)))
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random(make: Make, directory: Path) -> None:
+    cache = filled(make)
+    pick = random.Random(SEED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for n in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITING, str(directory), str(SEED * 1000 + n)],
+            stdout=subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        with process:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            time.sleep(pick.random() * 0.05)
+            process.send_signal(signal.SIGKILL)
+        cache.set("between", noise(LARGE, n))
+        assert disk_blocks(directory) <= LIMIT["size_limit"], f"seed {SEED}, kill {n}"
+    assert cache.stats().evictions == 0, f"seed {SEED}"
+    assert all(cache[("kept", n)] == noise(LARGE, n) for n in range(KEPT))
+    cache._store.reclaim.reap()
+    ensure_exact(cache)
+    assert cache.check() == []
+
+
+# -- exceptions, in a process that lives on ------------------------------------------------------
+
+
+class Stop(BaseException):
+    """What a time limit, or Ctrl-C, raises."""
+
+
+STEPS = {
+    "counted": ("large", "_create", False),
+    "written": ("large", "publish", False),
+    "in its place": ("large", "publish", True),
+    "shown": ("store", "_install", True),
+    "noted, not counted": ("under_way", "_note", True),
+    "not unlinked": ("large", "remove", False),
+    "unlinked": ("large", "remove", True),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("method", ["set", "replace", "delete", "clear"])
+def test_what_was_interrupted_counts_no_more(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, step: str, method: str
+) -> None:
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)  # so nobody is alone
+    store = cache._store
+    assert other._store is not store
+    what, name, behind = STEPS[step]
+    owner: Any = {"large": store.large, "store": store, "under_way": store.under_way}[what]
+    function = getattr(owner, name)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if behind:
+            function(*args, **options)
+        raise Stop
+
+    cache.set("k", noise(LARGE))
+    for _ in range(20):
+        with monkeypatch.context() as patch, contextlib.suppress(Stop):
+            patch.setattr(owner, name, interrupted)
+            if method == "set":
+                cache.set("new", noise(LARGE))
+            elif method == "replace":
+                cache.set("k", noise(LARGE))
+            elif method == "delete":
+                cache.delete("k")
+            else:
+                cache.clear()
+        cache.set("k", noise(LARGE))
+        ensure_exact(cache)
+    assert disk_blocks(directory) <= LIMIT["size_limit"]
+    assert cache.stats().evictions == 0
+    assert cache.check() == []
+
+
+def test_what_others_have_under_way_still_counts(make: Make, directory: Path) -> None:
+    """Counting anew takes nothing from those who live: neither what they store, nor what they remove."""
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)
+    seen: list[tuple[int, int]] = []
+
+    def parts() -> Any:
+        yield noise(LARGE, 10)  # two parts are looked at before anything is stored
+        for n in range(3):
+            yield noise(LARGE, n)
+            with cache._store.lock:
+                count_anew(cache._store.owner, cache._store.index)
+                words = cache._store.index.words
+                seen.append((words[f.W_LARGE_BYTES] - words[f.W_LEAVING], cache._store.index.large_bytes()))
+
+    other.set("stream", parts())
+    assert [counted - entries for counted, entries in seen] == [f.file_bytes(LARGE * n) for n in (2, 3, 4)]
+    ensure_exact(cache)
+    remove = other._store.large.remove
+
+    def removing(*name: int) -> bool:
+        with cache._store.lock:
+            cache._store.count_large()
+            words = cache._store.index.words
+            assert words[f.W_LEAVING] == f.file_bytes(4 * LARGE)
+            assert words[f.W_LARGE_BYTES] == cache._store.index.large_bytes() + words[f.W_LEAVING]
+        return remove(*name)
+
+    other._store.large.remove = removing  # type: ignore[method-assign]
+    other.delete("stream")
+    ensure_exact(cache)
+
+
+def test_an_orphan_waits_for_those_who_are_storing(make: Make, directory: Path) -> None:
+    """A file that has just come may be theirs, about to be shown."""
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)
+
+    def parts() -> Any:
+        yield noise(LARGE)
+        yield noise(LARGE)
+        run_python(DYING, directory, "in its place", "1", str(LARGE))
+        cache._store.reclaim.reap()
+        assert len(list(cache._store.large.listed())) == KEPT + 1
+        yield noise(LARGE)
+
+    other.set("stream", parts())
+    cache._store.reclaim.reap()
+    assert len(list(cache._store.large.listed())) == KEPT + 1
+    ensure_exact(cache)
+    assert other["stream"] == noise(LARGE) * 3
+
+
+def test_a_fork_has_nothing_under_way(make: Make) -> None:
+    cache = filled(make)
+    under_way: UnderWay = cache._store.under_way
+
+    def parts() -> Any:
+        yield noise(LARGE)
+        yield noise(LARGE)
+        child = os.fork()
+        if not child:
+            os._exit(bool(cache._store.under_way) or cache["kept", 1] != noise(LARGE, 1))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert under_way
+        yield noise(LARGE)
+
+    cache.set("stream", parts())
+    assert not under_way
+    ensure_exact(cache)

@@ -1,0 +1,168 @@
+"""Large files that no entry stands for: this handle is storing them, or removing them. They count as well.
+
+What a handle has under way is noted with its mark of life, whenever it changes, under the index lock. So
+what all large files take is always known, to the byte: what entries have, and what those who live have
+under way. Of whoever died, or was interrupted, nothing counts any more; what he noted tells whether there
+may be a file of his to be looked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from . import format as f
+from .index import Index
+from .interruption import ours
+from .owners import Owner
+
+
+class Stream(Protocol):
+    """A large value that a thread is storing: so many of its bytes are counted."""
+
+    thread: int
+    length: int
+
+
+class LargeFile(NamedTuple):
+    """What its name is made of, and the bytes that it takes."""
+
+    low: int
+    high: int
+    pointer: int
+    size: int
+
+
+class UnderWay:
+    """What one handle has under way. All is called under the index lock, where nothing else is said."""
+
+    def __init__(self, owner: Owner, index: Callable[[], Index], unnoted: Callable[[OSError], None]) -> None:
+        self._owner, self._index, self._unnoted = owner, index, unnoted
+        self._streams: set[Stream] = set()
+        self._leaving: dict[LargeFile, int] = {}  # and the thread that is about to remove it
+        self._noted = (0, 0)  # bytes being stored, and being removed
+
+    def __bool__(self) -> bool:
+        return bool(self._streams or self._leaving)
+
+    # -- storing ------------------------------------------------------------------------------
+
+    def begin(self, stream: Stream) -> None:
+        """Without the lock: nothing of it counts yet."""
+        self._streams.add(stream)
+
+    def grow(self, stream: Stream, length: int) -> None:
+        """It is to have `length` bytes: they count from now on."""
+        self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
+
+    def stored(self, stream: Stream) -> None:
+        """An entry stands for it now, and it counts as that."""
+        self._note(-f.file_bytes(stream.length), 0)
+        stream.length = 0
+
+    def give_up(self, stream: Stream) -> None:
+        """There is nothing of it any more. No change if it was interrupted and is told about late."""
+        if stream in self._streams:
+            self._count(stream, -f.file_bytes(stream.length), 0)
+
+    def end(self, stream: Stream) -> None:
+        """Without the lock: nothing of it counts any more, or an entry stands for it."""
+        self._streams.discard(stream)
+
+    def _count(self, stream: Stream, grown: int, length: int) -> None:
+        words = self._index().words
+        words[f.W_BUSY] = f.BUSY_STORING  # should we not come to the end, all is counted anew
+        self._note(grown, 0)
+        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + grown)
+        stream.length = length
+        words[f.W_BUSY] = 0
+
+    # -- removing -----------------------------------------------------------------------------
+
+    def leave(self, files: Iterable[LargeFile]) -> None:
+        """Their entries are about to go, and then they are: till then they count."""
+        thread, size = threading.get_ident(), 0
+        for file in files:
+            self._leaving[file] = thread
+            size += file.size
+        if size:
+            words = self._index().words
+            self._note(0, size)
+            words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
+
+    def left(self, files: Iterable[LargeFile], *, removed: bool = True) -> None:
+        """They are gone, or, if not `removed`, they stay. No change of what was given up meanwhile."""
+        size = sum(file.size for file in files if self._leaving.get(file))
+        if size:
+            words = self._index().words
+            words[f.W_BUSY] = f.BUSY_STORING
+            self._note(0, -size)
+            give_up(words, size) if removed else _stay(words, size)
+            words[f.W_BUSY] = 0
+        for file in files:
+            self._leaving.pop(file, None)
+
+    # -- what did not come to its end ---------------------------------------------------------
+
+    def forget_own(self) -> bool:
+        """Whatever this thread had under way was interrupted. True if there was something."""
+        thread = threading.get_ident()
+        streams = [stream for stream in self._streams if stream.thread == thread]
+        files = [file for file, remover in list(self._leaving.items()) if remover == thread]
+        for stream in streams:
+            self._streams.discard(stream)
+        for file in files:
+            self._leaving.pop(file, None)
+        return bool(streams or files)
+
+    def forget_all(self) -> None:
+        """Nothing of this handle comes to its end any more: it is closed, alone, and what is left goes."""
+        self.after_fork()
+        self._note(0, 0)
+
+    def note_anew(self) -> None:
+        """After something was forgotten, or the mark was lost."""
+        storing = sum(f.file_bytes(stream.length) for stream in list(self._streams))
+        self._noted = storing, sum(file.size for file in list(self._leaving))
+        self._note(0, 0)
+
+    def after_fork(self) -> None:
+        """It is the parent's."""
+        self._streams, self._leaving, self._noted = set(), {}, (0, 0)
+
+    def _note(self, storing: int, leaving: int) -> None:
+        """So much more is under way, or less. What cannot be noted is not looked for, should we die."""
+        self._noted = max(0, self._noted[0] + storing), max(0, self._noted[1] + leaving)
+        try:
+            self._owner.note_under_way(*self._noted)
+        except ours(OSError) as error:
+            self._unnoted(error)
+
+
+def count(owner: Owner, index: Index) -> tuple[int, int]:
+    """What large files take, exactly: those of entries, and what is under way; and how much of it is being
+    removed. The lock is held."""
+    alive = owner.alive_tokens() | {owner.token}
+    notes = [owner.noted(token) for token in alive]
+    leaving = sum(note.leaving for note in notes)
+    storing = sum(note.storing for note in notes)
+    return index.large_bytes() + storing + leaving, leaving
+
+
+def count_anew(owner: Owner, index: Index) -> None:
+    """Have that counted. The lock is held."""
+    index.words[f.W_LARGE_BYTES], index.words[f.W_LEAVING] = count(owner, index)
+
+
+def give_up(words: memoryview, size: int) -> None:
+    """Large files of `size` bytes that were being removed count no more."""
+    leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
+    if leaving > counted:  # it is damaged
+        leaving = size
+    gone = min(size, leaving)
+    words[f.W_LEAVING], words[f.W_LARGE_BYTES] = leaving - gone, max(0, counted - gone)
+
+
+def _stay(words: memoryview, size: int) -> None:
+    words[f.W_LEAVING] = max(0, words[f.W_LEAVING] - size)
