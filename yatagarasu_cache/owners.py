@@ -87,10 +87,10 @@ class Owner:
     def note_under_way(self, storing: int, leaving: int) -> None:
         """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it.
         The index lock is held."""
-        self._noted = self._noted._replace(storing=storing, leaving=leaving)
+        self._noted = note = Note(self._noted.segment, storing, leaving)
         if self._fd >= 0:
-            self._write()
-        elif self._noted.is_under_way:
+            self._backend.write(self._fd, [f.MARK.pack(*note)], 0)
+        elif storing or leaving:
             self.acquire()
 
     def _write(self) -> None:

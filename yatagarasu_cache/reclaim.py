@@ -198,10 +198,10 @@ class Reclaimer:
         """Bytes that a value may have: what there would be room for without all others."""
         return self._largest_within(self._limit_in_force)
 
-    @property
-    def largest_on_volume(self) -> int:
-        """The same of the volume: of what the cache has there, and what is free."""
-        return self._largest_within(min(self._limit_in_force, self._volume_bytes()))
+    def largest_on_volume(self, largest: int) -> int:
+        """The same of the volume: what the cache has there, and what is free; `largest` if that is the least."""
+        bytes_ = self._volume_bytes()
+        return largest if bytes_ >= self._limit_in_force else self._largest_within(bytes_)
 
     def _largest_within(self, size_limit: int) -> int:
         room = self._live_within(size_limit) - self._fixed_bytes

@@ -9,7 +9,7 @@ may be a file of his to be looked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from . import format as f
@@ -41,7 +41,7 @@ class UnderWay:
         self._owner, self._index, self._unnoted = owner, index, unnoted
         self._streams: set[Stream] = set()
         self._leaving: dict[LargeFile, int] = {}  # and the thread that is about to remove it
-        self._noted = (0, 0)  # bytes being stored, and being removed
+        self._bytes_storing = self._bytes_leaving = 0  # as noted
 
     def __bool__(self) -> bool:
         return bool(self._streams or self._leaving)
@@ -56,10 +56,10 @@ class UnderWay:
         """It is to have `length` bytes: they count from now on."""
         self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
 
-    def stored(self, stream: Stream) -> None:
-        """An entry stands for it now, and it counts as that."""
-        self._note(-f.file_bytes(stream.length), 0)
-        stream.length = 0
+    def stored(self, stream: Stream, replaced: Sequence[LargeFile]) -> None:
+        """An entry stands for it now, and it counts as that; files whose entries it replaced are to go."""
+        length, stream.length = stream.length, 0
+        self._leave(replaced, -f.file_bytes(length))
 
     def give_up(self, stream: Stream) -> None:
         """There is nothing of it any more. No change if it was interrupted and is told about late."""
@@ -80,20 +80,26 @@ class UnderWay:
 
     # -- removing -----------------------------------------------------------------------------
 
-    def leave(self, files: Iterable[LargeFile]) -> None:
+    def leave(self, files: Sequence[LargeFile]) -> None:
         """Their entries are about to go, and then they are: till then they count."""
+        if files:
+            self._leave(files, 0)
+
+    def _leave(self, files: Sequence[LargeFile], storing: int) -> None:
         thread, size = threading.get_ident(), 0
         for file in files:
             self._leaving[file] = thread
             size += file.size
-        if size:
-            words = self._index().words
-            self._note(0, size)
-            words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
+        words = self._index().words
+        self._note(storing, size)
+        words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
 
-    def left(self, files: Iterable[LargeFile], *, removed: bool = True) -> None:
+    def left(self, files: Sequence[LargeFile], *, removed: bool = True) -> None:
         """They are gone, or, if not `removed`, they stay. No change of what was given up meanwhile."""
-        size = sum(file.size for file in files if self._leaving.get(file))
+        size = 0
+        for file in files:
+            if file in self._leaving:
+                size += file.size
         if size:
             words = self._index().words
             words[f.W_BUSY] = f.BUSY_STORING
@@ -124,18 +130,20 @@ class UnderWay:
     def note_anew(self) -> None:
         """After something was forgotten, or the mark was lost."""
         storing = sum(f.file_bytes(stream.length) for stream in list(self._streams))
-        self._noted = storing, sum(file.size for file in list(self._leaving))
+        self._bytes_storing, self._bytes_leaving = storing, sum(file.size for file in list(self._leaving))
         self._note(0, 0)
 
     def after_fork(self) -> None:
         """It is the parent's."""
-        self._streams, self._leaving, self._noted = set(), {}, (0, 0)
+        self._streams, self._leaving = set(), {}
+        self._bytes_storing = self._bytes_leaving = 0
 
     def _note(self, storing: int, leaving: int) -> None:
         """So much more is under way, or less. What cannot be noted is not looked for, should we die."""
-        self._noted = max(0, self._noted[0] + storing), max(0, self._noted[1] + leaving)
+        self._bytes_storing += storing
+        self._bytes_leaving += leaving
         try:
-            self._owner.note_under_way(*self._noted)
+            self._owner.note_under_way(max(0, self._bytes_storing), max(0, self._bytes_leaving))
         except ours(OSError) as error:
             self._unnoted(error)
 

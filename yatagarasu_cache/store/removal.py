@@ -182,9 +182,13 @@ class Removal(Handle):
     def leaving(self, slots: Iterable[Slot]) -> list[LargeFile]:
         """The large files of entries that are about to go, which `discard` is to remove: only then do their
         bytes count no more. The lock is held."""
-        files = [file for slot in slots if slot.is_large and (file := self._large_file(slot)) is not None]
+        files = self.large_files(slots)
         self.under_way.leave(files)
         return files
+
+    def large_files(self, slots: Iterable[Slot]) -> list[LargeFile]:
+        """The large files of these entries, as far as that can be known. The lock is held."""
+        return [file for slot in slots if slot.is_large and (file := self._large_file(slot)) is not None]
 
     def _large_file(self, slot: Slot) -> LargeFile | None:
         size = f.file_bytes(slot.value_length)

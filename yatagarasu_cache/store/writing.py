@@ -50,16 +50,18 @@ def _unpacked(slots: bytes) -> list[Slot]:
 class _Reservation:
     """Bytes of a large file under way: room is made and counted before they are written.
 
-    `most`: bytes that the value may come to. What comes piece by piece evicts no more than was written.
+    `most`: bytes that the value may come to; up to `known` that was looked at. What comes piece by piece
+    evicts no more than was written.
     """
 
-    def __init__(self, store: Writing, most: int) -> None:
-        self._store, self._most = store, most
+    def __init__(self, store: Writing, most: int, known: int) -> None:
+        self._store, self._most, self._known = store, most, known
         self.thread, self.length = threading.get_ident(), 0
 
     def grow(self, length: int) -> None:
         grown = self.length + length
-        self._store.check_size(grown, self._most)
+        if grown > self._known:
+            self._store.check_size(grown, self._most)
         self._store.reclaim.reserve_large(self, grown)
 
     def release(self) -> None:
@@ -136,9 +138,7 @@ class Writing(Reading):
         done = False
         try:
             with self.lock:
-                done, replaced = self._install(slot, epoch)
-                if done and stream is not None:
-                    self.under_way.stored(stream)
+                done, replaced = self._install(slot, epoch, stream)
         finally:
             if not done:
                 self._void([slot])
@@ -150,7 +150,9 @@ class Writing(Reading):
         except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
-    def _install(self, slot: Slot, epoch: int) -> tuple[bool, LargeFile | None]:
+    def _install(
+        self, slot: Slot, epoch: int, stream: _Reservation | None = None
+    ) -> tuple[bool, LargeFile | None]:
         """Let the index show the record of `slot`. The lock is held.
 
         (False, None): append it again, because the segment is no longer ours, a checkpoint began
@@ -164,7 +166,7 @@ class Writing(Reading):
             slot = slot._replace(access=access)
         at = self.find(slot.low, slot.high)
         if self.index is not index:  # it was damaged, and made anew: that may have found the record
-            return self._shown(slot), None
+            return self._shown(slot, stream), None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
@@ -172,7 +174,9 @@ class Writing(Reading):
             return False, None
         replaced = []
         if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
-            replaced = self.leaving([index.slot(at)])
+            replaced = self.large_files([index.slot(at)])
+            if stream is None:  # else it is noted already that there is something to be looked for
+                self.under_way.leave(replaced)
         try:
             index.put(slot, at)
         except ours(OSError) as error:
@@ -181,17 +185,24 @@ class Writing(Reading):
         except IndexDamaged as error:
             self.under_way.left(replaced, removed=False)
             self.rebuild(str(error))
-            return self._shown(slot), None
+            return self._shown(slot, stream), None
+        if stream is not None:
+            self.under_way.stored(stream, replaced)
         words = index.words
         index.settle(slot.place, f.record_bytes(slot.lengths))
         words[f.W_WRITTEN] += 1
         words[_W_SETS] += 1
         return True, replaced[0] if replaced else None
 
-    def _shown(self, slot: Slot) -> bool:
-        """True if the index shows the very record of `slot`."""
+    def _shown(self, slot: Slot, stream: _Reservation | None = None) -> bool:
+        """True if the index, which was made anew, shows the very record of `slot`."""
         at = self.find(slot.low, slot.high)
-        return bool(at) and self.index.slot(at).place == slot.place
+        if not at or self.index.slot(at).place != slot.place:
+            return False
+        if stream is not None:
+            self.under_way.stored(stream, ())
+            self.count_large()
+        return True
 
     def _make_durable(self, writer: SegmentWriter, end: int, slots: Sequence[Slot]) -> None:
         """Sync what was appended up to `end`. If that fails, the records of `slots` are taken back."""
@@ -396,7 +407,7 @@ class Writing(Reading):
         if not self.is_in_place():
             with self.lock:
                 self.ensure_in_place()
-        reserved = _Reservation(self, most)
+        reserved = _Reservation(self, most, length or 0)
         self.under_way.begin(reserved)
         temporary = self.temporary_path(value=True)
         published: tuple[int, int, int] | None = None
@@ -502,7 +513,7 @@ class Writing(Reading):
                 f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
                 f"has room for {max(0, room)}: raise size_limit"
             )
-        if length >= self.large_bytes and length > (room := self.reclaim.largest_on_volume):
+        if length >= self.large_bytes and length > (room := self.reclaim.largest_on_volume(room)):
             raise StorageFull(
                 errno.ENOSPC,
                 f"the value has {length} bytes and the volume has room for {max(0, room)}, even without all "
