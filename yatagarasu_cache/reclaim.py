@@ -199,7 +199,7 @@ class Reclaimer:
         return self._largest_within(self._limit_in_force)
 
     def largest_on_volume(self, largest: int) -> int:
-        """The same of the volume: what the cache has there, and what is free; `largest` if that is the least."""
+        """The same of the volume, what the cache has there included; or `largest`, if that is less."""
         bytes_ = self._volume_bytes()
         return largest if bytes_ >= self._limit_in_force else self._largest_within(bytes_)
 
