@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -241,8 +242,9 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("method", ["set", "replace", "delete", "clear"])
+@pytest.mark.parametrize("where", ["here", "in a thread that ends"])
 def test_what_was_interrupted_counts_no_more(
-    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, step: str, method: str
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, step: str, method: str, where: str
 ) -> None:
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)  # so nobody is alone
@@ -257,8 +259,7 @@ def test_what_was_interrupted_counts_no_more(
             function(*args, **options)
         raise Stop
 
-    cache.set("k", noise(LARGE))
-    for _ in range(20):
+    def work() -> None:
         with monkeypatch.context() as patch, contextlib.suppress(Stop):
             patch.setattr(owner, name, interrupted)
             if method == "set":
@@ -269,6 +270,15 @@ def test_what_was_interrupted_counts_no_more(
                 cache.delete("k")
             else:
                 cache.clear()
+
+    cache.set("k", noise(LARGE))
+    for _ in range(10):
+        if where == "here":
+            work()
+        else:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
         cache.set("k", noise(LARGE))
         ensure_exact(cache)
     assert disk_blocks(directory) <= LIMIT["size_limit"]

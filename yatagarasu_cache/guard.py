@@ -56,7 +56,7 @@ def tell(error: BaseException, subject: object) -> None:
         give_back()
         store = getattr(subject, "_store", None)
         if interrupted and store is not None:
-            store.interrupted = True
+            store.was_interrupted()
     if isinstance(error, Exception):
         _tell(error, subject)
 

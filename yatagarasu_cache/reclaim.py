@@ -121,6 +121,7 @@ class Reclaimer:
         self._store = store
         self._unpaced = 0
         self._reaped = time.monotonic()
+        self._orphans = False  # large files that no entry stands for are to be looked for again
         self._volume: int | None = None  # bytes that the volume has room for, where it was full
         self._volume_seen = 0.0
         self._made_room = 0  # times that room was made because the volume was full
@@ -248,9 +249,15 @@ class Reclaimer:
                 if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):
                     reaped += 1
             store.owner.sweep(set(marked) - set(lost))
-        if lost and recovery.remove_orphans(store):  # else whoever comes next looks again
+        if (lost or self._orphans) and self.look_for_orphans():
             store.owner.sweep(lost)
         return reaped
+
+    def look_for_orphans(self) -> bool:
+        """Remove large files that no entry stands for. False if that has to be done once more."""
+        self._orphans = True
+        self._orphans = not recovery.remove_orphans(self._store)
+        return not self._orphans
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""

@@ -42,6 +42,7 @@ class UnderWay:
         self._streams: set[Stream] = set()
         self._leaving: dict[LargeFile, int] = {}  # and the thread that is about to remove it
         self._bytes_storing = self._bytes_leaving = 0  # as noted
+        self.lost = False  # something was forgotten, and counts still
 
     def __bool__(self) -> bool:
         return bool(self._streams or self._leaving)
@@ -111,26 +112,29 @@ class UnderWay:
 
     # -- what did not come to its end ---------------------------------------------------------
 
-    def forget_own(self) -> bool:
-        """Whatever this thread had under way was interrupted. True if there was something."""
+    def forget_own(self) -> None:
+        """Without the lock: whatever this thread had under way was interrupted."""
         thread = threading.get_ident()
-        streams = [stream for stream in self._streams if stream.thread == thread]
-        files = [file for file, remover in list(self._leaving.items()) if remover == thread]
-        for stream in streams:
-            self._streams.discard(stream)
-        for file in files:
-            self._leaving.pop(file, None)
-        return bool(streams or files)
+        for stream in list(self._streams):
+            if stream.thread == thread:
+                self.lost = True
+                self._streams.discard(stream)
+        for file, remover in list(self._leaving.items()):
+            if remover == thread:
+                self.lost = True
+                self._leaving.pop(file, None)
+
+    def recall(self) -> bool:
+        """Note what is under way indeed. True if something is to be counted no more."""
+        lost, self.lost = self.lost, False
+        storing = sum(f.file_bytes(stream.length) for stream in list(self._streams))
+        self._bytes_storing, self._bytes_leaving = storing, sum(file.size for file in list(self._leaving))
+        self._note(0, 0)
+        return lost
 
     def forget_all(self) -> None:
         """Nothing of this handle comes to its end any more: it is closed, alone, and what is left goes."""
         self.after_fork()
-        self._note(0, 0)
-
-    def note_anew(self) -> None:
-        """After something was forgotten, or the mark was lost."""
-        storing = sum(f.file_bytes(stream.length) for stream in list(self._streams))
-        self._bytes_storing, self._bytes_leaving = storing, sum(file.size for file in list(self._leaving))
         self._note(0, 0)
 
     def after_fork(self) -> None:

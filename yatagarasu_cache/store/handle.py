@@ -587,28 +587,31 @@ class Handle:
         if self.interrupted:
             self._tidy_up()
 
-    def _tidy_up(self) -> None:
-        """An exception that is not ours left a method: no room stays taken for what it left half done.
+    def was_interrupted(self) -> None:
+        """An exception that is not ours left a method, in this thread: whoever comes next tidies up."""
+        self.interrupted = True
+        self.under_way.forget_own()
 
-        What files it left cannot always be known while others store some: then the last to close looks.
-        """
+    def _tidy_up(self) -> None:
+        """No room stays taken for what was left half done. Other files that were left are removed when nobody
+        else has the cache open, or who has closes: the mark tells."""
         self.interrupted = False
         if self.read_only or self.closed:
             return
         try:
             with self.lock:
-                lost = self.under_way.forget_own()
-                self.under_way.note_anew()
+                lost = self.under_way.recall()
                 if not self.under_way and self.users.is_alone():
                     return recovery.tidy(self, self.index, began=self.index.stamp())
                 if lost:
                     self.count_large()
-            if lost and not recovery.remove_orphans(self):
-                self.owner.stay_marked()
+            self.owner.stay_marked()
+            if lost:
+                self.reclaim.look_for_orphans()
         except ours(CacheError, OSError, IndexDamaged) as error:
             self.log_once("tidy", f"cannot tidy up after an interruption: {error}")
         except BaseException:  # whoever comes next does it
-            self.interrupted = True
+            self.interrupted = self.under_way.lost = True
             raise
 
     def ensure_open(self) -> None:
