@@ -277,7 +277,14 @@ class Reclaimer:
 
     def _reap_after(self, seconds: float) -> None:
         if time.monotonic() - self._reaped > seconds:
+            self._try_to_reap()
+
+    def _try_to_reap(self) -> None:
+        """Where nothing depends on it."""
+        try:
             self.reap()
+        except ours(OSError) as error:
+            self._store.log_once("reap", f"cannot look for what dead processes left: {error}")
 
     def _seal_of_dead(self, segment: int) -> bool:
         """Seal a segment that a dead handle was writing, or sealing. The lock is held."""
@@ -640,7 +647,7 @@ class Reclaimer:
             time.sleep(_REMOVAL_LOOK)
             if not reaped and time.monotonic() > began + _REAP_PAUSE:
                 reaped = True
-                self.reap()
+                self._try_to_reap()
         return stuck < f.MASK64
 
     def _evict_all_the_same(self, need: int) -> bool:
