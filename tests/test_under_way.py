@@ -66,46 +66,35 @@ def half_written(self, path, create, write, *, sync):
         os.write(fd, bytes(size // 2))
         die()
 
+WHERE = {
+    "counted": (dies_before, LargeFiles, "_create"),
+    "noted, not counted": (dies_behind, UnderWay, "_note"),
+    "created": (dies_behind, LargeFiles, "_create"),
+    "half written": (setattr, LargeFiles, "_fill", half_written),
+    "written": (dies_before, LargeFiles, "publish"),
+    "in its place": (dies_behind, LargeFiles, "publish"),
+    "shown": (dies_behind, Store, "_install"),
+    "replaced": (dies_before, LargeFiles, "remove"),
+    "leaving": (dies_behind, UnderWay, "leave"),
+    "removed, not unlinked": (dies_before, LargeFiles, "remove"),
+    "unlinked": (dies_behind, LargeFiles, "remove"),
+    "unlinked, half counted": (dies_behind, UnderWay, "_note", 2),
+    "cleared": (dies_before, LargeFiles, "remove"),
+}
+BY_REMOVING = ("leaving", "removed, not unlinked", "unlinked", "unlinked, half counted", "cleared")
+
 def run():
     cache = DiskCache(directory)
-    if place == "counted":
-        dies_before(LargeFiles, "_create")
-    elif place == "noted, not counted":
-        dies_behind(UnderWay, "_note")
-    elif place == "created":
-        dies_behind(LargeFiles, "_create")
-    elif place == "half written":
-        LargeFiles._fill = half_written
-    elif place == "written":
-        dies_before(LargeFiles, "publish")
-    elif place == "in its place":
-        dies_behind(LargeFiles, "publish")
-    elif place == "shown":
-        dies_behind(Store, "_install")
-    elif place == "leaving":
-        cache.set("k", bytes(size))
-        dies_behind(UnderWay, "leave")
+    own = [("own", n) for n in range(3)] if place == "cleared" else ["k"]
+    if place in BY_REMOVING or place == "replaced":
+        for key in own:
+            cache.set(key, bytes(size))
+    arm, *where = WHERE[place]
+    arm(*where)
+    if place == "cleared":
+        cache.delete_many(own)
+    elif place in BY_REMOVING:
         cache.delete("k")
-    elif place == "replaced":
-        cache.set("k", bytes(size))
-        dies_before(LargeFiles, "remove")
-    elif place == "removed, not unlinked":
-        cache.set("k", bytes(size))
-        dies_before(LargeFiles, "remove")
-        cache.delete("k")
-    elif place == "unlinked":
-        cache.set("k", bytes(size))
-        dies_behind(LargeFiles, "remove")
-        cache.delete("k")
-    elif place == "unlinked, half counted":
-        cache.set("k", bytes(size))
-        dies_behind(UnderWay, "_note", 2)
-        cache.delete("k")
-    elif place == "cleared":
-        dies_before(LargeFiles, "remove")
-        for n in range(3):
-            cache.set(("own", n), bytes(size))
-        cache.delete_many([("own", n) for n in range(3)])
     cache.set("k", bytes(size))
 
 for _ in range(times):

@@ -87,9 +87,9 @@ class Owner:
     def note_under_way(self, storing: int, leaving: int) -> None:
         """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it.
         The index lock is held."""
-        self._noted = note = Note(self._noted.segment, storing, leaving)
+        self._noted = Note(self._noted.segment, storing, leaving)
         if self._fd >= 0:
-            self._backend.write(self._fd, [f.MARK.pack(*note)], 0)
+            self._write()
         elif storing or leaving:
             self.acquire()
 
@@ -106,6 +106,10 @@ class Owner:
         except (FileNotFoundError, PermissionError):
             return Note()
         return Note(*f.MARK.unpack(mark)) if len(mark) == f.MARK.size else Note()
+
+    def notes_of_living(self) -> list[Note]:
+        """What each handle that lives noted last, this one included."""
+        return [self.noted(token) for token in self.alive_tokens() | {self.token}]
 
     def is_alive(self, token: int) -> bool:
         """True while the handle with this token exists in some process."""

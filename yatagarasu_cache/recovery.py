@@ -193,7 +193,7 @@ def may_be_shown(store: Handle, pointer: int) -> bool:
     """Whether a large file that no entry stands for may be about to get one. The lock is held."""
     if pointer <= store.index.words[f.W_CLOCK] - store.ORPHAN_AGE:
         return False
-    return any(store.owner.noted(token).storing for token in store.owner.alive_tokens() | {store.owner.token})
+    return any(note.storing for note in store.owner.notes_of_living())
 
 
 def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:

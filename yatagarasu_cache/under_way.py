@@ -155,8 +155,7 @@ class UnderWay:
 def count(owner: Owner, index: Index) -> tuple[int, int]:
     """What large files take, exactly: those of entries, and what is under way; and how much of it is being
     removed. The lock is held."""
-    alive = owner.alive_tokens() | {owner.token}
-    notes = [owner.noted(token) for token in alive]
+    notes = owner.notes_of_living()
     leaving = sum(note.leaving for note in notes)
     storing = sum(note.storing for note in notes)
     return index.large_bytes() + storing + leaving, leaving
