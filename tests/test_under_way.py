@@ -177,6 +177,69 @@ def test_a_full_cache_evicts_nothing_for_the_dead(make: Make, directory: Path) -
     assert there <= set(cache)
 
 
+STOPS = """
+import os, signal, sys
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache.large import LargeFiles
+cache, remove, first = DiskCache(sys.argv[1]), LargeFiles.remove, [True]
+def stop(self, *name):
+    if first and first.pop():
+        print("stops", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return remove(self, *name)
+LargeFiles.remove = stop
+cache.clear() if sys.argv[2] == "clear" else cache.delete_many(range(20))
+cache.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["clear", "delete"])
+@pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL])
+def test_whoever_is_stopped_while_he_removes_takes_no_room(
+    make: Make, directory: Path, how: str, end: signal.Signals
+) -> None:
+    """Found by fresh eyes: after a second his files counted no more, and were there still."""
+    cache = make(**LIMIT)
+    for n in range(20):
+        cache.set(n, noise(LARGE, n))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STOPS, str(directory), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"stops\n"
+        try:
+            for n in range(20):
+                cache.set(("new", n), noise(LARGE, n))
+                assert disk_blocks(directory) <= LIMIT["size_limit"]
+        finally:
+            process.send_signal(end)
+    assert cache.stats().evictions == 0
+    assert all(cache[("new", n)] == noise(LARGE, n) for n in range(20))
+    cache._store.reclaim.reap()
+    ensure_exact(cache)
+    assert cache.check() == []
+
+
+def test_what_was_promised_is_durable_before_an_orphan_goes(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut might bring something older in the place of what was removed."""
+    cache = filled(make)
+    cache.flush()
+    run_python(DYING, directory, "removed, not unlinked", "1", str(LARGE))
+    done: list[int] = []  # files that were there when it was synced
+    sync = cache._store.reclaim.sync_dirty
+
+    def noted() -> None:
+        done.append(len(list(cache._store.large.listed())))
+        sync()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._store.reclaim, "sync_dirty", noted)
+        cache._store.reclaim.reap()
+    assert done[:1] == [KEPT + 1]
+    ensure_exact(cache)
+
+
 def test_evicting_does_not_depend_on_looking_for_the_dead(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """When there is no descriptor for their marks, say."""
     cache = make(**LIMIT)

@@ -256,6 +256,8 @@ class Reclaimer:
     def look_for_orphans(self) -> bool:
         """Remove large files that no entry stands for. False if that has to be done once more."""
         self._orphans = True
+        if self._index.words[f.W_PROMISED]:  # first what removed their entries, as whoever did so would have
+            self.sync_dirty()
         self._orphans = not recovery.remove_orphans(self._store)
         return not self._orphans
 
@@ -280,9 +282,12 @@ class Reclaimer:
             self._try_to_reap()
 
     def _try_to_reap(self) -> None:
-        """Where nothing depends on it."""
+        self._try(self.reap)
+
+    def _try(self, look: Callable[[], object]) -> None:
+        """`look()`, where nothing depends on it."""
         try:
-            self.reap()
+            look()
         except ours(OSError) as error:
             self._store.log_once("reap", f"cannot look for what dead processes left: {error}")
 
@@ -640,6 +645,7 @@ class Reclaimer:
                 break
             stuck = min(stuck, leaving)
             if time.monotonic() > began + _REMOVAL_SECONDS:
+                self._try(self.look_for_orphans)  # what is given up must be gone
                 with self._store.lock:
                     counted = self._index.words[f.W_LARGE_BYTES]
                     give_up(self._index.words, stuck if stuck <= counted else 0)
