@@ -45,10 +45,11 @@ with tempfile.TemporaryDirectory() as directory, DiskCache(directory + "/c", bac
 """
 # Cases that take another way without the compiled core.
 SINGLE = ("get 4 KiB", "get, missing", "set 4 KiB", "get container", "set container", "asyncio get")
-# System calls that depend on when threads happen to run and on where memory happens to end.
+# System calls that depend on when threads happen to run, on where memory happens to end, and on the
+# clock: that the cache's files are still there is looked at by name every few milliseconds.
 UNSTEADY = re.compile(
-    "brk|clone3|epoll_p?wait|futex|getpid|gettid|madvise|mmap|mprotect|munmap|rseq|rt_sigprocmask|"
-    "sched_yield|set_robust_list"
+    "brk|clone3|epoll_p?wait|futex|getpid|gettid|madvise|mmap|mprotect|munmap|newfstatat|rseq|"
+    "rt_sigprocmask|sched_yield|set_robust_list|stat|statx"
 )
 Counts = dict[str, float]  # case -> instructions or system calls of one loop
 
