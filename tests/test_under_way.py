@@ -25,6 +25,7 @@ from helpers import ROOT, disk_blocks, noise, run_python
 
 from yatagarasu_cache import DiskCache
 from yatagarasu_cache import format as f
+from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.under_way import UnderWay, count_anew
 
 Make = Callable[..., DiskCache]
@@ -407,6 +408,33 @@ def test_an_orphan_waits_for_those_who_are_storing(make: Make, directory: Path) 
     assert len(list(cache._store.large.listed())) == KEPT + 1
     ensure_exact(cache)
     assert other["stream"] == noise(LARGE) * 3
+
+
+@pytest.mark.parametrize("change", ["delete", "replace"])
+def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The record that names a large file: what no entry stands for is looked for."""
+    cache = filled(make)
+    store = cache._store
+
+    at = store.find(*f.key_digest(encode_key(("kept", 0)), store.seed))
+    lost, pointer = store.index.slot(at).place, store.pointer
+
+    def pointer_of(slot: f.Slot) -> int:
+        if slot.place == lost:
+            raise OSError(errno.EIO, "no such luck")
+        return pointer(slot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "pointer", pointer_of)
+        if change == "delete":
+            assert cache.delete(("kept", 0))
+        else:
+            cache["kept", 0] = noise(2 * LARGE)
+    assert len(list(store.large.listed())) == KEPT - (change == "delete")
+    assert all(cache["kept", n] == noise(LARGE, n) for n in range(1, KEPT))
+    ensure_exact(cache)
 
 
 def test_a_fork_has_nothing_under_way(make: Make) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from . import format as f
 from .index import Index
@@ -25,12 +26,13 @@ class Stream(Protocol):
     length: int
 
 
-class LargeFile(NamedTuple):
-    """What its name is made of, and the bytes that it takes."""
+@dataclass(frozen=True, eq=False)
+class LargeFile:
+    """What its name is made of, and the bytes that it takes. Equal to itself only."""
 
     low: int
     high: int
-    pointer: int
+    pointer: int | None  # None: it cannot be read, and the file is found as one that no entry stands for
     size: int
 
 

@@ -11,7 +11,7 @@ from ..cancelling import ensure_wanted
 from ..changes import Mark
 from ..errors import CacheIOError, ClosedError, from_os_error
 from ..format import PARTITION_MASK, Slot
-from ..interruption import is_interruption, ours
+from ..interruption import is_interruption, ours, suppressing
 from ..under_way import LargeFile
 from .handle import ATTEMPTS, Handle
 
@@ -187,17 +187,14 @@ class Removal(Handle):
         return files
 
     def large_files(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of these entries, as far as that can be known. The lock is held."""
-        return [file for slot in slots if slot.is_large and (file := self._large_file(slot)) is not None]
+        """The large files of these entries. The lock is held."""
+        return [self._large_file(slot) for slot in slots if slot.is_large]
 
-    def _large_file(self, slot: Slot) -> LargeFile | None:
-        size = f.file_bytes(slot.value_length)
-        try:
-            return LargeFile(slot.low, slot.high, self.pointer(slot), size)
-        except ours(OSError):  # the record is unreadable: check() finds the orphan
-            words = self.index.words
-            words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] - size)
-            return None
+    def _large_file(self, slot: Slot) -> LargeFile:
+        pointer = None
+        with suppressing(OSError):  # the record is unreadable
+            pointer = self.pointer(slot)
+        return LargeFile(slot.low, slot.high, pointer, f.file_bytes(slot.value_length))
 
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
         """Remove large files whose entries were removed, or replaced (by `large` values).
@@ -221,8 +218,11 @@ class Removal(Handle):
                 if fd is not None:
                     self.backend.sync(fd)
                 self._sync_names()
-            for low, high, pointer, _ in gone.files:
-                self.large.remove(low, high, pointer)
+            for file in gone.files:
+                if file.pointer is not None:
+                    self.large.remove(file.low, file.high, file.pointer)
+            if any(file.pointer is None for file in gone.files):
+                self.reclaim.look_for_orphans()
         except BaseException as error:
             if not is_interruption(error):  # else `UnderWay` tells what is left to do
                 self._count_gone(gone)
