@@ -86,7 +86,8 @@ class Handle:
         self._settings_seen = -1  # the checksum of those in force, as the index has it
         self.take_over(cache_settings.of_handle(settings))  # until there is an index that says it
         self.closed = False
-        self.released = False  # closed, and through with it
+        self.released = True  # there is nothing to be closed, or not any more
+        self._usable = False  # it was opened, to the end
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
@@ -105,17 +106,6 @@ class Handle:
         self._read_once = backend.read_once
         self._touched = ({} if settings.read_only else TOUCHED).get
         self.core = choose_core(self._whole)
-        try:
-            again_where_it_vanishes(self._open)
-        except ours(OSError) as error:
-            if isinstance(error, CacheIOError):
-                raise
-            raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
-        try:
-            _handles.add(self)
-        except BaseException:  # an interruption
-            self._release()
-            raise
 
     @property
     def _whole(self) -> Store:
@@ -123,6 +113,17 @@ class Handle:
         return cast("Store", self)
 
     # -- opening and closing -----------------------------------------------------------------
+
+    def open(self) -> None:
+        """To be called once. If that fails, or is interrupted, `close` lets go of what was opened."""
+        try:
+            again_where_it_vanishes(self._open)
+            _handles.add(self)
+        except ours(OSError) as error:
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, f"cannot open the cache in {self.root!r}") from error
+        self._usable = True
 
     def _open(self) -> None:
         self.released = False
@@ -186,7 +187,7 @@ class Handle:
         """
         if self.released:
             return
-        is_first, self.closed = not self.closed, True
+        is_first, self.closed = self._usable and not self.closed, True
         try:
             if is_first:
                 self._end_in_order()

@@ -20,6 +20,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -72,12 +73,12 @@ class _Place:
 
 
 class Shared:
-    """An open store, its backend, and how many handles use it."""
+    """A store to be opened, its backend, and how many handles use it."""
 
     def __init__(self, settings: Settings) -> None:
         self.key: Key = ()
         self.leases: set[Lease] = set()  # of open handles
-        self._closing = new_lock()
+        self._changing = new_lock()  # whoever opens or closes it
         self._durable: DurableStore | None = None
         self._channels: dict[asyncio.AbstractEventLoop, tuple[Channel, int]] = {}
         choice = choose(settings)
@@ -129,16 +130,27 @@ class Shared:
             del self._channels[loop]
         channel.close()
 
-    # -- the end ------------------------------------------------------------------------------
+    # -- beginning and end --------------------------------------------------------------------
+
+    def open(self, known: Callable[[], Lease]) -> Lease:
+        """Open the store, and let it be `known`: should an exception come in between, whoever comes next
+        closes it."""
+        with self._changing:
+            _ended[self] = None
+            self.store.open()
+            lease = known()
+            if lease.shared is self:
+                _ended.pop(self, None)
+            return lease
 
     def close(self) -> None:
         """Idempotent; called once more, it goes on with what an exception interrupted."""
-        if self._closing._is_owned() or not self._closing.acquire(False):  # somebody is at it
+        if self._changing._is_owned() or not self._changing.acquire(False):  # somebody is at it
             return
         try:
             self._close()
         finally:
-            self._closing.release()
+            self._changing.release()
 
     def _close(self) -> None:
         try:
@@ -166,13 +178,7 @@ class Shared:
             self.store.log_once("close", f"cannot be closed in order: {error}")
 
     def after_fork(self) -> None:
-        self._channels, self._closing = {}, new_lock()
-
-    def __del__(self) -> None:
-        """An exception may have come before anybody else knew of it: whoever comes next closes it."""
-        store = getattr(self, "store", None)
-        if store is not None and not store.released:
-            _ended[self] = None
+        self._channels, self._changing = {}, new_lock()
 
 
 class Lease:
@@ -199,7 +205,8 @@ _open: dict[Key, Shared] = {}
 _places: dict[Directory, _Place] = {}
 _kept: dict[Shared, None] = {}  # without users; the one that was used last is the last
 _dropped: deque[Lease] = deque()  # of collected handles, to be let go of
-_ended: dict[Shared, None] = {}  # to be closed, or being closed; an exception may come before that is done
+# To be closed, or being closed, or opened: an exception may come before that is done.
+_ended: dict[Shared, None] = {}
 _opening: weakref.WeakValueDictionary[str, _Turn] = weakref.WeakValueDictionary()
 _closing: set[threading.Thread] = set()
 
@@ -269,7 +276,7 @@ def _open_store(handle: object, settings: Settings, unpickled: bool) -> Lease:
     shared = Shared(settings)
     lease: Lease | None = None
     try:
-        lease = _publish(handle, shared, settings, unpickled)
+        lease = shared.open(lambda: _publish(handle, shared, settings, unpickled))
     finally:
         if lease is None or lease.shared is not shared:
             shared.close_quietly()
@@ -527,6 +534,9 @@ def _after_fork_in_child() -> None:
     global _lock, _opening
     _lock, _opening = new_lock(), weakref.WeakValueDictionary()
     _closing.clear()
+    known = {shared for place in _places.values() for shared in place.stores}
+    for shared in _ended.keys() - known:  # the parent's, being opened
+        del _ended[shared]
     for place in list(_places.values()):
         place.own.clear()
         for shared in list(place.stores):
