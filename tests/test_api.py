@@ -1291,6 +1291,17 @@ def test_read_only_reads_everything_and_changes_nothing(filled: Make, directory:
     assert tree(directory) == before
 
 
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_nothing_is_used_before_it_was_created(make: Make, size: int) -> None:
+    cache = make()
+    for n in range(100):
+        cache.set(n, noise(size, n), meta=n)
+        entry = cache.get_entry(n)
+        assert entry is not None and entry.created <= entry.accessed
+    cache.set_many(dict.fromkeys(range(100), "text"), tag="t")
+    assert all(entry.created <= entry.accessed for entry in map(cache.get_entry, range(100)))
+
+
 def test_read_only_sees_what_others_write(make: Make, filled: Make) -> None:
     reader = filled()
     with make(size_limit=16 << 20, segment_size=SEGMENT) as writer:

@@ -556,7 +556,7 @@ def test_owners_and_temporary_files(directory: Path) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}\.lock", name)
         data = (directory / "writers" / name).read_bytes()
         segment, _log = sorted(os.listdir(directory / "segments"))
-        assert segment == f"{int.from_bytes(data[:8], 'little'):08x}.seg" and data[8:] == bytes(16)
+        assert segment == f"{int.from_bytes(data[:8], 'little'):08x}.seg" and data[8:] == bytes(24)
         temporary = os.path.relpath(cache._store.temporary_path(), directory)
         assert re.fullmatch(rf"tmp/{name[:16]}-[0-9a-f]+\.tmp", temporary)
         with DiskCache(directory, backend="threads", read_only=True) as reading:

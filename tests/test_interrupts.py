@@ -52,6 +52,9 @@ class Interrupter:
     def __init__(self, at: int, opcodes: bool, error: BaseException) -> None:
         self.at, self.opcodes, self.error, self.steps = at, opcodes, error, 0
         self.where, self.in_destructor = "", False  # where Python drops it
+        self.watch: Callable[[], bool] | None = None
+        self.seen: list[int] = []  # steps at which that was true
+        self.pause = 0.0  # seconds before it is raised, for other threads
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
@@ -62,7 +65,10 @@ class Interrupter:
     def step(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == ("opcode" if self.opcodes else "line"):
             self.steps += 1
+            if self.watch is not None and self.watch():
+                self.seen.append(self.steps)
             if self.steps == self.at:
+                time.sleep(self.pause)
                 self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
                 self.in_destructor = any(one.f_code.co_name == "__del__" for one in frames(frame))
                 raise self.error
@@ -77,10 +83,12 @@ def frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def steps_of(
-    call: Callable[[], object], at: int, opcodes: bool, error: BaseException | None = None
-) -> Interrupter:
+    call: Callable[[], object], at: int, opcodes: bool, error: BaseException | None = None,
+    watch: Callable[[], bool] | None = None, pause: float = 0.0,
+) -> Interrupter:  # fmt: skip
     """Run `call`, interrupted at step `at` if that is above 0; by `error`, which is to arrive, if it is given."""
     interrupter = Interrupter(at, opcodes, error or Interrupt())
+    interrupter.watch, interrupter.pause = watch, pause
     before = sys.gettrace()
     sys.settrace(interrupter)
     try:
@@ -245,6 +253,50 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     gc.collect()
     # A few steps hand a descriptor on, or are about to close it.
     assert len(descriptors()) <= len(before) + len(picked) // 5, descriptors()
+    assert cache.check() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
+@pytest.mark.parametrize("name", [name for name in METHODS if name.split()[0] in ("set", "set_many", "add", "incr")])
+def test_others_go_on_beside_one_that_is_interrupted(make: Any, name: str) -> None:
+    """Where an exception leaves the lock taken, a thread that is about to append waits for it, and holds what
+    taking back half a change needs."""
+    cache = make(**LIMIT, lock_timeout=20.0)
+    opcodes = cache._store.core.name == "c"
+    method = METHODS[name]
+    fill(cache)
+    store, stop, failed = cache._store, threading.Event(), []
+    sets = 0
+
+    def holds() -> bool:
+        return bool(store.lock.threads._is_owned() and not store.appending._is_owned())
+
+    def work() -> None:
+        nonlocal sets
+        try:
+            while not stop.is_set():
+                cache.set(("other", sets % 5), b"x" * 100)
+                cache.incr("others")
+                sets += 1
+        except BaseException as error:
+            failed.append(error)
+
+    seen = steps_of(lambda: method(cache), 0, opcodes, watch=holds).seen
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    pick = random.Random(SEED)
+    for at in seen if PICKED == "all" else sorted(pick.sample(seen, min(int(PICKED), len(seen)))):
+        fill(cache)
+        before = sets
+        where = steps_of(lambda: method(cache), at, opcodes, pause=0.01).where
+        deadline = time.monotonic() + 10
+        while sets < before + 2:
+            assert not failed and time.monotonic() < deadline, f"step {at}, {where} (seed {SEED}): {failed}"
+            time.sleep(0.0005)
+    stop.set()
+    thread.join(60)
+    assert not failed and not thread.is_alive()
+    free_of_locks(cache)
     assert cache.check() == []
 
 

@@ -23,7 +23,7 @@ from unittest.mock import Mock
 import pytest
 from helpers import ROOT, disk_blocks, noise, run_python
 
-from yatagarasu_cache import DiskCache
+from yatagarasu_cache import CacheIOError, DiskCache, recovery
 from yatagarasu_cache import format as f
 from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.under_way import UnderWay, count_anew
@@ -390,17 +390,19 @@ def test_what_others_have_under_way_still_counts(make: Make, directory: Path) ->
     ensure_exact(cache)
 
 
-def test_an_orphan_waits_for_those_who_are_storing(make: Make, directory: Path) -> None:
-    """A file that has just come may be theirs, about to be shown."""
+def test_what_the_dead_had_stored_goes_while_others_are_storing(make: Make, directory: Path) -> None:
+    """However new it is, and however long those take: its name is not among those of the living."""
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)
 
     def parts() -> Any:
         yield noise(LARGE)
         yield noise(LARGE)
-        run_python(DYING, directory, "in its place", "1", str(LARGE))
-        cache._store.reclaim.reap()
-        assert len(list(cache._store.large.listed())) == KEPT + 1
+        for place in ("in its place", "replaced", "removed, not unlinked"):
+            run_python(DYING, directory, place, "5", str(LARGE))
+            cache._store.reclaim.reap()
+            assert len(list(cache._store.large.listed())) == KEPT + ("k" in cache)
+            cache.delete("k")
         yield noise(LARGE)
 
     other.set("stream", parts())
@@ -408,6 +410,108 @@ def test_an_orphan_waits_for_those_who_are_storing(make: Make, directory: Path) 
     assert len(list(cache._store.large.listed())) == KEPT + 1
     ensure_exact(cache)
     assert other["stream"] == noise(LARGE) * 3
+
+
+# Stores a large value, and stops when its file is in its place, and no entry stands for it.
+STOPPING = """
+import os, signal, sys
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache.large import LargeFiles
+cache, publish, first = DiskCache(sys.argv[1]), LargeFiles.publish, [True]
+cache.set("k", bytes(60_000))
+
+def stop(self, *args, **options):
+    publish(self, *args, **options)
+    if first.pop():
+        os.kill(os.getpid(), signal.SIGSTOP)
+    first.append(False)
+
+LargeFiles.publish = stop
+assert cache.set("k", bytes(range(256)) * 300)
+assert cache["k"] == bytes(range(256)) * 300
+"""
+
+
+@pytest.mark.parametrize("what", ["check", "reap", "fill", "a killed one", "reopen"])
+def test_what_a_stopped_process_is_about_to_show_is_spared(make: Make, directory: Path, what: str) -> None:
+    """However long it is stopped: its mark of life tells the name."""
+    cache = filled(make)
+    with subprocess.Popen([sys.executable, "-c", STOPPING, str(directory)], cwd=ROOT) as process:
+        os.waitpid(process.pid, os.WUNTRACED)
+        if what == "check":
+            assert cache.check(fix=True) == []
+        elif what == "reap":
+            cache._store.reclaim.look_for_orphans()
+        elif what == "fill":
+            cache.set_many({("new", n): noise(LARGE, n) for n in range(40)})
+        elif what == "a killed one":
+            run_python(DYING, directory, "in its place", "3", str(LARGE))
+            cache._store.reclaim.reap()
+        else:
+            cache.close()
+            cache = make(directory, **LIMIT)
+        process.send_signal(signal.SIGCONT)
+    assert process.returncode == 0
+    assert cache["k"] == bytes(range(256)) * 300
+    assert cache.stats().corrupt == 0
+    cache._store.reclaim.reap()
+    ensure_exact(cache)
+    assert cache.check() == []
+
+
+@pytest.mark.parametrize("way", ["set", "add", "stream"])
+def test_what_is_removed_before_it_is_shown_is_stored_again_or_fails(
+    make: Make, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """By whoever may remove files; a stream cannot be had again."""
+    cache = filled(make)
+    store, first = cache._store, [True]
+    publish = store.large.publish
+
+    def removed(temporary: str, low: int, high: int, pointer: int, **options: Any) -> None:
+        publish(temporary, low, high, pointer, **options)
+        if first.pop():
+            store.large.remove(low, high, pointer)
+        first.append(False)
+
+    monkeypatch.setattr(store.large, "publish", removed)
+    if way == "set":
+        assert cache.set(("kept", 0), noise(2 * LARGE))
+        assert cache["kept", 0] == noise(2 * LARGE)
+    elif way == "add":
+        assert cache.add("new", noise(2 * LARGE)) and cache["new"] == noise(2 * LARGE)
+    else:
+        with pytest.raises(CacheIOError, match="cannot write a large value"):
+            cache.set(("kept", 0), iter([noise(LARGE), noise(LARGE)]))
+        assert cache["kept", 0] == noise(LARGE, 0)
+    assert cache.stats().corrupt == 0
+    ensure_exact(cache)
+    assert cache.check() == []
+
+
+def test_who_begins_while_the_dead_are_looked_for_is_not_taken_for_one(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)  # has no mark yet
+    run_python(DYING, directory, "half written", "1", str(LARGE))
+    remove, temporary = recovery.remove_unfinished, directory / f.TEMPORARY_NAME
+    thread = threading.Thread(target=other.set, args=("stream", iter([noise(LARGE)] * 3)))
+
+    def removing(*args: Any, **options: Any) -> None:
+        there = len(os.listdir(temporary))
+        if thread.ident is None:  # and not its own look
+            thread.start()  # marks were looked at by now
+            while len(os.listdir(temporary)) == there:
+                time.sleep(0.001)
+        remove(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "remove_unfinished", removing)
+        cache._store.reclaim.reap()
+    thread.join()
+    assert cache["stream"] == noise(LARGE) * 3
+    ensure_exact(cache)
 
 
 @pytest.mark.parametrize("change", ["delete", "replace"])

@@ -331,18 +331,17 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
     """Every large file belongs to an entry, and what they take is counted."""
     if fix:
         store.reclaim.reap()
-    for (low, high, pointer), _, path in store.large.listed():
-        ensure_wanted()
-        if not _is_orphan(store, low, high, pointer, path):
-            continue
+
+    def found(path: str) -> Problem:
         fixed = fix
         if fix:
             try:
-                with store.lock:
-                    store.backend.unlink(path)
+                store.backend.unlink(path)
             except (IsADirectoryError, PermissionError):
                 fixed = False
-        yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
+        return Problem("large", os.path.basename(path), "no entry refers to it", fixed)
+
+    yield from recovery.each_orphan(store, found)
     with store.lock:
         if store.owner.any_dead():  # what they had under way counts until they are reaped
             return
@@ -352,13 +351,6 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
             store.count_large()
     if counted != total:
         yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
-
-
-def _is_orphan(store: Store, low: int, high: int, pointer: int, path: str) -> bool:
-    with store.lock:
-        if recovery.refers(store, store.index, low, high, pointer):
-            return False
-        return os.path.exists(path) and not recovery.may_be_shown(store, pointer)
 
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:

@@ -167,8 +167,9 @@ CHECKPOINT_SUM = struct.Struct("<Q")
 
 # -- marks of life -----------------------------------------------------------------------------
 
-# the segment that the handle appends to, bytes of large files that it is storing, and that it is removing
-MARK = struct.Struct("<QQQ")
+# the segment that the handle appends to, bytes of large files that it is storing, and that it is removing,
+# how many of them have a name and no entry yet; then the pointers of these, 8 bytes each
+MARK = struct.Struct("<QQQQ")
 
 # -- settings of the whole cache --------------------------------------------------------------
 

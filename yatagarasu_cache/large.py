@@ -130,6 +130,10 @@ class LargeFiles:
             return None
         return checksum.intdigest()
 
+    def ensure_there(self, low: int, high: int, pointer: int) -> None:
+        """FileNotFoundError if the file is not there (any more)."""
+        os.lstat(self.path(low, high, pointer))
+
     def remove(self, low: int, high: int, pointer: int) -> bool:
         return self._backend.unlink(self.path(low, high, pointer))
 

@@ -152,8 +152,7 @@ def is_holding() -> bool:
 def give_back() -> None:
     """Release whatever this thread holds. What it was about to change is mended as after a kill."""
     for file_lock in _file_locks:
-        if file_lock.threads._is_owned():
-            file_lock.give_up()
+        file_lock.give_up_own()
     for lock in _thread_locks:
         while lock._is_owned():
             lock.release()
@@ -386,6 +385,11 @@ class FileLock:
         while self.threads._is_owned():
             self.threads.release()
 
+    def give_up_own(self) -> None:
+        """The same, if this thread has it."""
+        if self.threads._is_owned():
+            self.give_up()
+
     def after_fork(self) -> None:
         """A child needs an open file of its own: it shares the parent's lock otherwise."""
         inherited, self.fd = self.fd, -1
@@ -413,6 +417,9 @@ class NoLock(contextlib.nullcontext[None]):
     def __init__(self) -> None:
         super().__init__()
         self.threads: Any = threading.RLock()
+
+    def give_up_own(self) -> None:
+        pass
 
     def after_fork(self) -> None:
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 from . import format as f
 from .backends.base import Backend
 from .locks import fcntl, has_name, new_lock
+
+_MOST_NAMED = 500  # pointers in a mark; of more the rest is not spared, and stored once more
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
 
@@ -25,6 +28,22 @@ class Note(NamedTuple):
     segment: int = 0  # that it appends to
     storing: int = 0  # bytes of large files,
     leaving: int = 0  # and of those that it is removing
+    named: tuple[int, ...] = ()  # pointers of large files that have a name, or are about to, and no entry yet
+
+    def pack(self) -> bytes:
+        named = self.named[:_MOST_NAMED]
+        return f.MARK.pack(*self[:3], len(named)) + struct.pack(f"<{len(named)}Q", *named)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Note:
+        """Nothing, if these are not the bytes of a note."""
+        if len(data) < f.MARK.size:
+            return cls()
+        segment, storing, leaving, count = f.MARK.unpack_from(data)
+        end = f.MARK.size + 8 * count
+        if count > _MOST_NAMED or end > len(data):
+            return cls()
+        return cls(segment, storing, leaving, struct.unpack(f"<{count}Q", data[f.MARK.size : end]))
 
     @property
     def is_under_way(self) -> bool:
@@ -84,17 +103,17 @@ class Owner:
         self._noted = self._noted._replace(segment=segment)
         self._write()
 
-    def note_under_way(self, storing: int, leaving: int) -> None:
-        """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it.
-        The index lock is held."""
-        self._noted = Note(self._noted.segment, storing, leaving)
+    def note_under_way(self, storing: int, leaving: int, named: tuple[int, ...]) -> None:
+        """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it,
+        and which are to be spared. The index lock is held."""
+        self._noted = Note(self._noted.segment, storing, leaving, named)
         if self._fd >= 0:
             self._write()
         elif storing or leaving:
             self.acquire()
 
     def _write(self) -> None:
-        self._backend.write(self._fd, [f.MARK.pack(*self._noted)], 0)
+        self._backend.write(self._fd, [self._noted.pack()], 0)
 
     def noted(self, token: int) -> Note:
         """What the handle with this token noted last."""
@@ -102,10 +121,9 @@ class Owner:
             return self._noted
         try:
             with self._backend.reading(self._path(token)) as fd:
-                mark = self._backend.read(fd, f.MARK.size, 0)
+                return Note.unpack(self._backend.read(fd, f.MARK.size + 8 * _MOST_NAMED, 0))
         except (FileNotFoundError, PermissionError):
             return Note()
-        return Note(*f.MARK.unpack(mark)) if len(mark) == f.MARK.size else Note()
 
     def notes_of_living(self) -> list[Note]:
         """What each handle that lives noted last, this one included."""

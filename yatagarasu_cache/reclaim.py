@@ -239,7 +239,7 @@ class Reclaimer:
             dead = self._named_owners() - alive
             lost = [token for token in marked if store.owner.noted(token).is_under_way]
             if marked:
-                recovery.remove_unfinished(store, self._index, alive)
+                recovery.remove_unfinished(store, self._index, store.owner.is_alive)
             if lost:
                 store.count_large()
             for segment in self._index.segments() if dead else ():
@@ -249,17 +249,19 @@ class Reclaimer:
                 if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):
                     reaped += 1
             store.owner.sweep(set(marked) - set(lost))
-        if (lost or self._orphans) and self.look_for_orphans():
+        if lost or self._orphans:
+            self.look_for_orphans()
             store.owner.sweep(lost)
         return reaped
 
-    def look_for_orphans(self) -> bool:
-        """Remove large files that no entry stands for. False if that has to be done once more."""
-        self._orphans = True
+    def look_for_orphans(self) -> None:
+        """Remove large files that no entry stands for."""
+        self._orphans = True  # should that fail
         if self._index.words[f.W_PROMISED]:  # first what removed their entries, as whoever did so would have
             self.sync_dirty()
-        self._orphans = not recovery.remove_orphans(self._store)
-        return not self._orphans
+        for _ in recovery.each_orphan(self._store, self._store.backend.unlink):
+            pass
+        self._orphans = False
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""

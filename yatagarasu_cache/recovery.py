@@ -10,8 +10,8 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Set
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from . import cache_settings, checkpoint
 from . import format as f
@@ -29,6 +29,8 @@ from .under_way import count_anew
 
 if TYPE_CHECKING:
     from .store import Handle
+
+T = TypeVar("T")
 
 _MIN_TABLE = 256
 _TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
@@ -149,8 +151,8 @@ def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
 
     `began`: a stamp, where threads of this handle may go on storing what is later than that.
     """
-    alive: Set[int] = frozenset() if began is None else frozenset({store.owner.token})
-    remove_unfinished(store, index, alive=alive)
+    own = None if began is None else store.owner.token
+    remove_unfinished(store, index, is_alive=lambda token: token == own)
     for (low, high, pointer), _, path in store.large.listed():
         if (began is None or pointer <= began) and not refers(store, index, low, high, pointer):
             store.backend.unlink(path)
@@ -158,42 +160,34 @@ def tidy(store: Handle, index: Index, *, began: int | None = None) -> None:
     store.owner.sweep(store.owner.marks()[1])  # last: should we be killed here, somebody looks again
 
 
-def remove_unfinished(store: Handle, index: Index, alive: Set[int]) -> None:
-    """Remove files that dead handles did not come to give a name or a place. The lock is held, and
-    `alive` names the handles that live.
+def remove_unfinished(store: Handle, index: Index, is_alive: Callable[[int], bool]) -> None:
+    """Remove files that dead handles did not come to give a name or a place. The lock is held. `is_alive`
+    is asked about the one who made a file, after that was seen: who makes one is alive before.
     """
     for name, _ in store.scandir(store.large.temporary):
         parsed = f.parse_temporary_name(name)
-        if parsed is not None and parsed[0] not in alive:
+        if parsed is not None and not is_alive(parsed[0]):
             store.backend.unlink(os.path.join(store.large.temporary, name))
     for segment in _segments_there(store):
         if not index.state(segment) and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
 
 
-def remove_orphans(store: Handle) -> bool:
-    """Remove large files that no entry stands for, while others are at work. The lock is not held.
-
-    False if there may be more: what has just come may be about to be shown, where others are storing some.
-    """
-    complete = True
-    for (low, high, pointer), _, path in store.large.listed():
+def each_orphan(store: Handle, do: Callable[[str], T]) -> Iterator[T]:
+    """What `do` gives for the path of each large file that no entry stands for, nor will. It is called with
+    the lock, which is not held else: others are at work."""
+    files = list(store.large.listed())
+    with store.lock:  # not before: whoever shows one later has named it by now
+        named = {pointer for note in store.owner.notes_of_living() for pointer in note.named}
+    for (low, high, pointer), _, path in files:
         ensure_wanted()
+        if pointer in named:
+            continue
         with store.lock:
-            if refers(store, store.index, low, high, pointer):
+            if refers(store, store.index, low, high, pointer) or not os.path.lexists(path):
                 continue
-            if may_be_shown(store, pointer):
-                complete = False
-            else:
-                store.backend.unlink(path)
-    return complete
-
-
-def may_be_shown(store: Handle, pointer: int) -> bool:
-    """Whether a large file that no entry stands for may be about to get one. The lock is held."""
-    if pointer <= store.index.words[f.W_CLOCK] - store.ORPHAN_AGE:
-        return False
-    return any(note.storing for note in store.owner.notes_of_living())
+            done = do(path)
+        yield done
 
 
 def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:

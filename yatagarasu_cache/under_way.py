@@ -24,6 +24,7 @@ class Stream(Protocol):
 
     thread: int
     length: int
+    pointer: int  # of the name that its file has, or is about to get; 0 before, and once it has an entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +60,21 @@ class UnderWay:
         """It is to have `length` bytes: they count from now on."""
         self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
 
+    def name(self, stream: Stream) -> int:
+        """A pointer for its name: others spare the file till an entry stands for it, or we are gone."""
+        stream.pointer = self._index().stamp()
+        self._note(0, 0)
+        return stream.pointer
+
     def stored(self, stream: Stream, replaced: Sequence[LargeFile]) -> None:
         """An entry stands for it now, and it counts as that; files whose entries it replaced are to go."""
-        length, stream.length = stream.length, 0
+        length, stream.length, stream.pointer = stream.length, 0, 0
         self._leave(replaced, -f.file_bytes(length))
 
     def give_up(self, stream: Stream) -> None:
         """There is nothing of it any more. No change if it was interrupted and is told about late."""
         if stream in self._streams:
+            stream.pointer = 0
             self._count(stream, -f.file_bytes(stream.length), 0)
 
     def end(self, stream: Stream) -> None:
@@ -148,8 +156,9 @@ class UnderWay:
         """So much more is under way, or less. What cannot be noted is not looked for, should we die."""
         self._bytes_storing += storing
         self._bytes_leaving += leaving
+        named = tuple(stream.pointer for stream in list(self._streams) if stream.pointer)
         try:
-            self._owner.note_under_way(max(0, self._bytes_storing), max(0, self._bytes_leaving))
+            self._owner.note_under_way(max(0, self._bytes_storing), max(0, self._bytes_leaving), named)
         except ours(OSError) as error:
             self._unnoted(error)
 

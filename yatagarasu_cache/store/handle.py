@@ -73,7 +73,6 @@ _FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its be
 class Handle:
     """One open handle on a cache directory."""
 
-    ORPHAN_AGE = 60 * 10**9  # nanoseconds for which a large file may wait for its entry
     durable = False  # see DurableStore
 
     def __init__(self, settings: Settings, backend: Backend) -> None:

@@ -56,7 +56,7 @@ class _Reservation:
 
     def __init__(self, store: Writing, most: int, known: int) -> None:
         self._store, self._most, self._known = store, most, known
-        self.thread, self.length = threading.get_ident(), 0
+        self.thread, self.length, self.pointer = threading.get_ident(), 0, 0
 
     def grow(self, length: int) -> None:
         grown = self.length + length
@@ -104,11 +104,11 @@ class Writing(Reading):
                     return self._put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
                 index = self.index
                 epoch = index.words[f.W_EPOCH]
-                stamp = index.stamp()
+                created, stamp = time.time_ns(), index.stamp()
                 place = writer.next_place
                 head = f.pack_record(
                     index.identity.seed, place, f.PUT, flags, key, tag, meta,
-                    length, stamp, expires, time.time_ns(), checksum,
+                    length, stamp, expires, created, checksum,
                 )  # fmt: skip
                 self._append(writer, head, payload)
                 end = writer.tail
@@ -172,6 +172,8 @@ class Writing(Reading):
         if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
             index.stamp_above(least)  # the clock word can lose a race while the clock is set back
             return False, None
+        if stream is not None:  # somebody may have removed the file
+            self.large.ensure_there(slot.low, slot.high, stream.pointer)
         replaced = []
         if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
             replaced = self.large_files([index.slot(at)])
@@ -218,6 +220,8 @@ class Writing(Reading):
 
     def _void(self, slots: Sequence[Slot]) -> None:
         """Take back records that the index does not show: a rebuild must not find them."""
+        if not self.appending._is_owned():
+            self.lock.give_up_own()  # an exception may have left it, and who is appending waits for it
         with putting_in_order(), self.appending:
             self.ensure_completed()  # an interruption may have come while one was shown
             for slot in slots:
@@ -347,12 +351,12 @@ class Writing(Reading):
         offset = writer.tail
         seed, first = self.index.identity.seed, self.policy.first
         for low, high, key, payload, flags, expires, tag, meta in batch:
-            stamp = self.index.stamp()
+            created, stamp = time.time_ns(), self.index.stamp()
             place = f.pack_place(writer.segment, offset)
             checksum = value_sum(payload, low, flags)
             head = f.pack_record(
                 seed, place, f.PUT, flags, key, tag, meta,
-                len(payload), stamp, expires, time.time_ns(), checksum,
+                len(payload), stamp, expires, created, checksum,
             )  # fmt: skip
             lengths = f.pack_lengths(len(payload), flags, len(head))
             records.append((head, payload, b""))
@@ -417,7 +421,8 @@ class Writing(Reading):
                 temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow,
                 in_room=self.reclaim.in_room,
             )  # fmt: skip
-            published = (low, high, self.index.stamp())
+            with self.lock:
+                published = (low, high, self.under_way.name(reserved))
             self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
             pointer = f.LARGE_POINTER.pack(published[2])
             put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
@@ -468,10 +473,11 @@ class Writing(Reading):
                 if f.key_digest(key, self.seed) != (low, high):
                     line = "another cache has come in the place of this one"
                     raise FileNotFoundError(errno.ENOENT, line, self.root)
-                epoch, stamp, place = index.words[f.W_EPOCH], index.stamp(), writer.next_place
+                epoch, place = index.words[f.W_EPOCH], writer.next_place
+                created, stamp = time.time_ns(), index.stamp()
                 head = f.pack_record(
                     index.identity.seed, place, f.LARGE, flags, key, tag, meta,
-                    size, stamp, expires, time.time_ns(), checksum,
+                    size, stamp, expires, created, checksum,
                 )  # fmt: skip
                 lengths = f.pack_lengths(size, flags, len(head))
                 slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
