@@ -256,6 +256,30 @@ def test_nothing_stays_taken(make: Any, name: str) -> None:
     assert cache.check() == []
 
 
+def test_what_comes_up_while_a_thread_is_started_arrives(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python hides it: whoever waited for the thread gives back a lock that he has not got again."""
+    cache = make(**LIMIT)
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "yatagarasu-checkpoint":
+            try:
+                raise Interrupt
+            finally:
+                raise RuntimeError("release unlocked lock")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr(cache._store.reclaim, "_is_checkpoint_due", lambda: True)
+        with pytest.raises(Interrupt):
+            cache._store.reclaim._checkpoint_if_due()
+    assert not cache._store._logged
+    fill(cache)
+    free_of_locks(cache)
+    assert cache.check() == []
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", [name for name in METHODS if name.split()[0] in ("set", "set_many", "add", "incr")])
 def test_others_go_on_beside_one_that_is_interrupted(make: Any, name: str) -> None:

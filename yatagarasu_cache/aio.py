@@ -41,7 +41,7 @@ from .entry import Entry, Location
 from .errors import CacheIOError, ClosedError, LockTimeout, from_os_error
 from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import ours
+from .interruption import ours, started
 from .large import CHUNK_BYTES
 from .locks import new_lock
 from .stats import CacheStats
@@ -435,9 +435,7 @@ def _in_thread(
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, set_outcome, outcome)
 
-    try:
-        threading.Thread(target=work, name=name, daemon=daemon).start()
-    except RuntimeError:  # a limit of the system
+    if not started(threading.Thread(target=work, name=name, daemon=daemon)):
         work()
     return future
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from opcode import opmap
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = ["descriptor_of", "is_interruption", "ours", "suppressing"]
+__all__ = ["descriptor_of", "is_interruption", "ours", "started", "suppressing"]
 
 T = TypeVar("T", bound=BaseException)
 
@@ -56,6 +57,23 @@ def descriptor_of(function: Callable[..., int], *args: object) -> int:
             with suppressing(OSError):
                 os.close(fd)
         raise
+
+
+def started(thread: threading.Thread) -> bool:
+    """Start it. False if there is no thread to be had: a limit of the system, or the end of the interpreter.
+
+    An interruption while it is waited for arrives as itself: Python may hide it in a RuntimeError about the
+    lock that it came up at. The thread runs then.
+    """
+    handled = sys.exc_info()[1]  # by whoever asks for this
+    try:
+        thread.start()
+    except RuntimeError as error:
+        hidden = error.__context__
+        if hidden is not None and hidden is not handled and is_interruption(hidden):
+            raise hidden from None
+        return False
+    return True
 
 
 def _interrupts(error: BaseException | None) -> bool:

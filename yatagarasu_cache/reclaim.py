@@ -36,7 +36,7 @@ from .errors import CacheIOError, ClosedError, StorageFull, from_os_error, is_vo
 from .eviction import Victims, ahead, expired
 from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
-from .interruption import ours, suppressing
+from .interruption import ours, started, suppressing
 from .locks import claim, new_lock, runs_alone
 from .segment import (
     VANISHED,
@@ -334,7 +334,8 @@ class Reclaimer:
     def close(self) -> None:
         with self._pacing:  # who paces now may begin a checkpoint; nobody does so later
             thread = self._checkpoint
-        if thread is not None and thread is not threading.current_thread():
+        # One without an identity did not come to run: an interruption kept it from being started.
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
         with self._store.appending:
             if self._cleaning is not None:
@@ -1198,12 +1199,10 @@ class Reclaimer:
         thread = threading.Thread(
             target=self._write_due_checkpoint, name="yatagarasu-checkpoint", daemon=True
         )
-        try:
-            thread.start()
-        except RuntimeError as error:  # a limit of the system, or the end of the interpreter
-            self._go_without_checkpoint(error)
-        else:
-            self._checkpoint = thread
+        self._checkpoint = thread  # first: an interruption may come when it runs already
+        if not started(thread):
+            self._checkpoint = None
+            self._go_without_checkpoint("there is no thread to be had")
 
     def _is_checkpoint_due(self) -> bool:
         index = self._index
@@ -1236,6 +1235,6 @@ class Reclaimer:
             self._go_without_checkpoint(error)
             return False
 
-    def _go_without_checkpoint(self, error: Exception) -> None:
+    def _go_without_checkpoint(self, error: object) -> None:
         line = f"cannot write a checkpoint, recovery will take longer: {error}"
         self._store.log_once("checkpoint", line)

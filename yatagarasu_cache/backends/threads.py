@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..interruption import descriptor_of, ours, suppressing
+from ..interruption import descriptor_of, ours, started, suppressing
 from ..locks import new_lock
 from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
@@ -298,8 +298,7 @@ class WorkerPool:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self.work, name="yatagarasu-worker", daemon=True)
-        with contextlib.suppress(RuntimeError):  # a limit of the system; those there are do the work later
-            thread.start()
+        if started(thread):  # else those there are do the work later
             self._threads.append(thread)
 
     def work(self) -> None:

@@ -32,7 +32,7 @@ from ..backends.threads import WorkerPool
 from ..config import Settings
 from ..directory import resolved
 from ..errors import CacheError
-from ..interruption import ours, suppressing
+from ..interruption import ours, started, suppressing
 from ..locks import new_lock, package_of
 from . import DurableStore, Store
 
@@ -434,9 +434,7 @@ def _close_aside(shared: Shared) -> None:
 
     thread = threading.Thread(target=work, name="yatagarasu-close", daemon=True)
     _closing.add(thread)
-    try:
-        thread.start()
-    except RuntimeError:  # there is no thread to be had
+    if not started(thread):
         work()
 
 
