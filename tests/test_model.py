@@ -470,6 +470,8 @@ class AtOnce:
     current_thread = threading.current_thread
 
     class Thread:
+        ident = 0
+
         def __init__(self, *, target: Callable[[], None], name: str, daemon: bool) -> None:
             self.start = target
 

@@ -62,6 +62,8 @@ def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint every few records, written before the operation that asks for it goes on."""
 
     class AtOnce:
+        ident = 0
+
         def __init__(self, target: Callable[[], None], **_: Any) -> None:
             self.start = target
 

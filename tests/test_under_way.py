@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from helpers import ROOT, disk_blocks, noise, run_python
+from helpers import ROOT, Clock, disk_blocks, noise, run_python
 
 from yatagarasu_cache import CacheIOError, DiskCache, recovery
 from yatagarasu_cache import format as f
@@ -539,6 +539,39 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
     assert len(list(store.large.listed())) == KEPT - (change == "delete")
     assert all(cache["kept", n] == noise(LARGE, n) for n in range(1, KEPT))
     ensure_exact(cache)
+
+
+def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it took, and whoever flushed meanwhile."""
+    clock = Clock(monkeypatch)
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)
+    synced: list[str] = []
+    sync = cache._store.backend.sync
+
+    def noted(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        sync(fd)
+
+    def parts() -> Any:
+        for _ in range(3):
+            yield noise(LARGE)
+            clock.advance(100)
+            cache.flush()
+
+    other.set("stream", parts())
+    before = {name for (_, _, _), _, name in cache._store.large.listed()}
+    monkeypatch.setattr(cache._store.backend, "sync", noted)
+    cache.flush()
+    names = [os.path.basename(name) for name in before]
+    assert len(names) == KEPT + 1
+    assert len([name for name in synced if name in names]) == 1
+    synced.clear()
+    clock.advance(1)
+    cache.flush()
+    assert not [name for name in synced if name in names]
 
 
 def test_a_fork_has_nothing_under_way(make: Make) -> None:

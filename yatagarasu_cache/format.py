@@ -75,7 +75,7 @@ W_LIVE_BYTES = 19  # bytes of live records in segments
 W_INDEX_BYTES = 20  # bytes of the index file
 W_CHECKPOINT_BYTES = 21  # bytes of the checkpoint file
 W_WRITTEN = 22  # records written since the newest checkpoint, about
-W_FLUSHED = 23  # stamp at which the newest flush() began
+W_FLUSHED = 23  # large files with a lower pointer are durable, if an entry stood for them at the newest flush
 W_COUNTERS = 24  # whole-cache counters, in the order of COUNTERS
 COUNTERS = ("hits", "misses", "sets", "deletes", "evictions", "expirations", "corrupt")
 W_LOG = 31  # id of the log of changes that is written to; 0 if the next change begins one
@@ -168,7 +168,7 @@ CHECKPOINT_SUM = struct.Struct("<Q")
 # -- marks of life -----------------------------------------------------------------------------
 
 # the segment that the handle appends to, bytes of large files that it is storing, and that it is removing,
-# how many of them have a name and no entry yet; then the pointers of these, 8 bytes each
+# and how many it is storing; then the pointers of the names of these, 8 bytes each
 MARK = struct.Struct("<QQQQ")
 
 # -- settings of the whole cache --------------------------------------------------------------

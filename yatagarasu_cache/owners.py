@@ -28,7 +28,7 @@ class Note(NamedTuple):
     segment: int = 0  # that it appends to
     storing: int = 0  # bytes of large files,
     leaving: int = 0  # and of those that it is removing
-    named: tuple[int, ...] = ()  # pointers of large files that have a name, or are about to, and no entry yet
+    named: tuple[int, ...] = ()  # pointers, for the names of those that it is storing
 
     def pack(self) -> bytes:
         named = self.named[:_MOST_NAMED]
@@ -128,6 +128,10 @@ class Owner:
     def notes_of_living(self) -> list[Note]:
         """What each handle that lives noted last, this one included."""
         return [self.noted(token) for token in self.alive_tokens() | {self.token}]
+
+    def named(self) -> set[int]:
+        """Pointers of the large files that handles which live are storing, this one included."""
+        return {pointer for note in self.notes_of_living() for pointer in note.named}
 
     def is_alive(self, token: int) -> bool:
         """True while the handle with this token exists in some process."""

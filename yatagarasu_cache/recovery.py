@@ -178,7 +178,7 @@ def each_orphan(store: Handle, do: Callable[[str], T]) -> Iterator[T]:
     the lock, which is not held else: others are at work."""
     files = list(store.large.listed())
     with store.lock:  # not before: whoever shows one later has named it by now
-        named = {pointer for note in store.owner.notes_of_living() for pointer in note.named}
+        named = store.owner.named()
     for (low, high, pointer), _, path in files:
         ensure_wanted()
         if pointer in named:

@@ -24,7 +24,7 @@ class Stream(Protocol):
 
     thread: int
     length: int
-    pointer: int  # of the name that its file has, or is about to get; 0 before, and once it has an entry
+    pointer: int  # of the name that its file is to get, or has; 0 before, and once it has an entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +57,13 @@ class UnderWay:
         self._streams.add(stream)
 
     def grow(self, stream: Stream, length: int) -> None:
-        """It is to have `length` bytes: they count from now on."""
-        self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
+        """It is to have `length` bytes: they count from now on.
 
-    def name(self, stream: Stream) -> int:
-        """A pointer for its name: others spare the file till an entry stands for it, or we are gone."""
-        stream.pointer = self._index().stamp()
-        self._note(0, 0)
-        return stream.pointer
+        It gets a pointer for its name with the first of them: others spare the file till an entry stands for
+        it, or we are gone.
+        """
+        stream.pointer = stream.pointer or self._index().stamp()
+        self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
 
     def stored(self, stream: Stream, replaced: Sequence[LargeFile]) -> None:
         """An entry stands for it now, and it counts as that; files whose entries it replaced are to go."""

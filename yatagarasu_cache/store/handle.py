@@ -67,7 +67,6 @@ _PATIENCE, _PATIENT_EVERY = 0.03, 1.0  # seconds
 _PATIENT_STEP = 0.0003
 _W_HITS, _W_MISSES = f.W_COUNTERS + f.COUNTERS.index("hits"), f.W_COUNTERS + f.COUNTERS.index("misses")
 _READER_LOOKS = 0.25  # seconds, of a handle that only reads
-_FLUSH_MARGIN = 60 * 10**9  # nanoseconds between naming a large file and its being in place
 
 
 class Handle:
@@ -940,7 +939,10 @@ class Handle:
 
     def sync_large(self) -> None:
         """Make large values durable that came since this was last done: their names tell when they came."""
-        started, since = self.index.stamp(), self.index.words[f.W_FLUSHED] - _FLUSH_MARGIN
+        with self.lock:
+            # What is shown while we sync has a later name, or one of those that are known to be under way.
+            covered = min(self.index.stamp(), *self.owner.named(), f.MASK64)
+            since = self.index.words[f.W_FLUSHED]
         came = False
         for (_, _, pointer), _, path in self.large.listed():
             if pointer >= since:
@@ -953,7 +955,7 @@ class Handle:
                         raise
         if came:
             self.sync_directory(self.large.directory)
-        self.index.words[f.W_FLUSHED] = started
+        self.index.words[f.W_FLUSHED] = covered
 
     # -- counting ----------------------------------------------------------------------------
 

@@ -421,8 +421,7 @@ class Writing(Reading):
                 temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow,
                 in_room=self.reclaim.in_room,
             )  # fmt: skip
-            with self.lock:
-                published = (low, high, self.under_way.name(reserved))
+            published = (low, high, reserved.pointer)
             self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
             pointer = f.LARGE_POINTER.pack(published[2])
             put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
