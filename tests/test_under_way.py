@@ -26,6 +26,7 @@ from helpers import ROOT, Clock, disk_blocks, noise, run_python
 from yatagarasu_cache import CacheIOError, DiskCache, recovery
 from yatagarasu_cache import format as f
 from yatagarasu_cache.codec import encode_key
+from yatagarasu_cache.owners import Note
 from yatagarasu_cache.under_way import UnderWay, count_anew
 
 Make = Callable[..., DiskCache]
@@ -220,8 +221,9 @@ def test_whoever_is_stopped_while_he_removes_takes_no_room(
     assert cache.check() == []
 
 
+@pytest.mark.parametrize("by", ["reap", "check"])
 def test_what_was_promised_is_durable_before_an_orphan_goes(
-    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Else a power cut might bring something older in the place of what was removed."""
     cache = filled(make)
@@ -236,8 +238,13 @@ def test_what_was_promised_is_durable_before_an_orphan_goes(
 
     with monkeypatch.context() as patch:
         patch.setattr(cache._store.reclaim, "sync_dirty", noted)
-        cache._store.reclaim.reap()
+        if by == "check":
+            patch.setattr(cache._store.reclaim, "reap", lambda: 0)
+            assert [problem.kind for problem in cache.check(fix=True)] == ["large"]
+        else:
+            cache._store.reclaim.reap()
     assert done[:1] == [KEPT + 1]
+    cache._store.reclaim.reap()
     ensure_exact(cache)
 
 
@@ -541,8 +548,9 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
     ensure_exact(cache)
 
 
+@pytest.mark.parametrize("marks", ["stay", "are removed"])
 def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
-    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, marks: str
 ) -> None:
     """However long it took, and whoever flushed meanwhile."""
     clock = Clock(monkeypatch)
@@ -559,6 +567,9 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
         for _ in range(3):
             yield noise(LARGE)
             clock.advance(100)
+            if marks == "are removed":
+                for mark in (directory / f.WRITERS_NAME).iterdir():
+                    mark.unlink()
             cache.flush()
 
     other.set("stream", parts())
@@ -572,6 +583,58 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
     clock.advance(1)
     cache.flush()
     assert not [name for name in synced if name in names]
+
+
+def test_what_is_durable_is_not_synced_again_beside_a_long_stream(
+    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)
+    cache.flush()
+    synced: list[str] = []
+    sync = cache._store.backend.sync
+
+    def noted(fd: int) -> None:
+        if "/large/" in (name := os.readlink(f"/proc/self/fd/{fd}")):
+            synced.append(name)
+        sync(fd)
+
+    def parts() -> Any:
+        yield noise(LARGE)
+        yield noise(LARGE)
+        with monkeypatch.context() as patch:
+            patch.setattr(cache._store.backend, "sync", noted)
+            for n in range(6):
+                cache.set(("kept", n), noise(LARGE, n))
+        yield noise(LARGE)
+
+    other.set("stream", parts())
+    assert len(synced) == len(set(synced)) == 6
+
+
+def test_of_many_the_lowest_are_named() -> None:
+    note = Note(1, 2, 3, tuple(range(2000, 1000, -1)))
+    assert Note.unpack(note.pack()) == Note(1, 2, 3, tuple(range(1001, 1501)))
+    assert Note.unpack(note.pack()[:-1]) == Note.unpack(b"") == Note()
+
+
+def test_what_others_are_removing_is_no_problem(make: Make, directory: Path) -> None:
+    cache = filled(make)
+    other = make(directory, **LIMIT, lock_timeout=7.0)
+    remove, begun = other._store.large.remove, threading.Event()
+
+    def slowly(*name: int) -> bool:
+        begun.set()
+        time.sleep(0.3)
+        return remove(*name)
+
+    other._store.large.remove = slowly  # type: ignore[method-assign]
+    thread = threading.Thread(target=other.set, args=(("kept", 0), noise(LARGE, 0)))
+    thread.start()
+    assert begun.wait(60)
+    assert cache.check() == []
+    thread.join()
+    ensure_exact(cache)
 
 
 def test_a_fork_has_nothing_under_way(make: Make) -> None:

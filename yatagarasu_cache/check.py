@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from .segment import read_segment_header, scan
 if TYPE_CHECKING:
     from .store import Store
 
+_PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 
 
@@ -331,17 +333,20 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
     """Every large file belongs to an entry, and what they take is counted."""
     if fix:
         store.reclaim.reap()
-
-    def found(path: str) -> Problem:
+    paths = store.reclaim.orphans() if fix else recovery.orphans(store)
+    # Others may be removing some, of entries that are gone just now.
+    until = time.monotonic() + _PATIENCE
+    while paths and time.monotonic() < until:
+        time.sleep(_PATIENCE / 100)
+        paths = [path for path in paths if os.path.lexists(path)]
+    for path in paths:
         fixed = fix
         if fix:
             try:
                 store.backend.unlink(path)
             except (IsADirectoryError, PermissionError):
                 fixed = False
-        return Problem("large", os.path.basename(path), "no entry refers to it", fixed)
-
-    yield from recovery.each_orphan(store, found)
+        yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
     with store.lock:
         if store.owner.any_dead():  # what they had under way counts until they are reaped
             return

@@ -390,10 +390,15 @@ class FileLock:
         if self.threads._is_owned():
             self.give_up()
 
+    def let_go_in_child(self) -> None:
+        """Without giving it up: the parent may have it."""
+        inherited, self.fd = self.fd, -1
+        if inherited >= 0:
+            os.close(inherited)
+
     def after_fork(self) -> None:
         """A child needs an open file of its own: it shares the parent's lock otherwise."""
-        inherited, self.fd = self.fd, -1
-        os.close(inherited)
+        self.let_go_in_child()
         self.threads, self._depth = threading.RLock(), 0
         self.fd, _ = self._open()
 
@@ -419,6 +424,9 @@ class NoLock(contextlib.nullcontext[None]):
         self.threads: Any = threading.RLock()
 
     def give_up_own(self) -> None:
+        pass
+
+    def let_go_in_child(self) -> None:
         pass
 
     def after_fork(self) -> None:

@@ -31,7 +31,7 @@ class Note(NamedTuple):
     named: tuple[int, ...] = ()  # pointers, for the names of those that it is storing
 
     def pack(self) -> bytes:
-        named = self.named[:_MOST_NAMED]
+        named = sorted(self.named)[:_MOST_NAMED]  # a flush needs to know the lowest
         return f.MARK.pack(*self[:3], len(named)) + struct.pack(f"<{len(named)}Q", *named)
 
     @classmethod
@@ -194,10 +194,14 @@ class Owner:
         if getattr(self, "_fd", -1) >= 0:  # an exception came before it was released
             self._backend.let_go(self._fd)
 
+    def let_go_in_child(self) -> None:
+        """The mark stays the parent's: it is not removed."""
+        inherited, self._fd = self._fd, -1
+        if inherited >= 0:
+            os.close(inherited)
+
     def after_fork(self) -> None:
-        """The mark stays the parent's: the child lets go of it without removing it."""
-        if self._fd >= 0:
-            os.close(self._fd)
+        self.let_go_in_child()
         self.token, self._fd, self._stays, self._acquiring = 0, -1, False, new_lock()
         self._noted = Note()
 
@@ -254,8 +258,13 @@ class Users:
         if getattr(self, "_fd", -1) >= 0:  # an exception came before it was left
             self._backend.let_go(self._fd)
 
+    def let_go_in_child(self) -> None:
+        inherited, self._fd = self._fd, -1
+        if inherited >= 0:
+            os.close(inherited)
+
     def after_fork(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self.let_go_in_child()
             self._fd = self._open()
             fcntl.flock(self._fd, fcntl.LOCK_SH)

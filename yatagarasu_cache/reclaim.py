@@ -257,11 +257,16 @@ class Reclaimer:
     def look_for_orphans(self) -> None:
         """Remove large files that no entry stands for."""
         self._orphans = True  # should that fail
-        if self._index.words[f.W_PROMISED]:  # first what removed their entries, as whoever did so would have
-            self.sync_dirty()
-        for _ in recovery.each_orphan(self._store, self._store.backend.unlink):
-            pass
+        for path in self.orphans():
+            self._store.backend.unlink(path)
         self._orphans = False
+
+    def orphans(self) -> list[str]:
+        """Paths of large files that no entry stands for, and that may go now."""
+        found = recovery.orphans(self._store)
+        if found and self._index.words[f.W_PROMISED]:  # what removed their entries is durable first
+            self.sync_dirty()
+        return found
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""
@@ -371,7 +376,9 @@ class Reclaimer:
         """
         store = self._store
         try:
-            first = store.writer is None
+            # Never once more: other threads may be about to show what they appended to a segment of ours, and
+            # what was taken back when that was sealed.
+            first = not store.has_written
             if store.writer is not None and not store.may_show(store.writer.segment):
                 store.let_go_if_lost(store.writer)
             if store.writer is not None and store.writer.used + size > store.writer.capacity:
@@ -419,7 +426,7 @@ class Reclaimer:
         capacity = self._capacity(size)
         store.ensure_in_place()
         writer = (self._adopt(size) if first else None) or self._create(capacity)
-        store.writer = writer
+        store.writer, store.has_written = writer, True
         store.core.own(store.owner.token)
         store.owner.note(writer.segment)
         store.changes.prepare()

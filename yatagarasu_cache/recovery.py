@@ -10,8 +10,8 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
 from . import format as f
@@ -29,8 +29,6 @@ from .under_way import count_anew
 
 if TYPE_CHECKING:
     from .store import Handle
-
-T = TypeVar("T")
 
 _MIN_TABLE = 256
 _TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
@@ -173,21 +171,18 @@ def remove_unfinished(store: Handle, index: Index, is_alive: Callable[[int], boo
             store.backend.unlink(store.files.path(segment))  # killed before its first record
 
 
-def each_orphan(store: Handle, do: Callable[[str], T]) -> Iterator[T]:
-    """What `do` gives for the path of each large file that no entry stands for, nor will. It is called with
-    the lock, which is not held else: others are at work."""
-    files = list(store.large.listed())
+def orphans(store: Handle) -> list[str]:
+    """Paths of large files that no entry stands for, nor will. The lock is not held: others are at work."""
+    files, found = list(store.large.listed()), []
     with store.lock:  # not before: whoever shows one later has named it by now
         named = store.owner.named()
     for (low, high, pointer), _, path in files:
         ensure_wanted()
-        if pointer in named:
-            continue
-        with store.lock:
-            if refers(store, store.index, low, high, pointer) or not os.path.lexists(path):
-                continue
-            done = do(path)
-        yield done
+        if pointer not in named:
+            with store.lock:
+                if not refers(store, store.index, low, high, pointer) and os.path.lexists(path):
+                    found.append(path)
+    return found
 
 
 def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bool:

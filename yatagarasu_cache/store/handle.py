@@ -98,7 +98,9 @@ class Handle:
         self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_long_lock()
         self.writer: SegmentWriter | None = None
+        self.has_written = False  # it has had a writer
         self.interrupted = False  # and maybe something left half done by it
+        self._large_synced: set[str] = set()  # paths of large files, those that are likely to be asked for
         self._names = self._names_synced = 0  # segments we began; up to which one the names are durable
         # Looked up once: these are on the path of every hit.
         self._read_once = backend.read_once
@@ -257,10 +259,17 @@ class Handle:
             raise
         self.released = True
 
+    def let_go_in_child(self) -> None:
+        """Of what a thread of the parent was opening, which is not here: its locks are the parent's alone."""
+        for name in ("lock", "checkpointing", "reclaiming", "users", "owner"):
+            held = getattr(self, name, None)
+            if held is not None:
+                held.let_go_in_child()
+
     def after_fork(self) -> None:
         """In a child: keep what may be shared (the mapping), renew what may not."""
         self.backend.after_fork()
-        writer, self.writer = self.writer, None
+        writer, self.writer, self.has_written = self.writer, None, False
         if writer is not None:
             writer.after_fork()
         self.appending, self.telling = new_long_lock(), set()
@@ -943,19 +952,20 @@ class Handle:
             # What is shown while we sync has a later name, or one of those that are known to be under way.
             covered = min(self.index.stamp(), *self.owner.named(), f.MASK64)
             since = self.index.words[f.W_FLUSHED]
-        came = False
-        for (_, _, pointer), _, path in self.large.listed():
-            if pointer >= since:
-                came = True
-                try:
-                    with self.backend.reading(path) as fd:
-                        self.backend.sync(fd)
-                except ours(OSError) as error:
-                    if error.errno not in VANISHED:  # removed meanwhile
-                        raise
-        if came:
+        came = {path for (_, _, pointer), _, path in self.large.listed() if pointer >= since}
+        for path in (new := came - self._large_synced):
+            try:
+                with self.backend.reading(path) as fd:
+                    self.backend.sync(fd)
+            except ours(OSError) as error:
+                if error.errno not in VANISHED:  # removed meanwhile
+                    raise
+        if new:
             self.sync_directory(self.large.directory)
-        self.index.words[f.W_FLUSHED] = covered
+        self._large_synced = came  # while one is being stored, all that came since are looked at each time
+        with self.lock:
+            lowered = self.index.words[f.W_FLUSHED]
+            self.index.words[f.W_FLUSHED] = covered if lowered >= since else min(covered, lowered)
 
     # -- counting ----------------------------------------------------------------------------
 

@@ -274,11 +274,10 @@ def _admit(handle: object, shared: Shared, place: _Place, settings: Settings, un
 def _open_store(handle: object, settings: Settings, unpickled: bool) -> Lease:
     settings = config.moved(settings, resolved(settings.directory))
     shared = Shared(settings)
-    lease: Lease | None = None
     try:
         lease = shared.open(lambda: _publish(handle, shared, settings, unpickled))
     finally:
-        if lease is None or lease.shared is not shared:
+        if not shared.leases:  # else it is known, and closed with the last of these
             shared.close_quietly()
     _watch_multiprocessing()
     return lease
@@ -417,6 +416,8 @@ def _let_go_of_dropped() -> None:
             _Warning(lease.shared.store.root)
         with contextlib.suppress(ValueError):  # another thread was faster
             _dropped.remove(lease)
+    for shared in [one for one in _ended if one.leases]:  # it came to be known, and an exception behind that
+        _ended.pop(shared, None)
     for shared in list(_ended):
         _close_aside(shared) if _in_event_loop() else shared.close_quietly()
 
@@ -466,7 +467,8 @@ def _levels_of_ours() -> int:
 def _close_all() -> None:
     _let_go_of_dropped()
     for thread in list(_closing):
-        thread.join()
+        if thread.ident is not None:  # else an interruption kept it from being started
+            thread.join()
     with _lock:
         places = list(_places.values())
     for place in places:
@@ -534,6 +536,7 @@ def _after_fork_in_child() -> None:
     _closing.clear()
     known = {shared for place in _places.values() for shared in place.stores}
     for shared in _ended.keys() - known:  # the parent's, being opened
+        shared.store.let_go_in_child()
         del _ended[shared]
     for place in list(_places.values()):
         place.own.clear()

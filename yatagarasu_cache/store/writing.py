@@ -174,6 +174,8 @@ class Writing(Reading):
             return False, None
         if stream is not None:  # somebody may have removed the file
             self.large.ensure_there(slot.low, slot.high, stream.pointer)
+            # Nor may the next flush pass it by, where somebody has removed the mark that names it.
+            words[f.W_FLUSHED] = min(words[f.W_FLUSHED], stream.pointer)
         replaced = []
         if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
             replaced = self.large_files([index.slot(at)])
