@@ -548,6 +548,20 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
     ensure_exact(cache)
 
 
+def synced_by(cache: DiskCache, patch: pytest.MonkeyPatch) -> list[str]:
+    """The large files that `cache` makes durable from now on."""
+    synced: list[str] = []
+    sync = cache._store.backend.sync
+
+    def noted(fd: int) -> None:
+        if "/large/" in (name := os.readlink(f"/proc/self/fd/{fd}")):
+            synced.append(name)
+        sync(fd)
+
+    patch.setattr(cache._store.backend, "sync", noted)
+    return synced
+
+
 @pytest.mark.parametrize("marks", ["stay", "are removed"])
 def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
     make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, marks: str
@@ -556,12 +570,6 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
     clock = Clock(monkeypatch)
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)
-    synced: list[str] = []
-    sync = cache._store.backend.sync
-
-    def noted(fd: int) -> None:
-        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
-        sync(fd)
 
     def parts() -> Any:
         for _ in range(3):
@@ -573,16 +581,13 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
             cache.flush()
 
     other.set("stream", parts())
-    before = {name for (_, _, _), _, name in cache._store.large.listed()}
-    monkeypatch.setattr(cache._store.backend, "sync", noted)
+    assert len(list(cache._store.large.listed())) == KEPT + 1
+    synced = synced_by(cache, monkeypatch)
     cache.flush()
-    names = [os.path.basename(name) for name in before]
-    assert len(names) == KEPT + 1
-    assert len([name for name in synced if name in names]) == 1
-    synced.clear()
+    assert len(synced) == 1
     clock.advance(1)
     cache.flush()
-    assert not [name for name in synced if name in names]
+    assert len(synced) == 1
 
 
 def test_what_is_durable_is_not_synced_again_beside_a_long_stream(
@@ -592,18 +597,13 @@ def test_what_is_durable_is_not_synced_again_beside_a_long_stream(
     other = make(directory, **LIMIT, lock_timeout=7.0)
     cache.flush()
     synced: list[str] = []
-    sync = cache._store.backend.sync
-
-    def noted(fd: int) -> None:
-        if "/large/" in (name := os.readlink(f"/proc/self/fd/{fd}")):
-            synced.append(name)
-        sync(fd)
 
     def parts() -> Any:
+        nonlocal synced
         yield noise(LARGE)
         yield noise(LARGE)
         with monkeypatch.context() as patch:
-            patch.setattr(cache._store.backend, "sync", noted)
+            synced = synced_by(cache, patch)
             for n in range(6):
                 cache.set(("kept", n), noise(LARGE, n))
         yield noise(LARGE)

@@ -337,6 +337,7 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
     # Others may be removing some, of entries that are gone just now.
     until = time.monotonic() + _PATIENCE
     while paths and time.monotonic() < until:
+        ensure_wanted()
         time.sleep(_PATIENCE / 100)
         paths = [path for path in paths if os.path.lexists(path)]
     for path in paths:
