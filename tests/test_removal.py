@@ -19,7 +19,15 @@ import pytest
 from conftest import backend_for
 from helpers import descriptors, noise, tree
 
-from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError, checkpoint, compiled
+from yatagarasu_cache import (
+    CacheIOError,
+    DiskCache,
+    FormatError,
+    ReadOnlyError,
+    checkpoint,
+    compiled,
+    recovery,
+)
 from yatagarasu_cache import format as f
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.locks import GRACE, LOOK_EVERY, FileLock, has_name
@@ -517,6 +525,26 @@ def test_whoever_opens_makes_the_lock_anew_as_well(
 
 
 # -- again and again ------------------------------------------------------------------------------
+
+
+def test_the_index_is_removed_when_another_has_just_replaced_it(make: Any, directory: Path) -> None:
+    """And what replaced it, too: what is in the segments is there."""
+    cache = make()
+    for n in range(50):
+        cache.set(n, noise(500, n))
+    store = cache._store
+    with store.lock:
+        other = recovery.remake_index(store, store.index, store.index.table_capacity)
+        other.close()
+        assert store.index.words[f.W_SUPERSEDED]
+        (directory / f.INDEX_NAME).unlink()
+        store._follow_removed()
+    assert all(cache.get(n) == noise(500, n) for n in range(50))
+    cache.set("new", 1)
+    assert cache.check() == []
+    cache.close()
+    with make() as again:
+        assert len(again) == 51 and again.check() == []
 
 
 @pytest.mark.parametrize("how", ["directory", "inside", "some", "moved"])

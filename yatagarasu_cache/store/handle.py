@@ -415,7 +415,10 @@ class Handle:
         if there is not None and there.identity == self.index.identity or there is None and self._has_files():
             line = "the index was removed while the cache was in use: it is put in place again"
             self.log_once("index", line)
-            self._use(there or recovery.remake_index(self, self.index, self.index.table_capacity))
+            try:
+                self._use(there or recovery.remake_index(self, self.index, self.index.table_capacity))
+            except IndexDamaged:  # or superseded, just before we had the lock, by one that is gone as well
+                self._use(recovery.rebuild_index(self, self.index))
         else:
             if there is not None:
                 there.close()
