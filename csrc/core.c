@@ -50,6 +50,7 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define LOG_AHEAD 2048u /* bytes that a log of changes has behind the last one, or it is made longer */
 #define RECORD_BYTES 64u
 #define RECORD_FIXED 56u
+#define RECORD_KEY_LENGTH 8u /* where a record has that of its key */
 #define RECORD_PUT 1u
 #define RECORD_REMOVE 3u
 #define DIGEST_BYTES 16u
@@ -205,6 +206,37 @@ static uint64_t find(const struct yc_view *view, struct digest key)
 
 /* -- get ---------------------------------------------------------------------------------- */
 
+/* What a system call gives that a sandbox refuses, or that the kernel does not know. */
+static bool is_refused(int error)
+{
+    return error == EPERM || error == ENOSYS;
+}
+
+/* What the slot at `at` shows. */
+static int locate(const struct yc_view *view, uint64_t at, struct digest digest, const void *key,
+                  uint64_t key_length, struct yc_found *found)
+{
+    uint64_t place = load(view->map, at + S_PLACE), lengths = load(view->map, at + S_LENGTHS);
+    uint64_t segment = place >> 32, file = load(view->files, segment % view->table_capacity);
+    *found = (struct yc_found){
+        .key = key,
+        .key_length = key_length,
+        .head = (uint32_t)(lengths & 0xFFFF) * ALIGN,
+        .at = at,
+        .low = digest.low,
+        .high = digest.high,
+        .value_sum = load(view->map, at + S_SUM),
+        .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
+        .length = lengths >> 24,
+        .flags = lengths >> 16 & 0xFF,
+        .segment = (uint32_t)segment,
+        .fd = (int)((file & MASK32) - 1),
+    };
+    if (found->flags & FLAG_LARGE || found->length > YC_MAX_VALUE || found->head > YC_HEAD_BYTES)
+        return YC_OTHER;
+    return file >> 32 == segment && file & MASK32 ? YC_FOUND : YC_UNOPENED;
+}
+
 int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
             struct yc_found *found)
 {
@@ -216,7 +248,6 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         return YC_OTHER;
     if (!at)
         return YC_MISS;
-    uint64_t place = load(view->map, at + S_PLACE), lengths = load(view->map, at + S_LENGTHS);
     uint64_t expires = load(view->map, at + S_EXPIRES);
     if (expires && expires <= now) {
         bool same = load(view->map, at + S_LOW) == digest.low && load(view->map, at + S_HIGH) == digest.high;
@@ -224,55 +255,69 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
     }
     if (expires && load(view->map, at + S_STAMP) > now + TOO_LATE)
         return YC_OTHER; /* the clock was set back: when it was made is in the record */
-    uint64_t segment = place >> 32, file = load(view->files, segment % view->table_capacity);
-    *found = (struct yc_found){
-        .at = at,
-        .low = digest.low,
-        .high = digest.high,
-        .value_sum = load(view->map, at + S_SUM),
-        .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
-        .length = lengths >> 24,
-        .flags = lengths >> 16 & 0xFF,
-        .segment = (uint32_t)segment,
-        .fd = (int)((file & MASK32) - 1),
-    };
-    if (found->flags & FLAG_LARGE || found->length > YC_MAX_VALUE)
-        return YC_OTHER;
-    return file >> 32 == segment && file & MASK32 ? YC_FOUND : YC_UNOPENED;
+    return locate(view, at, digest, key, key_length, found);
 }
 
+/* The head, which was read, is of a record of the key. */
+static bool is_of_key(const struct yc_found *found, const char *head)
+{
+    uint32_t length;
+    if (RECORD_BYTES + found->key_length > found->head || memcmp(head, "YREC", 4))
+        return false;
+    memcpy(&length, head + RECORD_KEY_LENGTH, sizeof length);
+    return length == found->key_length && !memcmp(head + RECORD_BYTES, found->key, length);
+}
+
+static bool read_head(const struct yc_found *found)
+{
+    char head[YC_HEAD_BYTES];
+    ssize_t done = pread(found->fd, head, found->head, (off_t)(found->offset - found->head));
+    return done >= 0 && (uint64_t)done == found->head && is_of_key(found, head);
+}
+
+/* The whole record is read at once: its head costs next to nothing beside the value. */
 bool yc_read(const struct yc_found *found, void *value)
 {
-    ssize_t done = pread(found->fd, value, found->length, (off_t)found->offset);
-    return done >= 0 && (uint64_t)done == found->length;
-}
-
-/* What a system call gives that a sandbox refuses, or that the kernel does not know. */
-static bool is_refused(int error)
-{
-    return error == EPERM || error == ENOSYS;
+    char head[YC_HEAD_BYTES];
+    struct iovec vector[2] = {{head, found->head}, {value, found->length}};
+    ssize_t done = preadv(found->fd, vector, 2, (off_t)(found->offset - found->head));
+    if (done < 0 && is_refused(errno)) { /* a sandbox may know pread() only */
+        done = pread(found->fd, head, found->head, (off_t)(found->offset - found->head));
+        done += done < 0 ? 0 : pread(found->fd, value, found->length, (off_t)found->offset);
+    }
+    return done >= 0 && (uint64_t)done == found->head + found->length && is_of_key(found, head);
 }
 
 int yc_read_nowait(const struct yc_found *found, void *value)
 {
 #if defined SYS_preadv2 && defined RWF_NOWAIT
     /* Not every C library has it. The kernel takes the offset in two halves. */
-    struct iovec vector = {value, found->length};
-    long done = syscall(SYS_preadv2, found->fd, &vector, 1L, (long)found->offset,
-                        (long)(found->offset >> 32), (long)RWF_NOWAIT);
+    char head[YC_HEAD_BYTES];
+    struct iovec vector[2] = {{head, found->head}, {value, value ? found->length : 0}};
+    uint64_t start = found->offset - found->head;
+    long done = syscall(SYS_preadv2, found->fd, vector, value ? 2L : 1L, (long)start, (long)(start >> 32),
+                        (long)RWF_NOWAIT);
     if (done < 0 && (errno == EOPNOTSUPP || errno == EINVAL || is_refused(errno)))
         return -errno;
-    return done >= 0 && (uint64_t)done == found->length;
+    return done >= 0 && (uint64_t)done == found->head + vector[1].iov_len && is_of_key(found, head);
 #else
     (void)found, (void)value;
     return -ENOSYS;
 #endif
 }
 
+/* The record is of the key, going by its head, which should be in the page cache. */
+static bool is_held(const struct yc_found *found)
+{
+    int done = yc_read_nowait(found, NULL);
+    return done < 0 ? read_head(found) : done;
+}
+
 void yc_prefetch(const struct yc_found *found)
 {
 #ifdef POSIX_FADV_WILLNEED
-    posix_fadvise(found->fd, (off_t)found->offset, (off_t)found->length, POSIX_FADV_WILLNEED);
+    off_t start = (off_t)(found->offset - found->head);
+    posix_fadvise(found->fd, start, (off_t)(found->head + found->length), POSIX_FADV_WILLNEED);
 #else
     (void)found;
 #endif
@@ -302,12 +347,21 @@ bool yc_verify(const struct yc_view *view, const struct yc_found *found, const v
 
 bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
 {
-    if (!usable(view) || !is_right(found, value))
+    if (!usable(view) || !is_right(found, value) || !is_held(found))
         return false;
     uint64_t at = find(view, (struct digest){found->low, found->high});
     if (at && at != UNSURE)
         note_use(view, at, now);
     return true;
+}
+
+int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now)
+{
+    struct yc_found found;
+    int status = yc_find(view, key, key_length, now, &found);
+    if (status != YC_FOUND)
+        return status == YC_MISS ? YC_MISS : YC_OTHER;
+    return is_held(&found) ? YC_FOUND : YC_OTHER;
 }
 
 /* -- put ---------------------------------------------------------------------------------- */
@@ -870,22 +924,32 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     return alive ? YC_FOUND : YC_EXPIRED;
 }
 
+/* The record that the slot shows is of this very key, as far as a plain look tells. */
+static bool is_slot_of(const struct yc_view *view, uint64_t at, struct digest digest, const void *key,
+                       uint64_t key_length)
+{
+    struct yc_found found;
+    return locate(view, at, digest, key, key_length, &found) == YC_FOUND && read_head(&found);
+}
+
 int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
               const struct yc_end *own, uint64_t now, struct yc_record *record)
 {
     if (!usable(view))
         return YC_OTHER;
     struct digest digest = digest_of(key, key_length, view->seed);
-    uint64_t at = find(view, digest);
+    uint64_t at = find(view, digest), place = at && at != UNSURE ? load(view->map, at + S_PLACE) : 0;
     if (!at && !others_append(view, own))
         return YC_MISS;
-    if (at == UNSURE || log->segment > MASK32 || !lock(view, log))
+    /* Before the lock is taken: it may have to wait for the disk. */
+    if (at == UNSURE || log->segment > MASK32 || (at && !is_slot_of(view, at, digest, key, key_length)) ||
+        !lock(view, log))
         return YC_OTHER;
     int status = YC_OTHER;
     at = find(view, digest);
     if (!at && !others_append(view, own))
         status = YC_MISS;
-    else if (at != UNSURE)
+    else if (at != UNSURE && (!at || load(view->map, at + S_PLACE) == place))
         status = remove_locked(view, digest, at, log, now, record);
     flock(log->lock_fd, LOCK_UN);
     return status;

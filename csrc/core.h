@@ -46,10 +46,12 @@ struct yc_view {
 
 enum { YC_OTHER = -1, YC_MISS, YC_FOUND, YC_UNOPENED };
 
-/* A live entry: where its value is, and what it has to be. */
+/* A live entry: where its value is, what it has to be, and the key that its record has to have: digests
+ * can be made to collide. */
 struct yc_found {
-    uint64_t at, low, high, value_sum, offset, length;
-    uint32_t flags, segment;
+    const void *key; /* encoded; the caller keeps it for as long as this is used */
+    uint64_t key_length, at, low, high, value_sum, offset, length;
+    uint32_t head, flags, segment; /* head: bytes of the record before the value */
     int fd;
 };
 
@@ -57,18 +59,23 @@ struct yc_found {
  * YC_UNOPENED if it would have been found, were its segment open. */
 int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
             struct yc_found *found);
-/* Read all `found->length` bytes of the value; false if they did not come at once. */
+/* Read all `found->length` bytes of the value; false if they did not come at once, or the record is not
+ * of the key. */
 bool yc_read(const struct yc_found *found, void *value);
 /* The same if it is in the page cache: it never waits for a disk. 1 or 0; a negative errno where
- * that can't be had at all. */
+ * that can't be had at all. Without `value` only the head is read. */
 int yc_read_nowait(const struct yc_found *found, void *value);
 /* Let the disk begin to read it, without waiting. */
 void yc_prefetch(const struct yc_found *found);
 /* True if that is the value of the key; its use is noted then. */
 bool yc_verify(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now);
-/* The same long after it was found: the index may have changed, or been mapped anew. */
+/* The same of what others read, long after it was found: the index may have changed, or been mapped anew. That
+ * the record is of the key is seen now, without waiting for a disk. */
 bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value,
                     uint64_t now);
+
+/* Whether there is a live entry of this very key: YC_FOUND, YC_MISS or YC_OTHER. It hardly ever waits for a disk. */
+int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now);
 
 struct yc_entry {
     const void *key, *tag, *meta, *payload;

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ABI_VERSION 9
+#define ABI_VERSION 10
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
@@ -86,6 +86,15 @@ static PyObject *another(PyObject *object)
 {
     Py_INCREF(object);
     return object;
+}
+
+static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
+{
+    char *start;
+    if (PyBytes_AsStringAndSize(object, &start, length))
+        return false;
+    *bytes = start;
+    return true;
 }
 
 static struct mapping *new_mapping(void)
@@ -268,11 +277,12 @@ static PyObject *with_flags(PyObject *value, uint32_t flags)
     return flags ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
 }
 
-/* Look up args: (key, now). NULL if it is found; else what to return, or an error (*found is not set). */
-static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded,
+/* Look up args: (key, now). NULL if it is found; else what to return, or an error (*found is not set). The key
+ * is encoded into `buffer`, if it is not yet. */
+static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, char *buffer,
                          struct yc_found *found, uint64_t *now)
 {
-    char buffer[SHORT_KEY], *key = buffer;
+    char *key = buffer;
     Py_ssize_t key_length;
     found->fd = -1;
     if (count != 2) {
@@ -302,8 +312,9 @@ static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bo
 static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, bool wait)
 {
     struct yc_found found;
-    uint64_t now;
-    PyObject *other = look_up(self, args, count, encoded, &found, &now);
+    uint64_t now = 0;
+    char key[SHORT_KEY];
+    PyObject *other = look_up(self, args, count, encoded, key, &found, &now);
     if (found.fd < 0)
         return other;
     PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found.length);
@@ -338,8 +349,15 @@ struct waiting {
     Py_ssize_t at; /* in the batch */
     PyObject *value;
     char *bytes; /* its */
+    char *key;
     bool right;
 };
+
+static void forget(struct waiting *waiting)
+{
+    Py_DECREF(waiting->value);
+    PyMem_Free(waiting->key);
+}
 
 static void read_waiting(const struct yc_view *view, struct waiting *waiting, Py_ssize_t count, uint64_t now)
 {
@@ -374,6 +392,7 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
     if (!(waiting->value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found->length)))
         return NULL;
     waiting->bytes = PyBytes_AsString(waiting->value);
+    waiting->key = NULL;
     if (found->length <= SHORT_VALUE && !mapping->no_nowait) {
         int done = yc_read_nowait(found, waiting->bytes);
         mapping->no_nowait = done < 0;
@@ -382,6 +401,12 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
             return with_flags(waiting->value, found->flags);
         }
     }
+    if (!(waiting->key = PyMem_Malloc((size_t)length))) { /* read later than `encoded` lasts */
+        Py_DECREF(waiting->value);
+        return PyErr_NoMemory();
+    }
+    memcpy(waiting->key, encoded, (size_t)length);
+    found->key = waiting->key;
     return NULL;
 }
 
@@ -391,6 +416,7 @@ static bool take_waiting(Core *self, PyObject *results, struct waiting *waiting,
     bool failed = false;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *value = waiting[i].value;
+        PyMem_Free(waiting[i].key);
         if (waiting[i].right) {
             self->hits++;
             value = with_flags(value, waiting[i].found.flags);
@@ -426,7 +452,7 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
             waiting[waits++].at = i;
         } else {
             if (!result) {
-                Py_DECREF(waiting[waits].value);
+                forget(&waiting[waits]);
                 result = another(Py_NotImplemented);
             }
             failed = PyList_SetItem(results, i, result);
@@ -439,7 +465,7 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
         failed = !take_waiting(self, results, waiting, waits);
     } else {
         while (waits)
-            Py_DECREF(waiting[--waits].value);
+            forget(&waiting[--waits]);
     }
     release(mapping);
     PyMem_Free(waiting);
@@ -450,32 +476,54 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
     return used(self, now, results);
 }
 
+static PyObject *core_holds(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    char key[SHORT_KEY];
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected key and now");
+        return NULL;
+    }
+    uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t length = is_forked() ? 0 : encode_key(args[0], key);
+    int status = length ? yc_holds(&self->mapping->view, key, (uint64_t)length, now) : YC_OTHER;
+    return another(status == YC_FOUND ? Py_True : status == YC_MISS ? Py_False : Py_NotImplemented);
+}
+
 static PyObject *core_place(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     struct yc_found found;
-    uint64_t now;
-    PyObject *other = look_up(self, args, count, false, &found, &now);
+    uint64_t now = 0;
+    char key[SHORT_KEY];
+    PyObject *other = look_up(self, args, count, false, key, &found, &now);
     if (found.fd < 0)
         return other;
-    return Py_BuildValue("iKKKKKI", found.fd, found.length, found.offset, found.low, found.high,
-                         found.value_sum, (unsigned int)found.flags);
+    return Py_BuildValue("iKKKKKIIN", found.fd, found.length, found.offset, found.low, found.high,
+                         found.value_sum, (unsigned int)found.flags, (unsigned int)found.head,
+                         PyBytes_FromStringAndSize(key, (Py_ssize_t)found.key_length));
 }
 
 static PyObject *core_accept(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     struct yc_found found;
     unsigned long long length, offset, low, high, sum;
-    unsigned int flags;
+    unsigned int flags, head;
     char *data;
-    Py_ssize_t size;
+    Py_ssize_t size, key_length;
+    PyObject *key;
     if (count != 3) {
         PyErr_SetString(PyExc_TypeError, "expected place, data and now");
         return NULL;
     }
     uint64_t now = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &data, &size) ||
-        !PyArg_ParseTuple(args[0], "iKKKKKI", &found.fd, &length, &offset, &low, &high, &sum, &flags))
+        !PyArg_ParseTuple(args[0], "iKKKKKIIS", &found.fd, &length, &offset, &low, &high, &sum, &flags, &head, &key) ||
+        !bytes_of(key, &found.key, &key_length))
         return NULL;
+    found.key_length = (uint64_t)key_length;
+    found.head = head < YC_HEAD_BYTES ? head : YC_HEAD_BYTES;
+    found.offset = offset;
     found.length = length;
     found.low = low;
     found.high = high;
@@ -523,15 +571,6 @@ static PyObject *core_tell(Core *self, PyObject *args)
 static PyObject *core_own(Core *self, PyObject *args)
 {
     return PyArg_ParseTuple(args, "K", &self->owner) ? another(Py_None) : NULL;
-}
-
-static bool bytes_of(PyObject *object, const void **bytes, Py_ssize_t *length)
-{
-    char *start;
-    if (PyBytes_AsStringAndSize(object, &start, length))
-        return false;
-    *bytes = start;
-    return true;
 }
 
 /* The first arguments of everything that writes. */
@@ -838,6 +877,8 @@ static PyMethodDef core_methods[] = {
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
      "get_many(keys, now)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
      "has to be opened first. What is not in memory is read in one batch."},
+    {"holds", (PyCFunction)(void (*)(void))core_holds, METH_FASTCALL,
+     "holds(key, now)\n--\n\nWhether there is a live entry; NotImplemented as for get(). Nothing is counted."},
     {"place", (PyCFunction)(void (*)(void))core_place, METH_FASTCALL,
      "place(key, now)\n--\n\nWhere the value of a key is, to be read by others: (descriptor, length, offset, ...).\n"
      "None for a miss; NotImplemented as for get()."},

@@ -752,6 +752,7 @@ def test_a_removal_killed_after_every_store(tmp_path: Path, opened: Callable[...
         shutil.copytree(tmp_path / "original", tmp_path / f"killed-{stores}")
         cache = opened(name=f"killed-{stores}")
         cache.set(100, b"so that there is a log to write to")
+        assert cache.get(5)  # its segment is open then, and the key can be looked at
         store, core = cache._store, cast(Any, cache._store.core)
         words = store.index.words
         done = core._core.remove(

@@ -680,14 +680,14 @@ class AsyncDiskCache:
     async def _get_ordinary(self, cache: DiskCache, key: Key) -> Any:
         """What the core leaves to others. Counted."""
         store = cache._store
-        low, high = key_digest(encode_key(key), store.seed)
-        slot = store.lookup(low, high)
+        data = encode_key(key)
+        slot = store.lookup(*key_digest(data, store.seed))
         if slot is None:
             store.use(False)
             return None
-        return store.get_nowait(slot) or await self._get_cold(self._loop(cache), store, slot)
+        return store.get_nowait(slot, data) or await self._get_cold(self._loop(cache), store, slot, data)
 
-    async def _get_placed(self, cache: DiskCache, place: tuple[int, ...]) -> Any:
+    async def _get_placed(self, cache: DiskCache, place: tuple[Any, ...]) -> Any:
         """A plain value that is not in memory. Counted."""
         store, state = cache._store, self._loop(cache)
         fd, length, offset, low, high = place[:5]
@@ -702,23 +702,24 @@ class AsyncDiskCache:
                 found = store.core.accept(place, data, time.time_ns())
                 if found is not NotImplemented:
                     return found
-            return await state.run(store.get_carefully, low, high)
+            return await state.run(store.get_carefully, low, high, place[-1])
         finally:
             state.turns.leave()
 
-    async def _get_cold(self, state: _Loop, store: Store, slot: Slot) -> Found | None:
+    async def _get_cold(self, state: _Loop, store: Store, slot: Slot, key: bytes) -> Found | None:
         """A value that is not in memory. Counted."""
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
             if fd is not None and store.in_segment(slot):
                 try:
-                    data = await state.channel.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+                    length = slot.head_bytes + slot.value_length
+                    record = await state.channel.read(fd, length, slot.offset)
                 except ours(OSError):
                     pass  # told apart below
                 else:
-                    if (found := store.check(slot, data)) is not None:
+                    if (found := store.check(slot, key, record)) is not None:
                         return found
-            return await state.run(store.get_carefully, slot.low, slot.high)
+            return await state.run(store.get_carefully, slot.low, slot.high, key)
 
     async def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None,
@@ -803,7 +804,8 @@ class AsyncDiskCache:
 
     @guarded
     def __contains__(self, key: Key) -> bool:
-        """As in `DiskCache`: looks at the index only, so it does not block."""
+        """As in `DiskCache`: looks at the index, and at the stored key, which is in memory as a rule. Others
+        are not waited for."""
         return key in self._sync()
 
     @guarded
@@ -823,25 +825,26 @@ class AsyncDiskCache:
         state, store, wanted = self._loop(cache), cache._store, await self._listed(keys)
         refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
-        cold: list[tuple[int, Slot]] = []
+        cold: list[tuple[int, Slot, bytes]] = []
         done = state.track(state.loop.create_future())  # what closes the cache waits for all of it
         try:
             for i, key in enumerate(wanted):
                 found[i] = store.core.get_nowait(key, time.time_ns())
                 if found[i] is NotImplemented:
-                    slot = store.lookup(*key_digest(encode_key(key), store.seed))
-                    found[i] = None if slot is None else store.get_nowait(slot)
+                    data = encode_key(key)
+                    slot = store.lookup(*key_digest(data, store.seed))
+                    found[i] = None if slot is None else store.get_nowait(slot, data)
                     if slot is None:
                         store.use(False)
                     elif found[i] is None:
-                        cold.append((i, slot))
+                        cold.append((i, slot, data))
                 self._in_place += 1
                 if self._in_place >= _YIELD_EVERY:
                     await self._yield()
-            read = await asyncio.gather(*[self._get_cold(state, store, slot) for _, slot in cold])
+            read = await asyncio.gather(*[self._get_cold(state, store, slot, data) for _, slot, data in cold])
         finally:
             done.set_result(None)
-        for (i, _), hit in zip(cold, read, strict=True):
+        for (i, _, _), hit in zip(cold, read, strict=True):
             found[i] = hit
         return {
             key: hit if type(hit) is bytes else cache._decode(hit[0], hit[1] & CODEC_FLAGS)

@@ -267,7 +267,8 @@ class DiskCache:
     def touch(self, key: Key, expire: float | None = None) -> bool:
         """Give `key` a new time to live (seconds from now, as in `set`). False if it has no entry."""
         store = self._store
-        return store.touch(*key_digest(encode_key(key), store.seed), self._expires(expire))
+        data = encode_key(key)
+        return store.touch(*key_digest(data, store.seed), data, self._expires(expire))
 
     @guarded
     def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -285,7 +286,7 @@ class DiskCache:
 
         def decide(slot: Slot | None) -> Item:
             nonlocal result
-            value, expires, tag, meta = self._current_int(key, slot, default)
+            value, expires, tag, meta = self._current_int(key, data, slot, default)
             result = value + delta
             payload, flags = self._codec.encode(result)
             return Item(low, high, data, payload, flags, expires, tag, meta)
@@ -303,9 +304,11 @@ class DiskCache:
         slot = self._store.lookup(low, high)
         return 1024 + len(data) + (slot.head_bytes + min(slot.value_length, 1 << 16) if slot else 0)
 
-    def _current_int(self, key: Key, slot: Slot | None, default: int | None) -> tuple[int, int, bytes, bytes]:
+    def _current_int(
+        self, key: Key, data: bytes, slot: Slot | None, default: int | None
+    ) -> tuple[int, int, bytes, bytes]:
         """(value, expires, tag, meta) of a counter. The lock is held."""
-        found = self._store.fetch(slot.low, slot.high) if slot is not None else None
+        found = self._store.fetch(slot.low, slot.high, data) if slot is not None else None
         names = self._store.names_of(slot) if slot is not None and found is not None else None
         if slot is None or found is None or names is None:
             if default is None:
@@ -321,16 +324,17 @@ class DiskCache:
         """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
         store = self._store
         store.ensure_writable("remove an entry")
-        low, high = key_digest(encode_key(key), store.seed)
+        data = encode_key(key)
+        low, high = key_digest(data, store.seed)
         for _ in range(ATTEMPTS):
-            slot = store.lookup(low, high)
+            slot = store.entry(low, high, data)
             if slot is None:
                 break
             found = store.fetch_version(slot)
             if found is None:
                 continue
             value = self._decode(found.payload, found.flags & CODEC_FLAGS)  # first: it may refuse
-            if store.delete(low, high, slot.stamp):
+            if store.delete(low, high, data, slot.stamp):
                 store.use(True)
                 return value
         else:
@@ -365,9 +369,13 @@ class DiskCache:
 
     @guarded
     def __contains__(self, key: Key) -> bool:
-        """True if `key` has a live entry. Counts nothing, touches nothing, reads no value."""
+        """True if `key` has a live entry. Counts nothing, touches nothing, and reads the stored key only."""
         store = self._store
-        return store.lookup(*key_digest(encode_key(key), store.seed)) is not None
+        found = store.core.holds(key, time.time_ns())
+        if found is not NotImplemented:
+            return bool(found)
+        data = encode_key(key)
+        return store.entry(*key_digest(data, store.seed), data) is not None
 
     # -- many entries -------------------------------------------------------------------------
 
@@ -386,8 +394,7 @@ class DiskCache:
         found = store.core.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
-            seed = store.seed
-            others = store.get_many([key_digest(encode_key(wanted[i]), seed) for i in rest])
+            others = store.get_many([encode_key(wanted[i]) for i in rest])
             for i, hit in zip(rest, others, strict=True):
                 found[i] = hit
         decode = self._decode
@@ -526,11 +533,9 @@ class DiskCache:
         Counts as a hit or a miss.
         """
         store = self._store
-        low, high = key_digest(encode_key(key), store.seed)
-        entry = None
-        slot = store.lookup(low, high)
-        if slot is not None:
-            entry = self._entry(slot) or store.verified(low, high, self._entry)
+        data = encode_key(key)
+        low, high = key_digest(data, store.seed)
+        entry = store.verified(low, high, data, self._entry)
         if entry is None:
             store.use(False)
             return None
@@ -587,8 +592,8 @@ class DiskCache:
 
     def _locate(self, key: Key) -> OwnLocation:
         store = self._store
-        low, high = key_digest(encode_key(key), store.seed)
-        location = store.verified(low, high, store.locate)
+        data = encode_key(key)
+        location = store.verified(*key_digest(data, store.seed), data, store.locate)
         if location is None:
             store.use(False)
             raise KeyError(key)

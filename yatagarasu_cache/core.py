@@ -88,6 +88,10 @@ class PythonCore:
         """The same without waiting for a disk: NotImplemented instead."""
         return NotImplemented
 
+    def holds(self, key: Key, now: int) -> Any:
+        """Whether there is a live entry of `key`: NotImplemented as for `get`. Nothing is counted."""
+        return NotImplemented
+
     def place(self, key: Key, now: int) -> Any:
         """Where the value of `key` is, to be read by others: (descriptor, length, offset, ...).
 
@@ -106,7 +110,8 @@ class PythonCore:
     def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
         """`get` of whatever is not plain."""
         self._store.entering()
-        return self._store.get(*key_digest(encode_key(key), self._store.seed))
+        data = encode_key(key)
+        return self._store.get(*key_digest(data, self._store.seed), data)
 
     def set(self, key: Key, value: bytes) -> bool:
         """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
@@ -122,7 +127,7 @@ class PythonCore:
         """`Store.delete` of an encoded key."""
         store = self._store
         seed = store.seed
-        done = store.delete(*key_digest(key, seed))
+        done = store.delete(*key_digest(key, seed), key)
         # Another cache may have come in the place of ours meanwhile.
         return done or seed != store.seed and PythonCore.delete(self, key)
 
@@ -158,6 +163,7 @@ class CompiledCore(PythonCore):
         self._put, self._set = core.put, core.set
         self.own = core.own  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
+        self.holds = core.holds  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
         self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]
@@ -201,7 +207,7 @@ class CompiledCore(PythonCore):
         found: Any = self._core.get_encoded(data, time.time_ns())
         if found is NotImplemented:
             self._store.entering()
-            return self._store.get(*key_digest(data, self._store.seed))
+            return self._store.get(*key_digest(data, self._store.seed), data)
         return (found, 0) if type(found) is bytes else found
 
     def get_many(self, keys: list[Key], now: int) -> list[Any]:

@@ -342,6 +342,15 @@ def unpack_head(data: bytes | memoryview, offset: int) -> Head | None:
     return head if head.head_bytes <= MAX_HEAD_BYTES and PUT <= head.kind <= FLOOR else None
 
 
+def is_of_key(data: bytes, key: bytes) -> bool:
+    """True if `data` begins a record of this very key: digests can be made to collide. It is not verified."""
+    return (
+        data.startswith(key, RECORD_BYTES)
+        and data[8:12] == len(key).to_bytes(4, "little")
+        and data.startswith(RECORD_MAGIC)
+    )
+
+
 def verify_head(data: bytes | memoryview, offset: int, head: Head, seed: int, place: int) -> bool:
     """True if head, key, tag and meta are what was written, and were written at `place`."""
     names = offset + RECORD_BYTES

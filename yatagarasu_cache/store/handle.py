@@ -674,6 +674,40 @@ class Handle:
                 return None if slot.expires and self.is_over(slot) else slot
         return None
 
+    def entry(self, low: int, high: int, key: bytes) -> Slot | None:
+        """The same of an encoded key: an entry of another key, with the same digest, is none of it.
+
+        Raises `CacheIOError` if that can't be read.
+        """
+        place = 0
+        while (slot := self.lookup(low, high)) is not None and slot.place != place:
+            if self.is_of(slot, key):
+                return slot
+            place = slot.place  # it may have been moved meanwhile
+        return None
+
+    def is_of(self, slot: Slot, key: bytes) -> bool:
+        """Whether the record that a slot shows is of this very key. False also if there is none any more."""
+        return bool(self.attempt(partial(self._is_of, key), slot))
+
+    def _is_of(self, key: bytes, slot: Slot) -> bool:
+        data = self.backend.read(self.files.get(slot.segment), f.RECORD_BYTES + len(key), slot.offset)
+        return f.is_of_key(data, key)
+
+    def attempt(self, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
+        """`load(slot)`; None if what it reads is not there (any more)."""
+        try:
+            return load(slot)
+        except ours(OSError) as error:
+            if error.errno in VANISHED:
+                self.files.forget(slot.segment)
+                return None
+            if isinstance(error, CacheIOError):
+                raise
+            raise from_os_error(error, "cannot read an entry", "the entry was kept") from error
+        except OverflowError:  # an offset or length that no file has
+            return None
+
     def is_over(self, slot: Slot) -> bool:
         """Whether an entry has expired.
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .. import format as f
 from ..entry import OwnLocation
-from ..errors import CacheIOError, from_os_error
-from ..format import FLAG_LARGE, MASK32, SLOT, Slot, value_sum
+from ..format import FLAG_LARGE, MASK32, SLOT, Slot, is_of_key, key_digest, value_sum
 from ..index import IndexDamaged
 from ..interruption import ours
 from ..large import CHUNK_BYTES
-from ..segment import VANISHED
 from .handle import closed_error
 from .removal import Removal
 
@@ -44,8 +43,8 @@ class Reading(Removal):
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def get(self, low: int, high: int) -> Found | tuple[bytes, int] | None:
-        """(payload, flags) of a live entry, verified; None is a miss. Counted."""
+    def get(self, low: int, high: int, key: bytes) -> Found | tuple[bytes, int] | None:
+        """(payload, flags) of the live entry of an encoded key, verified; None is a miss. Counted."""
         try:
             index = self.index
             at = index.find(low, high)
@@ -59,13 +58,15 @@ class Reading(Removal):
                     self.use(False)
                     return None
                 if stamp > now + f.AHEAD:
-                    return self.get_carefully(low, high)
+                    return self.get_carefully(low, high, key)
             flags = lengths >> 16 & 0xFF
             fd = self.files.open_files.get(place >> 32)
             if fd is not None and not flags & FLAG_LARGE:
                 head = (lengths & 0xFFFF) << 4
-                data = self._read_once(fd, lengths >> 24, ((place & MASK32) << 4) + head)
-                if xxh3_64_intdigest(data, low ^ flags) == checksum:  # value_sum, without its call
+                record = self._read_once(fd, head + (lengths >> 24), (place & MASK32) << 4)
+                data = record[head:]
+                # value_sum, without its call
+                if xxh3_64_intdigest(data, low ^ flags) == checksum and is_of_key(record, key):
                     touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
                     if touched is not None:
                         index.words[at + 7] = touched(access, index.stamp())
@@ -74,32 +75,36 @@ class Reading(Removal):
         except ours(IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
             if self.closed:
                 raise closed_error(self.root) from None
-        return self.get_carefully(low, high)
+        return self.get_carefully(low, high, key)
 
-    def get_carefully(self, low: int, high: int) -> Found | None:
+    def get_carefully(self, low: int, high: int, key: bytes) -> Found | None:
         """For what is not plain: large values, unopened segments, races and damage."""
-        found = self.fetch(low, high)
+        found = self.fetch(low, high, key)
         self.use(found is not None)
         return found
 
-    def fetch(self, low: int, high: int) -> Found | None:
+    def fetch(self, low: int, high: int, key: bytes) -> Found | None:
         """Like `get`, uncounted: retries, and on a lasting mismatch drops the entry."""
-        return self.verified(low, high, self._load)
+        return self.verified(low, high, key, self._load)
 
-    def verified(self, low: int, high: int, load: Callable[[Slot], T | None]) -> T | None:
-        """`load(slot)` of an entry, tried again if the entry was moved or replaced meanwhile.
+    def verified(self, low: int, high: int, key: bytes, load: Callable[[Slot], T | None]) -> T | None:
+        """`load(slot)` of the entry of a key, tried again if the entry was moved or replaced meanwhile.
 
         A mismatch that lasts under the lock drops the entry: it is counted and logged, and it is
-        a miss. An I/O error is raised, and drops nothing.
+        a miss. An I/O error is raised, and drops nothing. Nor does the key of another entry with the same
+        digest, which is a miss.
         """
+        load = partial(self._load_of_key, key, load)
         for _ in range(3):
             slot = self.lookup(low, high)
             if slot is None:
                 return None
-            loaded = self._try(load, slot)
+            loaded = self.attempt(load, slot)
             if loaded is not None:
                 self.touch_slot(low, high)
                 return loaded
+            if self._is_anothers(slot, key):
+                return None
         if self.read_only:
             self.corrupt += 1
             return None
@@ -108,23 +113,18 @@ class Reading(Removal):
             if slot is None:
                 return None
             self.files.forget(slot.segment)
-            loaded = self._try(load, slot)
-            if loaded is None:
+            loaded = self.attempt(load, slot)
+            if loaded is None and not self._is_anothers(slot, key):
                 self.drop_corrupt(slot)
             return loaded
 
-    def _try(self, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
-        try:
-            return load(slot)
-        except ours(OSError) as error:
-            if error.errno in VANISHED:
-                self.files.forget(slot.segment)
-                return None
-            if isinstance(error, CacheIOError):
-                raise
-            raise from_os_error(error, "cannot read an entry", "the entry was kept") from error
-        except OverflowError:  # an offset or length that no file has
-            return None
+    def _load_of_key(self, key: bytes, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
+        return load(slot) if self._is_of(key, slot) else None
+
+    def _is_anothers(self, slot: Slot, key: bytes) -> bool:
+        """True if the record is sound, and of another key."""
+        names = self.names_of(slot)
+        return names is not None and names.key != key
 
     def _load(self, slot: Slot) -> Found | None:
         if slot.value_length > self.size_limit and slot.value_length > self.index.used_bytes:
@@ -148,10 +148,12 @@ class Reading(Removal):
             # The checksum too: half of a slot may be read before it is overwritten, and half after.
             if current is None or (current.stamp, current.value_sum) != (slot.stamp, slot.value_sum):
                 return None
-            found = self._try(self._load, current)
+            found = self.attempt(self._load, current)
             if found is not None:
                 return found
-        self.fetch(slot.low, slot.high)  # drops it if the damage lasts
+        names = self.names_of(slot)
+        if names is not None:
+            self.fetch(slot.low, slot.high, names.key)  # drops it if the damage lasts
         return None
 
     def locate(self, slot: Slot) -> OwnLocation | None:
@@ -201,22 +203,22 @@ class Reading(Removal):
 
     def names_of(self, slot: Slot) -> Names | None:
         """`read_names`, whose failures are told as those of the cache."""
-        return self._try(self.read_names, slot)
+        return self.attempt(self.read_names, slot)
 
     # -- many at once ------------------------------------------------------------------------
 
-    def get_many(self, digests: Sequence[tuple[int, int]]) -> list[Found | tuple[bytes, int] | None]:
-        """`get` of each digest. What is not in the page cache is read in one batch."""
-        results: list[Found | tuple[bytes, int] | None] = [None] * len(digests)
-        cold: list[tuple[int, Slot]] = []
-        for i, (low, high) in enumerate(digests):
-            slot = self.lookup(low, high)
+    def get_many(self, keys: Sequence[bytes]) -> list[Found | tuple[bytes, int] | None]:
+        """`get` of each encoded key. What is not in the page cache is read in one batch."""
+        results: list[Found | tuple[bytes, int] | None] = [None] * len(keys)
+        cold: list[tuple[int, Slot, bytes]] = []
+        for i, key in enumerate(keys):
+            slot = self.lookup(*key_digest(key, self.seed))
             if slot is None:
                 self.use(False)
                 continue
-            results[i] = self.get_nowait(slot)
+            results[i] = self.get_nowait(slot, key)
             if results[i] is None:
-                cold.append((i, slot))
+                cold.append((i, slot, key))
         self._get_cold(cold, results)
         return results
 
@@ -233,45 +235,46 @@ class Reading(Removal):
         except ours(OSError):
             return False
 
-    def get_nowait(self, slot: Slot) -> Found | None:
+    def get_nowait(self, slot: Slot, key: bytes) -> Found | None:
         """The value if it is in memory and verifies. Counted only then."""
         fd = self.files.open_files.get(slot.segment)
         if fd is None or not self.in_segment(slot):
             return None
         try:
-            data = self.backend.read_nowait(fd, slot.value_length, slot.offset + slot.head_bytes)
+            data = self.backend.read_nowait(fd, slot.head_bytes + slot.value_length, slot.offset)
         except ours(OSError, OverflowError):
             return None
         if data is None:
             return None
-        return self.check(slot, data)
+        return self.check(slot, key, data)
 
-    def check(self, slot: Slot, data: bytes) -> Found | None:
-        """`data` as a counted hit if it is what the slot promises."""
-        if value_sum(data, slot.low, slot.flags) != slot.value_sum:
+    def check(self, slot: Slot, key: bytes, record: bytes) -> Found | None:
+        """The value as a counted hit if `record` is of the key, and has what the slot promises."""
+        data = record[slot.head_bytes :]
+        if value_sum(data, slot.low, slot.flags) != slot.value_sum or not is_of_key(record, key):
             return None
         self.touch_slot(slot.low, slot.high)
         self.use(True)
         return Found(data, slot.flags)
 
     def _get_cold(
-        self, cold: list[tuple[int, Slot]], results: list[Found | tuple[bytes, int] | None]
+        self, cold: list[tuple[int, Slot, bytes]], results: list[Found | tuple[bytes, int] | None]
     ) -> None:
         plain, rest = [], []
-        for i, slot in cold:
+        for i, slot, key in cold:
             place = self.file_of(slot.segment) if self.in_segment(slot) else None
             if place is None:
-                rest.append((i, slot))
+                rest.append((i, slot, key))
             else:
-                plain.append((i, slot, place))
+                plain.append((i, slot, key, place))
         plain.sort(key=lambda item: item[1].place)
         read = self.backend.read_many(
-            [(fd, slot.value_length, slot.offset + slot.head_bytes) for _, slot, fd in plain]
+            [(fd, slot.head_bytes + slot.value_length, slot.offset) for _, slot, _, fd in plain]
         )
-        for (i, slot, _), data in zip(plain, read, strict=True):
-            found = None if isinstance(data, OSError) else self.check(slot, data)
+        for (i, slot, key, _), data in zip(plain, read, strict=True):
+            found = None if isinstance(data, OSError) else self.check(slot, key, data)
             if found is None:
-                rest.append((i, slot))
+                rest.append((i, slot, key))
             results[i] = found
-        for i, slot in rest:
-            results[i] = self.get_carefully(slot.low, slot.high)
+        for i, slot, key in rest:
+            results[i] = self.get_carefully(slot.low, slot.high, key)

@@ -35,19 +35,26 @@ class Removal(Handle):
         alive = 0
         for _ in range(ATTEMPTS):
             seed = self.seed
-            digests = list(dict.fromkeys(f.key_digest(key, seed) for key in keys))
-            alive += self.remove(digests, lambda slot: True, "deletes")[0]
+            wanted: dict[tuple[int, int], list[bytes]] = {}
+            for key in keys:
+                wanted.setdefault(f.key_digest(key, seed), []).append(key)
+
+            def chosen(slot: Slot, wanted: dict[tuple[int, int], list[bytes]] = wanted) -> bool:
+                return any(self.is_of(slot, key) for key in wanted[slot.low, slot.high])
+
+            alive += self.remove(list(wanted), chosen, "deletes")[0]
             if seed == self.seed:  # else another cache has come in the place of ours meanwhile
                 break
         return alive
 
-    def delete(self, low: int, high: int, stamp: int | None = None) -> bool:
-        """Remove an entry (only the version with `stamp`, if given). False if there was none live."""
+    def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
+        """Remove the entry of an encoded key (only the version with `stamp`, if given). False if there was
+        none live."""
         if not self.find(low, high) and not self.others_append():
             return False
 
         def chosen(slot: Slot) -> bool:
-            return stamp is None or slot.stamp == stamp
+            return (stamp is None or slot.stamp == stamp) and self.is_of(slot, key)
 
         return bool(self.remove([(low, high)], chosen, "deletes")[0])
 
@@ -152,11 +159,11 @@ class Removal(Handle):
 
     # -- changing ----------------------------------------------------------------------------
 
-    def touch(self, low: int, high: int, expires: int) -> bool:
-        """Give a live entry a new time of expiry. Atomic; False if there is none."""
+    def touch(self, low: int, high: int, key: bytes, expires: int) -> bool:
+        """Give the live entry of an encoded key a new time of expiry. Atomic; False if there is none."""
         self.ensure_writable("touch an entry")
         with self.lock:
-            slot = self.lookup(low, high)
+            slot = self.entry(low, high, key)
             if slot is None:
                 return False
             payload = f.TOUCHED.pack(low, high, expires)

@@ -454,7 +454,7 @@ class Writing(Reading):
         with suppressing(ClosedError):
             self.ensure_completed()
             slot = self.lookup(low, high)
-            return slot is not None and slot.is_large and self._try(self.pointer, slot) == pointer
+            return slot is not None and slot.is_large and self.attempt(self.pointer, slot) == pointer
         return False
 
     def _put_pointer(
@@ -484,7 +484,7 @@ class Writing(Reading):
                 slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
                 if only_absent:
                     with self.lock:
-                        if self.lookup(low, high) is not None:
+                        if self.entry(low, high, key) is not None:
                             return False
                         self._append(writer, head, pointer, pointer)
                         done, replaced = self._show_pointer(writer, writer.tail, slot, epoch, stream)
@@ -540,7 +540,7 @@ class Writing(Reading):
         expires: int = 0, tag: bytes = b"", meta: bytes = b"",
     ) -> bool:  # fmt: skip
         """`put` if there is no live entry. Atomic among all processes."""
-        if self.lookup(low, high) is not None:
+        if self.entry(low, high, key) is not None:
             return False
         length = len(payload)
         if length >= self.large_bytes:
@@ -571,7 +571,7 @@ class Writing(Reading):
                 writer = self.room(size)
                 with self.lock:
                     low, high = f.key_digest(key, self.seed)  # not before: it may be another cache's by now
-                    item = decide(self.lookup(low, high))
+                    item = decide(self.entry(low, high, key))
                     if item is None:
                         return
                     item = item._replace(low=low, high=high)
