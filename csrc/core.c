@@ -81,13 +81,14 @@ enum { LRU = 1, LFU = 3 };
 #endif
 #define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
-#define GATHER 8192 /* bytes of a record that are copied into one piece before they are written */
+#define GATHER 8192 /* bytes of a record that are written, and read, in one piece: a copy is cheaper than two */
 #define AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
 #define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
 #define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
 #define MOST_PIECES 4096
 
-_Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0, "heads fit");
+_Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0 &&
+                   YC_HEAD_BYTES <= GATHER, "heads fit");
 
 struct digest {
     uint64_t low, high;
@@ -292,14 +293,19 @@ int yc_read_nowait(const struct yc_found *found, void *value)
 {
 #if defined SYS_preadv2 && defined RWF_NOWAIT
     /* Not every C library has it. The kernel takes the offset in two halves. */
-    char head[YC_HEAD_BYTES];
-    struct iovec vector[2] = {{head, found->head}, {value, value ? found->length : 0}};
-    uint64_t start = found->offset - found->head;
-    long done = syscall(SYS_preadv2, found->fd, vector, value ? 2L : 1L, (long)start, (long)(start >> 32),
+    char whole[GATHER];
+    uint64_t length = value ? found->length : 0, start = found->offset - found->head;
+    bool gathered = found->head + length <= GATHER;
+    struct iovec vector[2] = {{whole, found->head + (gathered ? length : 0)}, {value, length}};
+    long done = syscall(SYS_preadv2, found->fd, vector, gathered ? 1L : 2L, (long)start, (long)(start >> 32),
                         (long)RWF_NOWAIT);
     if (done < 0 && (errno == EOPNOTSUPP || errno == EINVAL || is_refused(errno)))
         return -errno;
-    return done >= 0 && (uint64_t)done == found->head + vector[1].iov_len && is_of_key(found, head);
+    if (done < 0 || (uint64_t)done != found->head + length || !is_of_key(found, whole))
+        return 0;
+    if (gathered && length)
+        memcpy(value, whole + found->head, length);
+    return 1;
 #else
     (void)found, (void)value;
     return -ENOSYS;

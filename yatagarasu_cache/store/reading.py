@@ -12,7 +12,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .. import format as f
 from ..entry import OwnLocation
-from ..format import FLAG_LARGE, MASK32, SLOT, Slot, is_of_key, key_digest, value_sum
+from ..format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
 from ..index import IndexDamaged
 from ..interruption import ours
 from ..large import CHUNK_BYTES
@@ -65,8 +65,12 @@ class Reading(Removal):
                 head = (lengths & 0xFFFF) << 4
                 record = self._read_once(fd, head + (lengths >> 24), (place & MASK32) << 4)
                 data = record[head:]
-                # value_sum, without its call
-                if xxh3_64_intdigest(data, low ^ flags) == checksum and is_of_key(record, key):
+                # value_sum and is_of_key, without calls of ours
+                if (
+                    xxh3_64_intdigest(data, low ^ flags) == checksum
+                    and record.startswith(key, RECORD_BYTES)
+                    and record[8:12] == len(key).to_bytes(4, "little")
+                ):
                     touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
                     if touched is not None:
                         index.words[at + 7] = touched(access, index.stamp())
