@@ -476,19 +476,31 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
     return used(self, now, results);
 }
 
-static PyObject *core_holds(Core *self, PyObject *const *args, Py_ssize_t count)
+static PyObject *holds(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded)
 {
-    char key[SHORT_KEY];
+    char buffer[SHORT_KEY], *key = buffer;
+    Py_ssize_t length;
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "expected key and now");
         return NULL;
     }
     uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || (encoded && PyBytes_AsStringAndSize(args[0], &key, &length)))
         return NULL;
-    Py_ssize_t length = is_forked() ? 0 : encode_key(args[0], key);
-    int status = length ? yc_holds(&self->mapping->view, key, (uint64_t)length, now) : YC_OTHER;
+    if (!encoded)
+        length = encode_key(args[0], buffer);
+    int status = length && !is_forked() ? yc_holds(&self->mapping->view, key, (uint64_t)length, now) : YC_OTHER;
     return another(status == YC_FOUND ? Py_True : status == YC_MISS ? Py_False : Py_NotImplemented);
+}
+
+static PyObject *core_holds(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    return holds(self, args, count, false);
+}
+
+static PyObject *core_holds_encoded(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    return holds(self, args, count, true);
 }
 
 static PyObject *core_place(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -879,6 +891,8 @@ static PyMethodDef core_methods[] = {
      "has to be opened first. What is not in memory is read in one batch."},
     {"holds", (PyCFunction)(void (*)(void))core_holds, METH_FASTCALL,
      "holds(key, now)\n--\n\nWhether there is a live entry; NotImplemented as for get(). Nothing is counted."},
+    {"holds_encoded", (PyCFunction)(void (*)(void))core_holds_encoded, METH_FASTCALL,
+     "holds_encoded(key, now)\n--\n\nThe same of an encoded key."},
     {"place", (PyCFunction)(void (*)(void))core_place, METH_FASTCALL,
      "place(key, now)\n--\n\nWhere the value of a key is, to be read by others: (descriptor, length, offset, ...).\n"
      "None for a miss; NotImplemented as for get()."},

@@ -261,6 +261,8 @@ class DiskCache:
         low, high, data, payload, flags, expires, tag_bytes, meta_bytes = self._item(
             key, value, expire, tag, meta
         )
+        if self._store.core.holds(key, time.time_ns()) is True:
+            return False
         return self._store.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
 
     @guarded

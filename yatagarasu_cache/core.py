@@ -92,6 +92,10 @@ class PythonCore:
         """Whether there is a live entry of `key`: NotImplemented as for `get`. Nothing is counted."""
         return NotImplemented
 
+    def holds_encoded(self, key: bytes, now: int) -> Any:
+        """The same of an encoded key."""
+        return NotImplemented
+
     def place(self, key: Key, now: int) -> Any:
         """Where the value of `key` is, to be read by others: (descriptor, length, offset, ...).
 
@@ -163,7 +167,7 @@ class CompiledCore(PythonCore):
         self._put, self._set = core.put, core.set
         self.own = core.own  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
-        self.holds = core.holds  # type: ignore[method-assign]
+        self.holds, self.holds_encoded = core.holds, core.holds_encoded  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self._module = module
         self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]

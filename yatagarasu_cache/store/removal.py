@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -34,13 +35,16 @@ class Removal(Handle):
         """Remove the entries of encoded keys; how many were live."""
         alive = 0
         for _ in range(ATTEMPTS):
-            seed = self.seed
+            seed, now = self.seed, time.time_ns()
             wanted: dict[tuple[int, int], list[bytes]] = {}
             for key in keys:
                 wanted.setdefault(f.key_digest(key, seed), []).append(key)
 
-            def chosen(slot: Slot, wanted: dict[tuple[int, int], list[bytes]] = wanted) -> bool:
-                return any(self.is_of(slot, key) for key in wanted[slot.low, slot.high])
+            def chosen(
+                slot: Slot, wanted: dict[tuple[int, int], list[bytes]] = wanted, now: int = now
+            ) -> bool:
+                keys = wanted[slot.low, slot.high]
+                return any(self.core.holds_encoded(key, now) is True or self.is_of(slot, key) for key in keys)
 
             alive += self.remove(list(wanted), chosen, "deletes")[0]
             if seed == self.seed:  # else another cache has come in the place of ours meanwhile
@@ -48,13 +52,13 @@ class Removal(Handle):
         return alive
 
     def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
-        """Remove the entry of an encoded key (only the version with `stamp`, if given). False if there was
+        """Remove the entry of an encoded key (only its version with `stamp`, if given). False if there was
         none live."""
         if not self.find(low, high) and not self.others_append():
             return False
 
         def chosen(slot: Slot) -> bool:
-            return (stamp is None or slot.stamp == stamp) and self.is_of(slot, key)
+            return self.is_of(slot, key) if stamp is None else slot.stamp == stamp
 
         return bool(self.remove([(low, high)], chosen, "deletes")[0])
 
