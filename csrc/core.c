@@ -47,6 +47,11 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define LOG ((uint64_t)4 << 32)
 #define TOO_LATE 10000000000u /* nanoseconds, AHEAD in format.py */
 #define LAST_CLOCK ((1ull << 63) - (1ull << 56))
+#define MOST_CLOCK (LAST_CLOCK + (2ull << 54)) /* a clock beyond is damage */
+#define MOST_BYTES (1ull << 56) /* in one cache: counts beyond are damage */
+#define UNASKED ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its */
+#define UNLOOKED ((uint64_t)1 << 20) /* segment can hold it, up to so many without a look at the file */
+#define SEGMENT_HEADER_BYTES 64u
 #define LOG_AHEAD 2048u /* bytes that a log of changes has behind the last one, or it is made longer */
 #define RECORD_BYTES 64u
 #define RECORD_FIXED 56u
@@ -147,14 +152,16 @@ static bool usable(const struct yc_view *view)
            view->table_word + view->table_capacity * ENTRY_WORDS <= view->words;
 }
 
-/* A stamp above all that were given out. */
+/* A stamp above all that were given out; 0 if the clock makes no sense. */
 static uint64_t new_stamp(const struct yc_view *view, uint64_t now)
 {
     _Atomic uint64_t *clock = (_Atomic uint64_t *)view->map + W_CLOCK;
     uint64_t last = atomic_load_explicit(clock, memory_order_relaxed), stamp;
-    do
+    do {
+        if (last > MOST_CLOCK)
+            return 0;
         stamp = now > last && now <= LAST_CLOCK ? now : last + 1;
-    while (!atomic_compare_exchange_weak(clock, &last, stamp));
+    } while (!atomic_compare_exchange_weak(clock, &last, stamp));
     return stamp;
 }
 
@@ -168,14 +175,16 @@ static uint64_t touched(uint64_t policy, uint64_t word, uint64_t stamp)
     return count << COUNT_SHIFT | stamp >> (64 - COUNT_SHIFT);
 }
 
-/* False if the partition does not lie within the mapping. */
+/* False if the partition does not lie within the mapping, behind the segment table. */
 static bool partition_of(const struct yc_view *view, uint64_t high, struct partition *part)
 {
     part->descriptor = load(view->map, W_PARTITIONS + high % PARTITIONS);
     part->capacity = part->descriptor & CAPACITY_MASK;
     part->base = (part->descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS;
     part->end = part->base + part->capacity * SLOT_WORDS;
-    return part->end <= view->words && (part->capacity || !part->descriptor);
+    return part->end <= view->words &&
+           (part->capacity ? part->base >= view->table_word + view->table_capacity * ENTRY_WORDS
+                           : !part->descriptor);
 }
 
 /* The slot of a digest, 0 if there is none, or UNSURE. */
@@ -205,12 +214,28 @@ static uint64_t find(const struct yc_view *view, struct digest key)
     return UNSURE;
 }
 
+static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
+{
+    return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
+}
+
 /* -- get ---------------------------------------------------------------------------------- */
 
 /* What a system call gives that a sandbox refuses, or that the kernel does not know. */
 static bool is_refused(int error)
 {
     return error == EPERM || error == ENOSYS;
+}
+
+/* True if the segment has the whole value: before memory is asked for as much as a damaged slot says. The
+ * table may say too little, of a segment that somebody is appending to. */
+static bool fits(const struct yc_view *view, const struct yc_found *found)
+{
+    struct stat status;
+    uint64_t end = found->offset + found->length;
+    if (found->length <= UNLOOKED && end <= load(view->map, entry_of(view, found->segment) + T_SIZE))
+        return true;
+    return !fstat(found->fd, &status) && status.st_size >= 0 && end <= (uint64_t)status.st_size;
 }
 
 /* What the slot at `at` shows. */
@@ -235,7 +260,9 @@ static int locate(const struct yc_view *view, uint64_t at, struct digest digest,
     };
     if (found->flags & FLAG_LARGE || found->length > YC_MAX_VALUE || found->head > YC_HEAD_BYTES)
         return YC_OTHER;
-    return file >> 32 == segment && file & MASK32 ? YC_FOUND : YC_UNOPENED;
+    if (file >> 32 != segment || !(file & MASK32))
+        return YC_UNOPENED;
+    return found->length <= UNASKED || fits(view, found) ? YC_FOUND : YC_OTHER;
 }
 
 int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
@@ -338,8 +365,9 @@ static void note_use(const struct yc_view *view, uint64_t at, uint64_t now)
 {
     uint64_t policy = load(view->map, W_EVICTION);
     if (view->writable && (policy == LRU || policy == LFU)) {
-        uint64_t access = load(view->map, at + S_ACCESS);
-        store(view->map, at + S_ACCESS, touched(policy, access, new_stamp(view, now)));
+        uint64_t access = load(view->map, at + S_ACCESS), stamp = new_stamp(view, now);
+        if (stamp)
+            store(view->map, at + S_ACCESS, touched(policy, access, stamp));
     }
 }
 
@@ -535,11 +563,6 @@ static uint64_t record_bytes(uint64_t lengths)
     return (lengths & 0xFFFF) * ALIGN + aligned(payload);
 }
 
-static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
-{
-    return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
-}
-
 static uint64_t live_word(const struct yc_view *view, uint64_t place)
 {
     return entry_of(view, place >> 32) + T_LIVE;
@@ -551,8 +574,8 @@ static uint64_t free_slot(const struct yc_view *view, struct digest key)
     struct partition part;
     if (!partition_of(view, key.high, &part))
         return UNSURE;
-    uint64_t used = load(view->map, W_COUNTS + key.high % PARTITIONS) & MASK32;
-    if ((used + 1) * 4 > part.capacity * 3)
+    uint64_t counts = load(view->map, W_COUNTS + key.high % PARTITIONS), used = counts & MASK32;
+    if ((used + 1) * 4 > part.capacity * 3 || counts >> 32 > used)
         return UNSURE;
     uint64_t at = part.base + key.low % part.capacity * SLOT_WORDS;
     for (uint64_t i = 0; i < part.capacity; i++) {
@@ -666,7 +689,8 @@ static bool install(const struct yc_view *view, struct yc_record *record)
             return false;
         at = free_slot(view, key);
     }
-    if (at == UNSURE)
+    /* What is added overflows no count, also a damaged one. */
+    if (at == UNSURE || load(map, entry + T_LIVE) > MOST_BYTES || load(map, W_LIVE_BYTES) > MOST_BYTES)
         return false;
     if (!fresh) {
         uint64_t lengths = load(map, at + S_LENGTHS);
@@ -730,7 +754,8 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     struct digest key = digest_of(entry->key, entry->key_length, view->seed);
     uint64_t stamp, *slot = record->slot;
     record->epoch = load(view->map, W_EPOCH);
-    stamp = new_stamp(view, now);
+    if (!(stamp = new_stamp(view, now)))
+        return false;
     slot[S_LOW] = key.low;
     slot[S_HIGH] = key.high;
     slot[S_PLACE] = segment << 32 | offset / ALIGN;
@@ -860,7 +885,8 @@ static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
 {
     uint64_t entry = entry_of(view, log->segment), tail = load(view->map, entry + T_TAIL);
     return load(view->map, W_LOG) == log->segment && load(view->map, entry) == (LOG | log->segment) &&
-           !(tail % ALIGN) && tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
+           !(tail % ALIGN) && tail >= SEGMENT_HEADER_BYTES && tail / ALIGN <= MASK32 &&
+           tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
 }
 
 /* ChangeLog.append() of one digest; false if nothing was logged. */
@@ -917,7 +943,7 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
         !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);
-    if (stamp <= load(map, W_EPOCH) || (at && stamp <= load(map, at + S_STAMP)) ||
+    if (!stamp || stamp <= load(map, W_EPOCH) || (at && stamp <= load(map, at + S_STAMP)) ||
         !log_removal(view, key, stamp, log, record))
         return YC_OTHER;
     if (!at) {

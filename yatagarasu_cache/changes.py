@@ -111,7 +111,7 @@ class ChangeLog:
         if end > index.words[entry + f.T_SIZE]:
             index.resize_segment(segment, end)
         index.words[entry + f.T_TAIL] = end
-        index.words[f.W_WRITTEN] += 1
+        index.add(f.W_WRITTEN, 1)
         return Mark(segment, end)
 
     def _allocate(self, segment: int, end: int) -> bool:

@@ -147,6 +147,16 @@ class Victim(NamedTuple):
     access: int
     low: int
     high: int
+    part: int  # where it was,
+    at: int  # so that a damaged one, which its digest does not lead to, can go as well
+
+    def is_there(self, index: Index) -> bool:
+        """Whether the slot is still in its place, and as it was."""
+        slots, words = index.partition_slots(self.part), index.words
+        digest = self.low, self.high
+        return self.at in slots and (
+            (words[self.at], words[self.at + 1]) == digest and words[self.at + f.S_ACCESS] == self.access
+        )
 
 
 class Victims:
@@ -172,10 +182,12 @@ class Victims:
                 self._select(index)
                 if not self._queue:
                     return
-            access, low, high = self._queue.popleft()
-            at = index.find(low, high)
-            if at and index.words[at + f.S_ACCESS] == access:
+            victim = self._queue.popleft()
+            at = index.find(victim.low, victim.high)
+            if at and index.words[at + f.S_ACCESS] == victim.access:
                 yield at
+            elif victim.at != at and victim.is_there(index):
+                yield victim.at
 
     def _select(self, index: Index) -> None:
         count, everything = index.count(), range(PARTITIONS)
@@ -194,7 +206,7 @@ class Victims:
     def _choose(self, index: Index, parts: range, limit: int) -> None:
         now = time.time_ns()
         late = {
-            Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1]): None
+            Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1], part, at): None
             for part in parts
             for at in expired(index, part, now)
         }
@@ -204,11 +216,11 @@ class Victims:
 
 def up_to(index: Index, parts: range, limit: int) -> list[Victim]:
     """Live entries of some partitions whose access words are not above `limit`, smallest first."""
-    columns = [(slots, index.column(slots, f.S_ACCESS)) for slots in map(index.partition_slots, parts)]
+    columns = [(part, slots := index.partition_slots(part), index.column(slots, f.S_ACCESS)) for part in parts]
     words = index.words
     found = [
-        Victim(word, words[at], words[at + 1])
-        for slots, column in columns
+        Victim(word, words[at], words[at + 1], part, at)
+        for part, slots, column in columns
         for at, word in zip(slots, column, strict=True)
         if 0 < word <= limit and words[at] > f.REMOVED
     ]

@@ -46,6 +46,7 @@ _FETCH_STEP = 128 << 10
 _MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
+_MOST_CLOCK = f.LAST_STAMP + (1 << 54)  # above all stamps there are, going on by ones
 
 
 class IndexDamaged(Exception):
@@ -103,10 +104,10 @@ class Index:
         if self.settings is None and self.words[W_BUSY] != f.BUSY_SETTING and self.settings is None:
             raise IndexDamaged("the cache's settings fail their checksum")
         clock = self.words[W_CLOCK]
-        if clock >= f.MAX_STAMP or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
+        if clock > _MOST_CLOCK or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
             raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
         unused = self.words[f.W_NEXT_SEGMENT]
-        if not 0 < unused <= f.MASK32:
+        if not 0 < unused <= f.LAST_SEGMENT + 1:
             raise IndexDamaged("there is no segment number left")
         for entry in self.table_entries():
             segment, state = self.words[entry] & f.MASK32, self.words[entry] >> 32
@@ -255,15 +256,33 @@ class Index:
         last = words[W_CLOCK]
         if now <= last or now > f.LAST_CLOCK:
             now = last + 1
+            if last > _MOST_CLOCK:
+                now = self._latest_stamp() + 1
         words[W_CLOCK] = now
         return now
 
+    def _latest_stamp(self) -> int:
+        """What the clock can have been at least, where its word makes no sense: the highest stamp there is."""
+        words, stamps = self.words, [time.time_ns(), self.words[f.W_EPOCH]]
+        stamps += words[f.W_DELETED : f.W_DELETED + PARTITIONS].tolist()
+        stamps += [words[entry + field] for entry in self.table_entries() for field in (f.T_CREATED, f.T_CLOSED)]
+        for part in range(PARTITIONS):
+            stamps += self.column(self.partition_slots(part), f.S_STAMP)
+        return max((stamp for stamp in stamps if stamp <= f.LAST_STAMP), default=0)
+
     def stamp_above(self, least: int) -> int:
         """A stamp that is also above `least`: the lock is held, and nothing may come out before that."""
-        words = self.words
-        stamp = max(self.stamp(), max(least, words[f.W_EPOCH]) + 1)
+        words, stamp = self.words, self.stamp()
+        if words[f.W_EPOCH] > f.LAST_STAMP:  # damage
+            words[f.W_EPOCH] = stamp
+        stamp = max(stamp, words[f.W_EPOCH] + 1, least + 1 if least <= f.LAST_STAMP else 0)
         words[W_CLOCK] = max(words[W_CLOCK], stamp)
         return stamp
+
+    def add(self, word: int, number: int) -> None:
+        """Count on. A count stays within its word, whatever damage has made of it."""
+        words = self.words
+        words[word] = min(max(0, words[word] + number), f.MASK64)
 
     # -- lookup (no lock) -------------------------------------------------------------------
 
@@ -342,6 +361,8 @@ class Index:
     def put(self, slot: f.Slot, at: int) -> None:
         """Write `slot` over `at`, the slot of the same digest, or anew if `at` is 0."""
         part = slot.high & PARTITION_MASK
+        if at and at not in self.partition_slots(part):
+            raise IndexDamaged("a partition is out of place")
         old_lengths = self.words[at + f.S_LENGTHS] if at else 0
         if not at:
             at = self._free_slot(part, slot.low)
@@ -353,16 +374,16 @@ class Index:
         self._begin(part, at, SLOT.pack(*slot), new_live, size, old_live, less)
         SLOT_TAIL.pack_into(self.map, at * 8 + 16, *slot[2:])
         if fresh:
-            counts = words[W_COUNTS + part]
-            words[W_COUNTS + part] = counts + (1 << 32) + (words[at] == f.EMPTY)
+            self.add(W_COUNTS + part, (1 << 32) + (words[at] == f.EMPTY))
             words[at + 1] = slot.high
             words[at] = slot.low
         self._count(new_live, size, old_live, less)
         words[W_BUSY] = 0
 
     def remove(self, at: int) -> None:
-        """Make the slot a tombstone, or empty where no probe needs to pass it."""
-        part = self.words[at + 1] & PARTITION_MASK
+        """Make the slot a tombstone, or empty where no probe needs to pass it; also one that its digest,
+        which may be damaged, does not lead to."""
+        part = self._partition_with(at)
         slots = self.partition_slots(part)
         words = self.words  # not before: the partition may end beyond what was mapped then
         live, size = self.live_word(words[at + f.S_PLACE] >> 32), f.record_bytes(words[at + f.S_LENGTHS])
@@ -395,16 +416,29 @@ class Index:
         """Count a record's bytes where it is now, and take off what it replaces."""
         words = self.words
         words[old_live], words[new_live] = self._counts(new_live, more, old_live, less)
-        words[f.W_LIVE_BYTES] = max(0, words[f.W_LIVE_BYTES] - less) + more
+        words[f.W_LIVE_BYTES] = min(max(0, words[f.W_LIVE_BYTES] - less) + more, f.MASK64)
 
     def _counts(self, new_live: int, more: int, old_live: int, less: int) -> tuple[int, int]:
-        """What the two words, or the one, will hold. Not below zero: a damaged slot may name the wrong
-        segment."""
+        """What the two words, or the one, will hold. Not below zero, nor above what a word holds: a damaged
+        slot may name the wrong segment."""
         words = self.words
         left = max(0, words[old_live] - less)
-        if old_live == new_live:
-            return left + more, left + more
-        return left, words[new_live] + more
+        now = min((left if old_live == new_live else words[new_live]) + more, f.MASK64)
+        return (now if old_live == new_live else left), now
+
+    def _partition_with(self, at: int) -> int:
+        """The partition that a slot lies in: that of its digest, unless that is damaged."""
+        part: int = self.words[at + 1] & PARTITION_MASK
+        if at in self.partition_slots(part):
+            return part
+        for part in range(PARTITIONS):
+            if at in self.partition_slots(part):
+                return part
+        raise IndexDamaged("a slot is in no partition")
+
+    def leads_to(self, at: int) -> bool:
+        """True if the digest in a slot leads to it; else it is damaged, or those before it are."""
+        return self.find(self.words[at], self.words[at + 1]) == at
 
     def reset(self) -> None:
         """Forget every entry. The old extents are free for reuse at once."""
@@ -461,7 +495,8 @@ class Index:
         entries = self.table_entries()
         self.words[f.W_ACTIVE] = self.count_active()
         self.words[f.W_SEGMENT_BYTES], self.words[f.W_SLACK] = self.segment_bytes()
-        self.words[f.W_LIVE_BYTES] = sum(self.words[entry + f.T_LIVE] for entry in entries)
+        live = sum(self.words[entry + f.T_LIVE] for entry in entries)
+        self.words[f.W_LIVE_BYTES] = min(live, f.MASK64)
         self.words[f.W_INDEX_BYTES] = os.fstat(self.fd).st_size
 
     def recount(self, part: int) -> None:
@@ -476,6 +511,10 @@ class Index:
         words = self.words
         descriptor = words[W_PARTITIONS + part]
         capacity = descriptor & CAPACITY_MASK
+        if descriptor and descriptor >> DESCRIPTOR_BITS < self.first_slot:
+            raise IndexDamaged("a partition is out of place")
+        if words[W_COUNTS + part] >> 32 > words[W_COUNTS + part] & f.MASK32:  # damage
+            self.recount(part)
         if (words[W_COUNTS + part] & f.MASK32) + 1 > capacity * MAX_LOAD:
             self._grow(part)
             words = self.words
@@ -610,7 +649,7 @@ class Index:
         words[entry + f.T_CREATED] = created
         words[entry + f.T_TAIL] = 0
         words[entry] = state | segment
-        words[f.W_ACTIVE] += state in APPENDABLE
+        self.add(f.W_ACTIVE, state in APPENDABLE)
         self._count_segment(size, 1)
         words[W_BUSY] = 0
         return entry
@@ -625,7 +664,7 @@ class Index:
         words[W_BUSY] = f.BUSY_COUNTING
         was = words[entry] & ~f.MASK32
         words[entry] = state | segment
-        words[f.W_ACTIVE] = max(0, words[f.W_ACTIVE] + (state in APPENDABLE) - (was in APPENDABLE))
+        self.add(f.W_ACTIVE, (state in APPENDABLE) - (was in APPENDABLE))
         words[W_BUSY] = 0
 
     def settle(self, place: int, size: int) -> None:
@@ -647,29 +686,30 @@ class Index:
         entry = self.entry(segment)
         self.words[W_BUSY] = f.BUSY_COUNTING
         self._count_segment(self.words[entry + f.T_SIZE], -1)
-        active = self.words[entry] & ~f.MASK32 in APPENDABLE
-        self.words[f.W_ACTIVE] = max(0, self.words[f.W_ACTIVE] - active)
+        self.add(f.W_ACTIVE, -(self.words[entry] & ~f.MASK32 in APPENDABLE))
         self.words[entry] = 0
         self.words[W_BUSY] = 0
 
     def _count_segment(self, size: int, sign: int) -> None:
         """One more segment of `size` bytes, or one less: it takes whole blocks."""
-        words, taken = self.words, f.file_bytes(size)
-        words[f.W_SEGMENT_BYTES] = max(0, words[f.W_SEGMENT_BYTES] + sign * taken)
-        words[f.W_SLACK] = max(0, words[f.W_SLACK] + sign * (taken - size))
+        taken = f.file_bytes(size)
+        self.add(f.W_SEGMENT_BYTES, sign * taken)
+        self.add(f.W_SLACK, sign * (taken - size))
 
     def segment_bytes(self) -> tuple[int, int]:
         """What the segments of the table take, and how much of that they leave of their last blocks."""
         sizes = [self.words[entry + f.T_SIZE] for entry in self.table_entries()]
         taken = sum(map(f.file_bytes, sizes))
-        return taken, taken - sum(sizes)
+        return min(taken, f.MASK64), min(taken - sum(sizes), f.MASK64)
 
     def next_segment_id(self) -> int | None:
         """An unused id whose table entry is free, or None if the table is full. The lock is held."""
         words = self.words
         first = words[f.W_NEXT_SEGMENT]
+        if not 0 < first <= f.LAST_SEGMENT:  # damage
+            first = max((words[entry] & f.MASK32 for entry in self.table_entries()), default=0) + 1
         for segment in range(first, first + self.table_capacity):
-            if not words[self.entry(segment)] and 0 < segment <= f.MASK32:
+            if not words[self.entry(segment)] and segment <= f.LAST_SEGMENT:
                 words[f.W_NEXT_SEGMENT] = segment + 1
                 return segment
         return None

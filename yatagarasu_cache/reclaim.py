@@ -758,9 +758,10 @@ class Reclaimer:
         if self._index.words[f.W_LARGE_BYTES]:  # what dead handles had under way is no reason
             self._reap_after(_REAP_PAUSE)
         with store.lock:
-            victims, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
+            places, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
+            victims = store.sound_slots(places)
             if not victims:
-                return 0
+                return freed
             gone = store.remove_slots(victims)
             now = time.time_ns()
             late = sum(0 < slot.expires <= now for slot in victims)
@@ -769,16 +770,17 @@ class Reclaimer:
         store.discard(gone)
         return freed
 
-    def _choose(self, wanted: int) -> tuple[list[Slot], int]:
+    def _choose(self, wanted: int) -> tuple[list[int], int]:
+        """Where the next victims are, and the bytes that go with them."""
         index, freed = self._index, 0
-        chosen: list[Slot] = []
+        chosen: list[int] = []
         seen: set[int] = set()
         for at in self._victims(index):
             if at in seen:  # chosen anew before those chosen first were removed: that is all there are
                 break
             seen.add(at)
             slot = index.slot(at)
-            chosen.append(slot)
+            chosen.append(at)
             freed += f.record_bytes(slot.lengths) + (f.file_bytes(slot.value_length) if slot.is_large else 0)
             if freed >= wanted or len(chosen) >= _EVICT_MOST:
                 break
@@ -801,22 +803,25 @@ class Reclaimer:
             if not store.look(lambda index: self._over(index, part)):
                 break
             with store.lock:
-                slots = self._over(self._index, part)[:_EVICT_MOST]
-                if not slots:  # others did
+                places = self._over(self._index, part)[:_EVICT_MOST]
+                slots = store.sound_slots(places)
+                if not places:  # others did
                     break
+                if not slots:
+                    continue
                 gone = store.remove_slots(slots)
                 store.count("expirations", len(slots))
             total += len(slots)
             store.discard(gone)
         return total
 
-    def _over(self, index: Index, part: int) -> list[Slot]:
-        """Those of a partition that have expired, or were made in the future."""
+    def _over(self, index: Index, part: int) -> list[int]:
+        """Where those of a partition are that have expired, or were made in the future."""
         now = time.time_ns()
-        slots = list(map(index.slot, expired(index, part, now)))
+        places = expired(index, part, now)
         if index.words[f.W_CLOCK] > now + f.AHEAD:
-            slots += [slot for slot in map(index.slot, ahead(index, part, now)) if self._store.is_over(slot)]
-        return slots
+            places += [at for at in ahead(index, part, now) if self._store.is_over(index.slot(at))]
+        return places
 
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""

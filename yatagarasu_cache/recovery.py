@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _MIN_TABLE = 256
 _TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
 _COMMON_TABLE = 1024  # up to so many, for hundreds of handles; it grows where more are needed
-_MAX_TABLE = 1 << 16
 _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
 
@@ -234,9 +233,9 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
     limit = store.size_limit
     usual = min(limit // _TABLE_SHARE, _COMMON_TABLE)
     wanted = max(4 * (limit // store.segment_bytes), 2 * len(segments), usual, _MIN_TABLE)
-    capacity = min(_MAX_TABLE, 1 << (wanted - 1).bit_length())
+    capacity = min(f.MAX_TABLE, 1 << (wanted - 1).bit_length())
     # Segments that a table of another size held, or whose removal did not last, may share an entry.
-    while capacity < _MAX_TABLE and len({s % capacity for s in segments}) < len(segments):
+    while capacity < f.MAX_TABLE and len({s % capacity for s in segments}) < len(segments):
         capacity *= 2
     return capacity
 
@@ -309,7 +308,7 @@ def rebuild_index(store: Handle, old: Index | None) -> Index:
 
 def has_room_for_table(index: Index) -> bool:
     """True if the index could list twice as many segments."""
-    return 2 * index.table_capacity <= _MAX_TABLE
+    return 2 * index.table_capacity <= f.MAX_TABLE
 
 
 def remake_index(store: Handle, old: Index, table_capacity: int) -> Index:
@@ -474,7 +473,7 @@ class _Rebuild:
         self._tick(saved.floor)
 
     def _tick(self, stamp: int) -> None:
-        if stamp < f.MAX_STAMP:
+        if stamp <= f.LAST_STAMP:
             self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
 
     def _read_log(self, segment: int) -> int:
@@ -515,8 +514,8 @@ class _Rebuild:
         for record in records:
             head = record.head
             stamp = head.stamp
-            clock = max(clock, stamp if stamp < f.MAX_STAMP else 0)
-            if head.kind > f.LARGE or stamp >= f.MAX_STAMP:
+            clock = max(clock, stamp if stamp <= f.LAST_STAMP else 0)
+            if head.kind > f.LARGE or stamp > f.LAST_STAMP:
                 continue
             low, high = f.key_digest(record.key, seed)
             if fd >= 0 and not self._is_whole(fd, record, low, high):

@@ -84,7 +84,7 @@ class UnderWay:
         words = self._index().words
         words[f.W_BUSY] = f.BUSY_STORING  # should we not come to the end, all is counted anew
         self._note(grown, 0)
-        words[f.W_LARGE_BYTES] = max(0, words[f.W_LARGE_BYTES] + grown)
+        self._index().add(f.W_LARGE_BYTES, grown)
         stream.length = length
         words[f.W_BUSY] = 0
 
@@ -173,7 +173,8 @@ def count(owner: Owner, index: Index) -> tuple[int, int]:
 
 def count_anew(owner: Owner, index: Index) -> None:
     """Have that counted. The lock is held."""
-    index.words[f.W_LARGE_BYTES], index.words[f.W_LEAVING] = count(owner, index)
+    total, leaving = count(owner, index)
+    index.words[f.W_LARGE_BYTES], index.words[f.W_LEAVING] = min(total, f.MASK64), min(leaving, f.MASK64)
 
 
 def give_up(words: memoryview, size: int) -> None:

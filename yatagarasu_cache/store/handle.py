@@ -1009,7 +1009,7 @@ class Handle:
     def count(self, counter: str, number: int) -> None:
         """Count for this handle and for the whole cache. The lock is held."""
         setattr(self, counter, getattr(self, counter) + number)
-        self.index.words[f.W_COUNTERS + f.COUNTERS.index(counter)] += number
+        self.index.add(f.W_COUNTERS + f.COUNTERS.index(counter), number)
 
     def use(self, hit: bool) -> None:
         """Count a get: the one way in which this is done outside of the core."""
@@ -1073,9 +1073,8 @@ class Handle:
         self.hits += hits
         self.misses += misses
         if not self.read_only:
-            words = self.index.words
-            words[_W_HITS] += hits
-            words[_W_MISSES] += misses
+            self.index.add(_W_HITS, hits)
+            self.index.add(_W_MISSES, misses)
 
 
 def closed_error(root: str) -> ClosedError:

@@ -20,6 +20,8 @@ from .handle import closed_error
 from .removal import Removal
 
 T = TypeVar("T")
+_UNASKED = 1 << 20  # bytes of a value up to which no file is asked whether it can have so many,
+_PLAIN_LENGTHS = _UNASKED << 24  # as a slot says it
 
 
 class Found(NamedTuple):
@@ -61,7 +63,7 @@ class Reading(Removal):
                     return self.get_carefully(low, high, key)
             flags = lengths >> 16 & 0xFF
             fd = self.files.open_files.get(place >> 32)
-            if fd is not None and not flags & FLAG_LARGE:
+            if fd is not None and lengths < _PLAIN_LENGTHS and not flags & FLAG_LARGE:
                 head = (lengths & 0xFFFF) << 4
                 record = self._read_once(fd, head + (lengths >> 24), (place & MASK32) << 4)
                 data = record[head:]
@@ -231,9 +233,11 @@ class Reading(Removal):
         if slot.is_large:
             return False
         index, end = self.index, slot.offset + slot.head_bytes + slot.value_length
-        if index.state(slot.segment) and end <= index.words[index.entry(slot.segment) + f.T_SIZE]:
+        size = index.words[index.entry(slot.segment) + f.T_SIZE]
+        if index.state(slot.segment) and end <= size and slot.value_length <= _UNASKED:
             return True
-        # Another handle may write larger segments than the index was told of when it was made anew.
+        # The table may be damaged too. And others may write larger segments than an index was told of that was
+        # made anew.
         try:
             return end <= os.fstat(self.files.get(slot.segment)).st_size
         except ours(OSError):

@@ -114,12 +114,24 @@ class Removal(Handle):
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
             self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
-            self.index.remove(self.index.find(slot.low, slot.high))
+            if at := self.index.find(slot.low, slot.high):  # else it was damaged just now
+                self.index.remove(at)
         return gone
+
+    def sound_slots(self, places: Iterable[int]) -> list[Slot]:
+        """The slots at some places, which are to be removed. Those that their digests do not lead to, which
+        are damaged, are removed here: of what they were nothing can be logged. The lock is held."""
+        index, sound = self.index, []
+        for at in places:
+            if index.leads_to(at):
+                sound.append(index.slot(at))
+            else:
+                index.remove(at)
+        return sound
 
     def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
         """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
-        stamps = [slot.stamp for slot in slots if slot.stamp < f.MAX_STAMP]
+        stamps = [slot.stamp for slot in slots if slot.stamp <= f.LAST_STAMP]
         return self.index.stamp_above(max(stamps, default=0))
 
     def clear(self) -> int:

@@ -169,7 +169,7 @@ class Writing(Reading):
             return self._shown(slot, stream), None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
-        if slot.stamp <= (least := max(epoch, first if first < f.MAX_STAMP else 0)):
+        if slot.stamp <= (least := max(epoch, first if first <= f.LAST_STAMP else 0)):
             index.stamp_above(least)  # the clock word can lose a race while the clock is set back
             return False, None
         if stream is not None:  # somebody may have removed the file
@@ -192,10 +192,9 @@ class Writing(Reading):
             return self._shown(slot, stream), None
         if stream is not None:
             self.under_way.stored(stream, replaced)
-        words = index.words
         index.settle(slot.place, f.record_bytes(slot.lengths))
-        words[f.W_WRITTEN] += 1
-        words[_W_SETS] += 1
+        index.add(f.W_WRITTEN, 1)
+        index.add(_W_SETS, 1)
         return True, replaced[0] if replaced else None
 
     def _shown(self, slot: Slot, stream: _Reservation | None = None) -> bool:
