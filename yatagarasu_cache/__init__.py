@@ -29,6 +29,7 @@ from .errors import (
     StorageFull,
     ValueTooLarge,
 )
+from .mending import repair
 from .stats import CacheStats
 
 __all__ = [
@@ -57,4 +58,5 @@ __all__ = [
     "StorageFull",
     "ValueTooLarge",
     "__version__",
+    "repair",
 ]

@@ -710,8 +710,10 @@ class AsyncDiskCache:
         """A value that is not in memory. Counted."""
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
-            if fd is not None and store.in_segment(slot):
+            if fd is not None:
                 try:
+                    if not store.in_segment(slot):
+                        return await state.run(store.get_carefully, slot.low, slot.high, key)
                     length = slot.head_bytes + slot.value_length
                     record = await state.channel.read(fd, length, slot.offset)
                 except ours(OSError):
@@ -974,9 +976,10 @@ class AsyncDiskCache:
         await self._call("flush")
 
     @guarded
-    async def check(self, fix: bool = False) -> list[Problem]:
+    async def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
         """As `DiskCache.check`."""
-        problems: list[Problem] = await (self._change if fix else self._call)("check", fix)
+        call = self._change if fix else self._call
+        problems: list[Problem] = await call("check", fix, drop_unreadable)
         return problems
 
     @guarded

@@ -547,10 +547,7 @@ class DiskCache:
 
     def _entry(self, slot: Slot) -> Entry | None:
         """None if the record is damaged, or was moved meanwhile."""
-        try:
-            names = self._store.read_names(slot)
-        except ours(OSError):
-            return None
+        names = self._store.names_of(slot)
         if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
             return None
         return Entry(
@@ -619,15 +616,18 @@ class DiskCache:
         self._store.flush()
 
     @guarded
-    def check(self, fix: bool = False) -> list[Problem]:
+    def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
         """Read everything and verify it; with `fix`, also put in order what is wrong.
 
         May run while others use the cache. Problems come back as found; `fixed` says what was mended.
+        What the disk cannot read is left as it is, for it may be read the next time: with `fix` and
+        `drop_unreadable` just that is given up. See `repair` for a cache that cannot even be opened.
         """
+        _check_fix(fix, drop_unreadable)
         if fix and self._settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
         self._store.ensure_open()
-        return _check.check(self._store, fix)
+        return _check.check(self._store, fix, drop_unreadable)
 
     @guarded
     def stats(self) -> CacheStats:
@@ -733,6 +733,12 @@ def _pair(position: int, item: Any) -> tuple[Key, Any]:
 
 def _is_iterable(value: object) -> bool:
     return isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+
+
+@callers
+def _check_fix(fix: bool, drop_unreadable: bool) -> None:
+    if drop_unreadable and not fix:
+        raise ValueError("drop_unreadable=True gives something up: it needs fix=True")
 
 
 def _check_int(name: str, value: object, otherwise: str = "") -> None:

@@ -6,7 +6,6 @@ file of their own, from which an index that has to be made anew takes them.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import struct
@@ -17,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from . import format as f
 from .config import MAX_HEADROOM, MAX_SIZE_LIMIT, MIN_HEADROOM, MIN_SIZE_LIMIT, Settings
 from .interruption import ours
+from .unreadable import is_absence, is_given_up, naming
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("yatagarasu_cache")
 
-# What stands in the place of the file, if anything does, is none that was written.
-_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 _WORDS = struct.Struct("@QQd")  # the words of the index from W_SIZE_LIMIT on
 
 
@@ -95,11 +93,12 @@ def pack(settings: CacheSettings) -> bytes:
 
 def read(backend: Backend, root: str) -> CacheSettings | None:
     """What the file says; None if there is none, or it is damaged. OSError if that can't be told."""
+    path = os.path.join(root, f.SETTINGS_NAME)
     try:
-        with backend.reading(os.path.join(root, f.SETTINGS_NAME)) as fd:
+        with naming(path), backend.reading(path) as fd:
             data = backend.read(fd, f.SETTINGS.size + 1, 0)
     except ours(OSError) as error:
-        if error.errno in _NO_FILE:
+        if is_absence(error):
             return None
         raise
     if len(data) != f.SETTINGS.size:
@@ -131,7 +130,13 @@ def write(store: Handle, settings: CacheSettings) -> None:
 
 def for_new_index(store: Handle, old: Index | None) -> CacheSettings:
     """What an index that is made anew says: what the file does, else the index before."""
-    kept = read(store.backend, store.root)
+    try:
+        kept = read(store.backend, store.root)
+    except ours(OSError) as error:
+        if not is_given_up(error):
+            raise
+        store.give_up("settings", f.SETTINGS_NAME, error)
+        kept = None
     return kept or (old.settings if old is not None else None) or store.in_force
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from . import cache_settings, checkpoint, recovery, under_way
+from . import cache_settings, checkpoint, recovery, under_way, unreadable
 from . import format as f
 from .cancelling import ensure_wanted
 from .directory import content, has_tag, keep_tag
@@ -20,7 +19,8 @@ from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
 from .interruption import ours
-from .segment import read_segment_header, scan
+from .large import CHUNK_BYTES
+from .segment import read_footer, read_segment_header, scan
 
 if TYPE_CHECKING:
     from .store import Store
@@ -29,8 +29,11 @@ _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 
 
-# Nothing is dropped for these: another process, or this one a little later, reads what is there.
-_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM})
+_REMEDY = "if that lasts, check(fix=True, drop_unreadable=True) gives up what cannot be read"
+
+
+class _Unreadable(str):
+    """What is wrong with a file that cannot be read: it is there, and the next time it may be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,21 @@ class Problem:
     fixed: bool = False
 
 
-def check(store: Store, fix: bool) -> list[Problem]:
-    """Every problem found. With `fix`, what can be mended is mended; entries that are lost are dropped."""
+def check(store: Store, fix: bool, drop_unreadable: bool = False) -> list[Problem]:
+    """Every problem found. With `fix`, what can be mended is mended; entries that are lost are dropped.
+
+    What the disk cannot read is reported, and given up only with `drop_unreadable`.
+    """
+    try:
+        with unreadable.giving_up(drop_unreadable):
+            return _problems(store, fix)
+    except ours(OSError) as error:
+        if isinstance(error, CacheIOError):
+            raise
+        raise from_os_error(error, "cannot check the cache", unreadable.remedy(error)) from error
+
+
+def _problems(store: Store, fix: bool) -> list[Problem]:
     try:
         with store.lock:  # a change half made would look like damage
             store.index.validate()
@@ -56,16 +72,46 @@ def check(store: Store, fix: bool) -> list[Problem]:
     except IndexDamaged as error:
         if fix:
             store.rebuild(str(error))
-        return [Problem("index", f.INDEX_NAME, str(error), fix)]
+        return [Problem("index", f.INDEX_NAME, str(error), fix), *_given_up(store, fix)]
     problems: list[Problem] = []
-    try:
-        for step in (_tag, _segments, _entries, _counts, _space, _large, _stray, _checkpoint, _settings):
-            problems += step(store, fix)
-    except ours(OSError) as error:
-        if isinstance(error, CacheIOError):
-            raise
-        raise from_os_error(error, "cannot check the cache") from error
+    for kind, step in _STEPS:
+        _take(kind, step, store, fix, problems)
+    if any(problem.fixed and isinstance(problem.detail, _Unreadable) for problem in problems):
+        # An index that is made anew does not look into what it lists as complete.
+        _take("checkpoint", _write_checkpoint, store, fix, problems)
     return problems
+
+
+def _take(kind: str, step: _Step, store: Store, fix: bool, problems: list[Problem]) -> None:
+    """What a step finds; that it comes to no end, where a disk does not do what it should."""
+    try:
+        problems.extend(step(store, fix))
+    except ours(OSError) as error:
+        if isinstance(error, CacheIOError) or error.filename is None:
+            raise
+        where = os.path.relpath(os.fsdecode(error.filename), store.root)
+        problems.append(Problem(kind, where, _fault(error)))
+
+
+def _mends(fix: bool, detail: str) -> bool:
+    """Whether to put in order what is wrong with a file."""
+    return fix and (unreadable.is_giving_up() or not isinstance(detail, _Unreadable))
+
+
+def _given_up(store: Store, fix: bool) -> Iterator[Problem]:
+    """What an index that was made anew had to do without: nothing is looked for there any more."""
+    if fix and store.given_up and unreadable.is_giving_up():
+        yield from _write_checkpoint(store, fix)
+        while store.given_up:
+            (kind, name), detail = store.given_up.popitem()
+            yield Problem(kind, name, detail, True)
+
+
+def _write_checkpoint(store: Store, _: bool) -> Iterator[Problem]:
+    try:
+        checkpoint.write(store)
+    except ours(OSError) as error:
+        yield Problem("checkpoint", f.CHECKPOINT_NAME, f"cannot be written: {error.strerror or error}")
 
 
 def _ensure_listed(store: Store) -> None:
@@ -78,16 +124,27 @@ def _ensure_listed(store: Store) -> None:
         lows, places = index.column(slots, 0), index.column(slots, f.S_PLACE)
         found.update(place >> 32 for low, place in zip(lows, places, strict=True) if low > f.REMOVED)
     for segment in found:
-        if not index.state(segment) and os.path.exists(store.files.path(segment)):
+        if not index.state(segment) and unreadable.is_there(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
 
 
 def _tag(store: Store, fix: bool) -> Iterator[Problem]:
     """The directory says that it is a cache's: backup tools leave it out then."""
-    if not has_tag(store.root):
-        if fix:
+    detail = _tag_problem(store)
+    if detail:
+        if fixed := _mends(fix, detail):
+            if isinstance(detail, _Unreadable):
+                store.backend.unlink(os.path.join(store.root, f.TAG_NAME))
             keep_tag(store.backend, store.settings)
-        yield Problem("tag", f.TAG_NAME, "it is missing or damaged", fix and has_tag(store.root))
+            fixed = not _tag_problem(store)
+        yield Problem("tag", f.TAG_NAME, detail, fixed)
+
+
+def _tag_problem(store: Store) -> str:
+    try:
+        return "" if has_tag(store.root) else "it is missing or damaged"
+    except ours(OSError) as error:
+        return _fault(error)
 
 
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
@@ -101,17 +158,18 @@ def _segments(store: Store, fix: bool) -> Iterator[Problem]:
             detail = _segment_problem(store, segment)
             if not detail or store.index.state(segment) in (0, f.DOOMED):
                 continue
-            if fix and store.index.state(segment) == f.LOG:
+            mends = _mends(fix, detail)
+            if mends and store.index.state(segment) == f.LOG:
                 store.changes.retire(segment)
                 changes_lost = True
-            elif fix:
-                _mend_segment(store, segment)
-            yield Problem("segment", f.segment_name(segment), detail, fix)
+            elif mends:
+                _mend_segment(store, segment, detail)
+            yield Problem("segment", f.segment_name(segment), detail, mends)
     if changes_lost:  # but not what they did: a checkpoint keeps that, and drops the log
         checkpoint.write(store)
 
 
-def _mend_segment(store: Store, segment: int) -> None:
+def _mend_segment(store: Store, segment: int, detail: str) -> None:
     """Drop what is lost of a segment; what is left of it is in order then. Both locks are held."""
     index = store.index
     entry = index.entry(segment)
@@ -121,15 +179,16 @@ def _mend_segment(store: Store, segment: int) -> None:
         writer.abandon()
     for at in list(index.live_slots()):
         slot = index.slot(at)
-        if slot.segment == segment and _entry_problem(store, slot):
+        if slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
+    if isinstance(detail, _Unreadable) and not _made_readable(store, segment):
+        for slot in _slots_in(store, segment):
+            store.drop_corrupt(slot)
     # Not by the count of live bytes, which may be damaged too.
-    if any(index.slot(at).segment == segment for at in index.live_slots()):
-        floor = index.words[f.W_FLOOR]
-        header = f.pack_segment_header(segment, index.identity, index.words[entry + f.T_CREATED], floor)
+    if _slots_in(store, segment):
         with store.backend.opened(path, os.O_RDWR) as fd:
-            store.backend.write(fd, [header], 0)
+            store.backend.write(fd, [_header_of(store, segment)], 0)
             size = os.fstat(fd).st_size
         index.resize_segment(segment, size)
         index.words[entry + f.T_SYNCED] = 0
@@ -141,9 +200,40 @@ def _mend_segment(store: Store, segment: int) -> None:
         index.drop_segment(segment)
 
 
+def _slots_in(store: Store, segment: int) -> list[Slot]:
+    slots = map(store.index.slot, list(store.index.live_slots()))
+    return [slot for slot in slots if slot.segment == segment]
+
+
+def _header_of(store: Store, segment: int) -> bytes:
+    index = store.index
+    created = index.words[index.entry(segment) + f.T_CREATED]
+    return f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR])
+
+
+def _made_readable(store: Store, segment: int) -> bool:
+    """Write over what cannot be read of a segment, where no entry is. True if whoever goes through it, or to
+    one of its entries, hears of no more errors then."""
+    kept = _slots_in(store, segment)
+    if not kept:
+        return False
+    reader = unreadable.Sparing(store.backend)
+    try:
+        with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:
+            reader.look_through(fd)
+            extents = [(slot.offset, slot.offset + f.record_bytes(slot.lengths)) for slot in kept]
+            reader.overwrite(fd, extents)
+            store.backend.write(fd, [_header_of(store, segment)], 0)
+    except ours(OSError) as error:
+        if not unreadable.is_of_disk(error):
+            raise
+        return False
+    return not isinstance(_segment_problem(store, segment), _Unreadable)
+
+
 def _segment_problem(store: Store, segment: int) -> str:
     try:
-        with store.files.reading(segment) as fd:
+        with unreadable.naming(store.files.path(segment)), store.files.reading(segment) as fd:
             return _content_problem(store, segment, fd)
     except ours(OSError) as error:
         return _fault(error)
@@ -151,9 +241,12 @@ def _segment_problem(store: Store, segment: int) -> str:
 
 def _fault(error: OSError) -> str:
     """What is wrong with a file that cannot be read. Raises what is wrong with this process only."""
-    if error.errno in _OUR_OWN:
+    if unreadable.is_absence(error):
+        return error.strerror or str(error)
+    if not unreadable.is_of_disk(error):
         raise error
-    return error.strerror or str(error)
+    fault = unreadable.fault(error)
+    return _Unreadable(fault if unreadable.is_giving_up() else f"{fault} ({_REMEDY})")
 
 
 def _content_problem(store: Store, segment: int, fd: int) -> str:
@@ -170,6 +263,9 @@ def _content_problem(store: Store, segment: int, fd: int) -> str:
         return f"it has {size} bytes instead of {expected}"
     if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
         return f"its changes can be read up to {end} of {expected} bytes"
+    if state != f.LOG and read_footer(store.backend, fd) is None:  # whoever goes through it reads all
+        for offset in range(0, size, CHUNK_BYTES):
+            store.backend.read(fd, CHUNK_BYTES, offset)
     return ""
 
 
@@ -201,7 +297,7 @@ def _suspects(store: Store) -> Iterator[tuple[int, int]]:
             if slot.low <= f.REMOVED:
                 continue
             batch.append((at, slot))
-            size += slot.head_bytes + (slot.value_length if store.in_segment(slot) else 0)
+            size += slot.head_bytes + (slot.value_length if store.place_of(slot) is not None else 0)
             if len(batch) >= _BATCH or size >= _BATCH_BYTES:
                 ensure_wanted()
                 yield from ((part, at) for at in _not_sound(store, batch))
@@ -217,7 +313,7 @@ def _not_sound(store: Store, batch: list[tuple[int, Slot]]) -> Iterator[int]:
     """Those of some slots that are not right. What is in segments is read in one batch."""
     whole: list[tuple[int, Slot, int]] = []
     for at, slot in batch:
-        fd = store.file_of(slot.segment) if store.in_segment(slot) else None
+        fd = store.place_of(slot)
         if store.find(slot.low, slot.high) != at:
             yield at
         elif fd is not None:
@@ -258,6 +354,7 @@ def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | N
             index.recount(part)
     else:
         detail = _entry_problem(store, slot)
+        fix = _mends(fix, detail)
         if detail and fix:
             store.drop_corrupt(slot)
     if not detail:
@@ -367,37 +464,47 @@ def _stray(store: Store, fix: bool) -> Iterator[Problem]:
             yield Problem("stray", name, "not a file of this cache: left alone")
         else:
             with store.lock:
-                unknown = not store.index.state(segment) and os.path.exists(store.files.path(segment))
+                path = store.files.path(segment)
+                unknown = not store.index.state(segment) and unreadable.is_there(path)
             if unknown:
-                removed = fix and _remove(store, segment)
-                yield Problem("stray", name, "a segment that the index does not list", removed)
+                yield _unlisted(store, segment, fix)
 
 
-def _remove(store: Store, segment: int) -> bool:
-    """Remove a segment file that is ours; one of another cache is left alone."""
-    path = store.files.path(segment)
+def _unlisted(store: Store, segment: int, fix: bool) -> Problem:
+    """A segment file that is ours is removed; one of another cache is left alone."""
+    path, header = store.files.path(segment), None
+    detail, name = "a segment that the index does not list", f.segment_name(segment)
     try:
-        with open(path, "rb") as file:
-            header = f.unpack_segment_header(file.read(f.SEGMENT_HEADER_BYTES))
-    except ours(OSError):
-        return False
-    if header is not None and header.identity != store.index.identity:
-        return False
-    return store.backend.unlink(path)
+        with store.backend.reading(path) as fd:
+            header = read_segment_header(store.backend, fd)
+    except ours(OSError) as error:
+        if unreadable.is_absence(error):
+            return Problem("stray", name, detail)
+        detail = _fault(error)
+    is_ours = header is None or header.identity == store.index.identity
+    return Problem("stray", name, detail, is_ours and _mends(fix, detail) and store.backend.unlink(path))
 
 
 def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
     """The checkpoint, if there is one, can be read."""
-    path = os.path.join(store.root, f.CHECKPOINT_NAME)
     with store.lock:
-        damaged = os.path.exists(path) and checkpoint.read(store.backend, store.root) is None
-    if damaged:
-        if fix:
+        detail = _checkpoint_problem(store)
+    if detail:
+        if fix := _mends(fix, detail):
             try:
                 checkpoint.write(store)
             except ours(OSError):
                 fix = False
-        yield Problem("checkpoint", f.CHECKPOINT_NAME, "it is damaged", fix)
+        yield Problem("checkpoint", f.CHECKPOINT_NAME, detail, fix)
+
+
+def _checkpoint_problem(store: Store) -> str:
+    try:
+        if not unreadable.is_there(os.path.join(store.root, f.CHECKPOINT_NAME)):
+            return ""
+        return "" if checkpoint.read(store.backend, store.root) else "it is damaged"
+    except ours(OSError) as error:
+        return _fault(error)
 
 
 def _settings(store: Store, fix: bool) -> Iterator[Problem]:
@@ -407,8 +514,11 @@ def _settings(store: Store, fix: bool) -> Iterator[Problem]:
         detail = _settings_problem(store)
         if not detail:
             return
-        if fix:
-            cache_settings.keep(store)
+        if fix := _mends(fix, detail):
+            if isinstance(detail, _Unreadable):
+                cache_settings.write(store, store.in_force)
+            else:
+                cache_settings.keep(store)
             fix = not _settings_problem(store)
     yield Problem("settings", f.SETTINGS_NAME, detail, fix)
 
@@ -419,3 +529,11 @@ def _settings_problem(store: Store) -> str:
     except ours(OSError) as error:
         return _fault(error)
     return "" if same else "it is missing or damaged"
+
+
+_Step = Callable[["Store", bool], Iterator[Problem]]
+_STEPS: tuple[tuple[str, _Step], ...] = (
+    ("index", _given_up), ("tag", _tag), ("segment", _segments), ("entry", _entries), ("count", _counts),
+    ("space", _space), ("large", _large), ("stray", _stray), ("checkpoint", _checkpoint),
+    ("settings", _settings),
+)  # fmt: skip

@@ -18,6 +18,7 @@ from xxhash import xxh3_64
 from . import format as f
 from .format import PARTITIONS, SLOT_BYTES
 from .interruption import ours
+from .unreadable import is_absence, naming
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -125,12 +126,16 @@ def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]
 
 
 def read(backend: Backend, root: str) -> Checkpoint | None:
-    """The checkpoint of a cache; None if there is none or it is damaged in any way."""
+    """The checkpoint of a cache; None if there is none or it is damaged in any way. OSError if it cannot be
+    read: what is in it may be read the next time."""
+    path = os.path.join(root, f.CHECKPOINT_NAME)
     try:
-        with backend.reading(os.path.join(root, f.CHECKPOINT_NAME)) as fd:
+        with naming(path), backend.reading(path) as fd:
             data = backend.read(fd, os.fstat(fd).st_size, 0)
-    except ours(OSError):
-        return None
+    except ours(OSError) as error:
+        if is_absence(error):
+            return None
+        raise
     try:
         return _parse(data)
     except (struct.error, ValueError):

@@ -37,6 +37,7 @@ from .entry import Entry
 from .errors import CacheError, CacheIOError, FormatError, ReadOnlyError, SerializationError, ValueTooLarge
 from .format import EVICTIONS, INDEX_NAME
 from .interruption import descriptor_of
+from .mending import repair
 from .stats import CacheStats
 
 __all__ = ["main"]
@@ -458,11 +459,19 @@ def run_check(args: argparse.Namespace) -> int:
         print("no problems found")
     if remaining and not args.fix:
         presenter().note(f"{remaining} problems remain; `check --fix` repairs what can be repaired")
+    elif remaining and not args.drop_unreadable:
+        text = f"{remaining} problems remain; --drop-unreadable gives up what the disk cannot read any more"
+        presenter().note(text)
     return NO if remaining else OK
 
 
 def find_problems(args: argparse.Namespace) -> list[Problem]:
     """Without --fix nothing is changed, and so an index that needs to be rebuilt is a problem."""
+    if args.drop_unreadable:
+        if not args.fix:
+            raise CommandError("--drop-unreadable gives something up: it needs --fix")
+        require_cache(args.cache)
+        return repair(args.cache, backend=args.backend)
     try:
         cache = open_to_change(args) if args.fix else open_read_only(args)
     except ReadOnlyError as error:
@@ -931,6 +940,12 @@ def add_check(commands: Commands) -> None:
     )
     add_cache(parser)
     parser.add_argument("--fix", action="store_true", help="repair: drop what is damaged, restore order")
+    parser.add_argument(
+        "--drop-unreadable",
+        action="store_true",
+        help="with --fix: give up what the disk cannot read any more, and nothing else; also where the cache "
+        "cannot be opened for that",
+    )
     add_json(parser)
 
 

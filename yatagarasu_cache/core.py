@@ -18,7 +18,7 @@ from . import compiled
 from .codec import Key, encode_key
 from .errors import StorageFull, from_os_error, is_volume_full
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
-from .interruption import ours
+from .interruption import ours, suppressing
 from .locks import await_lock
 
 if TYPE_CHECKING:
@@ -219,7 +219,8 @@ class CompiledCore(PythonCore):
         unopened = {hit for hit in found if type(hit) is int}
         if unopened:
             for segment in unopened:
-                self._store.file_of(segment)
+                with suppressing(OSError):  # whoever reads the value hears of it
+                    self._store.file_of(segment)
             again = [i for i, hit in enumerate(found) if type(hit) is int]
             hits = self._core.get_many([keys[i] for i in again], now)
             for i, hit in zip(again, hits, strict=True):

@@ -223,12 +223,20 @@ def _is_negligible(name: str, status: os.stat_result) -> bool:
 
 
 def is_ours(root: str, names: Collection[str]) -> bool:
-    """True if the directory carries our tag or an index of ours, or both a lock and segments."""
-    if f.TAG_NAME in names and _begins(os.path.join(root, f.TAG_NAME), f.TAG_TEXT):
+    """True if the directory carries our tag or an index of ours, or both a lock and segments. OSError if one
+    of these cannot be read, and the others don't tell."""
+    failed: OSError | None = None
+    for start, name in ((f.TAG_TEXT, f.TAG_NAME), (f.INDEX_MAGIC, f.INDEX_NAME)):
+        try:
+            if name in names and _begins(os.path.join(root, name), start):
+                return True
+        except ours(OSError) as error:
+            failed = error
+    if f.LOCK_NAME in names and f.SEGMENTS_NAME in names and _has_segments(root):
         return True
-    if f.INDEX_NAME in names and _begins(os.path.join(root, f.INDEX_NAME), f.INDEX_MAGIC):
-        return True
-    return f.LOCK_NAME in names and f.SEGMENTS_NAME in names and _has_segments(root)
+    if failed is not None:
+        raise failed
+    return False
 
 
 def _begins(path: str, start: bytes) -> bool:

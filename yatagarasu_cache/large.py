@@ -14,6 +14,7 @@ from . import format as f
 from .backends.base import Backend, Buffer, OpenFile
 from .interruption import ours
 from .owners import Made
+from .unreadable import is_absence, naming
 
 if TYPE_CHECKING:
     from .core import PythonCore
@@ -113,21 +114,25 @@ class LargeFiles:
 
     def read(self, low: int, high: int, pointer: int, length: int, *, seed: int) -> tuple[bytes, int] | None:
         """The whole file and its checksum; None if it is shorter than `length`."""
-        with self._backend.reading(self.path(low, high, pointer)) as fd:
+        path = self.path(low, high, pointer)
+        with naming(path), self._backend.reading(path) as fd:
             if os.fstat(fd).st_size < length:  # first: memory for a damaged length may not be there
                 return None
             return self._core.read_file(fd, length, seed)
 
     def checksum(self, low: int, high: int, pointer: int, *, seed: int) -> int | None:
-        """Checksum of the content, read piece by piece; None if the file can't be read."""
+        """Checksum of the content, read piece by piece; None if there is no such file."""
         checksum, offset = xxh3_64(seed=seed), 0
+        path = self.path(low, high, pointer)
         try:
-            with self._backend.reading(self.path(low, high, pointer)) as fd:
+            with naming(path), self._backend.reading(path) as fd:
                 while data := self._backend.read(fd, CHUNK_BYTES, offset):
                     checksum.update(data)
                     offset += len(data)
-        except ours(OSError):
-            return None
+        except ours(OSError) as error:
+            if is_absence(error):
+                return None
+            raise
         return checksum.intdigest()
 
     def ensure_there(self, low: int, high: int, pointer: int) -> None:

@@ -39,7 +39,6 @@ from .index import APPENDABLE, Index, IndexDamaged
 from .interruption import ours, started, suppressing
 from .locks import claim, new_lock, runs_alone
 from .segment import (
-    VANISHED,
     Record,
     SegmentWriter,
     footer_bytes,
@@ -48,6 +47,7 @@ from .segment import (
     void_record,
 )
 from .under_way import Stream, give_up
+from .unreadable import is_absence, is_given_up, is_of_disk
 
 if TYPE_CHECKING:
     from .store import Store
@@ -237,7 +237,7 @@ class Reclaimer:
             self._reaped = time.monotonic()
             alive, marked = store.owner.marks()
             dead = self._named_owners() - alive
-            lost = [token for token in marked if store.owner.noted(token).is_under_way]
+            lost = [token for token in marked if self._left_files(token)]
             if marked:
                 recovery.remove_unfinished(store, self._index, store.owner.is_alive)
             if lost:
@@ -253,6 +253,16 @@ class Reclaimer:
             self.look_for_orphans()
             store.owner.sweep(lost)
         return reaped
+
+    def _left_files(self, token: int) -> bool:
+        """Whether a dead handle may have left large files that no entry stands for."""
+        try:
+            return self._store.owner.noted(token).is_under_way
+        except ours(OSError) as error:
+            if not is_given_up(error):
+                raise
+            self._store.give_up("large", f"{f.WRITERS_NAME}/{token:016x}{f.WRITER_SUFFIX}", error)
+            return True
 
     def look_for_orphans(self) -> None:
         """Remove large files that no entry stands for."""
@@ -478,15 +488,13 @@ class Reclaimer:
         store, index, capacity = self._store, self._index, self._capacity(0)
         try:
             fd = store.backend.open(store.files.path(segment), os.O_RDWR)
-        except ours(OSError):
+        except ours(OSError):  # then another one is begun, and this one stays as it is
             return None
         writer = SegmentWriter(store.backend, fd, segment, capacity)  # which closes it
         try:
-            header = read_segment_header(store.backend, fd) if claim(fd) else None
-            if header is None or (header.segment, header.identity) != (segment, index.identity):
+            if not claim(fd) or not self._adopts(writer):
                 writer.abandon()
                 return None
-            writer.adopt(read_records(store.backend, fd, segment, index.identity))
             # First: whoever finds us dead in between takes it from us as it is.
             entry, owner = index.entry(segment), store.owner.acquire()
             index.words[entry + f.T_SYNCED] = 0
@@ -500,6 +508,21 @@ class Reclaimer:
             raise
         store.names_changed()  # who created it may not have made its name durable
         return writer
+
+    def _adopts(self, writer: SegmentWriter) -> bool:
+        """Have the writer go on behind what is in its segment. False if that is damaged, or the disk cannot
+        read it: there are other segments to go on with."""
+        store, identity = self._store, self._index.identity
+        try:
+            header = read_segment_header(store.backend, writer.fd)
+            if header is None or (header.segment, header.identity) != (writer.segment, identity):
+                return False
+            writer.adopt(read_records(store.backend, writer.fd, writer.segment, identity))
+            return True
+        except ours(OSError) as error:
+            if not is_of_disk(error):
+                raise
+            return False
 
     # -- making room --------------------------------------------------------------------------
 
@@ -893,7 +916,7 @@ class Reclaimer:
                 try:
                     fd = store.files.get(segment)
                 except ours(OSError) as error:
-                    if error.errno not in VANISHED:
+                    if not is_absence(error) and not is_given_up(error):
                         raise
                     continue  # it was removed, or is no file of ours: there is nothing to be synced
                 store.backend.sync(fd)
@@ -943,10 +966,10 @@ class Reclaimer:
                 self._overheads.clear()
             if self._index.state(segment) != f.SEALED:  # it may get a footer
                 return f.SEGMENT_HEADER_BYTES
-            fd = self._store.file_of(segment)
             try:
+                fd = self._store.file_of(segment)
                 footer = footer_bytes(self._store.backend, fd) if fd is not None else 0
-            except ours(OSError):
+            except ours(OSError):  # an estimate will do: whoever copies from it hears of it
                 return f.SEGMENT_HEADER_BYTES
             known = self._overheads[segment] = f.SEGMENT_HEADER_BYTES + footer
         return known

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
@@ -18,14 +18,15 @@ from . import format as f
 from .cancelling import ensure_wanted
 from .checkpoint import Checkpoint
 from .directory import boot_id
-from .errors import FormatError, ReadOnlyError
+from .errors import CacheIOError, FormatError, ReadOnlyError, from_os_error
 from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .interruption import ours, suppressing
 from .locks import GRACE
-from .segment import Record, read_footer, read_segment_header, scan
+from .segment import Reads, Record, read_footer, read_segment_header, scan
 from .under_way import count_anew
+from .unreadable import Sparing, is_absence, is_given_up, is_giving_up, naming, remedy
 
 if TYPE_CHECKING:
     from .store import Handle
@@ -35,6 +36,7 @@ _TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
 _COMMON_TABLE = 1024  # up to so many, for hundreds of handles; it grows where more are needed
 _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
+_DATA = frozenset({f.ACTIVE, f.SEALED, f.TAKEN})
 
 
 def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
@@ -53,6 +55,11 @@ def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
         reason = "missing" if _segments_there(store) else "new"
     except IndexDamaged as error:
         reason = f"damaged ({error})"
+    except ours(OSError) as error:
+        if not is_given_up(error):
+            raise
+        store.give_up("index", f.INDEX_NAME, error)
+        reason = "unreadable"
     if store.read_only:
         if reason:
             raise ReadOnlyError(
@@ -121,7 +128,7 @@ def _distrust(store: Handle, index: Index, alone: bool) -> str:
         return "marked as replaced, and it is not"
     listed = index.segments() or _segments_there(store)
     for segment in listed[:_FIRST_HEADERS]:
-        header = _header(store, segment)
+        header = _header_if_readable(store, segment)
         if header is not None and header.identity != index.identity:
             return "from another cache"
     return ""
@@ -196,9 +203,21 @@ def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bo
 
 
 def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
+    """None if it is damaged, or no file of ours is there."""
     try:
-        with store.files.reading(segment) as fd:
+        with naming(store.files.path(segment)), store.files.reading(segment) as fd:
             return read_segment_header(store.backend, fd)
+    except ours(OSError) as error:
+        if is_absence(error):
+            return None
+        raise
+
+
+def _header_if_readable(store: Handle, segment: int) -> f.SegmentHeader | None:
+    """One that cannot be read tells nothing of whose it is, and nothing follows from that: the index can be
+    used without, whoever reads an entry there hears of it, and only an open cache can be checked."""
+    try:
+        return _header(store, segment)
     except ours(OSError):
         return None
 
@@ -208,7 +227,7 @@ def _is_leftover(store: Handle, segment: int, identity: Identity) -> bool:
     try:
         with store.files.reading(segment) as fd:
             data = store.backend.read(fd, f.SEGMENT_HEADER_BYTES, 0)
-    except ours(OSError):
+    except ours(OSError):  # it stays where it is: check() says why
         return False
     header = f.unpack_segment_header(data)
     if header is None:
@@ -270,19 +289,39 @@ def _create(store: Handle, path: str, identity: Identity, capacity: int) -> Inde
 
 
 def rebuild_index(store: Handle, old: Index | None) -> Index:
-    """A new index in place of the old one, which others may still map. The lock is held."""
-    headers = _headers(store)
+    """A new index in place of the old one, which others may still map. The lock is held.
+
+    What is in a file that cannot be read would be missing in it for good, or come back: then nothing is
+    changed, unless such files are given up.
+    """
+    try:
+        return _rebuilt(store, old)
+    except FileNotFoundError:  # somebody removes directories: the caller tries again
+        raise
+    except ours(OSError) as error:
+        if isinstance(error, CacheIOError):
+            raise
+        doing = f"cannot make the index in {store.root!r} anew"
+        raise from_os_error(error, doing, f"nothing was changed; {remedy(error)}".rstrip("; ")) from error
+
+
+def _rebuilt(store: Handle, old: Index | None) -> Index:
+    headers, hidden = _headers(store)
     store.take_over(cache_settings.for_new_index(store, old))
-    saved = checkpoint.read(store.backend, store.root)
+    saved = _read_checkpoint(store)
     identity = _identity(headers, old, saved)
     if saved is not None and saved.identity != identity:
         saved = None
     segments = sorted(s for s, h in headers.items() if h.identity == identity and h.segment == s)
+    for segment, size in hidden.items():
+        log = _may_be_log(store, segment, size, identity, saved, old)
+        headers[segment] = f.SegmentHeader(f.FORMAT_VERSION, segment, identity, 0, 0, log)
+    segments = sorted({*segments, *hidden})
     path = store.temporary_path()
     index = _create(store, path, identity, _table_capacity(store, segments))
     try:
         own = {segment: headers[segment] for segment in segments}
-        _Rebuild(store, index, saved, own, verify=not _is_as_left(old)).run()
+        _Rebuild(store, index, saved, own, frozenset(hidden), verify=not _is_as_left(old)).run()
         index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
             index.words[f.W_CLOCK] = max(index.words[f.W_CLOCK], _sane_clock(old))
@@ -362,8 +401,10 @@ def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
         file = store.backend.opened(path, os.O_RDWR)
-    except ours(OSError):
-        return
+    except ours(OSError) as error:  # else they would go on with it, and others with the new one
+        if is_absence(error) or is_given_up(error):
+            return
+        raise
     with file as fd:
         if os.fstat(fd).st_size >= f.HEADER_BYTES:
             descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
@@ -371,16 +412,71 @@ def _supersede(store: Handle, path: str) -> None:
             store.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
 
 
-def _headers(store: Handle) -> dict[int, f.SegmentHeader]:
-    """Sound headers of all segment files, by the number in the file's name."""
-    headers = {}
-    for name, _ in store.scandir(store.segments_path):
+def _headers(store: Handle) -> tuple[dict[int, f.SegmentHeader], dict[int, int]]:
+    """Sound headers of all segment files, by the number in the file's name; and the sizes of those files that
+    are given up because theirs cannot be read."""
+    headers, hidden = {}, {}
+    for name, status in store.scandir(store.segments_path):
         segment = f.parse_segment_name(name)
-        header = _header(store, segment) if segment is not None else None
-        if segment is not None and header is not None:
+        if segment is None:
+            continue
+        try:
+            header = _header(store, segment)
+        except ours(OSError) as error:
+            if not is_given_up(error):
+                raise
+            store.give_up("segment", name, error)
+            hidden[segment] = status.st_size
+            continue
+        if header is not None:
             _check_version(store.root, header.version)
             headers[segment] = header
-    return headers
+    return headers, hidden
+
+
+def _read_checkpoint(store: Handle) -> Checkpoint | None:
+    try:
+        return checkpoint.read(store.backend, store.root)
+    except ours(OSError) as error:
+        if not is_given_up(error):
+            raise
+        store.give_up("checkpoint", f.CHECKPOINT_NAME, error)
+        return None
+
+
+def _may_be_log(
+    store: Handle, segment: int, size: int, identity: Identity, saved: Checkpoint | None, old: Index | None
+) -> bool:
+    """Whether a file whose header cannot be read may be a log: changes are missing then. Numbers are given
+    out once, so whatever knew of it as a segment is believed."""
+    if saved is not None and (segment in saved.sealed or segment in _named(saved)):
+        return False
+    if old is not None and old.state(segment):
+        return old.state(segment) not in _DATA
+    found = next(_readable(store, segment, identity), None)
+    if found is not None:
+        return found.head.kind > f.LARGE
+    return size % f.ALIGN == 0  # as are logs: else it ends with a footer
+
+
+def _named(saved: Checkpoint) -> set[int]:
+    """The segments that a checkpoint has entries in."""
+    return {
+        place >> 32 for part in saved.parts for place in memoryview(part).cast("Q")[f.S_PLACE :: SLOT_WORDS]
+    }
+
+
+def _readable(store: Handle, segment: int, identity: Identity) -> Generator[Record, None, None]:
+    """What can be read of a file: the records that its footer lists, or those that are found."""
+    reader = Sparing(store.backend)
+    try:
+        with store.files.reading(segment) as fd:
+            footer = read_footer(reader, fd)
+            yield from footer or ()
+            yield from scan(reader, fd, segment, identity.seed)
+    except ours(OSError) as error:
+        if not is_absence(error) and not is_given_up(error):
+            raise
 
 
 def _identity(
@@ -408,9 +504,10 @@ class _Rebuild:
 
     def __init__(
         self, store: Handle, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader],
-        verify: bool,
+        hidden: frozenset[int], verify: bool,
     ) -> None:  # fmt: skip
         self._store, self._index, self._headers, self._verify = store, index, headers, verify
+        self._hidden = hidden  # segments of which the header is given up, and all entries with it
         self._saved = saved
         self._floor = 0
         self._slots = [bytearray() for _ in range(PARTITIONS)]
@@ -423,7 +520,7 @@ class _Rebuild:
     def run(self) -> None:
         self._enter_segments()
         logs = [segment for segment, header in self._headers.items() if header.log]
-        floors = [self._read_log(segment) for segment in logs]
+        floors = [floor for segment in logs for floor in self._read_log(segment)]
         if not logs:  # they are lost: a checkpoint that may have covered some is known from the segments
             floors = [header.floor for header in self._headers.values()]
         newest = max(floors, default=0)
@@ -432,10 +529,11 @@ class _Rebuild:
             self._collect_saved(self._saved)
         else:
             self._floor, sealed = newest, frozenset()
-        self._index.words[f.W_FLOOR] = self._floor
         vouched = [len(slots) // SLOT_BYTES for slots in self._slots]
         for segment, header in self._headers.items():
-            if not header.log and segment not in sealed:  # those are complete in the checkpoint
+            if not header.log and segment in self._hidden:
+                self._note_newer(_readable(self._store, segment, self._index.identity))
+            elif not header.log and segment not in sealed:  # those are complete in the checkpoint
                 self._replay(segment)
         for part in range(PARTITIONS):
             self._write(part, self._settle(part, vouched[part]))
@@ -448,7 +546,7 @@ class _Rebuild:
         owners = {store.owner.noted(token).segment: token for token in store.owner.alive_tokens()}
         for segment, header in self._headers.items():
             size = os.stat(store.files.path(segment)).st_size
-            self._sizes[segment] = size
+            self._sizes[segment] = size if segment not in self._hidden else 0
             if index.words[index.entry(segment)]:
                 raise FormatError(
                     f"{store.root!r} has more segments than the index can list: raise size_limit"
@@ -476,34 +574,84 @@ class _Rebuild:
         if stamp <= f.LAST_STAMP:
             self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
 
-    def _read_log(self, segment: int) -> int:
-        """Take down the changes in a log. The highest floor that it tells of."""
-        store, index, floor = self._store, self._index, 0
+    def _read_log(self, segment: int) -> list[int]:
+        try:
+            return self._read_changes(segment)
+        except ours(OSError) as error:
+            self._give_up(segment, error)
+            return [self._doubtful(segment, 0, [])]
+
+    def _read_changes(self, segment: int) -> list[int]:
+        """Take down the changes in a log. The floors that it tells of, one up to which changes may be missing
+        that are given up included."""
+        reader, floors, changes = self._reader(), [], []
         whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
-        with store.files.reading(segment) as fd:
-            for record in scan(store.backend, fd, segment, index.identity.seed):
+        with naming(self._store.files.path(segment)), self._store.files.reading(segment) as fd:
+            for record in scan(reader, fd, segment, self._index.identity.seed):
                 if record.offset == whole:
                     whole += record.head.record_bytes
                 self._tick(record.head.stamp)
                 if record.head.kind == f.FLOOR:
-                    floor = max(floor, record.head.stamp)
+                    floors.append(record.head.stamp)
                 else:
+                    changes.append((record.offset, record.head.stamp))
                     self._note_change(record)
-        index.words[index.entry(segment) + f.T_TAIL] = whole
-        return floor
+        self._index.words[self._index.entry(segment) + f.T_TAIL] = whole
+        if isinstance(reader, Sparing) and reader.error is not None:
+            self._give_up(segment, reader.error)
+            floors.append(self._doubtful(segment, max(reader.holes), changes))
+        return floors
+
+    def _doubtful(self, log: int, hole: int, changes: list[tuple[int, int]]) -> int:
+        """A stamp that no change which is missing in a log is beyond: what is up to it may have been removed.
+        Changes stand in order there, and another log is begun when none follow in this one."""
+        created = self._headers[log].created or f.MAX_STAMP
+        later = [stamp for offset, stamp in changes if offset > hole]
+        logs = [header.created for header in self._headers.values() if header.log]
+        return min([*later, *(begun for begun in logs if begun > created)], default=f.MAX_STAMP)
+
+    def _reader(self) -> Reads:
+        return Sparing(self._store.backend) if is_giving_up() else self._store.backend
+
+    def _give_up(self, segment: int, error: OSError) -> None:
+        """Go on without what cannot be read of a segment, or log; or tell."""
+        if not is_given_up(error):
+            raise error
+        self._store.give_up("segment", f.segment_name(segment), error)
 
     def _replay(self, segment: int) -> None:
-        store, index = self._store, self._index
-        with store.files.reading(segment) as fd:
-            footer = read_footer(store.backend, fd)
-            if footer is not None and not self._verify:
-                self._collect(segment, footer, -1)
-            else:  # after a power cut a footer may list what is not there; without one, the end may be torn
-                whole = self._collect(segment, scan(store.backend, fd, segment, index.identity.seed), fd)
-                if index.state(segment) == f.ACTIVE:
-                    index.words[index.entry(segment) + f.T_TAIL] = whole
+        reader = self._reader()
+        try:
+            with naming(self._store.files.path(segment)), self._store.files.reading(segment) as fd:
+                self._replay_from(segment, fd, reader)
+        except ours(OSError) as error:
+            self._give_up(segment, error)
+            self._sizes[segment] = 0
 
-    def _collect(self, segment: int, records: Iterable[Record], fd: int) -> int:
+    def _replay_from(self, segment: int, fd: int, reader: Reads) -> None:
+        index, footer = self._index, read_footer(reader, fd)
+        if footer is not None and not self._verify:
+            self._collect(segment, footer, -1, reader)
+            return
+        # After a power cut a footer may list what is not there; without one, the end may be torn.
+        whole = self._collect(segment, scan(reader, fd, segment, index.identity.seed), fd, reader)
+        if index.state(segment) == f.ACTIVE:
+            index.words[index.entry(segment) + f.T_TAIL] = whole
+        if isinstance(reader, Sparing) and reader.error is not None:
+            self._give_up(segment, reader.error)
+            self._note_newer(footer or ())
+
+    def _note_newer(self, records: Iterable[Record]) -> None:
+        """Records that are known of, whose bytes cannot be read: what they replaced does not come back. They
+        may stand elsewhere too, if they were being moved."""
+        for record in records:
+            if record.head.kind <= f.LARGE and record.head.stamp < f.MAX_STAMP:
+                self._note_removed(record.digest(self._index.identity.seed), record.head.stamp - 1)
+
+    def _note_removed(self, digest: tuple[int, int], stamp: int) -> None:
+        self._removed[digest] = max(stamp, self._removed.get(digest, 0))
+
+    def _collect(self, segment: int, records: Iterable[Record], fd: int, reader: Reads) -> int:
         """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count.
 
         Up to where the segment has whole records without a gap.
@@ -518,7 +666,7 @@ class _Rebuild:
             if head.kind > f.LARGE or stamp > f.LAST_STAMP:
                 continue
             low, high = f.key_digest(record.key, seed)
-            if fd >= 0 and not self._is_whole(fd, record, low, high):
+            if fd >= 0 and not self._is_whole(fd, record, low, high, reader):
                 continue
             if record.offset == whole:
                 whole += head.record_bytes
@@ -529,22 +677,32 @@ class _Rebuild:
         self._tick(clock)
         return whole
 
-    def _is_whole(self, fd: int, record: Record, low: int, high: int) -> bool:
+    def _is_whole(self, fd: int, record: Record, low: int, high: int, reader: Reads) -> bool:
         """False for a value that did not reach the disk: what it replaced must not be lost for it."""
         store, head = self._store, record.head
         if head.kind == f.PUT:
-            value = store.backend.read(fd, head.value_length, record.offset + head.head_bytes)
+            offset = record.offset + head.head_bytes
+            value = reader.read(fd, head.value_length, offset)
+            if isinstance(reader, Sparing) and reader.has_hole(offset, offset + head.value_length):
+                self._note_newer([record])
             return f.value_sum(value, low, head.flags) == head.value_sum
         name = low, high, int.from_bytes(record.payload, "little")
         if self._large.get(name) != head.value_length:
             return False
-        return store.large.checksum(*name, seed=low ^ head.flags) == head.value_sum
+        try:
+            return store.large.checksum(*name, seed=low ^ head.flags) == head.value_sum
+        except ours(OSError) as error:
+            if not is_given_up(error):
+                raise
+            store.give_up("large", f.large_name(*name), error)
+            self._note_newer([record])
+            return False
 
     def _note_change(self, record: Record) -> None:
         head = record.head
         if head.kind == f.REMOVE:
             for digest in f.unpack_digests(record.payload):
-                self._removed[digest] = max(head.stamp, self._removed.get(digest, 0))
+                self._note_removed(digest, head.stamp)
         elif head.kind == f.CLEAR:
             self._cleared = max(head.stamp, self._cleared)
         elif len(record.payload) == f.TOUCHED.size:
@@ -578,7 +736,9 @@ class _Rebuild:
     def _large_name(self, slot: Slot) -> tuple[int, int, int]:
         try:
             return slot.low, slot.high, self._store.pointer(slot)
-        except ours(OSError):
+        except ours(OSError) as error:
+            if not is_absence(error):
+                self._give_up(slot.segment, error)
             return 0, 0, 0
 
     def _write(self, part: int, slots: list[Slot]) -> None:
@@ -600,6 +760,7 @@ class _Rebuild:
         count_anew(store.owner, index)
         checkpoint.account(store, index)
         clock = index.words[f.W_CLOCK]
+        index.words[f.W_FLOOR] = min(self._floor, clock)
         for part in range(PARTITIONS):
             index.words[f.W_DELETED + part] = clock
         for segment, header in self._headers.items():

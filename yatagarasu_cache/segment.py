@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64_digest
 
@@ -33,7 +33,15 @@ _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NOATIME = getattr(os, "O_NOATIME", 0)  # noting each read as an access costs a read 4 % of its time
 # What reading a file that is gone, or is no file of ours any more, can give.
-VANISHED = frozenset({errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR})
+VANISHED = frozenset(
+    {errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO}
+)
+
+
+class Reads(Protocol):
+    """What is needed of a backend to go through a segment."""
+
+    def read(self, fd: int, length: int, offset: int) -> bytes: ...
 
 
 class Record(NamedTuple):
@@ -404,7 +412,7 @@ def pack_footer(entries: list[bytes], tail: int) -> bytes:
     return body + xxh3_64_digest(body, tail)
 
 
-def read_segment_header(backend: Backend, fd: int) -> f.SegmentHeader | None:
+def read_segment_header(backend: Reads, fd: int) -> f.SegmentHeader | None:
     return f.unpack_segment_header(backend.read(fd, f.SEGMENT_HEADER_BYTES, 0))
 
 
@@ -418,7 +426,7 @@ def footer_bytes(backend: Backend, fd: int) -> int:
     return size - start if magic == f.FOOTER_MAGIC and 0 < start < size else 0
 
 
-def read_footer(backend: Backend, fd: int) -> Iterator[Record] | None:
+def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
     """The records of a sealed segment; None without a footer that fits its checksum."""
     size = os.fstat(fd).st_size
     trailer_at = size - f.FOOTER_TRAILER_BYTES
@@ -454,7 +462,7 @@ def _footer_records(body: bytes, count: int) -> Iterator[Record]:
 class _Window:
     """A file read through in large pieces, seen as bytes at absolute offsets."""
 
-    def __init__(self, backend: Backend, fd: int) -> None:
+    def __init__(self, backend: Reads, fd: int) -> None:
         self._backend, self._fd = backend, fd
         self.start, self.data = 0, b""
 
@@ -467,7 +475,7 @@ class _Window:
 
 
 def scan(
-    backend: Backend, fd: int, segment: int, seed: int, offset: int = f.SEGMENT_HEADER_BYTES
+    backend: Reads, fd: int, segment: int, seed: int, offset: int = f.SEGMENT_HEADER_BYTES
 ) -> Iterator[Record]:
     """The records of a segment, read from its start; what fails its checksum is skipped over."""
     window = _Window(backend, fd)
@@ -524,7 +532,7 @@ def _next_magic(window: _Window, offset: int, size: int) -> int | None:
     return None
 
 
-def read_records(backend: Backend, fd: int, segment: int, identity: Identity) -> Iterator[Record]:
+def read_records(backend: Reads, fd: int, segment: int, identity: Identity) -> Iterator[Record]:
     """All records of a segment: from its footer if there is a sound one, else by a scan.
 
     `fd` is read as the records are asked for.

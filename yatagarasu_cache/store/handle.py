@@ -50,6 +50,7 @@ from ..owners import Owner, Users
 from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
 from ..under_way import UnderWay, count_anew
+from ..unreadable import fault, is_absence, naming, remedy, told
 
 if TYPE_CHECKING:
     from . import Store
@@ -94,6 +95,7 @@ class Handle:
         self._temporary = count(1)
         self._looked = 0.0  # when our files were last seen to have their names
         self._logged: set[str] = set()
+        self.given_up: dict[tuple[str, str], str] = {}  # what could not be read, by kind and file
         self.unlogged: deque[str] = deque()
         self.telling: set[int] = set()  # threads that log a line just now
         self.appending = new_long_lock()
@@ -472,6 +474,11 @@ class Handle:
                 self.log_once("rebuild", f"the index is damaged ({reason}): rebuilding it")
                 self._use(self.made(lambda: recovery.rebuild_index(self, damaged)))
 
+    def give_up(self, kind: str, name: str, error: OSError) -> None:
+        """The index is made anew without what cannot be read of a file: check() has it replaced."""
+        self.given_up[kind, name] = fault(error)
+        self.log_once(f"unreadable {name}", f"{name} {fault(error)}: it is given up")
+
     def shrink_index(self) -> None:
         """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
         self._remake_index(self.index.table_capacity)
@@ -699,12 +706,15 @@ class Handle:
         try:
             return load(slot)
         except ours(OSError) as error:
-            if error.errno in VANISHED:
+            if is_absence(error):
                 self.files.forget(slot.segment)
                 return None
             if isinstance(error, CacheIOError):
                 raise
-            raise from_os_error(error, "cannot read an entry", "the entry was kept") from error
+            if error.filename is None:
+                error.filename = self.files.path(slot.segment)
+            note = "; ".join(filter(None, ["the entry was kept", remedy(error)]))
+            raise from_os_error(error, "cannot read an entry", note) from error
         except OverflowError:  # an offset or length that no file has
             return None
 
@@ -721,7 +731,7 @@ class Handle:
             return slot.expires <= now
         try:
             data = self.backend.read(self.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
-        except ours(OSError):  # whoever reads the value finds out
+        except ours(OSError):  # until that can be told it stays, and whoever reads the value finds out
             return False
         head = f.unpack_head(data, 0)
         return head is not None and head.stamp == slot.stamp and head.created > now + f.AHEAD
@@ -729,7 +739,8 @@ class Handle:
     def pointer(self, slot: Slot) -> int:
         """The number in a large file's name, from the record in the segment."""
         fd = self.files.get(slot.segment)
-        data = self.backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
+        with naming(self.files.path(slot.segment)):
+            data = self.backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
         if len(data) < f.LARGE_POINTER.size:
             raise FileNotFoundError(errno.ENOENT, "the record is gone", self.files.path(slot.segment))
         pointer: int = f.LARGE_POINTER.unpack(data)[0]
@@ -739,8 +750,10 @@ class Handle:
         """A descriptor of a segment, for reading; None if there is no such file (any more)."""
         try:
             return self.files.get(segment)
-        except ours(OSError):
-            return None
+        except ours(OSError) as error:
+            if is_absence(error):
+                return None
+            raise
 
     def touch_slot(self, low: int, high: int) -> None:
         """Note a hit for the eviction order."""
@@ -796,11 +809,11 @@ class Handle:
     def records(self, segment: int) -> Generator[Record, None, None]:
         """The records of a segment, read as they are asked for; none if there is no such file."""
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
-            with self.files.reading(segment) as fd:
+            with naming(self.files.path(segment)), self.files.reading(segment) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
         except ours(OSError) as error:
-            if error.errno not in VANISHED:
-                raise from_os_error(error, "cannot read a segment") from error
+            if not is_absence(error):
+                raise told(error, "a segment") from error
 
     def alive(self, record: Record, segment: int) -> Slot | None:
         """The slot that shows this very record, expired or not."""

@@ -16,6 +16,7 @@ from ..format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, ke
 from ..index import IndexDamaged
 from ..interruption import ours
 from ..large import CHUNK_BYTES
+from ..unreadable import is_absence, naming
 from .handle import closed_error
 from .removal import Removal
 
@@ -167,14 +168,18 @@ class Reading(Removal):
         offset = 0 if slot.is_large else slot.offset + slot.head_bytes
         location = OwnLocation(-1, offset, slot.value_length, slot.flags)  # first: it owns what is opened
         if slot.is_large:
-            location.fd = fd = self.large.open(slot.low, slot.high, self.pointer(slot))
+            pointer = self.pointer(slot)
+            path = self.large.path(slot.low, slot.high, pointer)
+            location.fd = fd = self.large.open(slot.low, slot.high, pointer)
         else:
+            path = self.files.path(slot.segment)
             location.fd = fd = self.files.open_kept(slot.segment)
         try:
             checksum = xxh3_64(seed=slot.low ^ slot.flags)
             done = 0
             while done < slot.value_length:
-                data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
+                with naming(path):
+                    data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
                 if not data:
                     break
                 checksum.update(data)
@@ -240,15 +245,17 @@ class Reading(Removal):
         # made anew.
         try:
             return end <= os.fstat(self.files.get(slot.segment)).st_size
-        except ours(OSError):
-            return False
+        except ours(OSError) as error:
+            if is_absence(error):
+                return False
+            raise
 
     def get_nowait(self, slot: Slot, key: bytes) -> Found | None:
         """The value if it is in memory and verifies. Counted only then."""
         fd = self.files.open_files.get(slot.segment)
-        if fd is None or not self.in_segment(slot):
-            return None
         try:
+            if fd is None or not self.in_segment(slot):
+                return None
             data = self.backend.read_nowait(fd, slot.head_bytes + slot.value_length, slot.offset)
         except ours(OSError, OverflowError):
             return None
@@ -265,12 +272,20 @@ class Reading(Removal):
         self.use(True)
         return Found(data, slot.flags)
 
+    def place_of(self, slot: Slot) -> int | None:
+        """A descriptor for a value in a segment; None if that is not to be had, which whoever reads it hears
+        of."""
+        try:
+            return self.file_of(slot.segment) if self.in_segment(slot) else None
+        except ours(OSError):
+            return None
+
     def _get_cold(
         self, cold: list[tuple[int, Slot, bytes]], results: list[Found | tuple[bytes, int] | None]
     ) -> None:
         plain, rest = [], []
         for i, slot, key in cold:
-            place = self.file_of(slot.segment) if self.in_segment(slot) else None
+            place = self.place_of(slot)
             if place is None:
                 rest.append((i, slot, key))
             else:
