@@ -660,7 +660,7 @@ CODECS = {
 @given(st.binary(max_size=60), st.integers(0, 255), st.sampled_from(sorted(CODECS)))
 def test_any_bytes_are_a_value_or_refused(payload: bytes, flags: int, name: str) -> None:
     try:
-        CODECS[name].decode(payload, flags)
+        CODECS[name].decode(payload, flags, "k")
     except SerializationError as error:
         assert "stored" in str(error)
 
@@ -853,9 +853,9 @@ PICKLES = [PickleSerializer(), PickleSerializer(SECRET), PickleSerializer(SECRET
 def test_pickled_values_come_back(serializer: PickleSerializer) -> None:
     values_ = ValueCodec(serializer)
     for value in (Thing("a", [1]), Color.RED, Point(1, 2), collections.OrderedDict(a=1), [1, (2,)]):
-        payload, flags = values_.encode(value)
+        payload, flags = values_.encode(value, key="k")
         assert flags == KIND_CUSTOM
-        back = values_.decode(bytes(payload), flags)
+        back = values_.decode(bytes(payload), flags, "k")
         assert back == value
         assert type(back) is type(value)
 
@@ -945,11 +945,11 @@ def test_the_longest_name() -> None:
     ids=named,
 )
 def test_values_of_another_serializer_are_refused_with_directions(writer: Any, remedy: str) -> None:
-    payload, flags = ValueCodec(writer).encode([1])
+    payload, flags = ValueCodec(writer).encode([1], key="k")
     for reader in (MsgpackSerializer(), PickleSerializer(), PickleSerializer(SECRET), Reversing()):
         if reader.name != writer.name:
             with pytest.raises(SerializationError, match=remedy) as caught:
-                ValueCodec(reader).decode(bytes(payload), flags)
+                ValueCodec(reader).decode(bytes(payload), flags, "k")
             assert f"this cache uses {reader.name!r}" in str(caught.value)
 
 
@@ -1013,7 +1013,7 @@ def test_no_payload_is_unpickled_by_the_default(tmp_path: pathlib.Path) -> None:
     trace = tmp_path / "trace"
     bomb = Bomb(trace)
     payloads = [pickle.dumps(bomb), b"\x06pickle" + pickle.dumps(bomb)]
-    payloads += [bytes(ValueCodec(serializer).encode(bomb)[0]) for serializer in PICKLES]
+    payloads += [bytes(ValueCodec(serializer).encode(bomb, key="k")[0]) for serializer in PICKLES]
     payloads += [ext(tag, payload) for tag in range(6) for payload in payloads]
     for payload in payloads:
         for flags in range(256):
@@ -1032,7 +1032,7 @@ def test_no_foreign_pickle_is_loaded_with_a_secret(tmp_path: pathlib.Path) -> No
     unsigned = [b"\x06pickle" + bomb, b"\x0dpickle-signed" + bomb, b"\x0dpickle-signed" + bytes(32) + bomb]
     for payload in [*unsigned, b"\x0dpickle-signed" + other]:
         with pytest.raises(SerializationError):
-            values_.decode(payload, KIND_CUSTOM)
+            values_.decode(payload, KIND_CUSTOM, "k")
         assert not trace.exists()
 
 

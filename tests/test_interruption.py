@@ -100,9 +100,9 @@ def interrupted_everywhere(work: Callable[[], Any], error: type[BaseException]) 
 def test_a_handler_raises_while_a_value_is_encoded_or_decoded(name: str, error: type[BaseException]) -> None:
     serializer, value = CODECS[name]
     values = ValueCodec(serializer)
-    payload, flags = values.encode(value)
-    assert len(list(interrupted_everywhere(lambda: values.encode(value), error))) > 1
-    assert len(list(interrupted_everywhere(lambda: values.decode(bytes(payload), flags), error))) > 1
+    payload, flags = values.encode(value, key="k")
+    assert len(list(interrupted_everywhere(lambda: values.encode(value, key="k"), error))) > 1
+    assert len(list(interrupted_everywhere(lambda: values.decode(bytes(payload), flags, "k"), error))) > 1
 
 
 @pytest.mark.parametrize("error", [TimeLimit, ValueError, SystemExit])

@@ -663,7 +663,7 @@ class AsyncDiskCache:
             if found is None:
                 return default
             payload, flags = found
-            return cache._decode(payload, flags & CODEC_FLAGS) if flags else payload
+            return cache._decode(payload, flags & CODEC_FLAGS, key) if flags else payload
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)
             raise
@@ -849,7 +849,7 @@ class AsyncDiskCache:
         for (i, _, _), hit in zip(cold, read, strict=True):
             found[i] = hit
         return {
-            key: hit if type(hit) is bytes else cache._decode(hit[0], hit[1] & CODEC_FLAGS)
+            key: hit if type(hit) is bytes else cache._decode(hit[0], hit[1] & CODEC_FLAGS, key)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }

@@ -190,7 +190,7 @@ class DiskCache:
             if found is None:
                 return default
             payload, flags = found
-            return self._decode(payload, flags & CODEC_FLAGS) if flags else payload
+            return self._decode(payload, flags & CODEC_FLAGS, key) if flags else payload
         except BaseException as error:  # as `guarded` does, without a call
             tell(error, self)
             raise
@@ -247,7 +247,7 @@ class DiskCache:
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
         else:
-            payload, flags = self._codec.encode(value, self._store.encodable_bytes)
+            payload, flags = self._codec.encode(value, self._store.encodable_bytes, key)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
@@ -335,7 +335,7 @@ class DiskCache:
             found = store.fetch_version(slot)
             if found is None:
                 continue
-            value = self._decode(found.payload, found.flags & CODEC_FLAGS)  # first: it may refuse
+            value = self._decode(found.payload, found.flags & CODEC_FLAGS, key)  # first: it may refuse
             if store.delete(low, high, data, slot.stamp):
                 store.use(True)
                 return value
@@ -401,7 +401,7 @@ class DiskCache:
                 found[i] = hit
         decode = self._decode
         return {
-            key: hit if type(hit) is bytes else decode(hit[0], hit[1] & CODEC_FLAGS)
+            key: hit if type(hit) is bytes else decode(hit[0], hit[1] & CODEC_FLAGS, key)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }
@@ -550,24 +550,25 @@ class DiskCache:
         names = self._store.names_of(slot)
         if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
             return None
+        key = decode_key(names.key)
         return Entry(
-            key=decode_key(names.key),
+            key=key,
             tag=decode_key(names.tag) if names.tag else None,
             meta=_META.loads(names.meta) if names.meta else None,
             size=slot.value_length,
             created=names.created / 1e9,
             expires=slot.expires / 1e9 if slot.expires else None,
             accessed=self._store.accessed(slot),
-            load=lambda: self._load_entry(slot),
+            load=lambda: self._load_entry(slot, key),
         )
 
-    def _load_entry(self, slot: Slot) -> Any:
+    def _load_entry(self, slot: Slot, key: Key) -> Any:
         found = self._store.fetch_version(slot)
         if found is None:
             raise EntryGone(
                 "the entry expired, or was replaced or removed, before its value was read: get it again"
             )
-        return self._decode(found.payload, found.flags & CODEC_FLAGS)
+        return self._decode(found.payload, found.flags & CODEC_FLAGS, key)
 
     @guarded
     def open(self, key: Key) -> BinaryIO:
@@ -656,7 +657,7 @@ class DiskCache:
     def _item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:
         """Everything of an entry as bytes, checked."""
         data = encode_key(key)
-        payload, flags = self._codec.encode(value, self._store.encodable_bytes)
+        payload, flags = self._codec.encode(value, self._store.encodable_bytes, key)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
         meta_bytes = b"" if meta is None else _encode_meta(meta)
         self._check(data, tag_bytes, meta_bytes, len(payload))

@@ -15,6 +15,7 @@ import hmac
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 from itertools import chain
 from operator import gt
@@ -746,8 +747,9 @@ class PickleSerializer:
 
     With a `secret` each value is authenticated (keyed blake2b) before anything is unpickled, so
     that only those who know the secret can. `secrets.token_bytes(32)` makes a good one; keep it
-    out of the cache directory. The signature says who made a value, not under which key it was
-    stored.
+    out of the cache directory. A cache signs the key along with the value: under another one the
+    value is not loaded. What calls `dumps` and `loads` itself, a class derived from this one that
+    has its own included, signs the value alone.
 
     Raises `ConfigurationError` for a secret that is not bytes or is empty, and an unknown protocol.
     """
@@ -766,21 +768,36 @@ class PickleSerializer:
 
     def dumps(self, value: Any) -> bytes:
         """`value` pickled, behind its signature if there is a secret; raises what pickle raises."""
-        data = pickle.dumps(value, self._protocol)
-        return data if self._mac is None else _sign(self._mac, data) + data
+        return self._dumps(value, _NO_KEY)
 
     def loads(self, data: bytes) -> Any:
         """The object in `data`; raises what pickle raises.
 
         `SerializationError` when `data` was not signed with this secret: nothing is unpickled then.
         """
+        return self._loads(data, _NO_KEY)
+
+    def _signs_alone(self) -> bool:
+        """Whether values are signed, and no derived class has a hand in the bytes: then keys can be, too."""
+        own = PickleSerializer.dumps, PickleSerializer.loads
+        return self._mac is not None and own == tuple(
+            getattr(method, "__func__", None) for method in (self.dumps, self.loads)
+        )
+
+    def _dumps(self, value: Any, key: bytes) -> bytes:
+        """`dumps`, signed for the encoded `key`."""
+        data = pickle.dumps(value, self._protocol)
+        return data if self._mac is None else _sign(self._mac, key, data) + data
+
+    def _loads(self, data: bytes, key: bytes) -> Any:
+        """`loads` of what was signed for the encoded `key`."""
         if self._mac is None:
             return pickle.loads(data)
         signature, data = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, _sign(self._mac, data)):
+        if not hmac.compare_digest(signature, _sign(self._mac, key, data)):
             raise SerializationError(
                 "the signature of a stored pickle is wrong, it was not loaded: the value is damaged,"
-                " forged, or was signed with another secret"
+                " forged, of another key, or was signed with another secret or by an older release"
             )
         return pickle.loads(data)
 
@@ -792,16 +809,19 @@ class PickleSerializer:
 
 
 _SIGNATURE_BYTES = 32
+_SIGNED = Struct("<BI")  # what is signed begins with: kind, length of the key; then the key, then the pickle
+_NO_KEY = b""  # no key has this encoding
 
 
 def _keyed(secret: bytes) -> blake2b:
     """The keyed hash to begin each signature with."""
     key = blake2b(secret).digest()  # keys have at most 64 bytes, secrets any number
-    return blake2b(digest_size=_SIGNATURE_BYTES, key=key, person=b"yatagarasu")
+    return blake2b(digest_size=_SIGNATURE_BYTES, key=key, person=b"yatagarasu 2")  # of what is signed so
 
 
-def _sign(keyed: blake2b, data: bytes) -> bytes:
+def _sign(keyed: blake2b, key: bytes, data: bytes) -> bytes:
     mac = keyed.copy()
+    mac.update(_SIGNED.pack(KIND_CUSTOM, len(key)) + key)
     mac.update(data)
     return mac.digest()
 
@@ -862,6 +882,7 @@ def _decode_unknown(_data: bytes) -> Any:
 
 
 _MSGPACK = MsgpackSerializer()
+_UNKNOWN: Any = object()  # for a key: no signature is made or found good without one
 
 # By kind; every value of the four bits has an entry.
 _DECODERS: list[Callable[[bytes], Any]] = [_decode_unknown] * (KIND_MASK + 1)
@@ -883,26 +904,41 @@ class ValueCodec:
     ``"msgpack"``, ``"pickle"`` or an instance of something that satisfies `Serializer`. The
     default one gives a bytearray back as bytes, in containers as the bytearray that it was.
 
+    Pickles that are signed are signed for their key, and for no other one.
+
     Raises `ConfigurationError` for any other `serializer`.
     """
 
-    __slots__ = ("_decoders", "_encode_object", "_header", "_serializer")
+    __slots__ = ("_decoders", "_encode_object", "_header", "_serializer", "decode")
+
+    decode: Callable[..., Any]
+    """``decode(payload, flags, key)``: the value in `payload`; of `flags` only the low four bits count.
+
+    Raises `SerializationError` when the payload is damaged, another serializer made it, or it is a signed
+    pickle, which alone needs the key, and was signed for another one than `key`.
+    """
 
     def __init__(self, serializer: str | Serializer = "msgpack") -> None:
         self._serializer = _choose(serializer)
         self._header = _header(self._serializer)
         self._decoders = [*_DECODERS]
         self._decoders[KIND_CUSTOM] = self._decode_custom
-        plain = type(self._serializer) is MsgpackSerializer
-        self._encode_object = _encode_msgpack if plain else self._encode_custom
+        self._encode_object: Callable[[Any, int, Key], tuple[bytes, int]] = self._encode_custom
+        self.decode = self._decode
+        if type(self._serializer) is MsgpackSerializer:
+            self._encode_object = _encode_msgpack
+        elif isinstance(self._serializer, PickleSerializer) and self._serializer._signs_alone():
+            self._encode_object, self.decode = self._encode_signed, self._decode_signed
 
     @property
     def serializer(self) -> Serializer:
         """The serializer in use."""
         return self._serializer
 
-    def encode(self, value: Any, most: int = MAX_VALUE_BYTES) -> tuple[bytes | memoryview, int]:
-        """The payload of `value` and its flags (0 to 15).
+    def encode(
+        self, value: Any, most: int = MAX_VALUE_BYTES, key: Key = _UNKNOWN
+    ) -> tuple[bytes | memoryview, int]:
+        """The payload of `value` under `key`, which only what is signed needs, and its flags (0 to 15).
 
         Raises `SerializationError`, which names type and remedy, when it would not come back exactly,
         and `ValueTooLarge` when it takes more than `most` bytes, as soon as that is certain: payloads that
@@ -921,13 +957,9 @@ class ValueCodec:
         native = _NATIVE.get(kind)
         if native is not None:
             return native(value, most)
-        return self._encode_object(value, most)
+        return self._encode_object(value, most, key)
 
-    def decode(self, payload: bytes, flags: int) -> Any:
-        """The value in `payload`; of `flags` only the low four bits count.
-
-        Raises `SerializationError` when the payload is damaged or another serializer made it.
-        """
+    def _decode(self, payload: bytes, flags: int, _key: Key = None) -> Any:
         if not flags & KIND_MASK:  # KIND_BYTES
             return payload
         try:
@@ -939,10 +971,22 @@ class ValueCodec:
                 raise
             raise SerializationError(f"a stored value is damaged: {error}") from error
 
-    def _encode_custom(self, value: Any, _most: int) -> tuple[bytes, int]:
+    def _decode_signed(self, payload: bytes, flags: int, key: Key = _UNKNOWN) -> Any:
+        if flags & KIND_MASK != KIND_CUSTOM:
+            return self._decode(payload, flags)
+        serializer: Any = self._serializer
+        return self._decode_custom(payload, partial(serializer._loads, key=encode_key(key)))
+
+    def _encode_signed(self, value: Any, most: int, key: Key) -> tuple[bytes, int]:
+        serializer: Any = self._serializer
+        return self._encode_custom(value, most, key, partial(serializer._dumps, key=encode_key(key)))
+
+    def _encode_custom(
+        self, value: Any, _most: int, _key: Key, dumps: Callable[[Any], bytes] | None = None
+    ) -> tuple[bytes, int]:
         serializer = self._serializer
         try:
-            data = serializer.dumps(value)
+            data = (dumps or serializer.dumps)(value)
         except SerializationError:
             raise
         except Exception as error:
@@ -957,12 +1001,12 @@ class ValueCodec:
             )
         return self._header + data, KIND_CUSTOM
 
-    def _decode_custom(self, payload: bytes) -> Any:
+    def _decode_custom(self, payload: bytes, loads: Callable[[bytes], Any] | None = None) -> Any:
         header = self._header
         if not payload.startswith(header):
             raise _made_by_another(payload, self._serializer.name)
         try:
-            return self._serializer.loads(payload[len(header) :])
+            return (loads or self._serializer.loads)(payload[len(header) :])
         except SerializationError:
             raise
         except Exception as error:
@@ -973,7 +1017,7 @@ class ValueCodec:
             ) from error
 
 
-def _encode_msgpack(value: Any, most: int) -> tuple[bytes, int]:
+def _encode_msgpack(value: Any, most: int, _key: Key) -> tuple[bytes, int]:
     if type(value) is bytearray:
         if len(value) > most:
             raise _too_long(most)
@@ -1007,15 +1051,25 @@ def _header(serializer: Serializer) -> bytes:
 
 def _made_by_another(payload: bytes, configured: str) -> SerializationError:
     """The error for a payload that names not the `configured` serializer."""
-    end = 1 + payload[0] if payload else 0
-    if not 1 < end <= len(payload):
-        raise ValueError("the name of its serializer is cut off")
-    name = _from_utf8(payload[1:end])
+    try:
+        name = _name_in(payload)
+    except ValueError as error:
+        if is_interruption(error):
+            raise
+        return SerializationError(f"a stored value is damaged: {error}")
     remedy = _HOW_TO_OPEN.get(name, f"serializer=<your serializer named {name!r}>")
     return SerializationError(
         f"the value was stored with serializer {name!r}, this cache uses {configured!r}; to read it,"
         f" open the cache with {remedy} if you trust whoever wrote it, or set the value anew"
     )
+
+
+def _name_in(payload: bytes) -> str:
+    """The name of the serializer that made `payload`."""
+    end = 1 + payload[0] if payload else 0
+    if not 1 < end <= len(payload):
+        raise ValueError("the name of its serializer is cut off")
+    return _from_utf8(payload[1:end])
 
 
 _HOW_TO_OPEN = {
