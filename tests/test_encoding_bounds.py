@@ -252,3 +252,194 @@ def test_what_is_not_plain() -> None:
         assert codec._core.pack([1, value], 1 << 30, None, False) is NotImplemented
     deepest = doubled(1, lambda v: [v], 255)
     assert MsgpackSerializer().loads(codec._core.pack(deepest, 1 << 30, None, False)) == deepest
+
+
+# What grows, and would still be allowed in a cache of many gigabytes
+
+HUGE = 1 << 40
+GROWING: dict[str, Any] = {
+    "list": doubled(["leaf"], lambda v: [v, v], 27),
+    "dict": doubled({"a": 1}, lambda v: {"a": v, "b": v}, 27),
+    "dict, int keys": doubled({1: 1}, lambda v: {1: v, 2: v}, 22),
+    "tuple": doubled((), lambda v: (v, v), 22),
+    "tuple, more": doubled((), lambda v: (v, v), 30),
+    "wide tuples": doubled(1, lambda v: (v,) * 100, 5),
+    "frozenset": doubled(frozenset(), lambda v: frozenset({(v, 1), (v, 2)}), 22),
+    "mixed": doubled({"a"}, lambda v: ({"k": v}, [v]), 22),
+    "key": {doubled((), lambda v: (v, v), 20): (), "other": doubled((), lambda v: (v, v), 22)},
+    "text": [TEXT] * 20_000,
+    "text in a tuple": (TEXT,) * 20_000,
+    "text in dicts": [{1: TEXT}] * 20_000,
+    "bytes": {"a": [TEXT.encode()] * 20_000},
+    "ints": (1 << 800_000,) * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", ["list", "dict", "bytes", "text", "text in a tuple"])
+def test_what_grows_is_refused_by_both_cores(name: str, core: None) -> None:
+    test_what_grows_out_of_all_proportion_is_refused(name)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_what_grows_out_of_all_proportion_is_refused(name: str) -> None:
+    """Before it grew, whatever the cache has room for."""
+
+    def refused() -> None:
+        with pytest.raises(ValueTooLarge, match="the value refers to the same things again and again, .* 64 times"):
+            ValueCodec().encode(GROWING[name], HUGE)
+
+    assert peak(refused) < 60 << 20  # 16 MiB are packed before anything is measured
+
+
+def test_that_it_is_long_or_repeats_itself_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_MUCH", 1 << 16)
+    text = ["x" * 600 + str(n) for n in range(1000)]
+    for value in (
+        text, tuple(text), [("a", 1)] * 30_000, [["row", 1, None]] * 30_000, {n: (n,) for n in range(20_000)},
+        [{"name": "x" * 50, "n": n} for n in range(10_000)], ["y" * 500] * 10_000, [1 << 2000] * 10_000,
+        [frozenset({n}) for n in range(10_000)], ["x" * 10_000] * 60, [b"x" * (1 << 20)],
+    ):  # fmt: skip
+        codec._measure(value, HUGE, codec._CONTAINER_COST)
+
+
+# Hashes that are the same
+
+SAME = 2**61 - 1  # ints are hashed modulo this
+COLLIDING: dict[str, Callable[[int], Any]] = {
+    "ints": lambda n: SAME * n,
+    "negative ints": lambda n: -SAME * n - 1,
+    "floats": lambda n: 2.0 ** (61 * n % 1000) if n < 17 else SAME * n + 1,
+    "tuples": lambda n: (SAME * n, "a"),
+    "tuples in tuples": lambda n: ((1, (SAME * n,)), 2),
+    "minus one and two": lambda n: tuple([-1 - (n >> bit & 1) for bit in range(15)]),
+    "frozensets": lambda n: frozenset({SAME * n, 1}),
+    "frozensets in tuples": lambda n: (frozenset({SAME * n, (1, SAME)}),),
+    "long ints": lambda n: (1 << 6100) + SAME * n,
+}
+
+
+def members(name: str, number: int) -> list[Any]:
+    return [COLLIDING[name](n) for n in range(number)]
+
+
+def flat(content: list[Any], steps: list[int], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """What a set or dict of `content` would have been encoded as, before it was looked at."""
+    monkeypatch.setattr(codec._Collisions, "too_many", lambda *_: False)
+    data = MsgpackSerializer().dumps(tuple(content))
+    monkeypatch.undo()
+    packed = ormsgpack.unpackb(data, ext_hook=lambda _, content: content)
+    parts, found = ormsgpack.unpackb(packed, ext_hook=ormsgpack.Ext)
+    found[-3:] = [steps[0], *found[-2:]]
+    return ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb([parts, [*found, *steps[1:]]])))
+
+
+def no_building(content: list[Any]) -> frozenset[Any]:
+    assert len(content) < 10, "nobody is to begin with it"
+    return frozenset(content)
+
+
+@pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
+@pytest.mark.parametrize("name", COLLIDING)
+def test_hashes_that_collide_are_refused_before_anything_is_built(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = {"set": codec._SET, "frozenset": codec._FROZENSET, "dict": codec._DICT}[kind]
+    content = members(name, 10_000)
+    if kind == "dict":
+        content = [part for member in content for part in (member, None)]
+    data = flat(content, [step], monkeypatch)
+    monkeypatch.setitem(codec._BUILDERS, step, no_building)
+    with pytest.raises(SerializationError, match="damaged: too many members or keys of the same hash"):
+        MsgpackSerializer().loads(data)
+
+
+def test_many_sets_of_them_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is small enough."""
+    content = members("ints", 2000)
+    parts, steps = content * 20, [codec._SET, 2000, 2000] * 20 + [codec._LIST, 0, 20]
+    built = 0
+
+    def build(content: list[Any]) -> Any:
+        nonlocal built
+        built += 1
+        return content
+
+    monkeypatch.setitem(codec._BUILDERS, codec._SET, build)
+    with pytest.raises(ValueError, match="of the same hash"):
+        codec._rebuild(parts, steps, 500_000)
+    assert built == 4
+
+
+def test_frozensets_that_are_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of them, each of which was looked at by itself and let pass: to compare two is what takes long."""
+    inner = [SAME * n for n in range(1, 1001)]
+    sets = [frozenset([*inner, SAME * (2000 + n)]) for n in range(8)]
+    collisions = codec._Collisions()
+    for one in sets:
+        collisions.add(list(one))
+    each = collisions.work // 8
+    assert not collisions.too_many(0)
+    collisions.add([(one, 1) for one in sets])
+    assert collisions.work > each * (8 + 8 * 7 // 2) and collisions.too_many(0)
+    for _ in range(50):  # nested: work grows, the time to find it out doesn't
+        sets = [frozenset({one, SAME}) for one in sets]
+    before = collisions.work
+    collisions.add(sets)
+    assert collisions.work > before
+
+
+HONEST: dict[str, Any] = {
+    "ints": set(range(50_000)), "far apart": {n << 40 for n in range(20_000)}, "random": {n * n * 12345 for n in range(9999)},
+    "multiples": {SAME * n for n in range(1, 4000)}, "powers": {2**n for n in range(5000)},
+    "floats": {2.0**n for n in range(-1074, 1024)}, "halves": {n / 2 for n in range(10_000)},
+    "grid": {(x, y) for x in range(-50, 50) for y in range(-50, 50)}, "signs": {COLLIDING["minus one and two"](n << 5) for n in range(1024)},
+    "keys": {SAME * n: (n,) for n in range(2000)}, "texts": {str(n) for n in range(10_000)},
+    "sets": {frozenset({n, n + 1}) for n in range(5000)}, "subsets": {frozenset(b for b in range(12) if n >> b & 1) for n in range(4096)},
+    "many": [{SAME * n for n in range(m, m + 40)} for m in range(1, 500)], "bytes": {bytes([n]) for n in range(256)},
+    "mixed": {1, 2.5, "a", b"a", None, (1, SAME), frozenset(), True + 2, SAME, -SAME},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_values_are_not_refused(name: str) -> None:
+    value = HONEST[name]
+    assert MsgpackSerializer().loads(MsgpackSerializer().dumps(value)) == value
+
+
+WRAPS: list[Callable[[Any], Any]] = [set, lambda v: [frozenset(v)], lambda v: dict.fromkeys(v, 1)]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_could_not_be_read_is_not_stored(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same limit on the way in, to the last member."""
+    monkeypatch.setattr(codec, "_COMPARISONS", 5000)
+    most = 0
+    for number in range(50, 200):
+        value = wrap([SAME * n for n in range(number)])
+        try:
+            data = MsgpackSerializer().dumps(value)
+        except SerializationError as error:
+            assert "so many members or keys of the same hash" in str(error)
+            break
+        most = number
+        assert MsgpackSerializer().loads(data) == value
+    assert 100 < most < 130
+
+
+def test_it_is_refused_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_COMPARISONS", 1000)
+    value = {SAME * n for n in range(100)}
+    with DiskCache(tmp_path / "c") as cache:
+        cache.set("k", "old")
+        for call in (
+            lambda v: cache.set("k", v), lambda v: cache.add("new", v), lambda v: cache.set_many({"k": v}),
+            lambda v: cache.set("k", 1, meta=v),
+        ):  # fmt: skip
+            with pytest.raises(SerializationError, match="of the same hash"):
+                call(value)
+        assert cache.get("k") == "old" and len(cache) == 1
+
+
+def test_the_most_that_is_read() -> None:
+    value = {SAME * n for n in range(4096)}
+    assert len(MsgpackSerializer().loads(MsgpackSerializer().dumps(value))) == 4096

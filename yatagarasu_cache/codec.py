@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -455,11 +455,12 @@ _CONTAINERS: frozenset[type] = frozenset({list, tuple, set, frozenset, dict})
 class _Opened:
     """A container whose content is being measured."""
 
-    __slots__ = ("inner", "size", "value")
+    __slots__ = ("containers", "inner", "size", "value")
 
     def __init__(self, value: Any, kinds: set[type]) -> None:
         self.value = value
-        content = list(chain.from_iterable(value.items()) if type(value) is dict else value)
+        self.containers = 1
+        content = _content(value)
         here = set(map(type, content))
         kinds |= here
         inner = [item for item in content if type(item) in _CONTAINERS] if here & _CONTAINERS else []
@@ -472,33 +473,146 @@ class _Opened:
             self.size += max((sum(map(int.bit_length, numbers)) >> 3) - len(numbers), 0)
 
 
-def _measure(value: Any, most: int) -> set[type]:
+def _measure(value: Any, most: int, container: int = 0) -> set[type]:
     """The types of all that is in a container; `ValueTooLarge` if it certainly takes more than `most` bytes.
 
-    Each container is looked at once, however often it occurs. What contains itself is refused.
+    Each container is looked at once, however often it occurs. What contains itself is refused, and what
+    refers to the same things so often that it grows out of all proportion: to write out a `container` takes
+    as long as so many bytes do.
     """
     kinds: set[type] = set()
-    sizes: dict[int, int | None] = {id(value): None}  # None: not known yet
+    sizes: dict[int, tuple[int, int] | None] = {id(value): None}  # and containers in it; None: not known yet
     stack = [_Opened(value, kinds)]
     while stack:
         top = stack[-1]
         for item in top.inner:
-            size = sizes.setdefault(id(item), -1)
+            size = sizes.setdefault(id(item), _NOT_SEEN)
             if size is None or len(stack) > _DEEPEST:
                 raise _too_deep()
-            if size < 0:
+            if size is _NOT_SEEN:
                 sizes[id(item)] = None
                 stack.append(_Opened(item, kinds))
                 break
-            top.size += size
+            top.size += size[0]
+            top.containers += size[1]
         else:
             stack.pop()
             if top.size > most:
                 raise _too_long(most)
-            sizes[id(top.value)] = top.size
+            sizes[id(top.value)] = top.size, top.containers
             if stack:
                 stack[-1].size += top.size
+                stack[-1].containers += top.containers
+    _check_growth(value, top.size + container * top.containers)
     return kinds
+
+
+_NOT_SEEN = -1, -1
+
+
+def _check_growth(value: Any, cost: int) -> None:
+    """`ValueTooLarge` if `cost`, in bytes, comes from a `value` that itself has next to nothing."""
+    if cost > _MUCH and cost > _GROWTH * _held_bytes(value):
+        raise ValueTooLarge(
+            "the value refers to the same things again and again, and would grow to more than"
+            f" {_GROWTH} times its size when it is encoded: store what is shared once, under a key of its own"
+        )
+
+
+_MUCH = 1 << 28  # bytes that any value may take to encode
+_GROWTH = 64  # times the bytes that it holds are what more it may take
+
+
+def _held_bytes(value: Any) -> int:
+    """Bytes of memory that a container holds, roughly: each thing once, however often it occurs."""
+    total = 0
+    seen = {id(value)}
+    found = [value]
+    while found:
+        content = _content(found.pop())
+        total += _CONTAINER_BYTES + _REFERENCE_BYTES * len(content)
+        for item in content:
+            size = _held_apart(item)
+            if size and id(item) not in seen:
+                seen.add(id(item))
+                total += size
+                if type(item) in _CONTAINERS:
+                    found.append(item)
+    return total
+
+
+_CONTAINER_BYTES = 56
+_REFERENCE_BYTES = 8
+
+
+def _held_apart(item: Any) -> int:
+    """Bytes that an item has beside the reference to it. Little is taken for nothing."""
+    kind = type(item)
+    size = 0
+    if kind in _CONTAINERS:
+        return 1  # what it has is counted when it is opened
+    if kind in _SIZED:
+        size = len(item)
+    elif kind is int:
+        size = item.bit_length() >> 3
+    return size if size > _GROWTH * _REFERENCE_BYTES else 0
+
+
+def _content(value: Any) -> list[Any]:
+    """What is in a container: keys and values in turn, if it is a dict."""
+    return list(chain.from_iterable(value.items()) if type(value) is dict else value)
+
+
+class _Collisions:
+    """What it takes to tell members of a set, or keys of a dict, apart that have the same hash.
+
+    Python compares each with each. Whoever chooses numbers, or tuples and frozensets of them, can give all
+    of them one hash. Only such members are looked at closely, so honest values have next to no work.
+    """
+
+    __slots__ = ("_weights", "work")
+
+    def __init__(self) -> None:
+        self.work = 0  # comparisons of two small numbers, or what takes as long
+        self._weights: dict[int, int] = {}  # of tuples and frozensets, by id
+
+    def add(self, members: list[Any]) -> None:
+        """Count what these members cost."""
+        hashes = list(map(hash, members))
+        if len(set(hashes)) < len(hashes):
+            self.work += self._comparing(members, hashes)
+
+    def too_many(self, length: int) -> bool:
+        """Whether this takes longer than what `length` encoded bytes may take."""
+        return self.work > _COMPARISONS + length
+
+    def _comparing(self, members: Iterable[Any], hashes: Iterable[int]) -> int:
+        groups: dict[int, list[Any]] = {}
+        for member, value in zip(members, hashes, strict=True):
+            groups.setdefault(value, []).append(member)
+        alike = [group for group in groups.values() if len(group) > 1]
+        return sum([(len(group) - 1) * sum(map(self._weight, group)) // 2 for group in alike])
+
+    def _weight(self, value: Any) -> int:
+        """What it takes to compare `value` with another one that is nearly the same."""
+        kind = type(value)
+        if kind is tuple or kind is frozenset:
+            weight = self._weights.get(id(value))
+            if weight is None:
+                weight = self._weights[id(value)] = self._weigh(value)
+            return weight
+        long = value.bit_length() >> 10 if kind is int else len(value) >> 8 if kind in _SIZED else 0
+        return 1 + int(long)
+
+    def _weigh(self, value: tuple[Any, ...] | frozenset[Any]) -> int:
+        weight = 1 + sum(map(self._weight, value))
+        if type(value) is frozenset:  # each member is looked up in the other one
+            weight += self._comparing(value, map(hash, value))
+        return weight
+
+
+_COMPARISONS = 1 << 23  # 4,096 numbers of one hash; some tenths of a second
+_FEW = 32  # scalars of which no collisions are looked for: not many times what each takes anyway
 
 
 def _dump_exactly(value: Any, most: int) -> bytes:
@@ -522,7 +636,11 @@ def _dump_flat(value: Any, plain: frozenset[type], most: int) -> Any:
     if flat.add(value, 0):
         return _pack(value, most, _measure, False)
     content = _pack([flat.parts, flat.steps], most, _measure, True)
-    return packb(Ext(_EXT_FLAT, content)) if type(content) is bytes else content
+    if type(content) is not bytes:
+        return content
+    if flat.collisions.too_many(len(content)):
+        raise _too_many_collisions()
+    return packb(Ext(_EXT_FLAT, content))
 
 
 _REMEDY = "convert it first, or open the cache with serializer='pickle' or a serializer of your own"
@@ -540,7 +658,15 @@ def _too_deep() -> SerializationError:
     )
 
 
+def _too_many_collisions() -> SerializationError:
+    return SerializationError(
+        "a set or dict in the value has so many members or keys of the same hash (as multiples of 2**61 - 1"
+        f" have) that it would take too long to read; {_REMEDY}"
+    )
+
+
 _WATCH_ITEMS = 1 << 16
+_CONTAINER_COST = 128  # bytes that are written in the time in which one container is taken apart
 _DEEPEST = 255  # that ormsgpack writes and reads
 _STEPS: dict[type, int] = {list: _LIST, tuple: _TUPLE, set: _SET, frozenset: _FROZENSET, dict: _DICT}
 
@@ -553,11 +679,14 @@ class _Flattener:
     are taken for parts without a look at the value.
     """
 
-    __slots__ = ("_most", "_plain", "_pushed", "_unwatched", "_value", "_watched", "parts", "steps")
+    __slots__ = (
+        "_most", "_plain", "_pushed", "_unwatched", "_value", "_watched", "collisions", "parts", "steps",
+    )  # fmt: skip
 
     def __init__(self, value: Any, plain: frozenset[type], most: int) -> None:
         self.parts: list[Any] = []
         self.steps: list[int] = []
+        self.collisions = _Collisions()
         self._plain = plain
         self._pushed = 0
         self._value, self._most = value, most
@@ -585,7 +714,7 @@ class _Flattener:
         start = len(parts)
         if start > _WATCH_ITEMS:
             self._watch()
-        content = list(chain.from_iterable(value.items()) if kind is dict else value)
+        content = _content(value)
         plain = True
         if self._plain.issuperset(map(type, content)):  # all at once, at the speed of C
             parts += content
@@ -597,8 +726,11 @@ class _Flattener:
             self._count(len(content))
             parts[start:] = [value]
             return True
-        self.steps += (_STEPS[kind], len(parts) - self._pushed, len(content))
+        step, more, count = _STEPS[kind], len(parts) - self._pushed, len(content)
+        self.steps += (step, more, count)
         self._pushed = len(parts)
+        if step >= _SET and (more != count or count > _FEW):
+            self.collisions.add(content[::2] if kind is dict else content)
         return False
 
     def _count(self, items: int) -> None:
@@ -611,7 +743,7 @@ class _Flattener:
         """After much work, once: whether it has an end."""
         if not self._watched:
             self._watched = True
-            _measure(self._value, self._most)
+            _measure(self._value, self._most, _CONTAINER_COST)
 
 
 def _as_part(value: Any) -> Any:
@@ -638,7 +770,7 @@ def _load_flat(extension: Any) -> Any:
     """A whole value that `_dump_exactly` took apart."""
     if extension.start != _EXT_FLAT:
         raise ValueError("an extension out of place")
-    return _rebuild(*_unpack_parts(extension.stop))
+    return _rebuild(*_unpack_parts(extension.stop), len(extension.stop))
 
 
 def _unpack_parts(content: bytes) -> tuple[list[Any], list[int]]:
@@ -665,9 +797,13 @@ def _load_part(tag: int, data: bytes) -> Any:
     raise ValueError("an unknown extension")
 
 
-def _rebuild(parts: list[Any], steps: list[int]) -> Any:
-    """Follow `steps` (see `_Flattener`); an exception when they do not lead to one value."""
+def _rebuild(parts: list[Any], steps: list[int], length: int) -> Any:
+    """Follow `steps` (see `_Flattener`); an exception when they do not lead to one value.
+
+    Nor when its sets and dicts would take longer than `length` encoded bytes may.
+    """
     _check_steps(parts, steps)
+    collisions = _Collisions()
     stack: list[Any] = []
     pushed = 0
     triples = iter(steps)
@@ -681,6 +817,10 @@ def _rebuild(parts: list[Any], steps: list[int]) -> Any:
                 raise ValueError("a step takes what is not there")
             content = stack[first:]
             del stack[first:]
+        if step >= _SET and (more != count or count > _FEW):
+            collisions.add(content[::2] if step == _DICT else content)
+            if collisions.too_many(length):
+                raise ValueError("too many members or keys of the same hash")
         stack.append(_BUILDERS[step](content))
     stack += parts[pushed:]
     (value,) = stack
