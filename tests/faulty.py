@@ -652,3 +652,58 @@ def open_faulty(
 
 
 FULL, BROKEN, TOO_MANY, FORBIDDEN = errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EACCES
+
+
+class WornBackend(FaultyBackend):
+    """A disk with bad blocks, by the end of a file's path: reading one is an EIO. One that is written as a
+    whole is exchanged for a good one, if the disk `heals`."""
+
+    def __init__(self, bad: dict[str, set[int]], *, heals: bool = True) -> None:
+        super().__init__()
+        self.bad, self.heals = bad, heals
+
+    def _bad_in(self, fd: int, length: int, offset: int) -> set[int]:
+        found = next((blocks for end, blocks in self.bad.items() if self._path(fd).endswith(end)), set())
+        return {at for at in found if at < offset + length and offset < at + _BAD_BYTES}
+
+    def _look(self, fd: int, length: int, offset: int) -> None:
+        if self._bad_in(fd, min(length, max(0, os.fstat(fd).st_size - offset)), offset):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the system does, without a name
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        self._look(fd, length, offset)
+        return super().read(fd, length, offset)
+
+    def read_once(self, fd: int, length: int, offset: int) -> bytes:
+        self._look(fd, length, offset)
+        return super().read_once(fd, length, offset)
+
+    def read_nowait(self, fd: int, length: int, offset: int) -> bytes | None:
+        self._look(fd, length, offset)
+        return super().read_nowait(fd, length, offset)
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        end = offset + sum(map(len, buffers))
+        for at in self._bad_in(fd, end - offset, offset):
+            whole = offset <= at and end >= min(at + _BAD_BYTES, os.fstat(fd).st_size)
+            if not whole:  # the rest of it would have to be read
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if self.heals:
+                self.bad[next(name for name in self.bad if self._path(fd).endswith(name))].discard(at)
+        super().write(fd, buffers, offset)
+
+    def replace(self, source: str, target: str) -> None:
+        super().replace(source, target)
+        self._forget(target)
+
+    def unlink(self, path: str) -> bool:
+        self._forget(path)
+        return super().unlink(path)
+
+    def _forget(self, path: str) -> None:
+        """Another file has other blocks."""
+        for name in [name for name in self.bad if path.endswith(name)]:
+            del self.bad[name]
+
+
+_BAD_BYTES = 4096

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from . import cache_settings, checkpoint
@@ -21,6 +21,7 @@ from .directory import boot_id
 from .errors import CacheIOError, FormatError, ReadOnlyError, from_os_error
 from .eviction import policy_of, take_over
 from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Identity, Slot
+from .hidden import Hidden, readable
 from .index import Index, IndexDamaged, grown_capacity, rebuilt
 from .interruption import ours, suppressing
 from .locks import GRACE
@@ -36,7 +37,6 @@ _TABLE_SHARE = 1 << 16  # the table has an entry for each 64 KiB of the limit,
 _COMMON_TABLE = 1024  # up to so many, for hundreds of handles; it grows where more are needed
 _FIRST_HEADERS = 3  # segments looked at to see that index and segments belong together
 _LIKELY_SEGMENTS = 1 << 24  # a number farther on than this is damage
-_DATA = frozenset({f.ACTIVE, f.SEALED, f.TAKEN})
 
 
 def open_index(store: Handle, *, alone: bool, seed: int | None = None) -> Index:
@@ -312,15 +312,13 @@ def _rebuilt(store: Handle, old: Index | None) -> Index:
     identity = _identity(headers, old, saved)
     if saved is not None and saved.identity != identity:
         saved = None
-    segments = sorted(s for s, h in headers.items() if h.identity == identity and h.segment == s)
-    for segment, size in hidden.items():
-        log = _may_be_log(store, segment, size, identity, saved, old)
-        headers[segment] = f.SegmentHeader(f.FORMAT_VERSION, segment, identity, 0, 0, log)
-    segments = sorted({*segments, *hidden})
+    own = {s: h for s, h in sorted(headers.items()) if h.identity == identity and h.segment == s}
+    if hidden:
+        known = Hidden(store, identity, own, saved, old)
+        own = {**own, **{segment: known.header(segment, size) for segment, size in hidden.items()}}
     path = store.temporary_path()
-    index = _create(store, path, identity, _table_capacity(store, segments))
+    index = _create(store, path, identity, _table_capacity(store, list(own)))
     try:
-        own = {segment: headers[segment] for segment in segments}
         _Rebuild(store, index, saved, own, frozenset(hidden), verify=not _is_as_left(old)).run()
         index.words[f.W_NEXT_SEGMENT] = _unused_segment(store, saved, old)
         if old is not None:
@@ -400,16 +398,14 @@ def _latest(saved: Checkpoint) -> int:
 def _supersede(store: Handle, path: str) -> None:
     """Tell processes that still map a damaged index, as far as the file has a header to tell it in."""
     try:
-        file = store.backend.opened(path, os.O_RDWR)
+        with store.backend.opened(path, os.O_RDWR) as fd:
+            if os.fstat(fd).st_size >= f.HEADER_BYTES:
+                descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
+                store.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)
+                store.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
     except ours(OSError) as error:  # else they would go on with it, and others with the new one
-        if is_absence(error) or is_given_up(error):
-            return
-        raise
-    with file as fd:
-        if os.fstat(fd).st_size >= f.HEADER_BYTES:
-            descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
-            store.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)
-            store.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
+        if not is_absence(error) and not is_given_up(error):
+            raise
 
 
 def _headers(store: Handle) -> tuple[dict[int, f.SegmentHeader], dict[int, int]]:
@@ -444,41 +440,6 @@ def _read_checkpoint(store: Handle) -> Checkpoint | None:
         return None
 
 
-def _may_be_log(
-    store: Handle, segment: int, size: int, identity: Identity, saved: Checkpoint | None, old: Index | None
-) -> bool:
-    """Whether a file whose header cannot be read may be a log: changes are missing then. Numbers are given
-    out once, so whatever knew of it as a segment is believed."""
-    if saved is not None and (segment in saved.sealed or segment in _named(saved)):
-        return False
-    if old is not None and old.state(segment):
-        return old.state(segment) not in _DATA
-    found = next(_readable(store, segment, identity), None)
-    if found is not None:
-        return found.head.kind > f.LARGE
-    return size % f.ALIGN == 0  # as are logs: else it ends with a footer
-
-
-def _named(saved: Checkpoint) -> set[int]:
-    """The segments that a checkpoint has entries in."""
-    return {
-        place >> 32 for part in saved.parts for place in memoryview(part).cast("Q")[f.S_PLACE :: SLOT_WORDS]
-    }
-
-
-def _readable(store: Handle, segment: int, identity: Identity) -> Generator[Record, None, None]:
-    """What can be read of a file: the records that its footer lists, or those that are found."""
-    reader = Sparing(store.backend)
-    try:
-        with store.files.reading(segment) as fd:
-            footer = read_footer(reader, fd)
-            yield from footer or ()
-            yield from scan(reader, fd, segment, identity.seed)
-    except ours(OSError) as error:
-        if not is_absence(error) and not is_given_up(error):
-            raise
-
-
 def _identity(
     headers: dict[int, f.SegmentHeader], old: Index | None, saved: Checkpoint | None
 ) -> Identity:
@@ -489,6 +450,13 @@ def _identity(
     if old is not None:
         return old.identity
     return saved.identity if saved is not None else _new_identity()
+
+
+def _ends_at(reader: Reads, fd: int, end: int) -> bool:
+    """Whether a log was not written to beyond: there it can be read, and is as it was made."""
+    next_head = reader.read(fd, f.RECORD_BYTES, end)
+    hole = isinstance(reader, Sparing) and reader.has_hole(end, end + f.RECORD_BYTES)
+    return not hole and not any(next_head)
 
 
 class _Rebuild:
@@ -532,7 +500,7 @@ class _Rebuild:
         vouched = [len(slots) // SLOT_BYTES for slots in self._slots]
         for segment, header in self._headers.items():
             if not header.log and segment in self._hidden:
-                self._note_newer(_readable(self._store, segment, self._index.identity))
+                self._note_newer(readable(self._store, segment, self._index.identity))
             elif not header.log and segment not in sealed:  # those are complete in the checkpoint
                 self._replay(segment)
         for part in range(PARTITIONS):
@@ -596,19 +564,20 @@ class _Rebuild:
                 else:
                     changes.append((record.offset, record.head.stamp))
                     self._note_change(record)
+            ended = _ends_at(reader, fd, whole)
         self._index.words[self._index.entry(segment) + f.T_TAIL] = whole
         if isinstance(reader, Sparing) and reader.error is not None:
             self._give_up(segment, reader.error)
-            floors.append(self._doubtful(segment, max(reader.holes), changes))
+            if not ended:
+                floors.append(self._doubtful(segment, max(reader.holes), changes))
         return floors
 
     def _doubtful(self, log: int, hole: int, changes: list[tuple[int, int]]) -> int:
         """A stamp that no change which is missing in a log is beyond: what is up to it may have been removed.
         Changes stand in order there, and another log is begun when none follow in this one."""
-        created = self._headers[log].created or f.MAX_STAMP
         later = [stamp for offset, stamp in changes if offset > hole]
-        logs = [header.created for header in self._headers.values() if header.log]
-        return min([*later, *(begun for begun in logs if begun > created)], default=f.MAX_STAMP)
+        later += [header.created for s, header in self._headers.items() if header.log and s > log]
+        return min(filter(None, later), default=f.MAX_STAMP)
 
     def _reader(self) -> Reads:
         return Sparing(self._store.backend) if is_giving_up() else self._store.backend
