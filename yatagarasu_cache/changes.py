@@ -175,6 +175,10 @@ class ChangeLog:
     def _open(self) -> int:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
         segment = self.segment
+        if segment and not self._ends_within(segment):
+            self._store.log_once("log", "the log of changes ends nowhere: a new one is begun")
+            self.retire(segment)
+            segment = 0
         if segment and segment == self._segment:
             return segment
         store = self._store
@@ -195,6 +199,12 @@ class ChangeLog:
             index.words[index.entry(closed) + f.T_CLOSED] = 0
             index.words[f.W_LOG] = closed
             return closed
+
+    def _ends_within(self, segment: int) -> bool:
+        """Whether the index says that a log ends where it can."""
+        words, entry = self._index.words, self._index.entry(segment)
+        tail, size = words[entry + f.T_TAIL], words[entry + f.T_SIZE]
+        return f.SEGMENT_HEADER_BYTES <= tail <= min(size, f.MASK32 * f.ALIGN) and not tail % f.ALIGN
 
     def _newest_closed(self) -> int:
         """The log that was closed last: on a full volume it is gone on with. 0 if there is none."""

@@ -17,7 +17,7 @@ from .cancelling import ensure_wanted
 from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
-from .index import Index, IndexDamaged
+from .index import APPENDABLE, Index, IndexDamaged
 from .interruption import ours
 from .large import CHUNK_BYTES
 from .segment import read_footer, read_segment_header, scan
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
+_CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
+_MOST_COUNTED = 1 << 62  # nobody counts so far
 
 
 _REMEDY = "if that lasts, check(fix=True, drop_unreadable=True) gives up what cannot be read"
@@ -147,6 +149,67 @@ def _tag_problem(store: Store) -> str:
         return _fault(error)
 
 
+def _words(store: Store, fix: bool) -> Iterator[Problem]:
+    """The words of the header and of the segment table say what can be. (Others are looked at where they are
+    counted anew, or by `Index.validate`.)"""
+    with store.lock:
+        index = store.index
+        wrong = [*_wrong_words(store), *_wrong_table_words(index)]
+        for word, value, what in wrong:
+            yield Problem("count", f"{f.INDEX_NAME}, word {word}", f"{what} is {index.words[word]}", fix)
+            if fix:
+                index.words[word] = value
+
+
+def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
+    """(word, what it is to be, what it says) of those of the header that make no sense. The lock is held."""
+    index, words = store.index, store.index.words
+    clock, latest = words[f.W_CLOCK], words[f.W_CLOCK] + _CLOCK_SLACK
+    for i, name in enumerate(f.COUNTERS):
+        if words[f.W_COUNTERS + i] > _MOST_COUNTED:
+            yield f.W_COUNTERS + i, 0, f"the number of {name}"
+    for part in range(PARTITIONS):
+        if words[f.W_DELETED + part] > latest:
+            yield f.W_DELETED + part, clock, "when something was removed last"
+    if words[f.W_WRITTEN] > _MOST_COUNTED:
+        yield f.W_WRITTEN, checkpoint.OVERDUE, "what was written since the checkpoint"
+    if words[f.W_FLUSHED] > latest:
+        yield f.W_FLUSHED, 0, "up to when large files are durable"
+    if words[f.W_PROMISED] > 1:
+        yield f.W_PROMISED, 1, "whether durability was promised"
+    if words[f.W_LOG] and index.state(words[f.W_LOG]) != f.LOG:
+        yield f.W_LOG, 0, "the log that is written to"
+    if store.read_only:
+        return
+    if words[f.W_CLEAN]:
+        yield f.W_CLEAN, 0, "whether nobody has it open"
+    if words[f.W_INDEX_BYTES] != (size := os.fstat(index.fd).st_size):
+        yield f.W_INDEX_BYTES, size, "the index's length"
+    if index.is_copied():
+        device, inode = index.file()
+        yield f.W_FILE, device, "the device of the index"
+        yield f.W_FILE + 1, inode, "the inode of the index"
+
+
+def _wrong_table_words(index: Index) -> Iterator[tuple[int, int, str]]:
+    """The same of the segment table. The lock is held."""
+    words, latest = index.words, index.words[f.W_CLOCK] + _CLOCK_SLACK
+    for entry in index.table_entries():
+        state, segment = words[entry] & ~f.MASK32, words[entry] & f.MASK32
+        name = f.segment_name(segment)
+        if words[entry + f.T_CREATED] > latest:
+            yield entry + f.T_CREATED, words[f.W_CLOCK], f"when {name} was begun"
+        tail, size = words[entry + f.T_TAIL], words[entry + f.T_SIZE]
+        if state in APPENDABLE and not (f.SEGMENT_HEADER_BYTES <= tail <= size and tail % f.ALIGN == 0):
+            yield entry + f.T_TAIL, f.SEGMENT_HEADER_BYTES, f"up to where {name} is shown"
+        if state == f.LOG:
+            closed, is_open = words[entry + f.T_CLOSED], segment == words[f.W_LOG]
+            if closed > latest or bool(closed) == is_open:
+                yield entry + f.T_CLOSED, 0 if is_open else words[f.W_CLOCK], f"when {name} was closed"
+        elif words[entry + f.T_SYNCED] > size:
+            yield entry + f.T_SYNCED, 0, f"how much of {name} is durable"
+
+
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
     changes_lost = False
@@ -179,7 +242,9 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
         writer.abandon()
     for at in list(index.live_slots()):
         slot = index.slot(at)
-        if slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
+        if slot.segment == segment and not index.leads_to(at):
+            index.remove(at)
+        elif slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
     if isinstance(detail, _Unreadable) and not _made_readable(store, segment):
@@ -333,6 +398,8 @@ def _is_record(store: Store, slot: Slot, data: bytes) -> bool:
         return False
     key = data[f.RECORD_BYTES : f.RECORD_BYTES + head.key_length]
     value = memoryview(data)[slot.head_bytes :]
+    if (head.stamp, head.lengths) != (slot.stamp, slot.lengths) or not slot.access:
+        return False
     return f.key_digest(key, store.seed) == (slot.low, slot.high) and (
         f.value_sum(value, slot.low, slot.flags) == slot.value_sum and len(value) == slot.value_length
     )
@@ -349,17 +416,33 @@ def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | N
     if index.find(slot.low, slot.high) != at:
         detail = "its key leads elsewhere"
         if fix:
-            index.words[at] = f.REMOVED
-            index.words[at + f.S_ACCESS] = 0
+            index.remove(at)
             index.recount(part)
-    else:
-        detail = _entry_problem(store, slot)
+    elif detail := _entry_problem(store, slot):
         fix = _mends(fix, detail)
-        if detail and fix:
+        if fix:
             store.drop_corrupt(slot)
+    elif detail := _slot_problem(store, at, fix):
+        pass
     if not detail:
         return None
     return Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
+
+
+def _slot_problem(store: Store, at: int, fix: bool) -> str:
+    """What a slot, whose record and value are sound, says beside them: when it was stored, and used."""
+    index, slot = store.index, store.index.slot(at)
+    data = store.backend.read(store.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
+    head = f.unpack_head(data, 0)
+    stamp = head.stamp if head is not None else slot.stamp
+    latest = index.words[f.W_CLOCK] + _CLOCK_SLACK
+    used = slot.access if 0 < slot.access <= (f.MASK64 if store.policy.name == "lfu" else latest) else 0
+    if fix:
+        index.words[at + f.S_STAMP] = stamp
+        index.words[at + f.S_ACCESS] = used or store.policy.first(stamp)
+    if stamp != slot.stamp:
+        return "its slot is of another time than its record"
+    return "" if used else "when it was used makes no sense"
 
 
 def _entry_problem(store: Store, slot: Slot) -> str:
@@ -449,11 +532,13 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
         if store.owner.any_dead():  # what they had under way counts until they are reaped
             return
         words = store.index.words
-        counted, (total, _) = words[f.W_LARGE_BYTES], under_way.count(store.owner, store.index)
-        if fix and counted != total:
+        counted = words[f.W_LARGE_BYTES], words[f.W_LEAVING]
+        found = under_way.count(store.owner, store.index)
+        if fix and counted != found:
             store.count_large()
-    if counted != total:
-        yield Problem("space", f.LARGE_NAME, f"{counted} bytes counted, {total} found", fix)
+    for what, number, right in zip(("", " being removed"), counted, found, strict=True):
+        if number != right:
+            yield Problem("space", f.LARGE_NAME, f"{number} bytes{what} counted, {right} found", fix)
 
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:
@@ -489,6 +574,10 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
     """The checkpoint, if there is one, can be read."""
     with store.lock:
         detail = _checkpoint_problem(store)
+        counted = store.index.words[f.W_CHECKPOINT_BYTES]
+        if fix:
+            checkpoint.account(store, store.index)
+        size = checkpoint.file_size(store)
     if detail:
         if fix := _mends(fix, detail):
             try:
@@ -496,6 +585,8 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
             except ours(OSError):
                 fix = False
         yield Problem("checkpoint", f.CHECKPOINT_NAME, detail, fix)
+    elif counted != size:
+        yield Problem("space", f.CHECKPOINT_NAME, f"{counted} bytes counted, {size} found", fix)
 
 
 def _checkpoint_problem(store: Store) -> str:
@@ -533,7 +624,7 @@ def _settings_problem(store: Store) -> str:
 
 _Step = Callable[["Store", bool], Iterator[Problem]]
 _STEPS: tuple[tuple[str, _Step], ...] = (
-    ("index", _given_up), ("tag", _tag), ("segment", _segments), ("entry", _entries), ("count", _counts),
-    ("space", _space), ("large", _large), ("stray", _stray), ("checkpoint", _checkpoint),
+    ("index", _given_up), ("tag", _tag), ("index", _words), ("segment", _segments), ("entry", _entries),
+    ("count", _counts), ("space", _space), ("large", _large), ("stray", _stray), ("checkpoint", _checkpoint),
     ("settings", _settings),
 )  # fmt: skip

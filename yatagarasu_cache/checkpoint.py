@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xxhash import xxh3_64
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .backends.base import Backend
     from .index import Index
     from .store import Handle
+
+
+_PIECE_SLOTS = 1 << 14  # read at once, one MiB
+OVERDUE = 1 << 24  # records since the newest one, more than it takes to make another due
 
 
 class Checkpoint(NamedTuple):
@@ -99,13 +103,23 @@ def most_bytes(index: Index) -> int:
 
 
 def account(store: Handle, index: Index) -> None:
-    """Count the bytes of the checkpoint that there is. The lock is held."""
+    """Count the bytes of the checkpoint that there is. The lock is held.
+
+    Not those of a damaged one beyond what one can have: no entry goes for them, and another one is due.
+    """
+    size, most = file_size(store), most_bytes(index)
+    if size > most and read(store.backend, store.root) is None:
+        size = most
+        index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], OVERDUE)
+    index.words[f.W_CHECKPOINT_BYTES] = size
+
+
+def file_size(store: Handle) -> int:
     try:
         status = os.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
-        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
     except FileNotFoundError:
-        size = 0
-    index.words[f.W_CHECKPOINT_BYTES] = size
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
@@ -131,34 +145,82 @@ def read(backend: Backend, root: str) -> Checkpoint | None:
     path = os.path.join(root, f.CHECKPOINT_NAME)
     try:
         with naming(path), backend.reading(path) as fd:
-            data = backend.read(fd, os.fstat(fd).st_size, 0)
+            return _Reader(backend, fd).read()
     except ours(OSError) as error:
         if is_absence(error):
             return None
         raise
-    try:
-        return _parse(data)
-    except (struct.error, ValueError):
+    except _Damaged:
         return None
 
 
-def _parse(data: bytes) -> Checkpoint | None:
-    body, checksum = memoryview(data)[: -f.CHECKPOINT_SUM.size], data[-f.CHECKPOINT_SUM.size :]
-    magic, version, partitions, cache_id, seed, floor, count, eviction = f.CHECKPOINT_HEADER.unpack_from(body)
-    if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
-        return None
-    if checksum != f.CHECKPOINT_SUM.pack(xxh3_64(body).intdigest()):
-        return None
-    at = f.CHECKPOINT_HEADER.size
-    sealed = set()
-    for _ in range(count):
-        segment, _ = f.CHECKPOINT_SEGMENT.unpack_from(body, at)
-        sealed.add(segment)
-        at += f.CHECKPOINT_SEGMENT.size
-    parts = []
-    for _ in range(PARTITIONS):
-        slots, _ = f.CHECKPOINT_PART.unpack_from(body, at)
-        at += f.CHECKPOINT_PART.size
-        parts.append(bytes(body[at : at + slots * SLOT_BYTES]))
-        at += slots * SLOT_BYTES
-    return Checkpoint(f.Identity(cache_id, seed), floor, eviction, frozenset(sealed), parts)
+class _Damaged(Exception):
+    """A checkpoint is not what was written, or nothing that anybody can have written."""
+
+
+class _Reader:
+    """Reads a checkpoint piece by piece, each looked at before the next: what it claims costs no more
+    time and memory than what it has."""
+
+    def __init__(self, backend: Backend, fd: int) -> None:
+        self._backend, self._fd = backend, fd
+        self._at, self._left = 0, os.fstat(fd).st_size - f.CHECKPOINT_SUM.size
+        self._sum = xxh3_64()
+
+    def read(self) -> Checkpoint:
+        magic, version, partitions, cache_id, seed, floor, count, eviction = self._unpack(f.CHECKPOINT_HEADER)
+        if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
+            raise _Damaged
+        if floor > f.LAST_STAMP or count > f.MAX_TABLE:
+            raise _Damaged
+        sealed = frozenset(segment for segment, _ in f.CHECKPOINT_SEGMENT.iter_unpack(self._segments(count)))
+        parts = [self._part(part) for part in range(PARTITIONS)]
+        if self._left or self._backend.read(self._fd, f.CHECKPOINT_SUM.size, self._at) != (
+            f.CHECKPOINT_SUM.pack(self._sum.intdigest())
+        ):
+            raise _Damaged
+        return Checkpoint(f.Identity(cache_id, seed), floor, eviction, sealed, parts)
+
+    def _take(self, length: int) -> bytes:
+        """The next bytes, which have to be there."""
+        if length > self._left:
+            raise _Damaged
+        data = self._backend.read(self._fd, length, self._at)
+        if len(data) < length:
+            raise _Damaged
+        self._sum.update(data)
+        self._at, self._left = self._at + length, self._left - length
+        return data
+
+    def _unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack(self._take(layout.size))
+
+    def _segments(self, count: int) -> bytes:
+        data = self._take(count * f.CHECKPOINT_SEGMENT.size)
+        if any(not 0 < segment <= f.LAST_SEGMENT for segment, _ in f.CHECKPOINT_SEGMENT.iter_unpack(data)):
+            raise _Damaged
+        return data
+
+    def _part(self, part: int) -> bytes:
+        """The slots of a partition: live ones, each of which somebody can have written, and no key twice."""
+        live, _ = self._unpack(f.CHECKPOINT_PART)
+        if live > f.CAPACITY_MASK or live * SLOT_BYTES > self._left:
+            raise _Damaged
+        pieces, digests = [], set[tuple[int, int]]()
+        for first in range(0, live, _PIECE_SLOTS):
+            pieces.append(self._take(min(_PIECE_SLOTS, live - first) * SLOT_BYTES))
+            if not all(_is_possible(slot, part) for slot in map(f.Slot._make, f.SLOT.iter_unpack(pieces[-1]))):
+                raise _Damaged
+            digests.update(zip(*_digest_words(pieces[-1]), strict=True))
+        if len(digests) != live:
+            raise _Damaged
+        return b"".join(pieces)
+
+
+def _is_possible(slot: f.Slot, part: int) -> bool:
+    return slot.is_possible and slot.high & f.PARTITION_MASK == part
+
+
+def _digest_words(slots: bytes) -> tuple[list[int], list[int]]:
+    words = memoryview(slots).cast("Q")
+    return words[:: f.SLOT_WORDS].tolist(), words[1 :: f.SLOT_WORDS].tolist()

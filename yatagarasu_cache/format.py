@@ -143,6 +143,7 @@ RECORD_BYTES = RECORD.size + 8
 PUT, LARGE, REMOVE, CLEAR, TOUCH, FLOOR = 1, 2, 3, 4, 5, 6
 TOUCHED = struct.Struct("<QQQ")  # payload of a TOUCH: digest low, digest high, expires
 LARGE_POINTER = struct.Struct("<Q")  # what a LARGE record holds in place of the value
+_CHANGE_BYTES = {CLEAR: 0, TOUCH: TOUCHED.size, FLOOR: 0}  # their payloads
 
 # Flags byte: the low half belongs to the codec, the high half to the store.
 FLAG_LARGE = 0x10
@@ -167,6 +168,7 @@ CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQQ")
 CHECKPOINT_SEGMENT = struct.Struct("<QQ")  # id, bytes
 CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
 CHECKPOINT_SUM = struct.Struct("<Q")
+MOST_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 
 # -- marks of life -----------------------------------------------------------------------------
 
@@ -224,6 +226,17 @@ class Head(NamedTuple):
     def lengths(self) -> int:
         return pack_lengths(self.value_length, self.flags, self.head_bytes)
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether anybody can have written that. What is read, and counted, goes by it."""
+        if self.head_bytes > MAX_HEAD_BYTES or self.value_length > MAX_VALUE_BYTES or self.stamp > LAST_STAMP:
+            return False
+        if self.kind in (PUT, LARGE):
+            return bool(self.flags & FLAG_LARGE) == (self.kind == LARGE)
+        if self.kind == REMOVE:
+            return self.value_length % _TWO_WORDS.size == 0
+        return self.kind in _CHANGE_BYTES and self.value_length == _CHANGE_BYTES[self.kind]
+
 
 class Slot(NamedTuple):
     """One slot of the index, field by field."""
@@ -260,6 +273,17 @@ class Slot(NamedTuple):
     @property
     def is_large(self) -> bool:
         return bool(self.flags & FLAG_LARGE)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a live entry can say that. The segment, and what is in it, is not looked at."""
+        return (
+            bool(self.low & 2)  # see key_digest
+            and 0 < self.segment <= LAST_SEGMENT
+            and self.offset >= SEGMENT_HEADER_BYTES
+            and self.head_bytes >= RECORD_BYTES
+            and self.stamp <= LAST_STAMP
+        )
 
 
 def file_bytes(length: int) -> int:
@@ -335,14 +359,14 @@ def pack_record(
 
 
 def unpack_head(data: bytes | memoryview, offset: int) -> Head | None:
-    """The fixed fields at `offset`, not yet verified; None if there cannot be a record."""
+    """The fixed fields at `offset`, possible ones but not yet verified; None if there cannot be a record."""
     if offset + RECORD_BYTES > len(data):
         return None
     fields = RECORD.unpack_from(data, offset)
     if fields[0] != RECORD_MAGIC:
         return None
-    head = Head(*fields[1:])
-    return head if head.head_bytes <= MAX_HEAD_BYTES and PUT <= head.kind <= FLOOR else None
+    head = Head._make(fields[1:])
+    return head if head.is_possible else None
 
 
 def is_of_key(data: bytes, key: bytes) -> bool:
@@ -384,12 +408,14 @@ class SegmentHeader(NamedTuple):
 
 
 def unpack_segment_header(data: bytes) -> SegmentHeader | None:
-    """The header, or None if it is damaged."""
+    """The header, or None if it is damaged. That of another version is not looked into."""
     if len(data) < SEGMENT_HEADER_BYTES:
         return None
     data = data[:SEGMENT_HEADER_BYTES]
     magic, version, segment, cache_id, seed, created, floor, checksum = SEGMENT_HEADER.unpack(data)
     if magic not in (SEGMENT_MAGIC, LOG_MAGIC) or xxh3_64_intdigest(data[:-8]) != checksum:
+        return None
+    if version == FORMAT_VERSION and not (0 < segment <= LAST_SEGMENT and max(created, floor) <= LAST_STAMP):
         return None
     return SegmentHeader(version, segment, Identity(cache_id, seed), created, floor, magic == LOG_MAGIC)
 
@@ -409,6 +435,8 @@ def unpack_identity(data: bytes) -> tuple[int, Identity, int] | None:
     magic, version, partitions, cache_id, seed, capacity = IDENTITY.unpack(body)
     (checksum,) = struct.unpack_from("<Q", data, IDENTITY.size)
     if magic != INDEX_MAGIC or xxh3_64_intdigest(body) != checksum or partitions != PARTITIONS:
+        return None
+    if version == FORMAT_VERSION and not 0 < capacity <= MAX_TABLE:
         return None
     return version, Identity(cache_id, seed), capacity
 

@@ -43,7 +43,6 @@ _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half em
 _GRAIN = 4096
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
-_MAX_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
 _MOST_CLOCK = f.LAST_STAMP + (1 << 54)  # above all stamps there are, going on by ones
@@ -90,6 +89,8 @@ class Index:
         descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
         if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) > len(self.map):  # another process made it longer
             self._map()
+        if self.map[: f.IDENTITY.size + 8] != f.pack_identity(self.identity, self.table_capacity):
+            raise IndexDamaged("its identity has changed")
         end, reached = len(self.map) // SLOT_BYTES, self.first_slot
         for descriptor, count in sorted(zip(descriptors, counts, strict=True)):
             first, capacity = descriptor >> DESCRIPTOR_BITS, descriptor & CAPACITY_MASK
@@ -117,7 +118,7 @@ class Index:
         for field in (f.T_SIZE, f.T_LIVE):
             column = slice(self.table_word + field, self.first_slot * SLOT_WORDS, f.ENTRY_WORDS)
             counts += self.words[column].tolist()
-        if max(counts) > _MAX_BYTES:
+        if max(counts) > f.MOST_BYTES:
             raise IndexDamaged("it counts more bytes than any disk has")
 
     # -- the file ---------------------------------------------------------------------------
@@ -155,13 +156,13 @@ class Index:
 
     def note_file(self) -> None:
         """Have the index say which file it is."""
-        self.words[f.W_FILE], self.words[f.W_FILE + 1] = self._file()
+        self.words[f.W_FILE], self.words[f.W_FILE + 1] = self.file()
 
     def is_copied(self) -> bool:
         """Whether it is in another file than it was made in: a file of other pages, if it was in use then."""
-        return (self.words[f.W_FILE], self.words[f.W_FILE + 1]) != self._file()
+        return (self.words[f.W_FILE], self.words[f.W_FILE + 1]) != self.file()
 
-    def _file(self) -> tuple[int, int]:
+    def file(self) -> tuple[int, int]:
         status = os.fstat(self.fd)
         return status.st_dev & f.MASK64, status.st_ino & f.MASK64
 
@@ -707,7 +708,7 @@ class Index:
         words = self.words
         first = words[f.W_NEXT_SEGMENT]
         if not 0 < first <= f.LAST_SEGMENT:  # damage
-            first = max((words[entry] & f.MASK32 for entry in self.table_entries()), default=0) + 1
+            first = max((words[entry] & f.MASK32 for entry in self.table_entries()), default=0) % f.LAST_SEGMENT + 1
         for segment in range(first, first + self.table_capacity):
             if not words[self.entry(segment)] and segment <= f.LAST_SEGMENT:
                 words[f.W_NEXT_SEGMENT] = segment + 1

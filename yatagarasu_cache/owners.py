@@ -41,7 +41,9 @@ class Note(NamedTuple):
             return cls()
         segment, storing, leaving, count = f.MARK.unpack_from(data)
         end = f.MARK.size + 8 * count
-        if count > _MOST_NAMED or end > len(data):
+        if count > _MOST_NAMED or end > len(data) or segment > f.LAST_SEGMENT:
+            return cls()
+        if max(storing, leaving) > f.MOST_BYTES:
             return cls()
         return cls(segment, storing, leaving, struct.unpack(f"<{count}Q", data[f.MARK.size : end]))
 

@@ -83,6 +83,7 @@ _BESIDE_SLACK = 16  # as are 1/16 besides what segments leave of their last bloc
 _LEAST_LIVE = 8  # and 1/8 of what segments may have is for these, whatever the headroom
 _REMOVAL_SECONDS = 1.0  # after which large files that are being removed are given up,
 _REMOVAL_LOOK = 0.0005  # and between looks whether they are gone
+_RECOUNT_SECONDS = 10.0  # between two counts of everything because too much is counted
 _VOLUME_SECONDS = 60.0  # after which it is looked whether the volume has more room again
 T = TypeVar("T")
 _CLEANABLE = frozenset({f.SEALED, f.TAKEN})  # nothing more is shown in these
@@ -124,6 +125,7 @@ class Reclaimer:
         self._orphans = False  # large files that no entry stands for are to be looked for again
         self._volume: int | None = None  # bytes that the volume has room for, where it was full
         self._volume_seen = 0.0
+        self._recounted = -_RECOUNT_SECONDS
         self._made_room = 0  # times that room was made because the volume was full
         self.follow_settings()
         self._pacing = new_lock()  # a signal handler may close what it has interrupted
@@ -639,8 +641,8 @@ class Reclaimer:
         raise self._full()
 
     def _reclaim(self, need: int) -> None:
-        if self._index.live_bytes - self._within(self._limit_in_force) > self._store.size_limit:
-            self._recount()  # first: what is evicted for a damaged count is lost for nothing
+        if self._counts_too_much:
+            self._recount()
         last_means: list[Callable[[], object]] = [
             partial(self._await_removals, need, suffice=False), self.reap, self._clean_active,
             self._clean_little, self._let_segment_go, self._cover_changes, self._recount,
@@ -735,9 +737,15 @@ class Reclaimer:
         if self._store.changes.total_size > _LEAST_LOG // 2:
             self._write_checkpoint(lambda: self._store.changes.total_size > _LEAST_LOG // 2)
 
+    @property
+    def _counts_too_much(self) -> bool:
+        """More is said to live than there can be, unless the limit was lowered just now: what is evicted for
+        a damaged count is lost for nothing."""
+        return self._index.live_bytes - self._within(self._limit_in_force) > self._store.size_limit
+
     def _recount(self) -> None:
         """Count anew what can be: a damaged count makes a cache look full."""
-        store = self._store
+        store, self._recounted = self._store, time.monotonic()
         with store.lock:
             index = self._index
             try:
@@ -771,6 +779,8 @@ class Reclaimer:
 
         How much that is, is looked at under the lock: of several that find too much, one evicts it.
         """
+        if self._counts_too_much and time.monotonic() - self._recounted > _RECOUNT_SECONDS:
+            self._recount()
         return self._evict(
             lambda: min(most, self._index.live_bytes + need - self._live_within(self._size_limit))
         )

@@ -373,7 +373,7 @@ def _is_as_left(old: Index | None) -> bool:
 
 def _unused_segment(store: Handle, saved: Checkpoint | None, old: Index | None) -> int:
     """A number that nothing refers to: no file, no checkpoint, no descriptor that others have open."""
-    known = _segments_there(store)
+    known = [segment for segment in _segments_there(store) if segment <= f.LAST_SEGMENT]
     if saved is not None:
         known += saved.sealed
         for image in saved.parts:
@@ -539,8 +539,7 @@ class _Rebuild:
         self._tick(saved.floor)
 
     def _tick(self, stamp: int) -> None:
-        if stamp <= f.LAST_STAMP:
-            self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
+        self._index.words[f.W_CLOCK] = max(self._index.words[f.W_CLOCK], stamp)
 
     def _read_log(self, segment: int) -> list[int]:
         try:
@@ -625,15 +624,15 @@ class _Rebuild:
 
         Up to where the segment has whole records without a gap.
         """
-        index = self._index
+        index, size = self._index, self._sizes[segment]
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
         seed, first, slots, pack = index.identity.seed, policy_of(index).first, self._slots, SLOT.pack
         for record in records:
             head = record.head
             stamp = head.stamp
-            clock = max(clock, stamp if stamp <= f.LAST_STAMP else 0)
-            if head.kind > f.LARGE or stamp > f.LAST_STAMP:
+            if head.kind > f.LARGE or record.offset + head.record_bytes - f.ALIGN >= size:
                 continue
+            clock = max(clock, stamp)
             low, high = f.key_digest(record.key, seed)
             if fd >= 0 and not self._is_whole(fd, record, low, high, reader):
                 continue
@@ -674,7 +673,7 @@ class _Rebuild:
                 self._note_removed(digest, head.stamp)
         elif head.kind == f.CLEAR:
             self._cleared = max(head.stamp, self._cleared)
-        elif len(record.payload) == f.TOUCHED.size:
+        elif head.kind == f.TOUCH:
             low, high, expires = f.TOUCHED.unpack(record.payload)
             self._touched[low, high] = max((head.stamp, expires), self._touched.get((low, high), (0, 0)))
 

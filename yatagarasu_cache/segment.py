@@ -28,6 +28,7 @@ from .locks import is_kept, keep, new_lock
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
 _CHECK_EVERY = 1024  # records between looks at that share
+_MOST_FOOTER = 64 << 20  # bytes; a longer one is not read into memory: the records are looked for instead
 _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
 _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
@@ -438,25 +439,46 @@ def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
     magic, count, start, tail = f.FOOTER_TRAILER.unpack(trailer)
     if magic != f.FOOTER_MAGIC or not f.SEGMENT_HEADER_BYTES <= start <= trailer_at or start != tail:
         return None
+    if size - start > _MOST_FOOTER:
+        return None
     body = backend.read(fd, size - start, start)
     if len(body) != size - start or xxh3_64_digest(body[:-8], tail) != body[-8:]:
         return None
-    return _footer_records(body, count)
+    records = unpack_footer(body[: -f.FOOTER_TRAILER_BYTES], count, tail)
+    return None if records is None else iter(records)
 
 
-def _footer_records(body: bytes, count: int) -> Iterator[Record]:
-    at = 0
-    for _ in range(count):
-        offset, kept = f.FOOTER_ENTRY.unpack_from(body, at)
-        at += f.FOOTER_ENTRY.size
-        head = Head(*f.RECORD.unpack_from(body, at)[1:])
-        at += f.RECORD_BYTES
-        key = body[at : at + head.key_length]
-        at += head.key_length
-        tag = body[at : at + head.tag_length]
-        at += head.tag_length
-        yield Record(offset, head, key, tag, body[at : at + kept])
-        at += kept
+def unpack_footer(entries: bytes, count: int, tail: int) -> list[Record] | None:
+    """The records that a footer lists; None if no segment whose records end at `tail` can have these."""
+    at, records = 0, []
+    while at < len(entries):
+        record, at = _footer_record(entries, at)
+        if record is None or not _is_within(record, tail):
+            return None
+        records.append(record)
+    return records if (len(records), at) == (count, len(entries)) else None
+
+
+def _footer_record(entries: bytes, at: int) -> tuple[Record | None, int]:
+    """The record that the entry at `at` is of, if it is one, and where the next entry begins."""
+    if at + f.FOOTER_ENTRY.size > len(entries):
+        return None, at
+    offset, kept = f.FOOTER_ENTRY.unpack_from(entries, at)
+    at += f.FOOTER_ENTRY.size
+    head = f.unpack_head(entries, at)
+    if head is None or kept != (head.payload_length if head.kind != f.PUT else 0):
+        return None, at
+    key = at + f.RECORD_BYTES
+    tag = key + head.key_length
+    payload = tag + head.tag_length
+    record = Record(offset, head, entries[key:tag], entries[tag:payload], entries[payload : payload + kept])
+    return record, payload + kept
+
+
+def _is_within(record: Record, tail: int) -> bool:
+    """Whether a record lies where one can be."""
+    start = record.offset
+    return not start % f.ALIGN and f.SEGMENT_HEADER_BYTES <= start <= tail - record.head.record_bytes
 
 
 class _Window:
@@ -472,6 +494,13 @@ class _Window:
             self.data = self._backend.read(self._fd, max(length, _SCAN_BYTES), offset)
             self.start = offset
         return offset - self.start
+
+    def past_hole(self, offset: int) -> int:
+        """`offset`, or where the next data begins: a hole may be longer than anybody can read."""
+        if not self.start <= offset < self.start + len(self.data):
+            with suppressing(OSError, AttributeError):  # not every system, or file system, can tell
+                return os.lseek(self._fd, offset, os.SEEK_DATA) & -f.ALIGN
+        return offset
 
 
 def scan(
@@ -519,7 +548,7 @@ def _payload_is_sound(head: Head, key: bytes, payload: bytes, seed: int) -> bool
 
 def _next_magic(window: _Window, offset: int, size: int) -> int | None:
     """The next aligned place that looks like a record."""
-    while offset + f.RECORD_BYTES <= size:
+    while (offset := window.past_hole(offset)) + f.RECORD_BYTES <= size:
         at = window.have(offset, f.RECORD_BYTES)
         found = window.data.find(f.RECORD_MAGIC, at)
         while found >= 0 and (window.start + found) % f.ALIGN:

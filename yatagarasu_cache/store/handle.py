@@ -1002,6 +1002,7 @@ class Handle:
             # What is shown while we sync has a later name, or one of those that are known to be under way.
             covered = min(self.index.stamp(), *self.owner.named(), f.MASK64)
             since = self.index.words[f.W_FLUSHED]
+            since = since if since <= self.index.words[f.W_CLOCK] else 0  # damage
         came = {path for (_, _, pointer), _, path in self.large.listed() if pointer >= since}
         for path in (new := came - self._large_synced):
             try:
