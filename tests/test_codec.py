@@ -690,6 +690,76 @@ def ext(tag: int, data: bytes) -> bytes:
 
 LIST, TUPLE, SET, FROZENSET, DICT = range(5)
 
+same_hash = st.integers(-8, 40).map(lambda number: number * (2**61 - 1))
+exts = st.builds(lambda tag, data: ormsgpack.Ext(tag, data), st.integers(0, 4), st.binary(max_size=4))
+plain_parts = st.one_of(
+    same_hash.filter(lambda number: -(2**63) <= number < 2**64), st.integers(-3, 3), st.floats(), st.booleans(), st.none(),
+    st.text(max_size=2), st.binary(max_size=2), exts, st.lists(st.integers(0, 9), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.none(), max_size=2),
+)  # fmt: skip
+part_lists = st.lists(plain_parts, max_size=12) | st.lists(same_hash, max_size=40).map(
+    lambda numbers: [ormsgpack.Ext(1, codec._from_int(number)) for number in numbers]
+)
+sizes = st.integers(0, 6) | st.sampled_from([-1, 12, 40, 2**40, -(2**40), 1.0, None, "a", True])
+one_step = st.tuples(st.integers(0, 5) | st.sampled_from([2.0, None, "a", -1]), sizes, sizes)
+step_lists = st.lists(one_step, max_size=8).map(lambda steps: [part for step in steps for part in step])
+
+
+@st.composite
+def well_formed(draw: Any) -> tuple[list[Any], list[Any]]:
+    """Steps that take what is there, down to one value or so, of parts of any kind."""
+    parts = draw(part_lists)
+    steps, pushed, built = [], 0, 0
+    while pushed < len(parts) or built > 1:
+        more = draw(st.integers(0, len(parts) - pushed))
+        count = more + draw(st.integers(0, built))
+        steps += [draw(st.integers(LIST, DICT)), more, count]
+        pushed, built = pushed + more, built - (count - more) + 1
+        if len(steps) > 60:
+            break
+    return parts, steps
+
+
+@settings(max_examples=200)
+@given(st.tuples(part_lists, step_lists) | well_formed(), st.sampled_from([5, 1 << 23]))
+def test_any_parts_and_steps_are_a_value_or_refused(content: tuple[list[Any], list[Any]], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_COMPARISONS", most)
+        try:
+            value = DEFAULT.decode(flat(*content), KIND_MSGPACK)
+        except SerializationError as error:
+            assert "damaged" in str(error)
+        else:
+            if type(value) is not bytearray:
+                assert_exact(value)
+
+
+@given(keys, values, st.data())
+def test_damaged_signed_values_are_refused(key: Any, value: Any, data: st.DataObject) -> None:
+    """As are sound ones under any other key, and no other exception comes of either."""
+    values_ = CODECS["pickle-signed"]
+    payload, flags = values_.encode((value,), key=key)
+    assert canonical(values_.decode(bytes(payload), flags, key)) == canonical((value,))
+    changed, other = damage(bytes(payload), data), data.draw(keys)
+    if changed != payload:
+        with pytest.raises(SerializationError):
+            values_.decode(changed, KIND_CUSTOM, key)
+    if encode_key(other) != encode_key(key):
+        with pytest.raises(SerializationError, match="signature of a stored pickle is wrong"):
+            values_.decode(bytes(payload), KIND_CUSTOM, other)
+
+
+@given(values, st.integers(0, 15), st.data())
+def test_damaged_values_of_any_kind_are_values_or_refused(value: Any, flags: int, data: st.DataObject) -> None:
+    """The kind is not what it was, or the payload."""
+    for name, values_ in CODECS.items():
+        payload, kind = values_.encode(value, key="k")
+        for changed, read_as in ((bytes(payload), flags), (damage(bytes(payload), data) if payload else b"", kind)):
+            try:
+                values_.decode(changed, read_as, "k")
+            except SerializationError as error:
+                assert "stored" in str(error), name
+
 
 @pytest.mark.parametrize(
     "payload",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hmac
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
@@ -578,18 +579,17 @@ class _Collisions:
 
     def add(self, members: list[Any]) -> None:
         """Count what these members cost."""
-        hashes = list(map(hash, members))
-        if len(set(hashes)) < len(hashes):
-            self.work += self._comparing(members, hashes)
+        if not _surely_differ(members) and len(set(map(hash, members))) < len(members):
+            self.work += self._comparing(members)
 
     def too_many(self, length: int) -> bool:
         """Whether this takes longer than what `length` encoded bytes may take."""
         return self.work > _COMPARISONS + length
 
-    def _comparing(self, members: Iterable[Any], hashes: Iterable[int]) -> int:
+    def _comparing(self, members: Iterable[Any]) -> int:
         groups: dict[int, list[Any]] = {}
-        for member, value in zip(members, hashes, strict=True):
-            groups.setdefault(value, []).append(member)
+        for member in members:
+            groups.setdefault(hash(member), []).append(member)
         alike = [group for group in groups.values() if len(group) > 1]
         return sum([(len(group) - 1) * sum(map(self._weight, group)) // 2 for group in alike])
 
@@ -607,12 +607,24 @@ class _Collisions:
     def _weigh(self, value: tuple[Any, ...] | frozenset[Any]) -> int:
         weight = 1 + sum(map(self._weight, value))
         if type(value) is frozenset:  # each member is looked up in the other one
-            weight += self._comparing(value, map(hash, value))
+            weight += self._comparing(value)
         return weight
 
 
+def _surely_differ(members: list[Any]) -> bool:
+    """Whether the hashes do, where that is quickly seen: small ints are their own (but for -1, which has that
+    of -2), and those of text and bytes depend on a secret of Python's."""
+    kinds = set(map(type, members))
+    if kinds == {int}:
+        return bool(min(members) > -_MODULUS and max(members) < _MODULUS)
+    return kinds <= _HASHED_SECRETLY
+
+
+_MODULUS = sys.hash_info.modulus  # of the hash of numbers
+_HASHED_SECRETLY: frozenset[type] = frozenset({str, bytes})
+
 _COMPARISONS = 1 << 23  # 4,096 numbers of one hash; some tenths of a second
-_FEW = 32  # scalars of which no collisions are looked for: not many times what each takes anyway
+_FEW = 32  # scalars among which no collisions are looked for: comparing these takes little more than reading
 
 
 def _dump_exactly(value: Any, most: int) -> bytes:
@@ -638,7 +650,7 @@ def _dump_flat(value: Any, plain: frozenset[type], most: int) -> Any:
     content = _pack([flat.parts, flat.steps], most, _measure, True)
     if type(content) is not bytes:
         return content
-    if flat.collisions.too_many(len(content)):
+    if flat.collisions is not None and flat.collisions.too_many(len(content)):
         raise _too_many_collisions()
     return packb(Ext(_EXT_FLAT, content))
 
@@ -686,7 +698,7 @@ class _Flattener:
     def __init__(self, value: Any, plain: frozenset[type], most: int) -> None:
         self.parts: list[Any] = []
         self.steps: list[int] = []
-        self.collisions = _Collisions()
+        self.collisions: _Collisions | None = None
         self._plain = plain
         self._pushed = 0
         self._value, self._most = value, most
@@ -729,7 +741,8 @@ class _Flattener:
         step, more, count = _STEPS[kind], len(parts) - self._pushed, len(content)
         self.steps += (step, more, count)
         self._pushed = len(parts)
-        if step >= _SET and (more != count or count > _FEW):
+        if step >= _SET and count > 1 + (step == _DICT) and (more != count or count > _FEW):
+            self.collisions = self.collisions or _Collisions()
             self.collisions.add(content[::2] if kind is dict else content)
         return False
 
@@ -803,7 +816,7 @@ def _rebuild(parts: list[Any], steps: list[int], length: int) -> Any:
     Nor when its sets and dicts would take longer than `length` encoded bytes may.
     """
     _check_steps(parts, steps)
-    collisions = _Collisions()
+    collisions = None
     stack: list[Any] = []
     pushed = 0
     triples = iter(steps)
@@ -817,7 +830,8 @@ def _rebuild(parts: list[Any], steps: list[int], length: int) -> Any:
                 raise ValueError("a step takes what is not there")
             content = stack[first:]
             del stack[first:]
-        if step >= _SET and (more != count or count > _FEW):
+        if step >= _SET and count > 1 + (step == _DICT) and (more != count or count > _FEW):
+            collisions = collisions or _Collisions()
             collisions.add(content[::2] if step == _DICT else content)
             if collisions.too_many(length):
                 raise ValueError("too many members or keys of the same hash")

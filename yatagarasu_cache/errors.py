@@ -66,7 +66,8 @@ class SerializationError(CacheError, TypeError):
 
 class ValueTooLarge(CacheError, ValueError):
     """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives. Or it is a
-    stream of unknown length that has come to more than `max_stream_size`."""
+    stream of unknown length that has come to more than `max_stream_size`, or a value that refers to the same
+    things so often that it would grow out of all proportion."""
 
 
 class EntryGone(CacheError, KeyError):
