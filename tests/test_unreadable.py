@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,31 @@ def _slot(cache: DiskCache, key: str) -> f.Slot:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    return build(tmp_path_factory.mktemp("unreadable") / "cache")
+def disks() -> Iterator[Path]:
+    """A directory for many small ones; in memory, where there is such a place."""
+    memory = "/dev/shm"
+    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="yatagarasu-unreadable-", dir=parent))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def built(disks: Path) -> Sample:
+    return build(disks / "built")
 
 
 @pytest.fixture
-def sample(built: Sample, tmp_path: Path) -> Sample:
-    return built.copy(tmp_path / "cache")
+def room(disks: Path) -> Iterator[Path]:
+    """For one test."""
+    path = Path(tempfile.mkdtemp(dir=disks))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def sample(built: Sample, room: Path) -> Sample:
+    return built.copy(room / "cache")
 
 
 def open_well(sample: Sample) -> DiskCache:
@@ -439,9 +458,9 @@ def to_open(sample: Sample, monkeypatch: pytest.MonkeyPatch, backend: FaultyBack
 @pytest.mark.parametrize("heals", [True, False])
 @pytest.mark.parametrize(("kind", "part"), WORN)
 def test_check_gives_up_what_the_disk_has_lost(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, part: str, heals: bool, tmp_path: Path
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, part: str, heals: bool, room: Path
 ) -> None:
-    segments = segments_of(sample.copy(tmp_path / "look"))
+    segments = segments_of(sample.copy(room / "look"))
     lost = may_lose(sample, kind, segments)
     backend = WornBackend(bad_blocks(sample, kind, part), heals=heals)
     with to_open(sample, monkeypatch, backend) as cache:
@@ -464,10 +483,10 @@ def test_check_gives_up_what_the_disk_has_lost(
 
 @pytest.mark.parametrize(("kind", "part"), [*WORN, ("index", "all")])
 def test_repair_gives_up_what_the_disk_has_lost(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, part: str, tmp_path: Path
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, part: str, room: Path
 ) -> None:
     """No index, and a file that cannot be read: nothing that was deleted comes back."""
-    segments = segments_of(sample.copy(tmp_path / "look"))
+    segments = segments_of(sample.copy(room / "look"))
     lost = may_lose(sample, kind, segments)
     if kind == "log" and part != "end":
         lost = set(sample.values)
@@ -495,9 +514,9 @@ def test_repair_gives_up_what_the_disk_has_lost(
 
 @pytest.mark.parametrize("kind", READ_FOR_AN_INDEX)
 def test_repair_gives_up_what_cannot_even_be_opened(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, tmp_path: Path
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, room: Path
 ) -> None:
-    segments = segments_of(sample.copy(tmp_path / "look"))
+    segments = segments_of(sample.copy(room / "look"))
     lost = may_lose(sample, kind, segments)
     if kind == "log":
         lost = set(sample.values)
@@ -525,9 +544,9 @@ def use(monkeypatch: pytest.MonkeyPatch, backend: FaultyBackend) -> None:
     monkeypatch.setattr("yatagarasu_cache.store.sharing.choose", chosen)
 
 
-def test_what_came_after_the_hole_in_a_log_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_after_the_hole_in_a_log_is_kept(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes stand in order: what is missing is older than the next one that can be read."""
-    path, gone = tmp_path / "cache", [f"k{i}" for i in range(150)]
+    path, gone = room / "cache", [f"k{i}" for i in range(150)]
     with DiskCache(path, backend="threads", size_limit=64 << 20) as cache:
         cache.set_many((key, b"") for key in [*gone, "before", "last"])
         for key in gone:
@@ -545,10 +564,10 @@ def test_what_came_after_the_hole_in_a_log_is_kept(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("block", [0, 4096, 8192])
 def test_what_is_known_of_a_newer_value_keeps_the_older_from_coming_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+    room: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """The footer tells what was in a segment of which a part cannot be read."""
-    path = tmp_path / "cache"
+    path = room / "cache"
     with DiskCache(path, backend="threads", **OPTIONS) as cache:
         for version in ("old", "new"):
             for i in range(5):
