@@ -103,10 +103,12 @@ def _mends(fix: bool, detail: str) -> bool:
 def _given_up(store: Store, fix: bool) -> Iterator[Problem]:
     """What an index that was made anew had to do without: nothing is looked for there any more."""
     if fix and store.given_up and unreadable.is_giving_up():
-        yield from _write_checkpoint(store, fix)
-        while store.given_up:
-            (kind, name), detail = store.given_up.popitem()
-            yield Problem(kind, name, detail, True)
+        failed = list(_write_checkpoint(store, fix))
+        yield from failed
+        for (kind, name), detail in store.given_up.items():
+            yield Problem(kind, name, detail, not failed)
+        if not failed:
+            store.given_up.clear()
 
 
 def _write_checkpoint(store: Store, _: bool) -> Iterator[Problem]:

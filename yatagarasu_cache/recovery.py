@@ -519,7 +519,7 @@ class _Rebuild:
                 raise FormatError(
                     f"{store.root!r} has more segments than the index can list: raise size_limit"
                 )
-            owner = owners.get(segment, 0)
+            owner = owners.get(segment, 0) if segment not in self._hidden else 0  # who has it begins another
             state = f.LOG if header.log else f.ACTIVE if owner else f.SEALED
             index.add_segment(segment, state, size, owner, header.created)
             self._tick(header.created)

@@ -19,10 +19,14 @@ from .errors import CacheIOError, from_os_error
 from .interruption import ours
 from .segment import VANISHED
 
-# What is wrong with this process, or with this moment: others, or it a little later, read what is there.
+# What is wrong with this process, this moment or this system, and not with one file: others, or it a little
+# later, read what is there.
 OUR_OWN = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN}
-)
+    {
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN,
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS, errno.ENOLCK, errno.EBUSY, errno.ENOBUFS,
+    }
+)  # fmt: skip
 _BLOCK = 4096
 _COMMAND = "`yatagarasu-cache check --fix --drop-unreadable DIR`"
 _giving_up: ContextVar[bool] = ContextVar("giving_up", default=False)
