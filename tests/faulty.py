@@ -655,16 +655,16 @@ FULL, BROKEN, TOO_MANY, FORBIDDEN = errno.ENOSPC, errno.EIO, errno.EMFILE, errno
 
 
 class WornBackend(FaultyBackend):
-    """A disk with bad blocks, by the end of a file's path: reading one is an EIO. One that is written as a
-    whole is exchanged for a good one, if the disk `heals`."""
+    """A disk with bad blocks (of `size` bytes), by the end of a file's path: reading one is an EIO. One that is
+    written as a whole is exchanged for a good one, if the disk `heals`."""
 
-    def __init__(self, bad: dict[str, set[int]], *, heals: bool = True) -> None:
+    def __init__(self, bad: dict[str, set[int]], *, heals: bool = True, size: int = 4096) -> None:
         super().__init__()
-        self.bad, self.heals = bad, heals
+        self.bad, self.heals, self.size = bad, heals, size
 
     def _bad_in(self, fd: int, length: int, offset: int) -> set[int]:
         found = next((blocks for end, blocks in self.bad.items() if self._path(fd).endswith(end)), set())
-        return {at for at in found if at < offset + length and offset < at + _BAD_BYTES}
+        return {at for at in found if at < offset + length and offset < at + self.size}
 
     def _look(self, fd: int, length: int, offset: int) -> None:
         if self._bad_in(fd, min(length, max(0, os.fstat(fd).st_size - offset)), offset):
@@ -685,7 +685,7 @@ class WornBackend(FaultyBackend):
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         end = offset + sum(map(len, buffers))
         for at in self._bad_in(fd, end - offset, offset):
-            whole = offset <= at and end >= min(at + _BAD_BYTES, os.fstat(fd).st_size)
+            whole = offset <= at and end >= min(at + self.size, os.fstat(fd).st_size)
             if not whole:  # the rest of it would have to be read
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             if self.heals:
@@ -704,6 +704,3 @@ class WornBackend(FaultyBackend):
         """Another file has other blocks."""
         for name in [name for name in self.bad if path.endswith(name)]:
             del self.bad[name]
-
-
-_BAD_BYTES = 4096

@@ -481,6 +481,20 @@ def test_check_gives_up_what_the_disk_has_lost(
         assert cache.check() == []
 
 
+def test_what_lies_next_to_lost_bytes_is_kept(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written over, the footer tells where the others are."""
+    with open_well(sample) as cache:
+        slot = _slot(cache, "b40")
+    backend = WornBackend({sample.files["segment"]: {slot.offset + slot.head_bytes}}, heals=False, size=16)
+    with to_open(sample, monkeypatch, backend) as cache:
+        assert all(problem.fixed for problem in cache.check(fix=True, drop_unreadable=True))
+        assert sample.judge(cache, {"b40"}.__contains__) == {"b40"}
+        assert cache.check() == []
+    with to_open(sample.without_index(), monkeypatch, backend) as cache:
+        assert sample.judge(cache, {"b40"}.__contains__) == {"b40"}
+        assert cache.check() == []
+
+
 @pytest.mark.parametrize(("kind", "part"), [*WORN, ("index", "all")])
 def test_repair_gives_up_what_the_disk_has_lost(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, kind: str, part: str, room: Path

@@ -20,7 +20,7 @@ from .format import PARTITIONS, Slot
 from .index import APPENDABLE, Index, IndexDamaged
 from .interruption import ours
 from .large import CHUNK_BYTES
-from .segment import read_footer, read_segment_header, scan
+from .segment import footer_entry, pack_footer, read_footer, read_segment_header, scan
 
 if TYPE_CHECKING:
     from .store import Store
@@ -249,7 +249,7 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
         elif slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
-    if isinstance(detail, _Unreadable) and not _made_readable(store, segment):
+    if isinstance(detail, _Unreadable) and _slots_in(store, segment) and not _made_readable(store, segment):
         for slot in _slots_in(store, segment):
             store.drop_corrupt(slot)
     # Not by the count of live bytes, which may be damaged too.
@@ -279,23 +279,40 @@ def _header_of(store: Store, segment: int) -> bytes:
 
 
 def _made_readable(store: Store, segment: int) -> bool:
-    """Write over what cannot be read of a segment, where no entry is. True if whoever goes through it, or to
-    one of its entries, hears of no more errors then."""
+    """Have whoever goes through a segment, or to one of its entries, hear of no more errors. False if that
+    cannot be. Both locks are held."""
     kept = _slots_in(store, segment)
-    if not kept:
-        return False
+    for cure in (_overwrite, _list_anew):
+        try:
+            with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:
+                cure(store, fd, kept)
+                store.backend.write(fd, [_header_of(store, segment)], 0)
+        except ours(OSError) as error:
+            if not unreadable.is_of_disk(error):
+                raise
+            continue
+        if not isinstance(_segment_problem(store, segment), _Unreadable):
+            return True
+    return False
+
+
+def _overwrite(store: Store, fd: int, kept: list[Slot]) -> None:
+    """Write over what cannot be read of a segment, where no entry is."""
     reader = unreadable.Sparing(store.backend)
-    try:
-        with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:
-            reader.look_through(fd)
-            extents = [(slot.offset, slot.offset + f.record_bytes(slot.lengths)) for slot in kept]
-            reader.overwrite(fd, extents)
-            store.backend.write(fd, [_header_of(store, segment)], 0)
-    except ours(OSError) as error:
-        if not unreadable.is_of_disk(error):
-            raise
-        return False
-    return not isinstance(_segment_problem(store, segment), _Unreadable)
+    reader.look_through(fd)
+    reader.overwrite(fd, [(slot.offset, slot.offset + f.record_bytes(slot.lengths)) for slot in kept])
+
+
+def _list_anew(store: Store, fd: int, kept: list[Slot]) -> None:
+    """Have the footer list just these entries: nobody reads what is between them then."""
+    entries, tail = [], f.SEGMENT_HEADER_BYTES
+    for slot in sorted(kept, key=lambda slot: slot.offset):
+        length = slot.head_bytes + f.LARGE_POINTER.size * slot.is_large
+        data = store.backend.read(fd, length, slot.offset)
+        entries.append(footer_entry(slot.offset, data[: slot.head_bytes], data[slot.head_bytes :]))
+        tail = slot.offset + f.record_bytes(slot.lengths)
+    store.backend.truncate(fd, tail)
+    store.backend.write(fd, [pack_footer(entries, tail)], tail)
 
 
 def _segment_problem(store: Store, segment: int) -> str:
@@ -326,13 +343,13 @@ def _content_problem(store: Store, segment: int, fd: int) -> str:
     entry = store.index.entry(segment)
     expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
     size = os.fstat(fd).st_size
+    if state != f.LOG and read_footer(store.backend, fd) is None:  # whoever goes through it reads all
+        for offset in range(0, min(size, max(expected, store.segment_bytes)), CHUNK_BYTES):
+            store.backend.read(fd, CHUNK_BYTES, offset)
     if state == f.SEALED and size != expected and not store.index.words[entry + f.T_OWNER]:
         return f"it has {size} bytes instead of {expected}"
     if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
         return f"its changes can be read up to {end} of {expected} bytes"
-    if state != f.LOG and read_footer(store.backend, fd) is None:  # whoever goes through it reads all
-        for offset in range(0, size, CHUNK_BYTES):
-            store.backend.read(fd, CHUNK_BYTES, offset)
     return ""
 
 
