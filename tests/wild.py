@@ -39,8 +39,7 @@ def _edit(data: bytearray, layout: struct.Struct, at: int, rng: random.Random, f
 
 def _width(layout: struct.Struct, field: int) -> int:
     """Bytes of an integer field."""
-    codes = [code for code in _codes(layout.format)]
-    return struct.calcsize("<" + codes[field])
+    return struct.calcsize("<" + _codes(layout.format)[field])
 
 
 def _codes(layout: str) -> list[str]:
@@ -103,9 +102,15 @@ def grow(path: Path, rng: random.Random) -> str:
 # -- fields of structures, with valid checksums ---------------------------------------------------
 
 
+def content(path: Path) -> bytearray:
+    """Of a file that has grown, what it began with."""
+    with path.open("rb") as file:
+        return bytearray(file.read(4 << 20))
+
+
 def index_word(path: Path, rng: random.Random) -> str:
     """A word of the header, of a table entry in use, or of a slot in use; also two at once."""
-    data = bytearray(path.read_bytes())
+    data = content(path)
     done = []
     for _ in range(rng.choice((1, 1, 2))):
         at = rng.choice((_header_word, _table_word, _slot_word))(data, rng)
@@ -147,7 +152,7 @@ def _slot_word(data: bytearray, rng: random.Random) -> int:
 
 
 def identity(path: Path, rng: random.Random) -> str:
-    data = bytearray(path.read_bytes())
+    data = content(path)
     done = _edit(data, f.IDENTITY, 0, rng, [2, 4, 5])  # a version that is not ours is refused
     struct.pack_into("<Q", data, f.IDENTITY.size, xxh3_64_intdigest(bytes(data[: f.IDENTITY.size])))
     _write_over(path, data)
@@ -155,7 +160,7 @@ def identity(path: Path, rng: random.Random) -> str:
 
 
 def segment_header(path: Path, rng: random.Random) -> str:
-    data = bytearray(path.read_bytes())
+    data = content(path)
     if len(data) < f.SEGMENT_HEADER_BYTES:
         return "too short"
     done = _edit(data, f.SEGMENT_HEADER, 0, rng, [2, 4, 5, 6])  # a version that is not ours is refused
@@ -166,7 +171,7 @@ def segment_header(path: Path, rng: random.Random) -> str:
 
 def record(path: Path, rng: random.Random) -> str:
     """A field of a record's head, or the payload of a change."""
-    data = bytearray(path.read_bytes())
+    data = content(path)
     found = [at for at in range(0, len(data) - f.RECORD_BYTES, f.ALIGN) if data[at : at + 4] == f.RECORD_MAGIC]
     if not found or len(data) < f.SEGMENT_HEADER_BYTES:
         return "no record"
@@ -196,7 +201,7 @@ def seal_record(data: bytearray, at: int, path: Path, head: f.Head) -> None:
 
 def footer(path: Path, rng: random.Random) -> str:
     """A field of the trailer, or of an entry, or of the record in it."""
-    data = bytearray(path.read_bytes())
+    data = content(path)
     at = len(data) - f.FOOTER_TRAILER_BYTES
     if at < f.SEGMENT_HEADER_BYTES or data[at : at + 8] != f.FOOTER_MAGIC:
         return "no footer"
@@ -217,7 +222,7 @@ def footer(path: Path, rng: random.Random) -> str:
 
 def saved(path: Path, rng: random.Random) -> str:
     """A field of the checkpoint: its header, its list of segments, a part, a slot."""
-    data = bytearray(path.read_bytes())
+    data = content(path)
     at, end = f.CHECKPOINT_HEADER.size, len(data) - f.CHECKPOINT_SUM.size
     if end < at:
         return "too short"
@@ -249,7 +254,7 @@ def saved(path: Path, rng: random.Random) -> str:
 
 
 def settings(path: Path, rng: random.Random) -> str:
-    data = bytearray(path.read_bytes())
+    data = content(path)
     if len(data) != f.SETTINGS.size:
         return "too short"
     done = _edit(data, f.SETTINGS, 0, rng, [1, 2, 3, 4])
@@ -259,7 +264,7 @@ def settings(path: Path, rng: random.Random) -> str:
 
 
 def mark(path: Path, rng: random.Random) -> str:
-    data = bytearray(path.read_bytes())
+    data = content(path)
     if len(data) < f.MARK.size:
         return "no mark"
     done = _edit(data, f.MARK, 0, rng, [0, 1, 2, 3])

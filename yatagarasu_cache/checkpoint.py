@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64
 
@@ -168,12 +167,14 @@ class _Reader:
         self._sum = xxh3_64()
 
     def read(self) -> Checkpoint:
-        magic, version, partitions, cache_id, seed, floor, count, eviction = self._unpack(f.CHECKPOINT_HEADER)
+        magic, version, partitions, cache_id, seed, floor, count, eviction = f.CHECKPOINT_HEADER.unpack(
+            self._take(f.CHECKPOINT_HEADER.size)
+        )
         if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
             raise _Damaged
         if floor > f.LAST_STAMP or count > f.MAX_TABLE:
             raise _Damaged
-        sealed = frozenset(segment for segment, _ in f.CHECKPOINT_SEGMENT.iter_unpack(self._segments(count)))
+        sealed = frozenset(self._segment() for _ in range(count))
         parts = [self._part(part) for part in range(PARTITIONS)]
         if self._left or self._backend.read(self._fd, f.CHECKPOINT_SUM.size, self._at) != (
             f.CHECKPOINT_SUM.pack(self._sum.intdigest())
@@ -192,35 +193,41 @@ class _Reader:
         self._at, self._left = self._at + length, self._left - length
         return data
 
-    def _unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
-        return layout.unpack(self._take(layout.size))
-
-    def _segments(self, count: int) -> bytes:
-        data = self._take(count * f.CHECKPOINT_SEGMENT.size)
-        if any(not 0 < segment <= f.LAST_SEGMENT for segment, _ in f.CHECKPOINT_SEGMENT.iter_unpack(data)):
+    def _segment(self) -> int:
+        segment, _ = f.CHECKPOINT_SEGMENT.unpack(self._take(f.CHECKPOINT_SEGMENT.size))
+        if not 0 < segment <= f.LAST_SEGMENT:
             raise _Damaged
-        return data
+        return int(segment)
 
     def _part(self, part: int) -> bytes:
         """The slots of a partition: live ones, each of which somebody can have written, and no key twice."""
-        live, _ = self._unpack(f.CHECKPOINT_PART)
-        if live > f.CAPACITY_MASK or live * SLOT_BYTES > self._left:
+        slots, _ = f.CHECKPOINT_PART.unpack(self._take(f.CHECKPOINT_PART.size))
+        if slots > f.CAPACITY_MASK or slots * SLOT_BYTES > self._left:
             raise _Damaged
-        pieces, digests = [], set[tuple[int, int]]()
-        for first in range(0, live, _PIECE_SLOTS):
-            pieces.append(self._take(min(_PIECE_SLOTS, live - first) * SLOT_BYTES))
-            if not all(_is_possible(slot, part) for slot in map(f.Slot._make, f.SLOT.iter_unpack(pieces[-1]))):
-                raise _Damaged
-            digests.update(zip(*_digest_words(pieces[-1]), strict=True))
-        if len(digests) != live:
+        pieces: list[bytes] = []
+        digests: set[tuple[int, int]] = set()
+        for first in range(0, slots, _PIECE_SLOTS):
+            pieces.append(self._take(min(_PIECE_SLOTS, slots - first) * SLOT_BYTES))
+            digests.update(_digests(pieces[-1], part))
+        if len(digests) != slots:
             raise _Damaged
         return b"".join(pieces)
 
 
-def _is_possible(slot: f.Slot, part: int) -> bool:
-    return slot.is_possible and slot.high & f.PARTITION_MASK == part
-
-
-def _digest_words(slots: bytes) -> tuple[list[int], list[int]]:
+def _digests(slots: bytes, part: int) -> Iterator[tuple[int, int]]:
+    """The digests of live slots of a partition, each of which can be one: see format.Slot.is_possible, which
+    would take several times as long for all of them."""
     words = memoryview(slots).cast("Q")
-    return words[:: f.SLOT_WORDS].tolist(), words[1 :: f.SLOT_WORDS].tolist()
+    lows, highs, places, lengths, stamps = (
+        words[field :: f.SLOT_WORDS].tolist() for field in (0, 1, f.S_PLACE, f.S_LENGTHS, f.S_STAMP)
+    )
+    if (
+        not all(low & 2 for low in lows)
+        or any(high & f.PARTITION_MASK != part for high in highs)
+        or not 0 < min(places) >> 32 <= max(places) >> 32 <= f.LAST_SEGMENT
+        or min(place & f.MASK32 for place in places) * f.ALIGN < f.SEGMENT_HEADER_BYTES
+        or min(length & 0xFFFF for length in lengths) * f.ALIGN < f.RECORD_BYTES
+        or max(stamps) > f.LAST_STAMP
+    ):
+        raise _Damaged
+    return zip(lows, highs, strict=True)

@@ -216,7 +216,10 @@ class Victims:
 
 def up_to(index: Index, parts: range, limit: int) -> list[Victim]:
     """Live entries of some partitions whose access words are not above `limit`, smallest first."""
-    columns = [(part, slots := index.partition_slots(part), index.column(slots, f.S_ACCESS)) for part in parts]
+    columns = [
+        (part, slots, index.column(slots, f.S_ACCESS))
+        for part, slots in zip(parts, map(index.partition_slots, parts), strict=True)
+    ]
     words = index.words
     found = [
         Victim(word, words[at], words[at + 1], part, at)

@@ -263,10 +263,11 @@ class Index:
         return now
 
     def _latest_stamp(self) -> int:
-        """What the clock can have been at least, where its word makes no sense: the highest stamp there is."""
+        """What the clock can have been at least, where its word makes no sense: the highest stamp."""
         words, stamps = self.words, [time.time_ns(), self.words[f.W_EPOCH]]
         stamps += words[f.W_DELETED : f.W_DELETED + PARTITIONS].tolist()
-        stamps += [words[entry + field] for entry in self.table_entries() for field in (f.T_CREATED, f.T_CLOSED)]
+        for entry in self.table_entries():
+            stamps += (words[entry + f.T_CREATED], words[entry + f.T_CLOSED])
         for part in range(PARTITIONS):
             stamps += self.column(self.partition_slots(part), f.S_STAMP)
         return max((stamp for stamp in stamps if stamp <= f.LAST_STAMP), default=0)
@@ -354,8 +355,9 @@ class Index:
             yield from (at for at, low in zip(slots, lows, strict=True) if low > f.REMOVED)
 
     def count(self) -> int:
-        """Live entries. The lower halves, of slots in use, don't add up to 1 << 32."""
-        return sum(self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()) >> 32
+        """Live entries, no more than slots. The lower halves, of slots in use, don't add up to 1 << 32."""
+        live = sum(self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()) >> 32
+        return min(live, len(self.words) // SLOT_WORDS - self.first_slot)
 
     # -- changes (the lock is held) ---------------------------------------------------------
 
@@ -708,7 +710,8 @@ class Index:
         words = self.words
         first = words[f.W_NEXT_SEGMENT]
         if not 0 < first <= f.LAST_SEGMENT:  # damage
-            first = max((words[entry] & f.MASK32 for entry in self.table_entries()), default=0) % f.LAST_SEGMENT + 1
+            known = max((words[entry] & f.MASK32 for entry in self.table_entries()), default=0)
+            first = known + 1 if known < f.LAST_SEGMENT else 1
         for segment in range(first, first + self.table_capacity):
             if not words[self.entry(segment)] and segment <= f.LAST_SEGMENT:
                 words[f.W_NEXT_SEGMENT] = segment + 1

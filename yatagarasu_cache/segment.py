@@ -32,6 +32,7 @@ _MOST_FOOTER = 64 << 20  # bytes; a longer one is not read into memory: the reco
 _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
 _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+_SEEK_DATA = getattr(os, "SEEK_DATA", os.SEEK_SET)  # where that is not known, every place is one of data
 _NOATIME = getattr(os, "O_NOATIME", 0)  # noting each read as an access costs a read 4 % of its time
 # What reading a file that is gone, or is no file of ours any more, can give.
 VANISHED = frozenset(
@@ -497,9 +498,11 @@ class _Window:
 
     def past_hole(self, offset: int) -> int:
         """`offset`, or where the next data begins: a hole may be longer than anybody can read."""
-        if not self.start <= offset < self.start + len(self.data):
-            with suppressing(OSError, AttributeError):  # not every system, or file system, can tell
-                return os.lseek(self._fd, offset, os.SEEK_DATA) & -f.ALIGN
+        if not self.start <= offset <= self.start + len(self.data) - f.RECORD_BYTES:
+            try:
+                return os.lseek(self._fd, offset, _SEEK_DATA) & -f.ALIGN
+            except ours(OSError) as error:  # not every file system can tell
+                return f.MASK64 if error.errno == errno.ENXIO else offset  # there is no more data
         return offset
 
 

@@ -241,8 +241,8 @@ class Reading(Removal):
         size = index.words[index.entry(slot.segment) + f.T_SIZE]
         if index.state(slot.segment) and end <= size and slot.value_length <= _UNASKED:
             return True
-        # The table may be damaged too. And others may write larger segments than an index was told of that was
-        # made anew.
+        # The table may be damaged too. And others may write larger segments than the index was told of when
+        # it was made anew.
         try:
             return end <= os.fstat(self.files.get(slot.segment)).st_size
         except ours(OSError) as error:
