@@ -537,7 +537,10 @@ class DiskCache:
         store = self._store
         data = encode_key(key)
         low, high = key_digest(data, store.seed)
-        entry = store.verified(low, high, data, self._entry)
+        slot = store.lookup(low, high)
+        entry = None if slot is None else self._entry(slot)
+        if slot is not None and (entry is None or encode_key(entry.key) != data):
+            entry = store.verified(low, high, data, self._entry)
         if entry is None:
             store.use(False)
             return None
