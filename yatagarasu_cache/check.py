@@ -67,15 +67,16 @@ def check(store: Store, fix: bool, drop_unreadable: bool = False) -> list[Proble
 
 
 def _problems(store: Store, fix: bool) -> list[Problem]:
+    problems: list[Problem] = []
     try:
         with store.lock:  # a change half made would look like damage
             store.index.validate()
             _ensure_listed(store)
     except IndexDamaged as error:
-        if fix:
-            store.rebuild(str(error))
-        return [Problem("index", f.INDEX_NAME, str(error), fix), *_given_up(store, fix)]
-    problems: list[Problem] = []
+        problems.append(Problem("index", f.INDEX_NAME, str(error), fix))
+        if not fix:
+            return [*problems, *_given_up(store, fix)]
+        store.rebuild(str(error))
     for kind, step in _STEPS:
         _take(kind, step, store, fix, problems)
     if any(problem.fixed and isinstance(problem.detail, _Unreadable) for problem in problems):
@@ -122,12 +123,7 @@ def _ensure_listed(store: Store) -> None:
     """Raise `IndexDamaged` if entries are in a segment that is there, and that the table does not list: what
     is not listed would be taken for a stray, and removed. The lock is held."""
     index = store.index
-    found: set[int] = set()
-    for part in range(f.PARTITIONS):
-        slots = index.partition_slots(part)
-        lows, places = index.column(slots, 0), index.column(slots, f.S_PLACE)
-        found.update(place >> 32 for low, place in zip(lows, places, strict=True) if low > f.REMOVED)
-    for segment in found:
+    for segment in index.named_segments():
         if not index.state(segment) and unreadable.is_there(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
 
@@ -417,7 +413,7 @@ def _is_record(store: Store, slot: Slot, data: bytes) -> bool:
         return False
     key = data[f.RECORD_BYTES : f.RECORD_BYTES + head.key_length]
     value = memoryview(data)[slot.head_bytes :]
-    if (head.stamp, head.lengths) != (slot.stamp, slot.lengths) or not slot.access:
+    if (head.stamp, head.lengths) != (slot.stamp, slot.lengths) or not _can_be_used(store, slot):
         return False
     return f.key_digest(key, store.seed) == (slot.low, slot.high) and (
         f.value_sum(value, slot.low, slot.flags) == slot.value_sum and len(value) == slot.value_length
@@ -452,16 +448,21 @@ def _slot_problem(store: Store, at: int, fix: bool) -> str:
     """What a slot, whose record and value are sound, says beside them: when it was stored, and used."""
     index, slot = store.index, store.index.slot(at)
     data = store.backend.read(store.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
-    head = f.unpack_head(data, 0)
+    head, is_used = f.unpack_head(data, 0), _can_be_used(store, slot)
     stamp = head.stamp if head is not None else slot.stamp
-    latest = index.words[f.W_CLOCK] + _CLOCK_SLACK
-    used = slot.access if 0 < slot.access <= (f.MASK64 if store.policy.name == "lfu" else latest) else 0
-    if fix:
+    if fix and stamp != slot.stamp:
         index.words[at + f.S_STAMP] = stamp
-        index.words[at + f.S_ACCESS] = used or store.policy.first(stamp)
+    if fix and not is_used:
+        index.words[at + f.S_ACCESS] = store.policy.first(stamp)
     if stamp != slot.stamp:
         return "its slot is of another time than its record"
-    return "" if used else "when it was used makes no sense"
+    return "" if is_used else "when it was used makes no sense"
+
+
+def _can_be_used(store: Store, slot: Slot) -> bool:
+    """Whether the access word is one that the policy can have written."""
+    most = f.MASK64 if store.policy.name == "lfu" else store.index.words[f.W_CLOCK] + _CLOCK_SLACK
+    return 0 < slot.access <= most
 
 
 def _entry_problem(store: Store, slot: Slot) -> str:

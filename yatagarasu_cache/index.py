@@ -339,6 +339,8 @@ class Index:
         base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
         end = base + (descriptor & CAPACITY_MASK) * SLOT_WORDS
         self.reach(end)
+        if descriptor and base < self.first_slot * SLOT_WORDS:
+            raise IndexDamaged("a partition is out of place")
         return range(base, end, SLOT_WORDS)
 
     def column(self, slots: range, field: int) -> list[int]:
@@ -353,6 +355,15 @@ class Index:
             slots = self.partition_slots(part)
             lows = self.column(slots, 0)
             yield from (at for at, low in zip(slots, lows, strict=True) if low > f.REMOVED)
+
+    def named_segments(self) -> set[int]:
+        """The segments that live slots name, listed or not."""
+        found: set[int] = set()
+        for part in range(PARTITIONS):
+            slots = self.partition_slots(part)
+            lows, places = self.column(slots, 0), self.column(slots, f.S_PLACE)
+            found.update(place >> 32 for low, place in zip(lows, places, strict=True) if low > f.REMOVED)
+        return found
 
     def count(self) -> int:
         """Live entries, no more than slots. The lower halves, of slots in use, don't add up to 1 << 32."""
@@ -514,8 +525,6 @@ class Index:
         words = self.words
         descriptor = words[W_PARTITIONS + part]
         capacity = descriptor & CAPACITY_MASK
-        if descriptor and descriptor >> DESCRIPTOR_BITS < self.first_slot:
-            raise IndexDamaged("a partition is out of place")
         if words[W_COUNTS + part] >> 32 > words[W_COUNTS + part] & f.MASK32:  # damage
             self.recount(part)
         if (words[W_COUNTS + part] & f.MASK32) + 1 > capacity * MAX_LOAD:
@@ -523,11 +532,8 @@ class Index:
             words = self.words
             descriptor = words[W_PARTITIONS + part]
             capacity = descriptor & CAPACITY_MASK
-        base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS
-        end = base + capacity * SLOT_WORDS
-        if end > len(words):
-            self.reach(end)
-            words = self.words
+        slots = self.partition_slots(part)
+        base, end, words = slots.start, slots.stop, self.words  # it may have been mapped anew
         at = base + low % capacity * SLOT_WORDS
         for _ in range(capacity):
             if words[at] <= f.REMOVED:
@@ -540,10 +546,18 @@ class Index:
     def _grow(self, part: int) -> None:
         """Build the partition anew aside, without removed slots, and swap it in with one store."""
         slots = self.partition_slots(part)
-        lows = self.column(slots, 0)
+        lows = self._own_lows(part, slots)
         live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
         capacity = grown_capacity(part, live)
         self.load(part, live, rebuilt(self.map, slots, lows, capacity))
+
+    def _own_lows(self, part: int, slots: range) -> list[int]:
+        """The first words of a partition's slots; of others' that damage has put there, as if removed."""
+        lows, highs = self.column(slots, 0), self.column(slots, 1)
+        return [
+            low if low <= f.REMOVED or high & PARTITION_MASK == part else f.REMOVED
+            for low, high in zip(lows, highs, strict=True)
+        ]
 
     def install(self, part: int, first: int, capacity: int, live: int) -> None:
         """Make the extent the partition's. A reader uses either the old or the new one."""
@@ -597,7 +611,7 @@ class Index:
             other.words[to : to + f.ENTRY_WORDS] = own[entry : entry + f.ENTRY_WORDS]
         for part in range(PARTITIONS):
             slots = self.partition_slots(part)
-            lows = self.column(slots, 0)
+            lows = self._own_lows(part, slots)
             live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
             if live:
                 other.load(part, live, rebuilt(self.map, slots, lows, grown_capacity(part, live)))

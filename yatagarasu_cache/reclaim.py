@@ -790,6 +790,14 @@ class Reclaimer:
         store = self._store
         if self._index.words[f.W_LARGE_BYTES]:  # what dead handles had under way is no reason
             self._reap_after(_REAP_PAUSE)
+        try:
+            return self._evict_next(wanted)
+        except IndexDamaged as error:
+            store.rebuild(str(error))
+            return 0
+
+    def _evict_next(self, wanted: Callable[[], int]) -> int:
+        store = self._store
         with store.lock:
             places, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
             victims = store.sound_slots(places)

@@ -172,8 +172,10 @@ def remove_unfinished(store: Handle, index: Index, is_alive: Callable[[int], boo
         parsed = f.parse_temporary_name(name)
         if parsed is not None and not is_alive(parsed[0]):
             store.backend.unlink(os.path.join(store.large.temporary, name))
-    for segment in _segments_there(store):
-        if not index.state(segment) and _is_leftover(store, segment, index.identity):
+    unlisted = [segment for segment in _segments_there(store) if not index.state(segment)]
+    named = index.named_segments() if unlisted else set()  # it is the table that is damaged then
+    for segment in unlisted:
+        if segment not in named and _is_leftover(store, segment, index.identity):
             store.backend.unlink(store.files.path(segment))  # killed before its first record
 
 
