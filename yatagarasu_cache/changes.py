@@ -268,9 +268,12 @@ class ChangeLog:
         Without changes there is nothing to cover: without the checkpoint, the segments tell all.
         """
         if self.size > f.SEGMENT_HEADER_BYTES:
-            segment = self.segment
-            self._begin()  # first: without room for it, removals go on in the one that there is
-            self._index.words[self._index.entry(segment) + f.T_CLOSED] = floor
+            segment = self._begin()  # first: without room for it, removals go on in the one that there is
+            index = self._index
+            for entry in index.table_entries():  # also one that somebody died amidst leaving behind
+                is_old = index.words[entry] & ~f.MASK32 == f.LOG and index.words[entry] & f.MASK32 != segment
+                if is_old and not index.words[entry + f.T_CLOSED]:
+                    index.words[entry + f.T_CLOSED] = floor
 
     def retire(self, segment: int) -> None:
         """A log is damaged: nothing more is written to it, and the next checkpoint covers it."""

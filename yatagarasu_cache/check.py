@@ -183,10 +183,9 @@ def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
         yield f.W_CLEAN, 0, "whether nobody has it open"
     if words[f.W_INDEX_BYTES] != (size := os.fstat(index.fd).st_size):
         yield f.W_INDEX_BYTES, size, "the index's length"
-    if index.is_copied():
-        device, inode = index.file()
-        yield f.W_FILE, device, "the device of the index"
-        yield f.W_FILE + 1, inode, "the inode of the index"
+    for word, number in enumerate(index.file(), f.W_FILE):
+        if words[word] != number:
+            yield word, number, "which file the index is"
 
 
 def _wrong_table_words(index: Index) -> Iterator[tuple[int, int, str]]:
@@ -198,11 +197,11 @@ def _wrong_table_words(index: Index) -> Iterator[tuple[int, int, str]]:
         if words[entry + f.T_CREATED] > latest:
             yield entry + f.T_CREATED, words[f.W_CLOCK], f"when {name} was begun"
         tail, size = words[entry + f.T_TAIL], words[entry + f.T_SIZE]
-        if state in APPENDABLE and not (f.SEGMENT_HEADER_BYTES <= tail <= size and tail % f.ALIGN == 0):
+        if state in APPENDABLE and (tail > size or tail % f.ALIGN):
             yield entry + f.T_TAIL, f.SEGMENT_HEADER_BYTES, f"up to where {name} is shown"
         if state == f.LOG:
             closed, is_open = words[entry + f.T_CLOSED], segment == words[f.W_LOG]
-            if closed > latest or bool(closed) == is_open:
+            if closed > latest or closed and is_open:
                 yield entry + f.T_CLOSED, 0 if is_open else words[f.W_CLOCK], f"when {name} was closed"
         elif words[entry + f.T_SYNCED] > size:
             yield entry + f.T_SYNCED, 0, f"how much of {name} is durable"

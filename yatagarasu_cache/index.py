@@ -7,6 +7,7 @@ first: of a process killed in the middle the next writer completes the change, f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -264,12 +265,13 @@ class Index:
 
     def _latest_stamp(self) -> int:
         """What the clock can have been at least, where its word makes no sense: the highest stamp."""
-        words, stamps = self.words, [time.time_ns(), self.words[f.W_EPOCH]]
+        words, stamps = self.words, [min(time.time_ns(), f.LAST_CLOCK), self.words[f.W_EPOCH]]
         stamps += words[f.W_DELETED : f.W_DELETED + PARTITIONS].tolist()
         for entry in self.table_entries():
             stamps += (words[entry + f.T_CREATED], words[entry + f.T_CLOSED])
         for part in range(PARTITIONS):
-            stamps += self.column(self.partition_slots(part), f.S_STAMP)
+            with contextlib.suppress(IndexDamaged):  # whoever looks for something in there hears of it
+                stamps += self.column(self.partition_slots(part), f.S_STAMP)
         return max((stamp for stamp in stamps if stamp <= f.LAST_STAMP), default=0)
 
     def stamp_above(self, least: int) -> int:
