@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 
 from yatagarasu_cache.backends import Choice, choose
 from yatagarasu_cache.backends.base import Backend, Buffer, Channel, ReadRequest, WriteRequest
+from yatagarasu_cache.backends.directories import Trust
 from yatagarasu_cache.config import Settings
 from yatagarasu_cache.store import sharing
 
@@ -143,6 +144,12 @@ class WrappedBackend(Backend):
 
     def _path(self, fd: int) -> str:
         return self.paths.get(fd, "")
+
+    def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
+        self.inner.keep_to(root, inside, trust)
+
+    def lstat(self, path: str) -> os.stat_result:
+        return self.inner.lstat(path)
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         self.before("open", path, 0)

@@ -27,6 +27,7 @@ from yatagarasu_cache import (
 from yatagarasu_cache import directory as directory_module
 from yatagarasu_cache import format as f
 from yatagarasu_cache.backends import creating
+from yatagarasu_cache.backends.directories import Place
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
 from yatagarasu_cache.directory import (
@@ -40,6 +41,7 @@ from yatagarasu_cache.directory import (
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
 Make = Callable[..., DiskCache]
+LOCKS = (f.LOCK_NAME, f.USERS_NAME)
 SMALL = {"size_limit": 1 << 20, "large_value_size": 4000}
 only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root makes files for others")
 
@@ -67,13 +69,13 @@ def test_others_make_the_same_directory(
     makes all of its directories; the parents, the cache and what is in it are each met once."""
     directory, real, calls = tmp_path / "app" / "cache", os.mkdir, 0
 
-    def mkdir(path: str, mode: int = 0o777) -> None:
+    def mkdir(path: str, mode: int = 0o777, **where: int | None) -> None:
         nonlocal calls
         calls += 1
         meets = calls == call + 1
         if meets and faster:
             DiskCache(directory).close()
-        real(path, mode)
+        real(path, mode, **where)
         if meets and not faster:
             DiskCache(directory).close()
 
@@ -107,8 +109,8 @@ def test_a_parent_that_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mo
     """Somebody removes it right after it was made, once: then it is made again."""
     real, removed = os.mkdir, []
 
-    def mkdir(path: str, mode: int = 0o777) -> None:
-        real(path, mode)
+    def mkdir(path: str, mode: int = 0o777, **where: int | None) -> None:
+        real(path, mode, **where)
         if not removed:
             removed.append(path)
             os.rmdir(path)
@@ -130,13 +132,13 @@ def test_lock_files_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Between the look for a lock file and its creation another process makes it: both have the same."""
     path, real, others = str(tmp_path / "lock"), os.open, []
 
-    def open_after_another(name: str, flags: int, *mode: int) -> int:
+    def open_after_another(name: str, flags: int, *mode: int, **where: int | None) -> int:
         if flags & os.O_EXCL and not others:
             others.append(real(path, os.O_RDWR | os.O_CREAT, 0o600))
-        return real(name, flags, *mode)
+        return real(name, flags, *mode, **where)
 
     monkeypatch.setattr(os, "open", open_after_another)
-    fd = creating.open_file(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = creating.open_file(Place(path, path), os.O_RDWR | os.O_CREAT, 0o600)
     assert os.fstat(fd).st_ino == os.fstat(others[0]).st_ino
     os.close(fd)
     os.close(others[0])
@@ -286,7 +288,9 @@ def test_modes_are_exact(
     }  # fmt: skip
     for name in (f.WRITERS_NAME, f.LARGE_NAME, f.SEGMENTS_NAME):
         assert any(path.parent.name == name for path in found), name
-    expected = {path: modes[0] if path.is_dir() else modes[1] for path in found}
+    locks = 0o600 if modes[1] == 0o644 else modes[1]  # who may only read could take a lock for ever
+    of_files = {path: locks if path.suffix == ".lock" or path.name in LOCKS else modes[1] for path in found}
+    expected = {path: modes[0] if path.is_dir() else of_files[path] for path in found}
     assert found == expected
 
 
@@ -297,9 +301,10 @@ def test_temporary_files_have_their_mode(
     seen = []
     real = os.replace
 
-    def replace(source: str, target: str) -> None:
-        seen.append((os.path.basename(target), stat.S_IMODE(os.stat(source).st_mode)))
-        real(source, target)
+    def replace(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        mode = stat.S_IMODE(os.stat(source, dir_fd=src_dir_fd).st_mode)
+        seen.append((os.path.basename(target), mode))
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "replace", replace)
     cache = make(file_mode=0o640, **SMALL)
@@ -465,17 +470,21 @@ def test_root_is_not_led_astray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (secret / "file").touch()
     real = os.mkdir
 
-    def mkdir(path: str, mode: int) -> None:
-        real(path, mode)
+    def place(name: str) -> Place:
+        path = str(tmp_path / "parent" / name)
+        return Place(path, path)
+
+    def mkdir(path: str, mode: int, **where: int | None) -> None:
+        real(path, mode, **where)
         os.rmdir(path)
         swap(path)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     swap: Callable[[str], None] = lambda path: os.symlink(secret, path)  # noqa: E731
     with pytest.raises(OSError):
-        creating.make_directory(str(tmp_path / "parent" / "link"), 0o755)
+        creating.make_directory(place("link"), 0o755)
     swap = lambda path: os.rename(secret, path)  # noqa: E731
-    creating.make_directory(str(tmp_path / "parent" / "moved"), 0o700)
+    creating.make_directory(place("moved"), 0o700)
     assert (tmp_path / "parent" / "moved").lstat().st_uid == 0
 
 

@@ -124,7 +124,7 @@ def _ensure_listed(store: Store) -> None:
     is not listed would be taken for a stray, and removed. The lock is held."""
     index = store.index
     for segment in index.named_segments():
-        if not index.state(segment) and unreadable.is_there(store.files.path(segment)):
+        if not index.state(segment) and store.backend.exists(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
 
 
@@ -142,7 +142,7 @@ def _tag(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _tag_problem(store: Store) -> str:
     try:
-        return "" if has_tag(store.root) else "it is missing or damaged"
+        return "" if has_tag(store.backend, store.root) else "it is missing or damaged"
     except ours(OSError) as error:
         return _fault(error)
 
@@ -538,7 +538,7 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
     while paths and time.monotonic() < until:
         ensure_wanted()
         time.sleep(_PATIENCE / 100)
-        paths = [path for path in paths if os.path.lexists(path)]
+        paths = [path for path in paths if store.backend.exists(path)]
     for path in paths:
         fixed = fix
         if fix:
@@ -568,8 +568,7 @@ def _stray(store: Store, fix: bool) -> Iterator[Problem]:
             yield Problem("stray", name, "not a file of this cache: left alone")
         else:
             with store.lock:
-                path = store.files.path(segment)
-                unknown = not store.index.state(segment) and unreadable.is_there(path)
+                unknown = not store.index.state(segment) and store.backend.exists(store.files.path(segment))
             if unknown:
                 yield _unlisted(store, segment, fix)
 
@@ -610,7 +609,7 @@ def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _checkpoint_problem(store: Store) -> str:
     try:
-        if not unreadable.is_there(os.path.join(store.root, f.CHECKPOINT_NAME)):
+        if not store.backend.exists(os.path.join(store.root, f.CHECKPOINT_NAME)):
             return ""
         return "" if checkpoint.read(store.backend, store.root) else "it is damaged"
     except ours(OSError) as error:

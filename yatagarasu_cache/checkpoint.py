@@ -115,7 +115,7 @@ def account(store: Handle, index: Index) -> None:
 
 def file_size(store: Handle) -> int:
     try:
-        status = os.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
+        status = store.backend.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
     except FileNotFoundError:
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ._version import __version__
+from .backends.threads import ThreadsBackend
 from .cache import DiskCache
 from .check import Problem
 from .directory import is_ours
@@ -255,7 +256,7 @@ def require_cache(directory: str) -> None:
     """Commands other than `set` and `warm` create nothing."""
     if not os.path.isdir(directory):
         raise FormatError(f"{directory}: no such directory (`set` and `warm` create a cache)")
-    if not is_ours(directory, os.listdir(directory)):
+    if not is_ours(ThreadsBackend(), directory, os.listdir(directory)):
         raise FormatError(f"{directory}: not a cache (`set` and `warm` create one)")
 
 

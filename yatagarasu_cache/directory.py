@@ -13,8 +13,9 @@ from functools import partial
 from typing import TypeVar
 
 from . import format as f
-from .backends.base import Backend
+from .backends.base import NO_FILE, Backend, Entry
 from .backends.creating import make_directory, patiently
+from .backends.directories import Place, Trust
 from .config import Settings
 from .errors import (
     REFUSED,
@@ -29,7 +30,6 @@ from .interruption import ours, suppressing
 from .locks import fcntl
 
 T = TypeVar("T")
-Entry = tuple[str, os.stat_result]  # of a directory, its lstat
 
 # Mappings and locks are not safe on these: other hosts, or the other side of a virtual machine, don't see
 # them, or see them late.
@@ -133,12 +133,15 @@ def prepare(backend: Backend, settings: Settings) -> bool:
 
 
 def _prepare(backend: Backend, settings: Settings) -> bool:
-    root = settings.directory
+    root, trust = settings.directory, trust_of(settings)
+    backend.keep_to(root, _NAMES_INSIDE, trust)
     if not settings.read_only:
         # Not for the owner of the directory above: who makes a cache has it for himself.
-        _make(backend, root, partial(make_directory, mode=settings.directory_mode, for_owner=False))
+        _make(backend, root, partial(_make_root, mode=settings.directory_mode))
     try:
-        _check_kind(root, os.lstat(root))
+        status = os.lstat(root)
+        _check_kind(root, status)
+        _check_owner(root, status, trust.admits_root(status))
     except FileNotFoundError:
         if settings.read_only:
             raise ReadOnlyError(f"{root!r} does not exist: {_CREATE}") from None
@@ -146,7 +149,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
     _check_file_system(settings)
     entries = backend.scandir(root)
     names = content(entries)
-    if not is_ours(root, names) and (stranger := _stranger(root, entries)):
+    if not is_ours(backend, root, names) and (stranger := _stranger(backend, root, entries)):
         raise FormatError(
             f"{root!r} is not a cache of yatagarasu_cache (it contains {stranger!r}): "
             "give an empty or a new directory"
@@ -158,10 +161,18 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
         else:
             with suppressing(OSError):  # check() says that it is missing
                 keep_tag(backend, settings)
-        _make_inside(backend, settings)
+        _make_inside(backend, settings, status)
     elif is_new:
         raise ReadOnlyError(f"{root!r} is empty: {_CREATE}")
     return is_new
+
+
+def trust_of(settings: Settings) -> Trust:
+    return Trust(settings.directory_mode, settings.file_mode, settings.read_only)
+
+
+def _make_root(path: str, mode: int) -> None:
+    make_directory(Place(path, path), mode, for_owner=False)
 
 
 def again_where_it_vanishes(use: Callable[[], T]) -> T:
@@ -222,43 +233,46 @@ def _is_negligible(name: str, status: os.stat_result) -> bool:
     return name in NEGLIGIBLE or name.startswith(NEGLIGIBLE_STARTS)
 
 
-def is_ours(root: str, names: Collection[str]) -> bool:
+def is_ours(backend: Backend, root: str, names: Collection[str]) -> bool:
     """True if the directory carries our tag or an index of ours, or both a lock and segments. OSError if one
     of these cannot be read, and the others don't tell."""
     failed: OSError | None = None
     for start, name in ((f.TAG_TEXT, f.TAG_NAME), (f.INDEX_MAGIC, f.INDEX_NAME)):
         try:
-            if name in names and _begins(os.path.join(root, name), start):
+            if name in names and _begins(backend, os.path.join(root, name), start):
                 return True
         except ours(OSError) as error:
             failed = error
-    if f.LOCK_NAME in names and f.SEGMENTS_NAME in names and _has_segments(root):
+    if f.LOCK_NAME in names and f.SEGMENTS_NAME in names and _has_segments(backend, root):
         return True
     if failed is not None:
         raise failed
     return False
 
 
-def _begins(path: str, start: bytes) -> bool:
-    return _start_of(path, len(start)) == start
+def _begins(backend: Backend, path: str, start: bytes) -> bool:
+    return _start_of(backend, path, len(start)) == start
 
 
-def _start_of(path: str, length: int) -> bytes | None:
-    """The first bytes of a file; None if there is none, or no file but something else."""
+def _start_of(backend: Backend, path: str, length: int) -> bytes | None:
+    """The first bytes of a file; None if there is none, or no file of ours but something else."""
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
+        with backend.reading(path) as fd:
+            return backend.read(fd, length, 0)
+    except ours(OSError) as error:
+        if error.errno in NO_FILE:
             return None
-        with open(path, "rb") as file:
-            return file.read(length)
-    except FileNotFoundError:
-        return None
+        raise
 
 
-def _has_segments(root: str) -> bool:
+def _has_segments(backend: Backend, root: str) -> bool:
     try:
-        return any(map(f.is_segment_name, os.listdir(os.path.join(root, f.SEGMENTS_NAME))))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        inside = backend.scandir(os.path.join(root, f.SEGMENTS_NAME))
+    except ours(OSError) as error:
+        if error.errno in NO_FILE:
+            return False
+        raise
+    return any(f.is_segment_name(name) for name, _ in inside)
 
 
 # -- what is left of a cache ------------------------------------------------------------------------
@@ -266,30 +280,30 @@ def _has_segments(root: str) -> bool:
 # as well: nothing that anybody else made is lost by using it.
 
 
-def _stranger(root: str, entries: Iterable[Entry]) -> str:
+def _stranger(backend: Backend, root: str, entries: Iterable[Entry]) -> str:
     """A name in the directory that no cache gives, or of something that none makes; "" if there is none."""
     kept = [(name, status) for name, status in entries if not _is_negligible(name, status)]
-    return next((name for name, status in kept if not _is_remnant(root, name, status)), "")
+    return next((name for name, status in kept if not _is_remnant(backend, root, name, status)), "")
 
 
-def _is_remnant(root: str, name: str, status: os.stat_result) -> bool:
+def _is_remnant(backend: Backend, root: str, name: str, status: os.stat_result) -> bool:
     path = os.path.join(root, name)
     if stat.S_ISDIR(status.st_mode):
         is_name = _NAMES_INSIDE.get(name)
-        return is_name is not None and _holds_only(path, is_name)
+        return is_name is not None and _holds_only(backend, path, is_name)
     if not stat.S_ISREG(status.st_mode):
         return False
     if name == f.TAG_NAME:
-        return _is_begun_tag(path)
+        return _is_begun_tag(backend, path)
     if name in _STARTS:
-        return _start_of(path, len(_STARTS[name])) in (_STARTS[name], None)  # or removed meanwhile
+        start = _STARTS[name]
+        return _start_of(backend, path, len(start)) in (start, None)  # or removed meanwhile
     return name in _LOCK_NAMES and status.st_size == 0
 
 
-def _holds_only(path: str, is_name: Callable[[str], bool]) -> bool:
+def _holds_only(backend: Backend, path: str, is_name: Callable[[str], bool]) -> bool:
     try:
-        with os.scandir(path) as entries:
-            inside = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        inside = backend.scandir(path)
     except FileNotFoundError:  # removed meanwhile
         return True
     return all(
@@ -299,9 +313,9 @@ def _holds_only(path: str, is_name: Callable[[str], bool]) -> bool:
     )
 
 
-def _is_begun_tag(path: str) -> bool:
+def _is_begun_tag(backend: Backend, path: str) -> bool:
     """True of our tag, or what a power cut left of it: it is durable before the rest."""
-    found = _start_of(path, len(f.TAG_TEXT) + 1) or b""
+    found = _start_of(backend, path, len(f.TAG_TEXT) + 1) or b""
     return len(found) <= len(f.TAG_TEXT) and all(
         byte in (0, own) for byte, own in zip(found, f.TAG_TEXT, strict=False)
     )
@@ -335,19 +349,37 @@ def _check_kind(root: str, status: os.stat_result) -> None:
         raise FormatError(f"{root!r} is not a directory: give another path")
 
 
-def is_whole(root: str) -> bool:
+def _check_owner(path: str, status: os.stat_result, admitted: bool) -> None:
+    if not admitted:
+        raise FormatError(
+            f"{path!r} belongs to {user_name(status.st_uid)}, and this process runs as "
+            f"{user_name(os.geteuid())}: what another user has prepared is not used; give a directory of "
+            "your own, or let others in with directory_mode and file_mode, in all programs"
+        )
+
+
+def is_whole(backend: Backend, root: str) -> bool:
     """Whether the directories inside are there."""
-    return all(os.path.isdir(os.path.join(root, name)) for name in _NAMES_INSIDE)
+    return all(_is_directory(backend, os.path.join(root, name)) for name in _NAMES_INSIDE)
 
 
-def _make_inside(backend: Backend, settings: Settings) -> None:
-    made = False
+def _is_directory(backend: Backend, path: str) -> bool:
+    try:
+        return stat.S_ISDIR(backend.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _make_inside(backend: Backend, settings: Settings, root: os.stat_result) -> None:
+    made, trust = False, trust_of(settings)
     for name in _NAMES_INSIDE:
         path = os.path.join(settings.directory, name)
         if backend.mkdir(path, settings.directory_mode):
             made = True
         else:
-            _check_kind(path, os.lstat(path))
+            status = backend.lstat(path)
+            _check_kind(path, status)
+            _check_owner(path, status, trust.admits(status, root))
     if made:
         backend.sync_directory(settings.directory)
     if not os.access(settings.directory, os.W_OK | os.X_OK):
@@ -368,15 +400,15 @@ def _write_tag(backend: Backend, settings: Settings) -> None:
 def keep_tag(backend: Backend, settings: Settings) -> None:
     """Put the tag in its place if it is missing or damaged. What else is there but a file is left alone."""
     path = os.path.join(settings.directory, f.TAG_NAME)
-    if has_tag(settings.directory):
+    if has_tag(backend, settings.directory):
         return
-    if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
+    if not backend.exists(path) or stat.S_ISREG(backend.lstat(path).st_mode):
         _write_tag(backend, settings)
 
 
-def has_tag(root: str) -> bool:
+def has_tag(backend: Backend, root: str) -> bool:
     """Whether backup tools leave the directory out; a tag that is not quite ours will do."""
-    return _begins(os.path.join(root, f.TAG_NAME), f.TAG_TEXT.partition(b"\n")[0])
+    return _begins(backend, os.path.join(root, f.TAG_NAME), f.TAG_TEXT.partition(b"\n")[0])
 
 
 def _check_file_system(settings: Settings) -> None:

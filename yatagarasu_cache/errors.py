@@ -108,6 +108,10 @@ _REMEDIES = {
     _errno.EDQUOT: _ROOM,
     _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True",
     _errno.EPERM: "the file system, or a sandbox such as seccomp, forbids this call",
+    _errno.ELOOP: "a symbolic link is in the place of a file or directory, and is not followed: remove it",
+    _errno.EISDIR: "a directory is in the place of a file: move it away",
+    _errno.ENOTDIR: "something else is in the place of a directory: move it away",
+    _errno.ENXIO: "a FIFO, a socket or a device is in the place of a file: remove it",
     _errno.ENOSYS: "the kernel does not know this call, or a sandbox such as seccomp forbids it",
 }
 

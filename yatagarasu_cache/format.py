@@ -132,6 +132,7 @@ SEGMENT_HEADER = struct.Struct("<8sII16sQQQQ")
 SEGMENT_HEADER_BYTES = 64
 ALIGN = 16  # records begin at multiples of this
 
+MAX_SEGMENT_BYTES = ALIGN << 32  # places in a segment are counted in 32 bits: a longer file is damage
 RECORD_MAGIC = b"YREC"
 # magic, kind, flags, tag length, key length, meta length, value length, stamp, expires, created,
 # value checksum; then 8 bytes: checksum of these, key, tag and meta, seeded with the place

@@ -42,6 +42,9 @@ MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _GRAIN = 4096
+_MOST_GROWTH = 4  # a partition that takes all of the file has 2.6 times as many slots when it has grown
+# A table for all segments, and partitions of as many slots as can be.
+_MOST_FILE = f.HEADER_BYTES + (f.ENTRY_BYTES << 16) + (PARTITIONS * SLOT_BYTES << DESCRIPTOR_BITS)
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
@@ -65,6 +68,7 @@ class Index:
         self.fd, self._backend = fd, backend
         self.path = path
         self.writable = writable
+        self._ensure_mappable()
         self._map()
         data = bytes(self.map[: f.HEADER_BYTES])
         found = f.unpack_identity(data)
@@ -134,20 +138,31 @@ class Index:
         try:
             size = f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES
             backend.allocate(fd, 0, size)
-            backend.write(fd, [f.pack_identity(identity, table_capacity)], 0)
+            start = f.pack_identity(identity, table_capacity).ljust(f.W_INDEX_BYTES * 8, b"\0")
+            backend.write(fd, [start, size.to_bytes(8, "little")], 0)
         except BaseException:
             backend.let_go(fd)
             raise
         index = cls(backend, path, fd)
         index.note_file()
-        index.words[f.W_INDEX_BYTES] = size
         index.words[f.W_NEXT_SEGMENT] = 1
         index.change_settings(settings)
         return index
 
+    def _ensure_mappable(self) -> None:
+        """A file that is far longer than it says itself is damage. Of a copy with holes the blocks are taken
+        now: the mapping of one that the volume has none for, later, would kill the process (SIGBUS)."""
+        status = os.fstat(self.fd)
+        said = int.from_bytes(self._backend.read(self.fd, 8, f.W_INDEX_BYTES * 8), "little")
+        # Somebody may have died when he had made it longer, and before he said so: by a partition.
+        if status.st_size > _MOST_GROWTH * said + _GRAIN * PARTITIONS:
+            raise IndexDamaged(f"it has {status.st_size} bytes, and says {said}")
+        if self.writable and _has_holes(self.fd, status):
+            self._backend.allocate(self.fd, 0, status.st_size)
+
     def _map(self) -> None:
         size = os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1)
-        if size < f.HEADER_BYTES:
+        if not f.HEADER_BYTES <= size <= _MOST_FILE:
             raise IndexDamaged(f"it has {size} bytes")
         access = mmap.ACCESS_WRITE if self.writable else mmap.ACCESS_READ
         self.map = mmap.mmap(self.fd, size, access=access)
@@ -764,6 +779,13 @@ class Index:
             words[f.W_LIVE_BYTES] + max(0, words[f.W_LARGE_BYTES] - words[f.W_LEAVING])
             + words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
         )  # fmt: skip
+
+
+def _has_holes(fd: int, status: os.stat_result) -> bool:
+    if status.st_blocks * 512 >= status.st_size or not hasattr(os, "SEEK_HOLE"):
+        return False
+    # A file system that compresses has few blocks for what is all there.
+    return os.lseek(fd, 0, os.SEEK_HOLE) < status.st_size
 
 
 def grown_capacity(part: int, live: int) -> int:

@@ -41,16 +41,21 @@ class suppressing:
         return isinstance(error, self._kinds) and not _interrupts(error)
 
 
-def descriptor_of(function: Callable[..., int], *args: object) -> int:
+def descriptor_of(
+    function: Callable[..., int], *args: object, check: Callable[[int], object] | None = None
+) -> int:
     """The descriptor that `function(*args)` gives, which is written in C: os.open, os.dup.
 
     The interpreter looks for signals as soon as a function in C returns, so one that comes during the
     system call would be raised before the result has a name. Here it is in a list by then, put there by
-    C too, and is given back. Callers do nothing else before somebody owns what they get.
+    C too, and is given back. Callers do nothing else before somebody owns what they get: what is to be looked
+    at before is `check`, and where that raises nothing stays open.
     """
     given: list[int] = []
     try:
         given.extend(map(function, *((arg,) for arg in args)))
+        if check is not None:
+            check(given[0])
         return given[0]
     except BaseException:
         for fd in given:

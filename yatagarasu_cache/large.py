@@ -13,7 +13,7 @@ from xxhash import xxh3_64
 from . import format as f
 from .backends.base import Backend, Buffer, OpenFile
 from .interruption import ours
-from .owners import Made
+from .owners import Files, Made
 from .unreadable import is_absence, naming
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ class InRoom(Protocol):
 class LargeFiles:
     """The directory of large values, and the temporary one beside it."""
 
-    def __init__(self, backend: Backend, root: str, mode: int, core: PythonCore, made: Made) -> None:
-        self._backend, self._mode, self._core, self._made = backend, mode, core, made
+    def __init__(
+        self, backend: Backend, root: str, mode: int, core: PythonCore, made: Made, files: Files
+    ) -> None:
+        self._backend, self._mode, self._core, self._made, self._files = backend, mode, core, made, files
         self.directory = os.path.join(root, f.LARGE_NAME)
         self.temporary = os.path.join(root, f.TEMPORARY_NAME)
 
@@ -137,14 +139,14 @@ class LargeFiles:
 
     def ensure_there(self, low: int, high: int, pointer: int) -> None:
         """FileNotFoundError if the file is not there (any more)."""
-        os.lstat(self.path(low, high, pointer))
+        self._backend.lstat(self.path(low, high, pointer))
 
     def remove(self, low: int, high: int, pointer: int) -> bool:
         return self._backend.unlink(self.path(low, high, pointer))
 
     def listed(self) -> Iterator[tuple[tuple[int, int, int], int, str]]:
         """((low, high, pointer), bytes, path) of each file whose name is one of ours."""
-        for name, status in self._made(partial(self._backend.scandir, self.directory)):
+        for name, status in self._files(self.directory):
             parsed = f.parse_large_name(name)
             if parsed is not None:
                 yield parsed, status.st_size, os.path.join(self.directory, name)

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import functools
 import os
+import stat
 import struct
 import sys
 import threading
@@ -39,8 +40,8 @@ except ImportError:  # pragma: no cover - Windows has no flock; opening says so
 
 __all__ = [
     "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "await_lock", "claim", "ensure_not_within",
-    "fcntl", "give_back", "has_name", "is_holding", "is_kept", "keep", "new_lock", "new_long_lock",
-    "package_of", "runs_alone",
+    "fcntl", "give_back", "has_name", "is_holding", "is_kept", "keep", "lock_mode", "narrow", "new_lock",
+    "new_long_lock", "package_of", "runs_alone", "share",
 ]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
@@ -212,12 +213,13 @@ class FileLock:
         self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
         self.on_exit: Any = None  # this is called
         self.fd, self.made = self._open()
+        narrow(self.fd)
         _file_locks.add(self)
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it had to be made."""
-        made = not os.path.lexists(self._path)
-        return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, self._mode), made
+        made = not self._backend.exists(self._path)
+        return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, lock_mode(self._mode)), made
 
     def ensure_in_place(self) -> None:
         """Look now whether the file still has its name, and go on with the one that has. The lock is held."""
@@ -338,12 +340,7 @@ class FileLock:
         return False
 
     def _timed_out(self, holder: str) -> LockTimeout:
-        return LockTimeout(
-            errno.ETIMEDOUT,
-            f"waited {self._timeout:g} s (lock_timeout) for the lock, which is held by {holder}: "
-            "end it, or let it go on",
-            self._path,
-        )
+        return _timed_out(self._path, self._timeout, holder)
 
     def _renew(self) -> None:
         """The file was removed. Go on with the one that has its name now, or make it."""
@@ -355,6 +352,7 @@ class FileLock:
             return
         self.fd, old = fd, self.fd
         self._backend.let_go(old)
+        narrow(self.fd)
         if made and self._try(1):
             time.sleep(GRACE)  # and nobody gets it: somebody may still be inside of the one that was removed
 
@@ -434,6 +432,44 @@ class NoLock(contextlib.nullcontext[None]):
 
     def close(self) -> None:
         pass
+
+
+def lock_mode(mode: int) -> int:
+    """`mode`, of a file that is locked: whoever may only read it could lock it too, and keep all others
+    waiting, so he may do nothing with it."""
+    return 0o600 | sum(bits for bits in (0o060, 0o006) if mode & bits == bits)
+
+
+def narrow(fd: int) -> None:
+    """Take from those who may only read a lock file what an earlier release gave them. Its owner can."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & 0o077 & ~lock_mode(mode):
+        with suppressing(OSError):
+            os.fchmod(fd, mode & lock_mode(mode))
+
+
+def share(fd: int, path: str, timeout: float | None) -> None:
+    """Lock a file together with others; wait `timeout` seconds at most for whoever has it for himself."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    sleep = _SHORTEST_SLEEP
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise _timed_out(path, timeout, _holder(fd)) from None
+        heed()
+        time.sleep(sleep)
+        sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+
+
+def _timed_out(path: str, timeout: float | None, holder: str) -> LockTimeout:
+    return LockTimeout(
+        errno.ETIMEDOUT,
+        f"waited {timeout:g} s (lock_timeout) for the lock, which is held by {holder}: "
+        "end it, or let it go on",
+        path,
+    )
 
 
 def claim(fd: int) -> bool:

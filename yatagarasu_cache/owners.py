@@ -6,20 +6,25 @@ process-id namespaces of containers, where process ids would not.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import struct
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 from . import format as f
-from .backends.base import Backend
-from .locks import fcntl, has_name, new_lock
+from .backends.base import NO_FILE, Backend, Entry
+from .errors import LockTimeout
+from .interruption import ours
+from .locks import claim, fcntl, has_name, lock_mode, narrow, new_lock, share
 
 _MOST_NAMED = 500  # pointers in a mark; of more the rest is not spared, and stored once more
 
+_TRIES = 100  # to make a mark, where others lock or remove it
+
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
+Files = Callable[[str], list[Entry]]  # `Handle.files_in`
 
 
 class Note(NamedTuple):
@@ -55,8 +60,8 @@ class Note(NamedTuple):
 class Owner:
     """This handle's mark of life, named by a random token that stands in the segment table."""
 
-    def __init__(self, backend: Backend, root: str, mode: int, made: Made) -> None:
-        self._backend, self._mode, self._made = backend, mode, made
+    def __init__(self, backend: Backend, root: str, mode: int, made: Made, files: Files) -> None:
+        self._backend, self._mode, self._made, self._files = backend, lock_mode(mode), made, files
         self.directory = os.path.join(root, f.WRITERS_NAME)
         self.token = 0
         self._fd = -1
@@ -70,22 +75,24 @@ class Owner:
     def acquire(self) -> int:
         """The token; taken at the first write, so that readers leave no trace."""
         with self._acquiring:
-            while not self.token:
+            for _ in range(_TRIES):
+                if self.token:
+                    return self.token
                 token = secrets.randbits(63) | 1
                 fd = self._make(self._path(token))
                 if fd >= 0:
                     self.token, self._fd = token, fd
                     if any(self._noted):  # in a mark that somebody has removed
                         self._write()
-            return self.token
+            line = "the mark of this handle is locked, or removed, again and again: find out by whom"
+            raise LockTimeout(errno.ETIMEDOUT, line, self.directory)
 
     def _make(self, path: str) -> int:
-        """A mark of life, locked; -1 if a sweep came between creating and locking it."""
+        """A mark of life, locked; -1 if a sweep, or somebody's lock, came between creating and locking it."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         fd: int = self._made(lambda: self._backend.open(path, flags, self._mode))
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            stays = os.fstat(fd).st_nlink > 0
+            stays = claim(fd) and os.fstat(fd).st_nlink > 0
         except BaseException:
             self._backend.let_go(fd)
             self._backend.clear_away(path)
@@ -93,6 +100,7 @@ class Owner:
         if stays:
             return fd
         self._backend.let_go(fd)
+        self._backend.clear_away(path)
         return -1
 
     def ensure_marked(self) -> None:
@@ -124,7 +132,11 @@ class Owner:
         try:
             with self._backend.reading(self._path(token)) as fd:
                 return Note.unpack(self._backend.read(fd, f.MARK.size + 8 * _MOST_NAMED, 0))
-        except (FileNotFoundError, PermissionError):
+        except PermissionError:
+            return Note()
+        except ours(OSError) as error:
+            if error.errno not in NO_FILE:
+                raise
             return Note()
 
     def notes_of_living(self) -> list[Note]:
@@ -142,10 +154,11 @@ class Owner:
         try:
             with self._backend.reading(self._path(token)) as fd:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except (PermissionError, BlockingIOError):  # another user's: nobody here can tell; or locked
             return True
+        except ours(OSError) as error:
+            if error.errno not in NO_FILE:
+                raise
         return False
 
     def alive_tokens(self) -> set[int]:
@@ -169,7 +182,7 @@ class Owner:
         """Tokens of handles that live, and of those that don't."""
         alive: set[int] = set()
         dead: list[int] = []
-        for name, _ in self._made(partial(self._backend.scandir, self.directory)):
+        for name, _ in self._files(self.directory):
             token = f.parse_writer_name(name)
             if token is None:
                 continue
@@ -215,14 +228,18 @@ class Users:
     that have written are asked as well.
     """
 
-    def __init__(self, backend: Backend, root: str, mode: int, made: Made, owner: Owner) -> None:
-        self._backend, self._mode, self._made, self._owner = backend, mode, made, owner
+    def __init__(
+        self, backend: Backend, root: str, mode: int, made: Made, owner: Owner, timeout: float | None = None
+    ) -> None:
+        self._backend, self._mode, self._made, self._owner = backend, lock_mode(mode), made, owner
+        self._timeout = timeout
         self._path = os.path.join(root, f.USERS_NAME)
         self._fd = -1
 
     def enter(self) -> bool:
         """Become a user. True if there is no other. Called under the index lock."""
         self._fd = self._open()
+        narrow(self._fd)
         return self.is_alone()
 
     def _open(self) -> int:
@@ -249,7 +266,7 @@ class Users:
         except BlockingIOError:
             return False
         finally:  # a failed conversion may have dropped the shared lock: flock(2)
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            share(self._fd, self._path, self._timeout)
 
     def leave(self) -> None:
         if self._fd >= 0:
@@ -269,4 +286,4 @@ class Users:
         if self._fd >= 0:
             self.let_go_in_child()
             self._fd = self._open()
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            share(self._fd, self._path, self._timeout)

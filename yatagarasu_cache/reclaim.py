@@ -344,7 +344,10 @@ class Reclaimer:
 
     def _file_size(self, segment: int) -> int:
         try:
-            return os.stat(self._store.files.path(segment)).st_size
+            status = self._store.backend.lstat(self._store.files.path(segment))
+            # One that is longer than it can be is damaged, and takes what it has blocks for.
+            long = status.st_size > f.MAX_SEGMENT_BYTES
+            return status.st_blocks * 512 if long else status.st_size
         except FileNotFoundError:
             return 0
 

@@ -168,7 +168,7 @@ def remove_unfinished(store: Handle, index: Index, is_alive: Callable[[int], boo
     """Remove files that dead handles did not come to give a name or a place. The lock is held. `is_alive`
     is asked about the one who made a file, after that was seen: who makes one is alive before.
     """
-    for name, _ in store.scandir(store.large.temporary):
+    for name, _ in store.files_in(store.large.temporary):
         parsed = f.parse_temporary_name(name)
         if parsed is not None and not is_alive(parsed[0]):
             store.backend.unlink(os.path.join(store.large.temporary, name))
@@ -188,7 +188,7 @@ def orphans(store: Handle) -> list[str]:
         ensure_wanted()
         if pointer not in named:
             with store.lock:
-                if not refers(store, store.index, low, high, pointer) and os.path.lexists(path):
+                if not refers(store, store.index, low, high, pointer) and store.backend.exists(path):
                     found.append(path)
     return found
 
@@ -515,7 +515,7 @@ class _Rebuild:
         store, index = self._store, self._index
         owners = {store.owner.noted(token).segment: token for token in store.owner.alive_tokens()}
         for segment, header in self._headers.items():
-            size = os.stat(store.files.path(segment)).st_size
+            size = store.backend.lstat(store.files.path(segment)).st_size
             self._sizes[segment] = size if segment not in self._hidden else 0
             if index.words[index.entry(segment)]:
                 raise FormatError(

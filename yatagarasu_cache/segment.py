@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from xxhash import xxh3_64_digest
 
 from . import format as f
-from .backends.base import Backend, Buffer
+from .backends.base import NO_FILE, Backend, Buffer
 from .errors import ClosedError
 from .format import Head, Identity
 from .interruption import ours, suppressing
@@ -32,12 +32,10 @@ _MOST_FOOTER = 64 << 20  # bytes; a longer one is not read into memory: the reco
 _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
 _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
-_SEEK_DATA = getattr(os, "SEEK_DATA", os.SEEK_SET)  # where that is not known, every place is one of data
+_SEEK_DATA: int = getattr(os, "SEEK_DATA", os.SEEK_SET)  # where that is not known, every place is one of data
 _NOATIME = getattr(os, "O_NOATIME", 0)  # noting each read as an access costs a read 4 % of its time
 # What reading a file that is gone, or is no file of ours any more, can give.
-VANISHED = frozenset(
-    {errno.ENOENT, errno.EBADF, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO}
-)
+VANISHED = NO_FILE | {errno.EBADF}
 
 
 class Reads(Protocol):
@@ -130,7 +128,8 @@ class SegmentFiles:
                 if not os.fstat(fd).st_nlink and not is_kept(fd):
                     self._backend.truncate(fd, 0)
         except ours(OSError):  # as with any other removed file then
-            self._backend.unlink(path)
+            with suppressing(IsADirectoryError):  # which is none of ours
+                self._backend.unlink(path)
 
     def _open(self, segment: int) -> int:
         with self._lock:
@@ -415,6 +414,9 @@ def pack_footer(entries: list[bytes], tail: int) -> bytes:
 
 
 def read_segment_header(backend: Reads, fd: int) -> f.SegmentHeader | None:
+    """None if it is damaged, or the file longer than a segment can be."""
+    if os.fstat(fd).st_size > f.MAX_SEGMENT_BYTES:
+        return None
     return f.unpack_segment_header(backend.read(fd, f.SEGMENT_HEADER_BYTES, 0))
 
 
@@ -512,6 +514,8 @@ def scan(
     """The records of a segment, read from its start; what fails its checksum is skipped over."""
     window = _Window(backend, fd)
     size = os.fstat(fd).st_size
+    if size > f.MAX_SEGMENT_BYTES:
+        return
     while offset + f.RECORD_BYTES <= size:
         record = _record_at(window, offset, segment, seed)
         if record is None:

@@ -95,17 +95,6 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def is_there(path: str) -> bool:
-    """Whether there is a file, or anything else, at a path; an error if that cannot be told."""
-    try:
-        os.lstat(path)
-    except ours(OSError) as error:
-        if is_absence(error):
-            return False
-        raise
-    return True
-
-
 class Sparing:
     """Reads zeros where the disk gives nothing, a block at a time, and knows where that was.
 

@@ -17,16 +17,22 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
 from ..interruption import ours, suppressing
+from .directories import Trust
 
 Buffer = Union[bytes, bytearray, memoryview]
 ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)
 WriteRequest = tuple[int, Sequence[Buffer], int]  # (fd, buffers written one after another, offset)
+Entry = tuple[str, os.stat_result]  # of a directory: a name, and its lstat
 T = TypeVar("T")
+
+# What opening a file gives that is not there, or where something else is, or what another user has put there.
+NO_FILE = frozenset({errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO})
 
 
 class Backend(abc.ABC):
@@ -43,9 +49,16 @@ class Backend(abc.ABC):
     # -- calls in place ---------------------------------------------------------------------
 
     @abc.abstractmethod
+    def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
+        """The cache is in the directory `root`, with directories of such names inside: from now on files are
+        found by open directories there, not by what paths come to lead to, and are only taken of those whom
+        `trust` admits (see `directories`)."""
+
+    @abc.abstractmethod
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         """A new descriptor for `path`; O_CLOEXEC and O_NOFOLLOW are always added.
 
+        Whatever is no regular file is not waited for: EISDIR of a directory, ENXIO of anything else.
         A file that this creates has just the bits of `mode`, whatever the umask is, and belongs to the
         owner of its directory if root creates it.
         """
@@ -124,6 +137,20 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def mkdir(self, path: str, mode: int = 0o700) -> bool:
         """Create a directory, with mode and owner as `open` does; False if it was there already."""
+
+    @abc.abstractmethod
+    def lstat(self, path: str) -> os.stat_result:
+        """What is at `path`, which may be a link."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is anything at `path`."""
+        try:
+            self.lstat(path)
+        except ours(OSError) as error:
+            if error.errno in NO_FILE:
+                return False
+            raise
+        return True
 
     @abc.abstractmethod
     def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:

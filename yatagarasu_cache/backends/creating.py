@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..interruption import descriptor_of, ours, suppressing
+from ..interruption import ours, suppressing
+from .directories import Check, Place, open_at
 
 __all__ = ["make_directory", "open_file", "patiently"]
 
@@ -24,53 +25,49 @@ _PAUSE = 0.001
 _TRIES = 100  # to open what others make and remove meanwhile
 
 
-def open_file(path: str, flags: int, mode: int) -> int:
-    """`os.open` with O_CREAT in `flags`. A file that this makes has `mode`, whatever the umask is."""
+def open_file(place: Place, flags: int, mode: int, check: Check | None = None) -> int:
+    """`os.open` with O_CREAT in `flags`. A file that this makes has `mode`, whatever the umask is; `check`
+    may raise what is wrong with one that was there."""
     if flags & os.O_EXCL:
-        return _create(path, flags, mode)
+        return _create(place, flags, mode)
     for _ in range(_TRIES):
         try:
-            return patiently(path, lambda: descriptor_of(os.open, path, flags & ~os.O_CREAT))
+            return patiently(place.path, lambda: open_at(place, flags & ~os.O_CREAT, mode, check))
         except FileNotFoundError:
             pass
         try:
-            return _create(path, flags | os.O_EXCL, mode)
+            return _create(place, flags | os.O_EXCL, mode)
         except FileExistsError:  # another process was faster
             pass
-    return descriptor_of(os.open, path, flags, mode)
+    return open_at(place, flags, mode, check)
 
 
-def _create(path: str, flags: int, mode: int) -> int:
-    fd = descriptor_of(os.open, path, flags, mode)
-    try:
-        _hand_over(fd, path, mode)
-        return fd
-    except BaseException:
-        os.close(fd)
-        raise
+def _create(place: Place, flags: int, mode: int) -> int:
+    return open_at(place, flags, mode, lambda fd: _hand_over(fd, place, mode))
 
 
-def make_directory(path: str, mode: int, *, for_owner: bool = True) -> None:
+def make_directory(place: Place, mode: int, *, for_owner: bool = True) -> None:
     """`os.mkdir` of a directory that has `mode`, whatever the umask is.
 
     What a parent with the setgid bit gives stays. `for_owner`: it is for the owner of the parent.
     """
-    os.mkdir(path, mode)
-    status = os.lstat(path)
+    name, dir_fd = place.name, place.dir_fd
+    os.mkdir(name, mode, dir_fd=dir_fd)
+    status = os.lstat(name, dir_fd=dir_fd)
     if stat.S_IMODE(status.st_mode) in (mode, mode | stat.S_ISGID) and status.st_uid != _ROOT:
         return
     try:
         # By a descriptor: root must not be led to something else that was put in its place meanwhile.
-        fd = descriptor_of(os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_at(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except PermissionError:  # the umask took the owner's own right to look into it
-        return os.chmod(path, mode | status.st_mode & stat.S_ISGID)
+        return os.chmod(name, mode | status.st_mode & stat.S_ISGID, dir_fd=dir_fd)
     try:
-        _hand_over(fd, path, mode, for_owner=for_owner and not os.listdir(fd))
+        _hand_over(fd, place, mode, for_owner=for_owner and not os.listdir(fd))
     finally:
         os.close(fd)
 
 
-def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None:
+def _hand_over(fd: int, place: Place, mode: int, *, for_owner: bool = True) -> None:
     """Give what was just made its owner and its mode.
 
     Some file systems know neither, and some sandboxes forbid it. What that leaves shut to others tells
@@ -79,7 +76,7 @@ def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None
     status = os.fstat(fd)
     if status.st_uid == _ROOT and for_owner:
         with suppressing(OSError):
-            parent = os.stat(os.path.dirname(path) or os.curdir)
+            parent = _parent(place)
             if parent.st_uid != _ROOT:
                 os.fchown(fd, parent.st_uid, parent.st_gid)
                 status = os.fstat(fd)
@@ -88,6 +85,12 @@ def _hand_over(fd: int, path: str, mode: int, *, for_owner: bool = True) -> None
     if stat.S_IMODE(status.st_mode) != mode:
         with suppressing(OSError):
             os.fchmod(fd, mode)
+
+
+def _parent(place: Place) -> os.stat_result:
+    if place.dir_fd is not None:
+        return os.fstat(place.dir_fd)
+    return os.stat(os.path.dirname(place.path) or os.curdir)
 
 
 def patiently(path: str, use: Callable[[], T]) -> T:

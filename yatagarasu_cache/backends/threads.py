@@ -8,13 +8,15 @@ import errno
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
-from ..interruption import descriptor_of, ours, started, suppressing
+from ..interruption import ours, started, suppressing
 from ..locks import new_lock
 from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
+from .directories import Directories, Directory, Trust, ensure_file, open_at
 
 try:
     import fcntl
@@ -23,6 +25,7 @@ except ImportError:  # pragma: no cover - Windows
 
 # os.O_* and os.pread* that some systems lack.
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_WITHOUT_WAITING: int = getattr(os, "O_NONBLOCK", 0)  # for a FIFO in the place of a file
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
 # What a system call gives that a sandbox refuses (EPERM), or that the kernel does not know.
 _REFUSED = frozenset({errno.EPERM, errno.ENOSYS})
@@ -47,13 +50,27 @@ class ThreadsBackend(Backend):
         self._workers = workers or DEFAULT_WORKERS
         self._pool: WorkerPool | None = None
         self._pool_lock = new_lock()
+        self._directories = Directories()
 
     # -- calls in place ---------------------------------------------------------------------
 
+    def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
+        self._directories.keep_to(root, inside, trust)
+
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        if flags & os.O_CREAT:
-            return creating.open_file(path, flags | _OPEN_FLAGS, mode)
-        return descriptor_of(os.open, path, flags | _OPEN_FLAGS)
+        check = partial(self._ensure_ours, path)
+        flags |= _OPEN_FLAGS | (0 if flags & os.O_EXCL else _WITHOUT_WAITING)
+        try:
+            place = self._directories.place(path)
+            if flags & os.O_CREAT:
+                return creating.open_file(place, flags, mode, check)
+            return open_at(place, flags, mode, check)
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
+
+    def _ensure_ours(self, path: str, fd: int) -> None:
+        self._directories.ensure_ours(path, ensure_file(path, fd))
 
     close_file = staticmethod(os.close)  # in C: no signal is looked for before
 
@@ -135,35 +152,60 @@ class ThreadsBackend(Backend):
             _sync_fully(fd)
 
     def replace(self, source: str, target: str) -> None:
-        os.replace(source, target)
+        try:
+            old, new = self._directories.place(source), self._directories.place(target)
+            os.replace(old.name, new.name, src_dir_fd=old.dir_fd, dst_dir_fd=new.dir_fd)
+        except ours(OSError) as error:
+            error.filename2 = target
+            _name(error, source)
+            raise
 
     def unlink(self, path: str) -> bool:
         try:
-            os.unlink(path)
+            place = self._directories.place(path)
+            os.unlink(place.name, dir_fd=place.dir_fd)
         except FileNotFoundError:
             return False
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
         return True
 
     def mkdir(self, path: str, mode: int = 0o700) -> bool:
         try:
-            creating.make_directory(path, mode)
+            creating.make_directory(self._directories.place(path), mode)
         except FileExistsError:
             return False
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
         return True
 
+    def lstat(self, path: str) -> os.stat_result:
+        try:
+            place = self._directories.place(path)
+            return os.lstat(place.name, dir_fd=place.dir_fd)
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
+
     def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
-        found = []
-        with os.scandir(path) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    found.append((entry.name, entry.stat(follow_symlinks=False)))
-        return sorted(found, key=lambda item: item[0])
+        try:
+            directory = self._directories.to_list(path)
+            return _listed(path if directory is None else directory.fd)
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
 
     def sync_directory(self, path: str) -> None:
         if os.name == "nt":  # a directory cannot be opened there, and NTFS journals its names
             return
-        with self.reading(path) as fd:
-            _sync_fully(fd)
+        try:
+            directory = self._directories.opened(path) or Directory(path)
+            _sync_fully(directory.fd)
+        except ours(OSError) as error:
+            _name(error, path)
+            raise
 
     # -- batches ----------------------------------------------------------------------------
 
@@ -203,10 +245,26 @@ class ThreadsBackend(Backend):
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+        self._directories.close()
 
     def stats(self) -> dict[str, Any]:
         pool = self._pool
         return {"workers": pool.started if pool else 0, "queued": pool.waiting if pool else 0}
+
+
+def _name(error: OSError, path: str) -> None:
+    """Have an error about a name in an open directory tell the path. One about the directory itself does."""
+    if error.filename is None or not os.path.isabs(error.filename):
+        error.filename = path
+
+
+def _listed(directory: str | int) -> list[tuple[str, os.stat_result]]:
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return sorted(found, key=lambda item: item[0])
 
 
 def _sync_fully(fd: int) -> None:

@@ -58,6 +58,10 @@ class UringBackend(ThreadsBackend):
 
     # -- calls in place ---------------------------------------------------------------------
 
+    def _ensure_ours(self, path: str, fd: int) -> None:
+        super()._ensure_ours(path, fd)
+        os.set_blocking(fd, True)  # a ring takes it at its word otherwise, and does not wait for the disk
+
     def close_file(self, fd: int) -> None:
         try:
             if self._channels:

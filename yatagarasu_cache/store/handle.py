@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import secrets
+import stat
 import struct
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from .. import cache_settings, forks, recovery
 from .. import format as f
-from ..backends.base import Backend
+from ..backends.base import Backend, Entry
 from ..cache_settings import CacheSettings
 from ..cancelling import ensure_wanted
 from ..changes import ChangeLog
@@ -132,10 +133,11 @@ class Handle:
         is_new = prepare(self.backend, self.settings)
         root, mode = self.root, self.settings.file_mode
         self.segments_path = os.path.join(root, f.SEGMENTS_NAME)
-        self.large = LargeFiles(self.backend, root, mode, self.core, self.made)
-        self.owner = Owner(self.backend, root, mode, self.made)
+        self.large = LargeFiles(self.backend, root, mode, self.core, self.made, self.files_in)
+        self.owner = Owner(self.backend, root, mode, self.made, self.files_in)
         self.under_way = UnderWay(self.owner, lambda: self.index, self._on_unnoted)
-        self.users = Users(self.backend, root, mode, self.made, self.owner)
+        timeout = self.settings.lock_timeout
+        self.users = Users(self.backend, root, mode, self.made, self.owner, timeout)
         self.files = SegmentFiles(
             self.backend, self.segments_path, self.settings.max_open_files, self._segment_exists
         )
@@ -430,7 +432,7 @@ class Handle:
     def _has_files(self) -> bool:
         """Whether segments that our index lists are still there, if it lists any."""
         listed = self.index.segments()
-        return not listed or any(os.path.lexists(self.files.path(segment)) for segment in listed)
+        return not listed or any(self.backend.exists(self.files.path(segment)) for segment in listed)
 
     def _begin_anew(self) -> None:
         """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
@@ -441,7 +443,7 @@ class Handle:
 
     def _look_at_others(self) -> None:
         """What the index is not found by, and others go by, or add to, has to be in its place as well."""
-        if not is_whole(self.root):
+        if not is_whole(self.backend, self.root):
             prepare(self.backend, self.settings)
         if self.users.ensure_entered() and self.index.words[f.W_CLEAN]:  # somebody believed to be alone
             self.index.words[f.W_CLEAN] = 0
@@ -982,9 +984,20 @@ class Handle:
                 raise
             raise from_os_error(error, "cannot flush the cache") from error
 
-    def scandir(self, path: str) -> list[tuple[str, os.stat_result]]:
+    def scandir(self, path: str) -> list[Entry]:
         """What is in one of our directories."""
         return self.made(partial(self.backend.scandir, path))
+
+    def files_in(self, path: str) -> list[Entry]:
+        """The same without directories: none is ours, whatever its name is."""
+        found = []
+        for name, status in self.scandir(path):
+            if stat.S_ISDIR(status.st_mode):
+                line = f"{os.path.join(path, name)} is a directory, and none of the cache's: it is left alone"
+                self.log_once(line, line)
+            else:
+                found.append((name, status))
+        return found
 
     def sync_directory(self, path: str) -> None:
         """Make the names in one of our directories durable."""
