@@ -399,16 +399,17 @@ def test_check_reports_a_directory_that_cannot_be_read(
 
 def test_an_unreadable_tag(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index tells as well that the directory is a cache."""
-    real = open
+    real = os.open
 
-    def opened(path: Any, *arguments: Any, **options: Any) -> Any:
-        if str(path).endswith(f.TAG_NAME) and os.stat(path).st_ino == number:
+    def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        name = str(path).endswith(f.TAG_NAME)
+        if name and os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ino == number:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path, *arguments, **options)
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     tag = sample.path / f.TAG_NAME
     number = tag.stat().st_ino
-    monkeypatch.setattr("yatagarasu_cache.directory.open", opened, raising=False)
+    monkeypatch.setattr(os, "open", opened)
     os.link(tag, sample.path.parent / "kept")  # else its number may be given to the next one
     with open_well(sample) as cache:
         (problem,) = cache.check(fix=True)
