@@ -402,10 +402,11 @@ def test_an_unreadable_tag(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> N
     real = os.open
 
     def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        name = str(path).endswith(f.TAG_NAME)
-        if name and os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ino == number:
+        fd = real(path, flags, mode, dir_fd=dir_fd)
+        if os.fstat(fd).st_ino == number:
+            os.close(fd)
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path, flags, mode, dir_fd=dir_fd)
+        return fd
 
     tag = sample.path / f.TAG_NAME
     number = tag.stat().st_ino
