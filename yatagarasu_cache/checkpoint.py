@@ -67,9 +67,9 @@ def write(store: Handle) -> None:
             with store.lock:
                 if store.index is index:
                     store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
+                    account(store, index)
                     store.sync_directory(store.root)
                     index.words[f.W_FLOOR] = floor
-                    account(store, index)
                     store.changes.cover(floor)
         except _Replaced:  # it would be about an index that is no more
             pass
