@@ -385,7 +385,10 @@ class Index:
     def count(self) -> int:
         """Live entries, no more than slots. The lower halves, of slots in use, don't add up to 1 << 32."""
         live = sum(self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()) >> 32
-        return min(live, len(self.words) // SLOT_WORDS - self.first_slot)
+        slots = len(self.words) // SLOT_WORDS - self.first_slot
+        if live > slots and self.fd >= 0:  # another process made the file longer, or it is damage
+            slots = os.fstat(self.fd).st_size // SLOT_BYTES - self.first_slot
+        return min(live, slots)
 
     # -- changes (the lock is held) ---------------------------------------------------------
 
