@@ -229,10 +229,11 @@ class Reclaimer:
 
     # -- opening, closing ---------------------------------------------------------------------
 
-    def reap(self) -> int:
+    def reap(self, *, opening: bool = False) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
 
-        What a dead handle had appended, and did not come to show, is taken back.
+        What a dead handle had appended, and did not come to show, is taken back. The marks of the dead go, but
+        for those of whom nothing is left: whoever is `opening` leaves these to others, who have the time.
         """
         store, reaped = self._store, 0
         with store.lock:
@@ -250,7 +251,7 @@ class Reclaimer:
                     words[entry + f.T_CLEANER] = 0
                 if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):
                     reaped += 1
-            store.owner.sweep(set(marked) - set(lost))
+            store.owner.sweep((set(marked) & dead if opening else set(marked)) - set(lost))
         if lost or self._orphans:
             self.look_for_orphans()
             store.owner.sweep(lost)

@@ -162,7 +162,7 @@ class Handle:
                 self._use(recovery.open_index(self, alone=self.users.enter()))
                 lock.on_enter = self._on_lock
                 cache_settings.settle(self, self.settings)
-                self.reclaim.reap()
+                self.reclaim.reap(opening=True)
         except BaseException:
             self._release()
             raise
