@@ -309,3 +309,17 @@ def test_a_segment_that_the_table_lost_is_not_removed(make: Make, directory: Pat
     assert [again.get(f"k{i}") for i in range(200)] == [value(i) for i in range(200)]
     put_in_order(again)
     assert [again.get(f"k{i}") for i in range(200)] == [value(i) for i in range(200)]
+
+
+@pytest.mark.parametrize("eviction", ["lru", "fifo", "lfu"])
+def test_uses_that_cannot_have_been_keep_nothing_for_ever(make: Make, eviction: str) -> None:
+    """Many hits, the last of them before the entry was stored; or one that is to come."""
+    cache = filled(make, eviction=eviction)
+    index = cache._store.index
+    for at in live(index):
+        index.words[at + f.S_ACCESS] = 1 << 63
+    put_in_order(cache)
+    assert all(index.words[at + f.S_ACCESS] != 1 << 63 for at in live(index))
+    for i in range(5000):
+        cache.set(f"n{i}", value(i) * 3)
+    assert sum(f"k{i}" in cache for i in range(200)) < 100 and cache.check() == []

@@ -8,6 +8,7 @@ test_damage.py.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import itertools
 import logging
@@ -23,7 +24,7 @@ import pytest
 from faulty import seeded
 from helpers import Clock, noise, tree
 
-from yatagarasu_cache import DiskCache, FormatError, ReadOnlyError, checkpoint, recovery
+from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError, checkpoint, recovery
 from yatagarasu_cache import format as f
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
@@ -881,3 +882,61 @@ def test_corrupt_values_are_told_once(
     (line,) = warnings_of(caplog)
     assert line == f"{directory}: an entry failed its checksum and was dropped (see stats().corrupt)"
     assert cache.check() == []
+
+
+@pytest.mark.parametrize("failing", ["fdatasync", "fsync"])
+def test_a_clear_that_failed_has_cleared_nothing(
+    directory: Path, make: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Nor does it when the index is made anew, which goes by what the log of changes says."""
+    cache = make(backend="threads")
+    for i in range(20):
+        cache.set(i, b"v")
+    cache.set("large", b"L" * 2_000_000)
+    cache.flush()
+    cache.set("new", b"n" * 2_000_000)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, fail)
+        if failing == "fdatasync":  # or else that is tried in its place
+            patch.setattr(os, "fsync", fail)
+        with pytest.raises(CacheIOError, match="the log of the system says more"):
+            cache.clear()
+    assert len(cache) == 22 and cache.delete(3)
+    cache.close()
+    os.unlink(directory / "index")
+    again = make(backend="threads")
+    assert len(again) == 21 and again.get(3) is None and again.get("new") == b"n" * 2_000_000
+    assert again.clear() == 21
+    again.close()
+    os.unlink(directory / "index")
+    assert len(make()) == 0
+
+
+def test_what_others_appended_during_a_flush_is_synced_by_the_next(
+    directory: Path, make: Callable[..., DiskCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sealed segment that somebody goes on with, and seals once more, is not what was synced."""
+    flushing = make(backend="threads")
+    with DiskCache(directory, backend="threads") as other:
+        for i in range(40):
+            other.set(i, b"x" * 1500)  # with a footer
+    path, real, synced = directory / "segments" / "00000001.seg", os.fdatasync, []
+
+    def sync(fd: int) -> None:
+        real(fd)
+        synced.append(os.fstat(fd).st_ino)
+        if synced == [path.stat().st_ino]:
+            with DiskCache(directory, backend="threads") as other:
+                other.set("k" * 900, b"v")  # which takes the room of the footer: there is none any more
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    flushing.flush()
+    del synced[1:]
+    synced.append(0)
+    flushing.flush()
+    assert path.stat().st_ino in synced[2:]
+    assert flushing.check() == []

@@ -21,6 +21,7 @@ from . import format as f
 from .errors import from_os_error, is_volume_full
 from .interruption import ours, suppressing
 from .locks import has_name, new_long_lock
+from .segment import void_record
 
 if TYPE_CHECKING:
     from .index import Index
@@ -113,6 +114,18 @@ class ChangeLog:
         index.words[entry + f.T_TAIL] = end
         index.add(f.W_WRITTEN, 1)
         return Mark(segment, end)
+
+    def take_back(self, mark: Mark, length: int) -> None:
+        """The record of so many bytes that ends at `mark`, the last one, is of a change that was not made.
+        (Where there was no room for it, nothing is trusted, and nothing takes that back.)"""
+        if mark.segment == self._segment and mark.end < f.MASK64:
+            index, start = self._index, mark.end - length
+            try:
+                void_record(self._store.backend, self._fd, start)
+            except ours(OSError) as error:
+                line = f"cannot take back a change that failed, an index made anew will make it: {error}"
+                return self._store.log_once("untaken", line)
+            index.words[index.entry(mark.segment) + f.T_TAIL] = start
 
     def _allocate(self, segment: int, end: int) -> bool:
         """Keep the file longer than `end`. On a full volume what it has is used up first, but for the

@@ -460,8 +460,7 @@ def _slot_problem(store: Store, at: int, fix: bool) -> str:
 
 def _can_be_used(store: Store, slot: Slot) -> bool:
     """Whether the access word is one that the policy can have written."""
-    most = f.MASK64 if store.policy.name == "lfu" else store.index.words[f.W_CLOCK] + _CLOCK_SLACK
-    return 0 < slot.access <= most
+    return store.policy.is_possible(slot.access, slot.stamp, store.index.words[f.W_CLOCK] + _CLOCK_SLACK)
 
 
 def _entry_problem(store: Store, slot: Slot) -> str:

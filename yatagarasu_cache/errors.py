@@ -104,6 +104,7 @@ _REMEDIES = {
     _errno.EMFILE: "this process has too many files open: close what it does not use, raise `ulimit -n`, or "
     "lower max_open_files",
     _errno.ENFILE: "all processes together have too many files open: close some, or raise fs.file-max",
+    _errno.EIO: "the disk failed: the log of the system says more",
     _errno.ENOSPC: _ROOM,
     _errno.EDQUOT: _ROOM,
     _errno.EROFS: "the file system is read-only: make it writable, or open the cache with read_only=True",

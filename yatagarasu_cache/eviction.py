@@ -49,6 +49,10 @@ class Policy:
         """The access word after a hit at `stamp`."""
         return word
 
+    def is_possible(self, word: int, stamp: int, now: int) -> bool:
+        """Whether an entry of `stamp` can have such an access word by `now`."""
+        return 0 < word <= now
+
     def taken_over(self, word: int, stamp: int, now: int) -> int:
         """The access word of an entry of `stamp`, whichever policy kept it. No hit is later than `now`.
 
@@ -80,6 +84,10 @@ class LeastFrequentlyUsed(Policy):
     def touched(self, word: int, stamp: int) -> int:
         count = min(_COUNT_MAX, (word >> _COUNT_SHIFT) + 1)
         return count << _COUNT_SHIFT | stamp >> _STAMP_SHIFT
+
+    def is_possible(self, word: int, stamp: int, now: int) -> bool:
+        # A hit may have been noted just when the entry was replaced by one that is a little later.
+        return _is_counted(word, max(0, stamp - f.AHEAD), now)
 
     def taken_over(self, word: int, stamp: int, now: int) -> int:
         if _is_counted(word, stamp, now):

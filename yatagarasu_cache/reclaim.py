@@ -232,8 +232,8 @@ class Reclaimer:
     def reap(self, *, opening: bool = False) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
 
-        What a dead handle had appended, and did not come to show, is taken back. The marks of the dead go, but
-        for those of whom nothing is left: whoever is `opening` leaves these to others, who have the time.
+        What a dead handle had appended, and did not come to show, is taken back. The marks of the dead go;
+        where nothing else is left of one, whoever is `opening` leaves it to others, who have the time.
         """
         store, reaped = self._store, 0
         with store.lock:
@@ -931,9 +931,10 @@ class Reclaimer:
         try:
             store.sync_large()
             for entry in index.table_entries():
-                segment, state = index.words[entry] & f.MASK32, index.words[entry] & ~f.MASK32
-                size = index.words[entry + f.T_SIZE]
-                if state == f.DOOMED or state == f.SEALED and index.words[entry + f.T_SYNCED] >= size:
+                with store.lock:  # else the size may be that of before it was sealed
+                    before = index.words[entry : entry + f.ENTRY_WORDS].tolist()
+                segment, state = before[f.T_STATE] & f.MASK32, before[f.T_STATE] & ~f.MASK32
+                if state in (0, f.DOOMED) or state == f.SEALED and before[f.T_SYNCED] >= before[f.T_SIZE]:
                     continue
                 try:
                     fd = store.files.get(segment)
@@ -942,13 +943,21 @@ class Reclaimer:
                         raise
                     continue  # it was removed, or is no file of ours: there is nothing to be synced
                 store.backend.sync(fd)
-                if state == f.SEALED and index.words[entry] == f.SEALED | segment:
-                    index.words[entry + f.T_SYNCED] = size
+                if state == f.SEALED:
+                    with store.lock:
+                        self._note_synced(index, entry, before)
             store.sync_directory(store.segments_path)
         except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot make the cache durable") from error
+
+    @staticmethod
+    def _note_synced(index: Index, entry: int, before: list[int]) -> None:
+        """A sealed segment, as it was `before`, is durable; unless somebody has gone on with it meanwhile."""
+        words = index.words
+        if all(words[entry + field] == before[field] for field in (f.T_STATE, f.T_SIZE, f.T_TAIL)):
+            words[entry + f.T_SYNCED] = before[f.T_SIZE]
 
     # -- cleaning -----------------------------------------------------------------------------
 

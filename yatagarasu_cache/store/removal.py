@@ -142,11 +142,15 @@ class Removal(Handle):
             slots = [self.index.slot(at) for at in self.index.live_slots()]
             stamp = self._stamp_beyond(slots)
             mark = self.changes.append(f.CLEAR, b"", stamp)
-            if self.durable:
-                self.promise()
-            if self.index.words[f.W_PROMISED]:
-                self.reclaim.sync_dirty()
-            gone = Gone(self.leaving(slots), mark)
+            try:
+                if self.durable:
+                    self.promise()
+                if self.index.words[f.W_PROMISED]:
+                    self.reclaim.sync_dirty()
+                gone = Gone(self.leaving(slots), mark)
+            except BaseException:  # nothing was cleared, nor will be when an index is made anew
+                self.changes.take_back(mark, f.RECORD_BYTES)
+                raise
             for part in range(f.PARTITIONS):
                 self.index.words[f.W_DELETED + part] = stamp
             self.index.reset()
