@@ -17,7 +17,7 @@ from .cancelling import ensure_wanted
 from .directory import content, has_tag, keep_tag
 from .errors import CacheIOError, from_os_error
 from .format import PARTITIONS, Slot
-from .index import APPENDABLE, Index, IndexDamaged
+from .index import APPENDABLE, Index, IndexDamaged, is_overlong
 from .interruption import ours
 from .large import CHUNK_BYTES
 from .segment import footer_entry, pack_footer, read_footer, read_segment_header, scan
@@ -157,6 +157,8 @@ def _words(store: Store, fix: bool) -> Iterator[Problem]:
             yield Problem("count", f"{f.INDEX_NAME}, word {word}", f"{what} is {index.words[word]}", fix)
             if fix:
                 index.words[word] = value
+        if fix:  # who died when he had just made it longer has not counted that
+            index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
 
 
 def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
@@ -181,7 +183,8 @@ def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
         return
     if words[f.W_CLEAN]:
         yield f.W_CLEAN, 0, "whether nobody has it open"
-    if words[f.W_INDEX_BYTES] != (size := os.fstat(index.fd).st_size):
+    said, size = words[f.W_INDEX_BYTES], os.fstat(index.fd).st_size
+    if said > size or is_overlong(size, said):
         yield f.W_INDEX_BYTES, size, "the index's length"
     for word, number in enumerate(index.file(), f.W_FILE):
         if words[word] != number:

@@ -132,9 +132,14 @@ def prepare(backend: Backend, settings: Settings) -> bool:
         raise from_os_error(error, doing, _remedy(error, settings)) from error
 
 
+def look_again(backend: Backend, settings: Settings) -> None:
+    """Have the cache's directory found at its path with the next use, whatever was open before."""
+    backend.keep_to(settings.directory, _NAMES_INSIDE, trust_of(settings))
+
+
 def _prepare(backend: Backend, settings: Settings) -> bool:
     root, trust = settings.directory, trust_of(settings)
-    backend.keep_to(root, _NAMES_INSIDE, trust)
+    look_again(backend, settings)
     if not settings.read_only:
         # Not for the owner of the directory above: who makes a cache has it for himself.
         _make(backend, root, partial(_make_root, mode=settings.directory_mode))

@@ -35,7 +35,7 @@ from .format import (
     W_PARTITIONS,
 )
 
-__all__ = ["Index", "IndexDamaged", "grown_capacity", "rebuilt"]
+__all__ = ["Index", "IndexDamaged", "grown_capacity", "is_overlong", "rebuilt"]
 
 MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear probing gets slow
 MIN_SLOTS = 8
@@ -154,8 +154,7 @@ class Index:
         now: the mapping of one that the volume has none for, later, would kill the process (SIGBUS)."""
         status = os.fstat(self.fd)
         said = int.from_bytes(self._backend.read(self.fd, 8, f.W_INDEX_BYTES * 8), "little")
-        # Somebody may have died when he had made it longer, and before he said so: by a partition.
-        if status.st_size > _MOST_GROWTH * said + _GRAIN * PARTITIONS:
+        if is_overlong(status.st_size, said):
             raise IndexDamaged(f"it has {status.st_size} bytes, and says {said}")
         if self.writable and _has_holes(self.fd, status):
             self._backend.allocate(self.fd, 0, status.st_size)
@@ -789,6 +788,12 @@ def _has_holes(fd: int, status: os.stat_result) -> bool:
         return False
     # A file system that compresses has few blocks for what is all there.
     return os.lseek(fd, 0, os.SEEK_HOLE) < status.st_size
+
+
+def is_overlong(size: int, said: int) -> bool:
+    """Whether an index of `size` bytes is longer than it can be where it says so many. Somebody may have died
+    when he had made it longer, and before he said so: by a partition."""
+    return size > _MOST_GROWTH * said + _GRAIN * PARTITIONS
 
 
 def grown_capacity(part: int, live: int) -> int:

@@ -943,7 +943,7 @@ class Reclaimer:
                         raise
                     continue  # it was removed, or is no file of ours: there is nothing to be synced
                 store.backend.sync(fd)
-                if state == f.SEALED:
+                if state == f.SEALED and not before[f.T_OWNER]:  # else it is being sealed
                     with store.lock:
                         self._note_synced(index, entry, before)
             store.sync_directory(store.segments_path)
@@ -956,7 +956,7 @@ class Reclaimer:
     def _note_synced(index: Index, entry: int, before: list[int]) -> None:
         """A sealed segment, as it was `before`, is durable; unless somebody has gone on with it meanwhile."""
         words = index.words
-        if all(words[entry + field] == before[field] for field in (f.T_STATE, f.T_SIZE, f.T_TAIL)):
+        if all(words[entry + field] == before[field] for field in (f.T_STATE, f.T_SIZE, f.T_OWNER, f.T_TAIL)):
             words[entry + f.T_SYNCED] = before[f.T_SIZE]
 
     # -- cleaning -----------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from ..cancelling import ensure_wanted
 from ..changes import ChangeLog
 from ..config import Settings
 from ..core import choose as choose_core
-from ..directory import again_where_it_vanishes, is_whole, made, prepare
+from ..directory import again_where_it_vanishes, is_whole, look_again, made, prepare
 from ..errors import (
     CacheError,
     CacheIOError,
@@ -334,6 +334,7 @@ class Handle:
     def _is_at_its_path(self) -> bool:
         """Whether the mapping is that of the file at its path, or there is none there."""
         path = os.path.join(self.root, f.INDEX_NAME)
+        look_again(self.backend, self.settings)
         try:
             with self.backend.reading(path) as fd:
                 there, mapped = os.fstat(fd), os.fstat(self.index.fd)
