@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from . import format as f
 from .config import MAX_HEADROOM, MAX_SIZE_LIMIT, MIN_HEADROOM, MIN_SIZE_LIMIT, Settings
 from .interruption import ours
-from .unreadable import is_absence, is_given_up, naming
+from .unreadable import is_absence, is_given_up
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -95,7 +95,7 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
     """What the file says; None if there is none, or it is damaged. OSError if that can't be told."""
     path = os.path.join(root, f.SETTINGS_NAME)
     try:
-        with naming(path), backend.reading(path) as fd:
+        with backend.reading(path) as fd:
             data = backend.read(fd, f.SETTINGS.size + 1, 0)
     except ours(OSError) as error:
         if is_absence(error):

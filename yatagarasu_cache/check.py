@@ -315,7 +315,7 @@ def _list_anew(store: Store, fd: int, kept: list[Slot]) -> None:
 
 def _segment_problem(store: Store, segment: int) -> str:
     try:
-        with unreadable.naming(store.files.path(segment)), store.files.reading(segment) as fd:
+        with store.files.reading(segment) as fd:
             return _content_problem(store, segment, fd)
     except ours(OSError) as error:
         return _fault(error)

@@ -17,7 +17,7 @@ from xxhash import xxh3_64
 from . import format as f
 from .format import PARTITIONS, SLOT_BYTES
 from .interruption import ours
-from .unreadable import is_absence, naming
+from .unreadable import is_absence
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -143,7 +143,7 @@ def read(backend: Backend, root: str) -> Checkpoint | None:
     read: what is in it may be read the next time."""
     path = os.path.join(root, f.CHECKPOINT_NAME)
     try:
-        with naming(path), backend.reading(path) as fd:
+        with backend.reading(path) as fd:
             return _Reader(backend, fd).read()
     except ours(OSError) as error:
         if is_absence(error):

@@ -14,7 +14,7 @@ from . import format as f
 from .backends.base import Backend, Buffer, OpenFile
 from .interruption import ours
 from .owners import Files, Made
-from .unreadable import is_absence, naming
+from .unreadable import is_absence
 
 if TYPE_CHECKING:
     from .core import PythonCore
@@ -117,7 +117,7 @@ class LargeFiles:
     def read(self, low: int, high: int, pointer: int, length: int, *, seed: int) -> tuple[bytes, int] | None:
         """The whole file and its checksum; None if it is shorter than `length`."""
         path = self.path(low, high, pointer)
-        with naming(path), self._backend.reading(path) as fd:
+        with self._backend.reading(path) as fd:
             if os.fstat(fd).st_size < length:  # first: memory for a damaged length may not be there
                 return None
             return self._core.read_file(fd, length, seed)
@@ -127,7 +127,7 @@ class LargeFiles:
         checksum, offset = xxh3_64(seed=seed), 0
         path = self.path(low, high, pointer)
         try:
-            with naming(path), self._backend.reading(path) as fd:
+            with self._backend.reading(path) as fd:
                 while data := self._backend.read(fd, CHUNK_BYTES, offset):
                     checksum.update(data)
                     offset += len(data)

@@ -27,7 +27,7 @@ from .interruption import ours, suppressing
 from .locks import GRACE
 from .segment import Reads, Record, read_footer, read_segment_header, scan
 from .under_way import count_anew
-from .unreadable import Sparing, is_absence, is_given_up, is_giving_up, naming, remedy
+from .unreadable import Sparing, is_absence, is_given_up, is_giving_up, remedy
 
 if TYPE_CHECKING:
     from .store import Handle
@@ -207,7 +207,7 @@ def refers(store: Handle, index: Index, low: int, high: int, pointer: int) -> bo
 def _header(store: Handle, segment: int) -> f.SegmentHeader | None:
     """None if it is damaged, or no file of ours is there."""
     try:
-        with naming(store.files.path(segment)), store.files.reading(segment) as fd:
+        with store.files.reading(segment) as fd:
             return read_segment_header(store.backend, fd)
     except ours(OSError) as error:
         if is_absence(error):
@@ -555,7 +555,7 @@ class _Rebuild:
         that are given up included."""
         reader, floors, changes = self._reader(), [], []
         whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
-        with naming(self._store.files.path(segment)), self._store.files.reading(segment) as fd:
+        with self._store.files.reading(segment) as fd:
             for record in scan(reader, fd, segment, self._index.identity.seed):
                 if record.offset == whole:
                     whole += record.head.record_bytes
@@ -592,7 +592,7 @@ class _Rebuild:
     def _replay(self, segment: int) -> None:
         reader = self._reader()
         try:
-            with naming(self._store.files.path(segment)), self._store.files.reading(segment) as fd:
+            with self._store.files.reading(segment) as fd:
                 self._replay_from(segment, fd, reader)
         except ours(OSError) as error:
             self._give_up(segment, error)

@@ -84,17 +84,6 @@ def told(error: OSError, what: str) -> CacheIOError:
     return from_os_error(error, f"cannot read {what}", remedy(error))
 
 
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """An error of reading from a descriptor is given the name of the file."""
-    try:
-        yield
-    except ours(OSError) as error:
-        if error.filename is None and not isinstance(error, CacheIOError):
-            error.filename = path
-        raise
-
-
 class Sparing:
     """Reads zeros where the disk gives nothing, a block at a time, and knows where that was.
 

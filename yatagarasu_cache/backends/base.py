@@ -196,22 +196,32 @@ class Backend(abc.ABC):
         """Counters for `CacheStats.backend_stats`: plain names to numbers."""
 
 
-class OpenFile:
-    """A descriptor that is closed behind a block, also where an exception keeps the block from beginning."""
+def name_file(error: object, path: str) -> None:
+    """Have an error of the system, of what is done with a descriptor, tell which file that was."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = path
 
-    __slots__ = ("_backend", "_fd", "_quiet")
+
+class OpenFile:
+    """A descriptor that is closed behind a block, also where an exception keeps the block from beginning.
+
+    An error of the system that comes up in the block, and that has no file's name, gets this one's.
+    """
+
+    __slots__ = ("_backend", "_fd", "_path", "_quiet")
 
     def __init__(
         self, backend: Backend, path: str, flags: int, mode: int = 0o600, *, quiet: bool = False
     ) -> None:
-        self._backend, self._quiet, self._fd = backend, quiet, -1
+        self._backend, self._path, self._quiet, self._fd = backend, path, quiet, -1
         self._fd = backend.open(path, flags, mode)
 
     def __enter__(self) -> int:
         return self._fd
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, _: object) -> None:
         self._fd, fd = -1, self._fd
+        name_file(error, self._path)
         try:  # at once, and not by `let_go`: an interruption in between would leave it open
             self._backend.close_file(fd)
         except ours(OSError):

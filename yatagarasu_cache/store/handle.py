@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from .. import cache_settings, forks, recovery
 from .. import format as f
-from ..backends.base import Backend, Entry
+from ..backends.base import Backend, Entry, name_file
 from ..cache_settings import CacheSettings
 from ..cancelling import ensure_wanted
 from ..changes import ChangeLog
@@ -51,7 +51,7 @@ from ..owners import Owner, Users
 from ..reclaim import Reclaimer, segment_bytes_of
 from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
 from ..under_way import UnderWay, count_anew
-from ..unreadable import fault, is_absence, naming, remedy, told
+from ..unreadable import fault, is_absence, remedy, told
 
 if TYPE_CHECKING:
     from . import Store
@@ -714,8 +714,7 @@ class Handle:
                 return None
             if isinstance(error, CacheIOError):
                 raise
-            if error.filename is None:
-                error.filename = self.files.path(slot.segment)
+            name_file(error, self.files.path(slot.segment))
             note = "; ".join(filter(None, ["the entry was kept", remedy(error)]))
             raise from_os_error(error, "cannot read an entry", note) from error
         except OverflowError:  # an offset or length that no file has
@@ -742,8 +741,11 @@ class Handle:
     def pointer(self, slot: Slot) -> int:
         """The number in a large file's name, from the record in the segment."""
         fd = self.files.get(slot.segment)
-        with naming(self.files.path(slot.segment)):
+        try:
             data = self.backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
+        except ours(OSError) as error:
+            name_file(error, self.files.path(slot.segment))
+            raise
         if len(data) < f.LARGE_POINTER.size:
             raise FileNotFoundError(errno.ENOENT, "the record is gone", self.files.path(slot.segment))
         pointer: int = f.LARGE_POINTER.unpack(data)[0]
@@ -812,7 +814,7 @@ class Handle:
     def records(self, segment: int) -> Generator[Record, None, None]:
         """The records of a segment, read as they are asked for; none if there is no such file."""
         try:  # a descriptor of its own: shared ones may be closed while the caller takes its time
-            with naming(self.files.path(segment)), self.files.reading(segment) as fd:
+            with self.files.reading(segment) as fd:
                 yield from read_records(self.backend, fd, segment, self.index.identity)
         except ours(OSError) as error:
             if not is_absence(error):

@@ -11,12 +11,13 @@ from typing import NamedTuple, TypeVar
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .. import format as f
+from ..backends.base import name_file
 from ..entry import OwnLocation
 from ..format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
 from ..index import IndexDamaged
 from ..interruption import ours
 from ..large import CHUNK_BYTES
-from ..unreadable import is_absence, naming
+from ..unreadable import is_absence
 from .handle import closed_error
 from .removal import Removal
 
@@ -178,14 +179,14 @@ class Reading(Removal):
             checksum = xxh3_64(seed=slot.low ^ slot.flags)
             done = 0
             while done < slot.value_length:
-                with naming(path):
-                    data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
+                data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
                 if not data:
                     break
                 checksum.update(data)
                 done += len(data)
             sound = done == slot.value_length and checksum.intdigest() == slot.value_sum
-        except BaseException:
+        except BaseException as error:
+            name_file(error, path)
             location.close()
             raise
         if sound:
