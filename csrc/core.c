@@ -86,14 +86,15 @@ enum { LRU = 1, LFU = 3 };
 #endif
 #define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
-#define GATHER 8192 /* bytes of a record that are written, and read, in one piece: a copy is cheaper than two */
+#define GATHER 8192 /* bytes of a record that are written in one piece: a copy is cheaper than two */
+#define TOGETHER 4096 /* bytes of a record that are read so: beyond, the copy costs more than a second piece */
 #define AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
 #define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
 #define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
 #define MOST_PIECES 4096
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0 &&
-                   YC_HEAD_BYTES <= GATHER, "heads fit");
+                   YC_HEAD_BYTES <= TOGETHER, "heads fit");
 
 struct digest {
     uint64_t low, high;
@@ -320,17 +321,17 @@ int yc_read_nowait(const struct yc_found *found, void *value)
 {
 #if defined SYS_preadv2 && defined RWF_NOWAIT
     /* Not every C library has it. The kernel takes the offset in two halves. */
-    char whole[GATHER];
+    char whole[TOGETHER];
     uint64_t length = value ? found->length : 0, start = found->offset - found->head;
-    bool gathered = found->head + length <= GATHER;
-    struct iovec vector[2] = {{whole, found->head + (gathered ? length : 0)}, {value, length}};
-    long done = syscall(SYS_preadv2, found->fd, vector, gathered ? 1L : 2L, (long)start, (long)(start >> 32),
+    bool together = found->head + length <= TOGETHER;
+    struct iovec vector[2] = {{whole, found->head + (together ? length : 0)}, {value, length}};
+    long done = syscall(SYS_preadv2, found->fd, vector, together ? 1L : 2L, (long)start, (long)(start >> 32),
                         (long)RWF_NOWAIT);
     if (done < 0 && (errno == EOPNOTSUPP || errno == EINVAL || is_refused(errno)))
         return -errno;
     if (done < 0 || (uint64_t)done != found->head + length || !is_of_key(found, whole))
         return 0;
-    if (gathered && length)
+    if (together && length)
         memcpy(value, whole + found->head, length);
     return 1;
 #else
