@@ -14,8 +14,9 @@ import pytest
 from helpers import noise
 from test_damage_rounds import bounded
 
-from yatagarasu_cache import CacheError, DiskCache
+from yatagarasu_cache import CacheError, DiskCache, checkpoint
 from yatagarasu_cache import format as f
+from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.index import Index, IndexDamaged
 
 Make = Callable[..., DiskCache]
@@ -87,6 +88,7 @@ def test_a_slot_in_another_partition_goes(make: Make) -> None:
         index.words[at + 1] ^= 1
     for i in range(1500):
         cache.set(f"n{i}", noise(700, i))
+    index = cache._store.index  # it may have been made anew
     assert not [at for at in live(index) if not index.leads_to(at)]
     put_in_order_if_needed(cache)
 
@@ -94,6 +96,70 @@ def test_a_slot_in_another_partition_goes(make: Make) -> None:
 def put_in_order_if_needed(cache: DiskCache) -> None:
     cache.check(fix=True)
     assert cache.check() == []
+
+
+def hidden_slots(cache: DiskCache) -> list[tuple[str, int]]:
+    """Keys `k0` ... that are not where their digests lead to first; their slots, after those there are emptied."""
+    index, found = cache._store.index, []
+    taken: set[int] = set()
+    for i in range(400):
+        low, high = f.key_digest(encode_key(f"k{i}"), cache._store.seed)
+        slots = index.partition_slots(high & f.PARTITION_MASK)
+        at, start = index.find(low, high), slots[low % len(slots)]
+        has_room = 2 * len(index.column(slots, 0)) > 3 * sum(map(bool, index.column(slots, 0)))
+        if has_room and at and at != start and not taken & {at, start}:
+            index.words[start] = index.words[start + 1] = 0
+            taken |= {at, start}
+            found.append((f"k{i}", at))
+    return found
+
+
+@pytest.mark.parametrize("taken", ["growing", "shrinking", "checkpoint"])
+@pytest.mark.parametrize("deleted", [False, True], ids=["replaced", "deleted"])
+def test_an_old_slot_behind_an_empty_one_stays_unseen(
+    make: Make, directory: Path, taken: str, deleted: bool
+) -> None:
+    """What was set, or deleted, since its slots were hidden is what is found, wherever they are taken then."""
+    cache = filled(make, 400, eviction="none")
+    index = cache._store.index
+    hidden = hidden_slots(cache)
+    assert hidden
+    for key, _ in hidden:
+        cache.set(key, b"new")
+    if deleted:
+        assert cache.delete_many([key for key, _ in hidden]) == len(hidden)
+    assert all(index.words[at] > f.REMOVED for _, at in hidden)  # both are there
+    if taken == "growing":
+        for i in range(1000):
+            cache.set(f"n{i}", b"n")
+    elif taken == "shrinking":
+        with cache._store.lock:
+            cache._store.shrink_index()
+    else:
+        cache._store.reclaim._write_checkpoint()
+        assert checkpoint.read(cache._store.backend, str(directory)) is not None
+        cache.close()
+        (directory / "index").unlink()
+        cache = make(size_limit=LIMIT)
+    assert [cache.get(key) for key, _ in hidden] == [None if deleted else b"new"] * len(hidden)
+    put_in_order_if_needed(cache)
+    assert [cache.get(key) for key, _ in hidden] == [None if deleted else b"new"] * len(hidden)
+
+
+def test_slots_that_cannot_be_do_not_spoil_a_checkpoint(make: Make, directory: Path) -> None:
+    """All others are in it."""
+    cache = filled(make)
+    index = cache._store.index
+    places = live(index)
+    for at, field, value in zip(
+        places, (f.S_PLACE, f.S_LENGTHS, f.S_STAMP, f.S_PLACE), (1, 0, f.MASK64, 0), strict=False
+    ):
+        index.words[at + field] = value
+    index.words[places[4]] ^= 2
+    index.words[places[5] + 1] ^= 1
+    cache._store.reclaim._write_checkpoint()
+    written = checkpoint.read(cache._store.backend, str(directory))
+    assert written is not None and sum(map(len, written.parts)) == (200 - 6) * f.SLOT_BYTES
 
 
 def test_removing_what_is_in_no_partition(make: Make) -> None:
@@ -115,7 +181,9 @@ def test_a_length_asks_for_no_memory(make: Make, length: int) -> None:
     for at in live(index):
         index.words[at + f.S_LENGTHS] = length << 24 | index.words[at + f.S_LENGTHS] & 0xFFFFFF
     with bounded(256 << 20):
-        assert cache.get("k0") is None and cache._store.core.get_nowait("k1", time.time_ns()) is NotImplemented
+        assert (
+            cache.get("k0") is None and cache._store.core.get_nowait("k1", time.time_ns()) is NotImplemented
+        )
         assert cache.get_many([f"k{i}" for i in range(2, 100)]) == {}
         assert "k100" not in cache or cache.get("k100") is None
         assert list(cache.entries()) is not None
@@ -169,7 +237,9 @@ def test_a_word_of_the_header(directory: Path, word: int, number: int) -> None:
         assert cache.check() == []
 
 
-@pytest.mark.parametrize("field", [f.T_SIZE, f.T_LIVE, f.T_OWNER, f.T_CLOSED, f.T_SYNCED, f.T_CREATED, f.T_TAIL])
+@pytest.mark.parametrize(
+    "field", [f.T_SIZE, f.T_LIVE, f.T_OWNER, f.T_CLOSED, f.T_SYNCED, f.T_CREATED, f.T_TAIL]
+)
 @pytest.mark.parametrize("number", [0, 1 << 40, f.MASK64])
 def test_a_word_of_the_table(directory: Path, field: int, number: int) -> None:
     options: dict[str, Any] = {"size_limit": LIMIT, "segment_size": 16384, "backend": "threads"}

@@ -59,7 +59,7 @@ def order(cache: DiskCache) -> list[Any]:
     index = cache._store.index
     names = {(slot.low, slot.high): record.key for record, slot in cache._store.walk()}
     with cache._store.lock:
-        slots = [index.slot(at) for at in itertools.islice(Victims()(index), len(names))]
+        slots = [index.slot(at) for at, _ in itertools.islice(Victims()(index), len(names))]
     return [decode_key(names[slot.low, slot.high]) for slot in slots]
 
 

@@ -16,6 +16,7 @@ from xxhash import xxh3_64
 
 from . import format as f
 from .format import PARTITIONS, SLOT_BYTES
+from .index import reachable
 from .interruption import ours
 from .unreadable import is_absence
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _PIECE_SLOTS = 1 << 14  # read at once, one MiB
+_LEAST_OFFSET, _LEAST_HEAD = f.SEGMENT_HEADER_BYTES // f.ALIGN, f.RECORD_BYTES // f.ALIGN
 OVERDUE = 1 << 24  # records since the newest one, more than it takes to make another due
 
 
@@ -133,9 +135,24 @@ def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]
                 raise _Replaced
             slots = index.partition_slots(part)
             image = index.map[slots.start * 8 : slots.stop * 8]
-            lows = index.column(slots, 0)
-        live = [at for at, low in zip(range(0, len(image), SLOT_BYTES), lows, strict=True) if low > f.REMOVED]
-        yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join([image[at : at + SLOT_BYTES] for at in live])
+        live = _live(part, image)
+        yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join(live)
+
+
+def _live(part: int, image: bytes) -> list[bytes]:
+    """The slots of a partition in use. What damage has left there would be damage of the checkpoint."""
+    words = memoryview(image).cast("Q")
+    lows = reachable(part, words[:: f.SLOT_WORDS].tolist(), words[1 :: f.SLOT_WORDS].tolist())
+    live = [
+        image[at : at + SLOT_BYTES]
+        for at, low in zip(range(0, len(image), SLOT_BYTES), lows, strict=True)
+        if low > f.REMOVED
+    ]
+    try:
+        _digests(b"".join(live), part)
+    except _Damaged:
+        live = [slot for slot in live if f.Slot._make(f.SLOT.unpack(slot)).is_possible]
+    return live
 
 
 def read(backend: Backend, root: str) -> Checkpoint | None:
@@ -224,10 +241,10 @@ def _digests(slots: bytes, part: int) -> Iterator[tuple[int, int]]:
     if (
         not all(low & 2 for low in lows)
         or any(high & f.PARTITION_MASK != part for high in highs)
-        or not 0 < min(places) >> 32 <= max(places) >> 32 <= f.LAST_SEGMENT
-        or min(place & f.MASK32 for place in places) * f.ALIGN < f.SEGMENT_HEADER_BYTES
-        or min(length & 0xFFFF for length in lengths) * f.ALIGN < f.RECORD_BYTES
-        or max(stamps) > f.LAST_STAMP
+        or not all(0 < place >> 32 <= f.LAST_SEGMENT for place in places)
+        or any(place & f.MASK32 < _LEAST_OFFSET for place in places)
+        or any(length & 0xFFFF < _LEAST_HEAD for length in lengths)
+        or any(stamp > f.LAST_STAMP for stamp in stamps)
     ):
         raise _Damaged
     return zip(lows, highs, strict=True)

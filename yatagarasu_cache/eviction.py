@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import format as f
-from .format import MASK64, PARTITIONS
+from .format import MASK64, PARTITIONS, SLOT_WORDS
 
 if TYPE_CHECKING:
     from .index import Index
@@ -155,16 +155,14 @@ class Victim(NamedTuple):
     access: int
     low: int
     high: int
-    part: int  # where it was,
-    at: int  # so that a damaged one, which its digest does not lead to, can go as well
+    at: int  # where it was, so that a damaged one, which its digest does not lead to, can go as well
 
     def is_there(self, index: Index) -> bool:
         """Whether the slot is still in its place, and as it was."""
-        slots, words = index.partition_slots(self.part), index.words
-        digest = self.low, self.high
-        return self.at in slots and (
-            (words[self.at], words[self.at + 1]) == digest and words[self.at + f.S_ACCESS] == self.access
-        )
+        words, at = index.words, self.at
+        if at + SLOT_WORDS > len(words) or index.partition_with(at) is None:
+            return False
+        return (words[at + f.S_ACCESS], words[at], words[at + 1]) == self[:3]
 
 
 class Victims:
@@ -183,8 +181,9 @@ class Victims:
         self._queue: deque[Victim] = deque()
         self._part = self._limit = 0
 
-    def __call__(self, index: Index) -> Iterator[int]:
-        """Slots of victims, next first, as long as there are any. The lock is held while this runs."""
+    def __call__(self, index: Index) -> Iterator[tuple[int, bool]]:
+        """Slots of victims, next first, as long as there are any, and whether their digests lead to them.
+        The lock is held while this runs."""
         while True:
             if not self._queue:
                 self._select(index)
@@ -193,9 +192,9 @@ class Victims:
             victim = self._queue.popleft()
             at = index.find(victim.low, victim.high)
             if at and index.words[at + f.S_ACCESS] == victim.access:
-                yield at
+                yield at, True
             elif victim.at != at and victim.is_there(index):
-                yield victim.at
+                yield victim.at, False
 
     def _select(self, index: Index) -> None:
         count, everything = index.count(), range(PARTITIONS)
@@ -214,7 +213,7 @@ class Victims:
     def _choose(self, index: Index, parts: range, limit: int) -> None:
         now = time.time_ns()
         late = {
-            Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1], part, at): None
+            Victim(index.words[at + f.S_ACCESS], index.words[at], index.words[at + 1], at): None
             for part in parts
             for at in expired(index, part, now)
         }
@@ -224,14 +223,11 @@ class Victims:
 
 def up_to(index: Index, parts: range, limit: int) -> list[Victim]:
     """Live entries of some partitions whose access words are not above `limit`, smallest first."""
-    columns = [
-        (part, slots, index.column(slots, f.S_ACCESS))
-        for part, slots in zip(parts, map(index.partition_slots, parts), strict=True)
-    ]
+    columns = [(slots, index.column(slots, f.S_ACCESS)) for slots in map(index.partition_slots, parts)]
     words = index.words
     found = [
-        Victim(word, words[at], words[at + 1], part, at)
-        for part, slots, column in columns
+        Victim(word, words[at], words[at + 1], at)
+        for slots, column in columns
         for at, word in zip(slots, column, strict=True)
         if 0 < word <= limit and words[at] > f.REMOVED
     ]

@@ -35,7 +35,7 @@ from .format import (
     W_PARTITIONS,
 )
 
-__all__ = ["Index", "IndexDamaged", "grown_capacity", "is_overlong", "rebuilt"]
+__all__ = ["Index", "IndexDamaged", "grown_capacity", "is_overlong", "reachable", "rebuilt"]
 
 MAX_LOAD = 0.75  # of a partition, removed slots included; beyond it linear probing gets slow
 MIN_SLOTS = 8
@@ -416,8 +416,9 @@ class Index:
     def remove(self, at: int) -> None:
         """Make the slot a tombstone, or empty where no probe needs to pass it; also one that its digest,
         which may be damaged, does not lead to."""
-        part = self._partition_with(at)
-        slots = self.partition_slots(part)
+        if (place := self.partition_with(at)) is None:
+            raise IndexDamaged("a slot is in no partition")
+        part, slots = place
         words = self.words  # not before: the partition may end beyond what was mapped then
         live, size = self.live_word(words[at + f.S_PLACE] >> 32), f.record_bytes(words[at + f.S_LENGTHS])
         following = at + SLOT_WORDS if at + SLOT_WORDS < slots.stop else slots.start
@@ -459,15 +460,15 @@ class Index:
         now = min((left if old_live == new_live else words[new_live]) + more, f.MASK64)
         return (now if old_live == new_live else left), now
 
-    def _partition_with(self, at: int) -> int:
-        """The partition that a slot lies in: that of its digest, unless that is damaged."""
-        part: int = self.words[at + 1] & PARTITION_MASK
-        if at in self.partition_slots(part):
-            return part
+    def partition_with(self, at: int) -> tuple[int, range] | None:
+        """The partition that a slot lies in, and its slots: that of its digest, unless that is damaged."""
+        part = self.words[at + 1] & PARTITION_MASK
+        if at in (slots := self.partition_slots(part)):
+            return part, slots
         for part in range(PARTITIONS):
-            if at in self.partition_slots(part):
-                return part
-        raise IndexDamaged("a slot is in no partition")
+            if at in (slots := self.partition_slots(part)):
+                return part, slots
+        return None
 
     def leads_to(self, at: int) -> bool:
         """True if the digest in a slot leads to it; else it is damaged, or those before it are."""
@@ -565,18 +566,17 @@ class Index:
     def _grow(self, part: int) -> None:
         """Build the partition anew aside, without removed slots, and swap it in with one store."""
         slots = self.partition_slots(part)
-        lows = self._own_lows(part, slots)
+        lows = self._sound_lows(part, slots)
         live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
         capacity = grown_capacity(part, live)
         self.load(part, live, rebuilt(self.map, slots, lows, capacity))
 
-    def _own_lows(self, part: int, slots: range) -> list[int]:
-        """The first words of a partition's slots; of others' that damage has put there, as if removed."""
-        lows, highs = self.column(slots, 0), self.column(slots, 1)
-        return [
-            low if low <= f.REMOVED or high & PARTITION_MASK == part else f.REMOVED
-            for low, high in zip(lows, highs, strict=True)
-        ]
+    def _sound_lows(self, part: int, slots: range) -> list[int]:
+        """The first words of a partition's slots, which are about to be taken elsewhere."""
+        lows = self.column(slots, 0)
+        if reachable(part, lows, self.column(slots, 1)) != lows:
+            raise IndexDamaged("some of its slots are where nobody finds them")
+        return lows
 
     def install(self, part: int, first: int, capacity: int, live: int) -> None:
         """Make the extent the partition's. A reader uses either the old or the new one."""
@@ -630,7 +630,7 @@ class Index:
             other.words[to : to + f.ENTRY_WORDS] = own[entry : entry + f.ENTRY_WORDS]
         for part in range(PARTITIONS):
             slots = self.partition_slots(part)
-            lows = self._own_lows(part, slots)
+            lows = self._sound_lows(part, slots)
             live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
             if live:
                 other.load(part, live, rebuilt(self.map, slots, lows, grown_capacity(part, live)))
@@ -802,6 +802,36 @@ def grown_capacity(part: int, live: int) -> int:
     if capacity > CAPACITY_MASK:
         raise StorageFull(errno.ENOSPC, "the index is full: spread the entries over several caches")
     return capacity
+
+
+def reachable(part: int, lows: list[int], highs: list[int]) -> list[int]:
+    """`lows`, the first words of a partition's slots, where those are as if removed that nobody finds.
+
+    Such a one is of another partition, or behind slots that damage has emptied: whoever replaced or deleted
+    the entry since has not seen it, and where slots are taken elsewhere it would be found again.
+    """
+    lows, capacity = list(lows), len(lows)
+    before = next((i for i, low in enumerate(reversed(lows)) if not low), capacity)  # slots in use before it
+    for at, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        if not low:
+            before = 0
+            continue
+        if low > f.REMOVED and ((at - low) % capacity > before or high & PARTITION_MASK != part):
+            lows[at] = f.REMOVED
+        before += 1
+    live = [low for low in lows if low > f.REMOVED]
+    if len(set(live)) < len(live):
+        _drop_doubles(lows, highs)
+    return lows
+
+
+def _drop_doubles(lows: list[int], highs: list[int]) -> None:
+    """Of slots with one digest that nearest to where it leads is found; the others are as if removed."""
+    capacity, seen = len(lows), set()
+    for at in sorted(range(capacity), key=lambda at: (at - lows[at]) % capacity):
+        if lows[at] > f.REMOVED and (lows[at], highs[at]) in seen:
+            lows[at] = f.REMOVED
+        seen.add((lows[at], highs[at]))
 
 
 def rebuilt(source: Any, slots: range, lows: list[int], capacity: int) -> bytearray:

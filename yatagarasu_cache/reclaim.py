@@ -803,8 +803,7 @@ class Reclaimer:
     def _evict_next(self, wanted: Callable[[], int]) -> int:
         store = self._store
         with store.lock:
-            places, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
-            victims = store.sound_slots(places)
+            victims, freed = self._choose(bytes_) if (bytes_ := wanted()) > 0 else ([], 0)
             if not victims:
                 return freed
             gone = store.remove_slots(victims)
@@ -815,19 +814,23 @@ class Reclaimer:
         store.discard(gone)
         return freed
 
-    def _choose(self, wanted: int) -> tuple[list[int], int]:
-        """Where the next victims are, and the bytes that go with them."""
+    def _choose(self, wanted: int) -> tuple[list[Slot], int]:
+        """The next victims, and the bytes that go with them. Damaged ones have gone already: of what they
+        were nothing can be logged."""
         index, freed = self._index, 0
-        chosen: list[int] = []
+        chosen: list[Slot] = []
         seen: set[int] = set()
-        for at in self._victims(index):
+        for at, is_sound in self._victims(index):
             if at in seen:  # chosen anew before those chosen first were removed: that is all there are
                 break
             seen.add(at)
             slot = index.slot(at)
-            chosen.append(at)
+            if is_sound:
+                chosen.append(slot)
+            else:
+                index.remove(at)
             freed += f.record_bytes(slot.lengths) + (f.file_bytes(slot.value_length) if slot.is_large else 0)
-            if freed >= wanted or len(chosen) >= _EVICT_MOST:
+            if freed >= wanted or len(seen) >= _EVICT_MOST:
                 break
         return chosen, freed
 

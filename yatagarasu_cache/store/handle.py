@@ -487,7 +487,10 @@ class Handle:
         self._remake_index(self.index.table_capacity)
 
     def _remake_index(self, table_capacity: int) -> None:
-        self._use(self.made(lambda: recovery.remake_index(self, self.index, table_capacity)))
+        try:
+            self._use(self.made(lambda: recovery.remake_index(self, self.index, table_capacity)))
+        except IndexDamaged as error:
+            self.rebuild(str(error))
 
     def new_segment(self) -> int:
         """A number for a new segment or log. The lock is held; the index may be another one afterwards."""
