@@ -118,7 +118,7 @@ class LargeFiles:
         """The whole file and its checksum; None if it is shorter than `length`."""
         path = self.path(low, high, pointer)
         with self._backend.reading(path) as fd:
-            if os.fstat(fd).st_size < length:  # first: memory for a damaged length may not be there
+            if os.lseek(fd, 0, os.SEEK_END) < length:  # first: memory for a damaged length may not be there
                 return None
             return self._core.read_file(fd, length, seed)
 

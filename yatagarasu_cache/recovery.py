@@ -599,8 +599,8 @@ class _Rebuild:
             self._sizes[segment] = 0
 
     def _replay_from(self, segment: int, fd: int, reader: Reads) -> None:
-        index, footer = self._index, read_footer(reader, fd)
-        if footer is not None and not self._verify:
+        index = self._index
+        if not self._verify and (footer := read_footer(reader, fd)) is not None:
             self._collect(segment, footer, -1, reader)
             return
         # After a power cut a footer may list what is not there; without one, the end may be torn.
@@ -609,7 +609,7 @@ class _Rebuild:
             index.words[index.entry(segment) + f.T_TAIL] = whole
         if isinstance(reader, Sparing) and reader.error is not None:
             self._give_up(segment, reader.error)
-            self._note_newer(footer or ())
+            self._note_newer(read_footer(reader, fd) or ())
 
     def _note_newer(self, records: Iterable[Record]) -> None:
         """Records that are known of, whose bytes cannot be read: what they replaced does not come back. They

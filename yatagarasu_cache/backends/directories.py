@@ -116,7 +116,7 @@ class Directories:
     """The directories of one cache, opened at first use, and anew where another one is in their place.
 
     That is looked for before each use; of the cache's directory as often as of its other files, since all
-    who find it elsewhere look for it (`keep_to`).
+    who find it elsewhere look for it (`keep_to`). So it is of those inside where a file is only read from.
     """
 
     def __init__(self) -> None:
@@ -125,12 +125,14 @@ class Directories:
         self._trust = Trust()
         self._open: dict[str, Directory] = {}
         self._look_at = 0.0  # when to see whether the cache's directory is the one at its path
+        self._seen: set[str] = set()  # directories inside that were in their places since that was seen
 
     def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
         """From now on the cache is in the directory `root`, with directories of such names in it."""
         if root != self._root:
             self.close()
         self._root, self._trust, self._look_at = root, trust, 0.0
+        self._seen.clear()
         self._paths = frozenset({root, *(f"{root}/{name}" for name in inside)})
 
     def place(self, path: str) -> Place:
@@ -140,6 +142,14 @@ class Directories:
             return Place(path, path)
         directory = self.opened(above)
         return Place(path, path) if directory is None else Place(path, name, directory.fd, directory)
+
+    def recent(self, path: str) -> Place | None:
+        """The same if that was seen just now. What is not there may be in a directory that has come since."""
+        above, _, name = path.rpartition("/")
+        directory = self._open.get(above)
+        if directory is None or above not in self._seen or time.monotonic() >= self._look_at:
+            return None
+        return Place(path, name, directory.fd, directory)
 
     def opened(self, path: str) -> Directory | None:
         """The directory at `path`, if it is one of ours; None if it is to be found by its path."""
@@ -179,6 +189,7 @@ class Directories:
         if known is None or not known.is_at(self._root):
             known = self._open[self._root] = self._open_anew(self._root, None)
         self._look_at = now + LOOK_EVERY
+        self._seen.clear()
         return known
 
     def _inside(self, path: str) -> Directory:
@@ -186,6 +197,7 @@ class Directories:
         known = self._open.get(path)
         try:
             if known is not None and known.is_at(path[len(self._root) + 1 :], root.fd):
+                self._seen.add(path)
                 return known
         except ours(OSError) as error:
             error.filename = path

@@ -25,6 +25,7 @@ except ImportError:  # pragma: no cover - Windows
 
 # os.O_* and os.pread* that some systems lack.
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_CHANGING = os.O_CREAT | os.O_WRONLY | os.O_RDWR
 _WITHOUT_WAITING: int = getattr(os, "O_NONBLOCK", 0)  # for a FIFO in the place of a file
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
 # What a system call gives that a sandbox refuses (EPERM), or that the kernel does not know.
@@ -61,6 +62,11 @@ class ThreadsBackend(Backend):
         check = partial(self._ensure_ours, path)
         flags |= _OPEN_FLAGS | (0 if flags & os.O_EXCL else _WITHOUT_WAITING)
         try:
+            if not flags & _CHANGING and (place := self._directories.recent(path)) is not None:
+                try:
+                    return open_at(place, flags, mode, check)
+                except FileNotFoundError:
+                    pass
             place = self._directories.place(path)
             if flags & os.O_CREAT:
                 return creating.open_file(place, flags, mode, check)
