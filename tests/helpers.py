@@ -9,10 +9,11 @@ import hashlib
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ from yatagarasu_cache.store import sharing
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = 10**9
 NOBODY = 65534
+
+
+class TooLong(BaseException):
+    """Not an Exception: nothing may take it for a failure that it can go on after."""
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, what: str = "this") -> Iterator[None]:
+    """Whatever waits longer, be it for a lock of the kernel, is a failure."""
+
+    def strike(*_: object) -> None:
+        raise TooLong(f"{what} took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Clock:

@@ -16,20 +16,18 @@ import os
 import random
 import resource
 import shutil
-import signal
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
 import wild
 from conftest import BACKENDS
 from faulty import SEED
-from helpers import noise
+from helpers import TooLong, at_most, noise
 
 from yatagarasu_cache import CacheError, DiskCache, FormatError, recovery
 from yatagarasu_cache import format as f
@@ -43,10 +41,6 @@ SECONDS = 20.0  # a round takes a tenth of one; machines are busy
 MEMORY = 4 << 30  # beyond what the process has
 KEYS = 90
 T = TypeVar("T")
-
-
-class TooLong(BaseException):
-    """Not an Exception: nothing may take it for a failure that it can go on after."""
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +97,14 @@ def samples(disk: Path) -> dict[str, tuple[Path, dict[str, list[Any]]]]:
 def bounded(memory: int = MEMORY) -> Iterator[None]:
     """Whatever is in here ends in time, and does not ask for memory as a damaged length says."""
 
-    def too_long(number: int, frame: FrameType | None) -> None:
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, too_long)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (has + memory, hard))
     try:
-        yield
+        with at_most(SECONDS):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class Round:

@@ -11,17 +11,26 @@ import itertools
 import logging
 import os
 import shutil
-import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import backend_for
 from faulty import Fault, FaultyBackend, open_faulty
-from helpers import NOBODY, FailingBackend, as_nobody, descriptors, noise, open_up, tree, wrap_backends
+from helpers import (
+    NOBODY,
+    FailingBackend,
+    as_nobody,
+    at_most,
+    descriptors,
+    noise,
+    open_up,
+    tree,
+    wrap_backends,
+)  # fmt: skip
 from test_interrupts import steps_of
 
 from yatagarasu_cache import CacheError, CacheIOError, DiskCache, FormatError, LockTimeout, StorageFull, locks
@@ -125,24 +134,6 @@ def found(directory: Path, place: str) -> Path:
     if place in ("value", "temporary"):
         return next((directory / ("large" if place == "value" else "tmp")).iterdir())
     return directory / place
-
-
-class Hangs(BaseException):
-    pass
-
-
-@contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise Hangs
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "while open"])

@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 from faulty import seeded
-from helpers import noise
+from helpers import at_most, noise
 
 from yatagarasu_cache import DiskCache, changes, checkpoint, index, reclaim, segment, store
 from yatagarasu_cache.codec import KIND_BYTES, encode_key
@@ -60,22 +60,6 @@ def disks() -> Iterator[Path]:
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
     """Repairs say what they do; that is not asked for here."""
     caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
-
-
-@contextlib.contextmanager
-def watchdog(seconds: float, what: str) -> Iterator[None]:
-    """Whatever waits longer than this, be it for a lock of the kernel, is a failure."""
-
-    def strike(*_: object) -> None:
-        raise AssertionError(f"{what} took more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, strike)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # -- processes ----------------------------------------------------------------------------------
@@ -327,7 +311,7 @@ def test_kill_at_random(
         total = [0, 0]
         for turn in range(13):
             when = f"series {series}, round {turn}"
-            with watchdog(60, when):
+            with at_most(60, when):
                 # Now and then the victims use a handle that they inherit.
                 inherited = DiskCache(directory, **options) if rng.random() < 0.4 else None
                 if inherited is not None:
@@ -375,7 +359,7 @@ def test_kill_at_random(
                         total = [cache.get("total", 0)] * 2
                     sound(cache, f"{when}, index made anew")
                     cache.close()
-        with watchdog(60, "the end"):
+        with at_most(60, "the end"):
             if other is not None:
                 shared[8] = 1
                 other.end(kill=False)
@@ -504,7 +488,7 @@ class Base:
             arm(cache)
             script.run(cache, acknowledge)
 
-        with watchdog(100, when):
+        with at_most(100, when):
             witness = DiskCache(directory, **self.options)
             child = Child(work)
             died = child.end(kill=False)
@@ -692,7 +676,7 @@ def test_removed_after_its_writer_died(
             monkeypatch.setattr(store.Store, "_install", _never_shown)
             cache.set(("k", 1), b"dead", tag="tag")
 
-    with watchdog(60, removal):
+    with at_most(60, removal):
         cache = DiskCache(directory, **options)
         cache.set("before", 0)
         assert Child(work).end(kill=False)
