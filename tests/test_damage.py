@@ -270,7 +270,7 @@ def test_each_word_of_the_index_header(samples: tuple[Sample, Sample]) -> None:
     words = [*range(48), *range(f.W_PARTITIONS, f.W_PARTITIONS + 4), *range(f.W_COUNTS, f.W_COUNTS + 4)]
     words += range(f.W_DELETED, f.W_DELETED + 4)
     for word in words:
-        for bit in {0, rng.randrange(1, 40), rng.randrange(40, 64)}:
+        for bit in (rng.randrange(40), rng.randrange(40, 64)):
             sample = samples[0].copy()
             data = bytearray((sample.path / "index").read_bytes())
             data[word * 8 + bit // 8] ^= 1 << bit % 8
@@ -284,7 +284,7 @@ def test_segment_table_and_slots(samples: tuple[Sample, Sample]) -> None:
     rng = seeded("slots")
     data = (samples[0].path / "index").read_bytes()
     used = [at for at in range(f.HEADER_BYTES, len(data), 64) if any(data[at : at + 64])]
-    for _ in range(150):
+    for _ in range(60):
         sample = samples[0].copy()
         at, bit = rng.choice(used), rng.randrange(512)
         changed = bytearray(data)

@@ -150,15 +150,14 @@ def test_a_process_for_every_task(limit: int, how: str, place: Path, directory: 
     sound(directory, {**expected, "tasks": tasks})
 
 
-@pytest.mark.parametrize("how", ["opened", "inherited"])
 @pytest.mark.parametrize(
-    ("limit", "processes"),
+    ("limit", "processes", "how"),
     [
-        (64 * MIB, 64),
-        (256 * MIB, 64),
-        pytest.param(1024 * MIB, 64, marks=pytest.mark.slow),
-        pytest.param(64 * MIB, 256, marks=pytest.mark.slow),
-        pytest.param(1024 * MIB, 256, marks=pytest.mark.slow),
+        (64 * MIB, 64, "opened"),
+        (64 * MIB, 64, "inherited"),
+        (256 * MIB, 64, "opened"),
+        pytest.param(64 * MIB, 256, "inherited", marks=pytest.mark.slow),
+        pytest.param(1024 * MIB, 256, "opened", marks=pytest.mark.slow),
     ],
 )
 def test_many_writers_at_once(limit: int, processes: int, how: str, place: Path, directory: Path) -> None:

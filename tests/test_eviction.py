@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import random
 import threading
@@ -475,8 +476,10 @@ LOADS: dict[str, Callable[[random.Random], int]] = {
 }
 
 
-@pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("policy", ["lru", "fifo", "lfu"])
+@pytest.mark.parametrize(
+    ("policy", "load"),
+    [*(("lru", load) for load in LOADS), *itertools.product(("fifo", "lfu"), ("tiny", "mixed"))],
+)
 def test_ten_times_the_size(make: Make, directory: Path, load: str, policy: str) -> None:
     """Writes of ten times what fits, reads in between: never above the limit, and in order at the end."""
     limit, segment = 512 << 10, 8 << 10
