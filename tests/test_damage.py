@@ -587,7 +587,7 @@ def test_an_operation_fails(
         if not fault.struck:
             assert first > 1, f"there is no {kind}"
             break
-        first += 1 if first < 6 else 5
+        first += 1 if first < 6 else 11
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 

@@ -330,7 +330,7 @@ def world(
 
 def run_all_cuts(
     monkeypatch: pytest.MonkeyPatch, disks: Path, steps: list[Step], rng: random.Random, *,
-    again: float = 0.1, singles: int = 5, mixtures: int = 2, **options: Any,
+    again: float = 0.1, singles: int = 3, mixtures: int = 1, **options: Any,
 ) -> int:  # fmt: skip
     """Run the steps, then look at the directory as a cut behind each operation may have left it."""
     with world(monkeypatch, disks, rng, **options) as session:

@@ -411,8 +411,13 @@ def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory
 # -- files take whole blocks ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("segment", [4096, 8192, 16 << 10, 32 << 10, 128 << 10, None])
-@pytest.mark.parametrize("size", [100, 1000, 3000, 8000])
+@pytest.mark.parametrize(
+    ("segment", "size"),
+    [
+        (4096, 100), (4096, 1000), (4096, 8000), (8192, 3000), (16 << 10, 1000), (32 << 10, 8000), (128 << 10, 100),
+        (None, 3000),
+    ],
+)  # fmt: skip
 def test_segments_count_as_the_blocks_that_they_take(
     make: Make, directory: Path, segment: int | None, size: int
 ) -> None:
