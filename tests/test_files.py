@@ -170,6 +170,22 @@ def test_something_else_in_the_place_of_a_file(
             assert (path / "somebody's").exists()
 
 
+@pytest.mark.parametrize("name", ["large", "segments"])
+def test_a_directory_that_was_restored_is_looked_into_at_once(directory: Path, tmp_path: Path, name: str) -> None:
+    """That another one was in its place a moment ago does not make an entry vanish."""
+    with DiskCache(directory, backend="threads", max_open_files=8, segment_size=4096, **SMALL) as cache:
+        for i in range(100):
+            cache.set(i, noise(2000 + i % 2 * 4000, i))
+        for i in range(100):
+            if i % 10 == 0:
+                shutil.copytree(directory / name, tmp_path / f"{i}")
+                cache.get(i + 1)  # the directory has just been seen
+                shutil.rmtree(directory / name)
+                (tmp_path / f"{i}").rename(directory / name)
+            assert cache.get(i) == noise(2000 + i % 2 * 4000, i)
+        assert cache.stats().corrupt == 0
+
+
 @pytest.mark.parametrize("kind", [fifo, directory_with_a_file, link, unix_socket])
 def test_the_error_says_what_to_do(directory: Path, template: Path, kind: Callable[[Path], None]) -> None:
     shutil.copytree(template, directory)
