@@ -47,7 +47,7 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define LOG ((uint64_t)4 << 32)
 #define TOO_LATE 10000000000u /* nanoseconds, AHEAD in format.py */
 #define LAST_CLOCK ((1ull << 63) - (1ull << 56))
-#define MOST_CLOCK (LAST_CLOCK + (2ull << 54)) /* a clock beyond is damage */
+#define LAST_STAMP (LAST_CLOCK + (1ull << 54)) /* a clock that got there is damage */
 #define MOST_BYTES (1ull << 56) /* in one cache: counts beyond are damage */
 #define UNASKED ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its */
 #define UNLOOKED ((uint64_t)1 << 20) /* segment can hold it, up to so many without a look at the file */
@@ -159,7 +159,7 @@ static uint64_t new_stamp(const struct yc_view *view, uint64_t now)
     _Atomic uint64_t *clock = (_Atomic uint64_t *)view->map + W_CLOCK;
     uint64_t last = atomic_load_explicit(clock, memory_order_relaxed), stamp;
     do {
-        if (last > MOST_CLOCK)
+        if (last >= LAST_STAMP)
             return 0;
         stamp = now > last && now <= LAST_CLOCK ? now : last + 1;
     } while (!atomic_compare_exchange_weak(clock, &last, stamp));

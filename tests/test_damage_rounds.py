@@ -130,6 +130,7 @@ class Round:
                 path = self.rng.choice(files)
                 changes = [c for c in wild.CHANGES[kind] if c is not wild.grow or not in_place or kind != "index"]
                 self.told.append(f"{path.name}: {self.rng.choice(changes)(path, self.rng)}")
+        self.before = max(self.before, self.used())
 
     def attempt(self, call: Callable[[], T]) -> T | None:
         """None, too, where it fails as is documented."""

@@ -247,11 +247,11 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
         elif slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
-    if isinstance(detail, _Unreadable) and _slots_in(store, segment) and not _made_readable(store, segment):
-        for slot in _slots_in(store, segment):
+    if isinstance(detail, _Unreadable) and store.index.slots_in(segment) and not _made_readable(store, segment):
+        for slot in store.index.slots_in(segment):
             store.drop_corrupt(slot)
     # Not by the count of live bytes, which may be damaged too.
-    if _slots_in(store, segment):
+    if store.index.slots_in(segment):
         with store.backend.opened(path, os.O_RDWR) as fd:
             store.backend.write(fd, [_header_of(store, segment)], 0)
             size = os.fstat(fd).st_size
@@ -265,11 +265,6 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
         index.drop_segment(segment)
 
 
-def _slots_in(store: Store, segment: int) -> list[Slot]:
-    slots = map(store.index.slot, list(store.index.live_slots()))
-    return [slot for slot in slots if slot.segment == segment]
-
-
 def _header_of(store: Store, segment: int) -> bytes:
     index = store.index
     created = index.words[index.entry(segment) + f.T_CREATED]
@@ -279,7 +274,7 @@ def _header_of(store: Store, segment: int) -> bytes:
 def _made_readable(store: Store, segment: int) -> bool:
     """Have whoever goes through a segment, or to one of its entries, hear of no more errors. False if that
     cannot be. Both locks are held."""
-    kept = _slots_in(store, segment)
+    kept = store.index.slots_in(segment)
     for cure in (_overwrite, _list_anew):
         try:
             with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:

@@ -49,7 +49,6 @@ _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
-_MOST_CLOCK = f.LAST_STAMP + (1 << 54)  # above all stamps there are, going on by ones
 
 
 class IndexDamaged(Exception):
@@ -110,7 +109,7 @@ class Index:
         if self.settings is None and self.words[W_BUSY] != f.BUSY_SETTING and self.settings is None:
             raise IndexDamaged("the cache's settings fail their checksum")
         clock = self.words[W_CLOCK]
-        if clock > _MOST_CLOCK or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
+        if clock > f.LAST_STAMP or max(self.words[f.W_EPOCH], self.words[f.W_FLOOR]) > clock + _CLOCK_SLACK:
             raise IndexDamaged("its clock is beyond all times, or behind its checkpoint")
         unused = self.words[f.W_NEXT_SEGMENT]
         if not 0 < unused <= f.LAST_SEGMENT + 1:
@@ -272,7 +271,7 @@ class Index:
         last = words[W_CLOCK]
         if now <= last or now > f.LAST_CLOCK:
             now = last + 1
-            if last > _MOST_CLOCK:
+            if last >= f.LAST_STAMP:  # whoever reads what is stamped by that takes it for damage
                 now = self._latest_stamp() + 1
         words[W_CLOCK] = now
         return now
@@ -286,14 +285,14 @@ class Index:
         for part in range(PARTITIONS):
             with contextlib.suppress(IndexDamaged):  # whoever looks for something in there hears of it
                 stamps += self.column(self.partition_slots(part), f.S_STAMP)
-        return max((stamp for stamp in stamps if stamp <= f.LAST_STAMP), default=0)
+        return max((stamp for stamp in stamps if stamp < f.LAST_STAMP), default=0)
 
     def stamp_above(self, least: int) -> int:
         """A stamp that is also above `least`: the lock is held, and nothing may come out before that."""
         words, stamp = self.words, self.stamp()
-        if words[f.W_EPOCH] > f.LAST_STAMP:  # damage
+        if words[f.W_EPOCH] >= f.LAST_STAMP:  # damage
             words[f.W_EPOCH] = stamp
-        stamp = max(stamp, words[f.W_EPOCH] + 1, least + 1 if least <= f.LAST_STAMP else 0)
+        stamp = max(stamp, words[f.W_EPOCH] + 1, least + 1 if least < f.LAST_STAMP else 0)
         words[W_CLOCK] = max(words[W_CLOCK], stamp)
         return stamp
 
@@ -371,6 +370,11 @@ class Index:
             slots = self.partition_slots(part)
             lows = self.column(slots, 0)
             yield from (at for at, low in zip(slots, lows, strict=True) if low > f.REMOVED)
+
+    def slots_in(self, segment: int) -> list[f.Slot]:
+        """The live slots that say they are in a segment. The lock is held."""
+        slots = map(self.slot, list(self.live_slots()))
+        return [slot for slot in slots if slot.segment == segment]
 
     def named_segments(self) -> set[int]:
         """The segments that live slots name, listed or not."""

@@ -1137,7 +1137,7 @@ class Reclaimer:
         return False
 
     def _end_cleaning(self, segment: int) -> None:
-        """All live records moved: if the count says otherwise, the count is wrong."""
+        """All live records moved: if the count says otherwise, the count is wrong, or records are damaged."""
         store = self._store
         with store.lock:
             index = self._index
@@ -1148,6 +1148,8 @@ class Reclaimer:
             if index.words[entry + f.T_LIVE] and not any(
                 store.alive(record, segment) for record in store.records(segment)
             ):
+                for slot in index.slots_in(segment):
+                    store.drop_corrupt(slot)
                 live = index.words[f.W_LIVE_BYTES] - index.words[entry + f.T_LIVE]
                 index.words[f.W_LIVE_BYTES] = max(0, live)  # below zero only by damage
                 index.words[entry + f.T_LIVE] = 0

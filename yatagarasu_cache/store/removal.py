@@ -131,7 +131,7 @@ class Removal(Handle):
 
     def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
         """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
-        stamps = [slot.stamp for slot in slots if slot.stamp <= f.LAST_STAMP]
+        stamps = [slot.stamp for slot in slots if slot.stamp < f.LAST_STAMP]
         return self.index.stamp_above(max(stamps, default=0))
 
     def clear(self) -> int:

@@ -169,7 +169,7 @@ class Writing(Reading):
             return self._shown(slot, stream), None
         words = index.words  # not before: it may have been mapped anew
         first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
-        if slot.stamp <= (least := max(epoch, first if first <= f.LAST_STAMP else 0)):
+        if slot.stamp <= (least := max(epoch, first if first < f.LAST_STAMP else 0)):
             index.stamp_above(least)  # the clock word can lose a race while the clock is set back
             return False, None
         if stream is not None:  # somebody may have removed the file
