@@ -570,6 +570,22 @@ static uint64_t live_word(const struct yc_view *view, uint64_t place)
 }
 
 /* Where a new entry of the partition goes, or UNSURE if the partition has to grow first. */
+/* A slot behind the empty one at `at` belongs before it, as Index._ensure_end() has it: damage. */
+static bool hides(const struct yc_view *view, const struct partition *part, uint64_t at)
+{
+    uint64_t position = (at - part->base) / SLOT_WORDS;
+    for (uint64_t i = 1; i < part->capacity; i++) {
+        position = position + 1 < part->capacity ? position + 1 : 0;
+        uint64_t low = load(view->map, part->base + position * SLOT_WORDS + S_LOW), start = low % part->capacity;
+        if (low == EMPTY)
+            return false;
+        if (low > REMOVED && (position >= start ? position - start : position + part->capacity - start) >= i)
+            return true;
+    }
+    return false;
+}
+
+/* Where a new entry goes; UNSURE if that takes more. */
 static uint64_t free_slot(const struct yc_view *view, struct digest key)
 {
     struct partition part;
@@ -578,15 +594,35 @@ static uint64_t free_slot(const struct yc_view *view, struct digest key)
     uint64_t counts = load(view->map, W_COUNTS + key.high % PARTITIONS), used = counts & MASK32;
     if ((used + 1) * 4 > part.capacity * 3 || counts >> 32 > used)
         return UNSURE;
-    uint64_t at = part.base + key.low % part.capacity * SLOT_WORDS;
+    uint64_t at = part.base + key.low % part.capacity * SLOT_WORDS, slot = UNSURE;
     for (uint64_t i = 0; i < part.capacity; i++) {
-        if (load(view->map, at + S_LOW) <= REMOVED)
-            return at;
+        uint64_t low = load(view->map, at + S_LOW);
+        if (low <= REMOVED && slot == UNSURE)
+            slot = at;
+        if (low == EMPTY)
+            return hides(view, &part, at) ? UNSURE : slot;
         at += SLOT_WORDS;
         if (at == part.end)
             at = part.base;
     }
-    return UNSURE;
+    return slot;
+}
+
+/* A digest that is not found has no slot either that damage has hidden. */
+static bool is_absent(const struct yc_view *view, struct digest key)
+{
+    struct partition part;
+    if (!partition_of(view, key.high, &part))
+        return false;
+    uint64_t at = part.base + (part.capacity ? key.low % part.capacity : 0) * SLOT_WORDS;
+    for (uint64_t i = 0; i < part.capacity; i++) {
+        if (load(view->map, at + S_LOW) == EMPTY)
+            return !hides(view, &part, at);
+        at += SLOT_WORDS;
+        if (at == part.end)
+            at = part.base;
+    }
+    return true;
 }
 
 /* One store to the index; none if the test that this is has "killed" the process before. */
@@ -972,6 +1008,8 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
         return YC_OTHER;
     struct digest digest = digest_of(key, key_length, view->seed);
     uint64_t at = find(view, digest), place = at && at != UNSURE ? load(view->map, at + S_PLACE) : 0;
+    if (!at && !is_absent(view, digest))
+        return YC_OTHER;
     if (!at && !others_append(view, own))
         return YC_MISS;
     /* Before the lock is taken: it may have to wait for the disk. */
@@ -980,6 +1018,8 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
         return YC_OTHER;
     int status = YC_OTHER;
     at = find(view, digest);
+    if (!at && !is_absent(view, digest))
+        at = UNSURE;
     if (!at && !others_append(view, own))
         status = YC_MISS;
     else if (at != UNSURE && (!at || load(view->map, at + S_PLACE) == place))

@@ -71,6 +71,7 @@ def _problems(store: Store, fix: bool) -> list[Problem]:
     try:
         with store.lock:  # a change half made would look like damage
             store.index.validate()
+            store.index.ensure_reachable()
             _ensure_listed(store)
     except IndexDamaged as error:
         problems.append(Problem("index", f.INDEX_NAME, str(error), fix))
@@ -247,11 +248,11 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
         elif slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
             store.drop_corrupt(slot)
     path = store.files.path(segment)
-    if isinstance(detail, _Unreadable) and store.index.slots_in(segment) and not _made_readable(store, segment):
-        for slot in store.index.slots_in(segment):
+    if isinstance(detail, _Unreadable) and index.slots_in(segment) and not _made_readable(store, segment):
+        for slot in index.slots_in(segment):
             store.drop_corrupt(slot)
     # Not by the count of live bytes, which may be damaged too.
-    if store.index.slots_in(segment):
+    if index.slots_in(segment):
         with store.backend.opened(path, os.O_RDWR) as fd:
             store.backend.write(fd, [_header_of(store, segment)], 0)
             size = os.fstat(fd).st_size

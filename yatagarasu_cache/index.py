@@ -13,6 +13,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from . import cache_settings, eviction
@@ -557,15 +558,34 @@ class Index:
             descriptor = words[W_PARTITIONS + part]
             capacity = descriptor & CAPACITY_MASK
         slots = self.partition_slots(part)
-        base, end, words = slots.start, slots.stop, self.words  # it may have been mapped anew
-        at = base + low % capacity * SLOT_WORDS
-        for _ in range(capacity):
-            if words[at] <= f.REMOVED:
-                return at
-            at += SLOT_WORDS
-            if at == end:
-                at = base
-        raise IndexDamaged("a partition has no free slot though its count says so")
+        words, free = self.words, None  # it may have been mapped anew
+        for at in _probed(slots, low):
+            if words[at] <= f.REMOVED and free is None:
+                free = at
+            if words[at] == f.EMPTY:
+                self._ensure_end(slots, at)
+                break
+        if free is None:
+            raise IndexDamaged("a partition has no free slot though its count says so")
+        return free
+
+    def ensure_absent(self, low: int, high: int) -> None:
+        """Raise `IndexDamaged` if a digest that is not found may have a slot that damage has hidden."""
+        slots, words = self.partition_slots(high & PARTITION_MASK), self.words
+        for at in _probed(slots, low):
+            if words[at] == f.EMPTY:
+                return self._ensure_end(slots, at)
+
+    def _ensure_end(self, slots: range, at: int) -> None:
+        """No slot behind an empty one belongs before it: nobody empties a slot that another one follows."""
+        words, capacity = self.words, len(slots)
+        end = slots.index(at)
+        for i in range(1, capacity):
+            low = words[slots[(end + i) % capacity]]
+            if low == f.EMPTY:
+                return
+            if low > f.REMOVED and (end + i - low) % capacity >= i:
+                raise IndexDamaged("slots are behind an empty one that nobody has emptied")
 
     def _grow(self, part: int) -> None:
         """Build the partition anew aside, without removed slots, and swap it in with one store."""
@@ -581,6 +601,12 @@ class Index:
         if reachable(part, lows, self.column(slots, 1)) != lows:
             raise IndexDamaged("some of its slots are where nobody finds them")
         return lows
+
+    def ensure_reachable(self) -> None:
+        """Raise `IndexDamaged` if a live slot is not where its digest leads: what replaced it may be there,
+        and whoever makes the index anew finds what is hidden."""
+        for part in range(PARTITIONS):
+            self._sound_lows(part, self.partition_slots(part))
 
     def install(self, part: int, first: int, capacity: int, live: int) -> None:
         """Make the extent the partition's. A reader uses either the old or the new one."""
@@ -798,6 +824,12 @@ def is_overlong(size: int, said: int) -> bool:
     """Whether an index of `size` bytes is longer than it can be where it says so many. Somebody may have died
     when he had made it longer, and before he said so: by a partition."""
     return size > _MOST_GROWTH * said + _GRAIN * PARTITIONS
+
+
+def _probed(slots: range, low: int) -> Iterator[int]:
+    """A partition's slots in the order in which they are looked at for a digest."""
+    start = low % len(slots) if slots else 0
+    return chain(slots[start:], slots[:start])
 
 
 def grown_capacity(part: int, live: int) -> int:

@@ -663,6 +663,20 @@ class Handle:
                 raise
         return 0
 
+    def is_absent(self, low: int, high: int) -> bool:
+        """True if a digest has no slot, nor one that damage has hidden: an index with such is made anew."""
+        if self.find(low, high):
+            return False
+        try:
+            self.index.ensure_absent(low, high)
+        except (IndexDamaged, IndexError, ValueError, AttributeError):  # or it was replaced meanwhile
+            with self.lock:
+                try:
+                    self.index.ensure_absent(low, high)
+                except IndexDamaged as error:
+                    self._mend(error)
+        return not self.find(low, high)
+
     def _mend(self, error: IndexDamaged) -> None:
         if self.read_only:
             if not self.index.superseded:
@@ -692,11 +706,14 @@ class Handle:
 
         Raises `CacheIOError` if that can't be read.
         """
-        place = 0
-        while (slot := self.lookup(low, high)) is not None and slot.place != place:
+        slot, place = self.lookup(low, high), 0
+        if slot is None and not self.read_only and not self.is_absent(low, high):
+            slot = self.lookup(low, high)
+        while slot is not None and slot.place != place:
             if self.is_of(slot, key):
                 return slot
-            place = slot.place  # it may have been moved meanwhile
+            place = slot.place
+            slot = self.lookup(low, high)  # it may have been moved meanwhile
         return None
 
     def is_of(self, slot: Slot, key: bytes) -> bool:

@@ -54,7 +54,7 @@ class Removal(Handle):
     def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
         """Remove the entry of an encoded key (only its version with `stamp`, if given). False if there was
         none live."""
-        if not self.find(low, high) and not self.others_append():
+        if self.is_absent(low, high) and not self.others_append():
             return False
 
         def chosen(slot: Slot) -> bool:
@@ -82,7 +82,8 @@ class Removal(Handle):
     ) -> tuple[int, int]:
         self.ensure_writable("remove an entry")
         with self.lock:
-            found = {digest: at for digest in digests if (at := self.find(*digest))}
+            there = [digest for digest in digests if not self.is_absent(*digest)]
+            found = {digest: at for digest in there if (at := self.find(*digest))}
             slots = [slot for at in found.values() if chosen(slot := self.index.slot(at))]
             absent: list[tuple[int, int]] = []
             if len(found) < len(digests) and self.others_append():
