@@ -501,6 +501,22 @@ def test_opening_and_reading_evict_nothing(make: Make, monkeypatch: pytest.Monke
         assert cache.check() == []
 
 
+@pytest.mark.parametrize("eviction", ["lru", "none"])
+@pytest.mark.parametrize("high", [1 << 40, 1 << 50])
+def test_a_limit_for_many_segments_is_lowered(directory: Path, high: int, eviction: str) -> None:
+    """What an index has to list as many is given back; others that have it open follow."""
+    with DiskCache(directory, size_limit=high, eviction=eviction) as cache:
+        cache.set_many({key: noise(500, key) for key in range(200)})
+    assert (directory / "index").stat().st_size > 4 << 20
+    with DiskCache(directory, size_limit=1 << 20) as cache, Other(directory) as other:
+        cache.set("new", b"there")
+        assert other("cache.set('more', b'there too')") is True
+        assert (cache["new"], cache["more"]) == (b"there", b"there too")
+        assert all(cache.get(key) == noise(500, key) for key in range(200))
+        assert (directory / "index").stat().st_size < 1 << 20
+        assert cache.check() == [] and cache.stats().evictions == 0
+
+
 @pytest.mark.parametrize("core", CORES)
 def test_open_handles_follow_a_lower_limit(make: Make, directory: Path, core: str) -> None:
     with Other(directory, core, size_limit=LIMIT) as other:

@@ -643,13 +643,14 @@ class Index:
         if size > len(self.map):
             self._map()
 
-    def fitting_bytes(self) -> int:
-        """What the file would take, about, if it were made anew for the entries there are."""
+    def fitting_bytes(self, table_capacity: int) -> int:
+        """What the file would take, about, if it were made anew for the entries there are, and so many
+        segments."""
         slots = self.count() * (_FIRST_GROWTH + _GROWTH_SPREAD / 2) + PARTITIONS * MIN_SLOTS
-        return self.first_slot * SLOT_BYTES + int(slots) * SLOT_BYTES
+        return f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES + int(slots) * SLOT_BYTES
 
     def copied_to(self, other: Index) -> None:
-        """Fill an empty index of the same identity, and as large a table, with this one, without its gaps."""
+        """Fill an empty index of the same identity, whose table has room, with this one, without its gaps."""
         own = self.words
         for first, end in ((f.W_CLEAN, f.W_INDEX_BYTES), (f.W_INDEX_BYTES + 1, f.W_FILE),
                            (f.W_LEAVING, f.W_LEAVING + 1), (f.W_SLACK, f.W_SLACK + 1),

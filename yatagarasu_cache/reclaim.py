@@ -722,10 +722,12 @@ class Reclaimer:
         )
 
     def _shrink_index(self) -> bool:
-        """Make an index anew that has grown for many more entries than there are. False if it has not."""
+        """Make an index anew that has grown for many more entries than there are, or was made for many more
+        segments. False if it has not."""
         index, store = self._index, self._store
         loose = _LITTLE_LOOSE if self._is_far_above else _LOOSE
-        if index.words[f.W_INDEX_BYTES] <= loose * index.fitting_bytes():
+        table = recovery.fitting_table(store, index)
+        if index.words[f.W_INDEX_BYTES] <= loose * index.fitting_bytes(table):
             return False
         try:
             with store.lock:

@@ -261,6 +261,11 @@ def _table_capacity(store: Handle, segments: list[int]) -> int:
     return capacity
 
 
+def fitting_table(store: Handle, index: Index) -> int:
+    """How many segments an index has to have room for: fewer, if the limit was lowered since it was made."""
+    return min(index.table_capacity, _table_capacity(store, index.segments() + index.logs()))
+
+
 def _new_index(store: Handle, seed: int | None) -> Index:
     """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
     store.take_over(cache_settings.for_new_index(store, None))

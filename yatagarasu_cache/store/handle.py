@@ -484,7 +484,7 @@ class Handle:
 
     def shrink_index(self) -> None:
         """Put a smaller index in place of one that has grown for many more entries. The lock is held."""
-        self._remake_index(self.index.table_capacity)
+        self._remake_index(recovery.fitting_table(self, self.index))
 
     def _remake_index(self, table_capacity: int) -> None:
         try:
