@@ -73,6 +73,9 @@ def _problems(store: Store, fix: bool) -> list[Problem]:
             store.index.validate()
             store.index.ensure_reachable()
             _ensure_listed(store)
+            if fix:
+                _ensure_counted(store)
+                _ensure_all_listed(store)
     except IndexDamaged as error:
         problems.append(Problem("index", f.INDEX_NAME, str(error), fix))
         if not fix:
@@ -127,6 +130,48 @@ def _ensure_listed(store: Store) -> None:
     for segment in index.named_segments():
         if not index.state(segment) and store.backend.exists(store.files.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
+
+
+def _ensure_all_listed(store: Store) -> None:
+    """Raise `IndexDamaged` if records of this cache are in a file that the table does not list: those of a
+    log tell what was removed, and it would come back some day."""
+    for name in content(store.scandir(store.segments_path)):
+        segment = f.parse_segment_name(name)
+        if segment is not None and not store.index.state(segment) and _has_records(store, segment):
+            raise IndexDamaged(f"its table does not list {name}, which has records")
+
+
+def _has_records(store: Store, segment: int) -> bool:
+    try:
+        with store.backend.reading(store.files.path(segment)) as fd:
+            header = read_segment_header(store.backend, fd)
+            return (
+                header is not None
+                and (header.segment, header.identity) == (segment, store.index.identity)
+                and next(scan(store.backend, fd, segment, store.seed), None) is not None
+            )
+    except ours(OSError):  # whoever looks at strays tells of it
+        return False
+
+
+def _ensure_counted(store: Store) -> None:
+    """Raise `IndexDamaged` if a segment counts more than lives in it: slots were damaged, whose entries a new
+    index shows again. Without it their segment would go, and what they had replaced come back some day."""
+    index = store.index
+    live = _live_bytes(index)
+    for entry in index.table_entries():
+        segment = index.words[entry] & f.MASK32
+        if index.words[entry + f.T_LIVE] > live[segment]:
+            raise IndexDamaged(f"{f.segment_name(segment)} has fewer entries than it counts")
+
+
+def _live_bytes(index: Index) -> Counter[int]:
+    """What lives in each segment, by the slots. The lock is held."""
+    live: Counter[int] = Counter()
+    for at in index.live_slots():
+        slot = index.slot(at)
+        live[slot.segment] += f.record_bytes(slot.lengths)
+    return live
 
 
 def _tag(store: Store, fix: bool) -> Iterator[Problem]:
@@ -500,10 +545,7 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
     """Live bytes of each segment, and the totals, are the sums of what they count."""
     with store.lock:
         index = store.index
-        live: Counter[int] = Counter()
-        for at in index.live_slots():
-            slot = index.slot(at)
-            live[slot.segment] += f.record_bytes(slot.lengths)
+        live = _live_bytes(index)
         for entry in index.table_entries():
             segment = index.words[entry] & f.MASK32
             if index.words[entry + f.T_LIVE] != live[segment]:

@@ -1139,7 +1139,8 @@ class Reclaimer:
         return False
 
     def _end_cleaning(self, segment: int) -> None:
-        """All live records moved: if the count says otherwise, the count is wrong, or records are damaged."""
+        """All live records moved. If the count says otherwise, records are damaged, or slots were: before
+        what these showed is gone for good, and what it replaced is all that is left, the index is made anew."""
         store = self._store
         with store.lock:
             index = self._index
@@ -1147,14 +1148,16 @@ class Reclaimer:
                 return
             entry = index.entry(segment)
             index.words[entry + f.T_CLEANER] = 0
-            if index.words[entry + f.T_LIVE] and not any(
+            if not index.words[entry + f.T_LIVE] or any(
                 store.alive(record, segment) for record in store.records(segment)
             ):
-                for slot in index.slots_in(segment):
+                return
+            left = index.slots_in(segment)
+            if index.words[entry + f.T_LIVE] == sum(f.record_bytes(slot.lengths) for slot in left):
+                for slot in left:
                     store.drop_corrupt(slot)
-                live = index.words[f.W_LIVE_BYTES] - index.words[entry + f.T_LIVE]
-                index.words[f.W_LIVE_BYTES] = max(0, live)  # below zero only by damage
-                index.words[entry + f.T_LIVE] = 0
+            else:
+                store.rebuild("a segment has fewer entries than it counts")
 
     def _copy(
         self, batch: list[tuple[Record, Slot]], segment: int, beyond: bool
