@@ -1140,7 +1140,7 @@ class Reclaimer:
 
     def _end_cleaning(self, segment: int) -> None:
         """All live records moved. If the count says otherwise, records are damaged, or slots were: before
-        what these showed is gone for good, and what it replaced is all that is left, the index is made anew."""
+        what these showed is gone, and what it replaced is all that is left, the index is made anew."""
         store = self._store
         with store.lock:
             index = self._index
