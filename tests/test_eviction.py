@@ -571,7 +571,7 @@ def test_threads_keep_the_limit(make: Make, policy: str) -> None:
         nonlocal full
         random_ = random.Random(n)
         try:
-            for turn in range(600):
+            for turn in range(300):
                 key = n, random_.randrange(200)
                 try:
                     cache.set(key, noise(random_.randrange(4000), turn))

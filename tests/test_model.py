@@ -436,8 +436,8 @@ def state_machine_test(machine: type[CacheMachine], examples: int, steps: int) -
     return case
 
 
-TestOneHandle = state_machine_test(CacheMachine, 40, 40)
-TestTwoHandles = state_machine_test(TwoHandlesMachine, 40, 40)
+TestOneHandle = state_machine_test(CacheMachine, 25, 40)
+TestTwoHandles = state_machine_test(TwoHandlesMachine, 25, 40)
 
 
 class LongOneHandle(CacheMachine):
