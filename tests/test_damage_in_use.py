@@ -99,7 +99,8 @@ def put_in_order_if_needed(cache: DiskCache) -> None:
 
 
 def hidden_slots(cache: DiskCache) -> list[tuple[str, int]]:
-    """Keys `k0` ... that are not where their digests lead to first; their slots, after those there are emptied."""
+    """Keys `k0` ... that are one behind the slot that their digests lead to; their slots, after those before them
+    are emptied."""
     index, found = cache._store.index, []
     taken: set[int] = set()
     for i in range(400):
@@ -107,7 +108,7 @@ def hidden_slots(cache: DiskCache) -> list[tuple[str, int]]:
         slots = index.partition_slots(high & f.PARTITION_MASK)
         at, start = index.find(low, high), slots[low % len(slots)]
         has_room = 2 * len(index.column(slots, 0)) > 3 * sum(map(bool, index.column(slots, 0)))
-        if has_room and at and at != start and not taken & {at, start}:
+        if has_room and at == slots[(low + 1) % len(slots)] and not taken & {at, start}:
             index.words[start] = index.words[start + 1] = 0
             taken |= {at, start}
             found.append((f"k{i}", at))
