@@ -569,7 +569,25 @@ static uint64_t live_word(const struct yc_view *view, uint64_t place)
     return entry_of(view, place >> 32) + T_LIVE;
 }
 
-/* Where a new entry of the partition goes, or UNSURE if the partition has to grow first. */
+/* The empty slot at which a search for a digest ends, UNSURE if there is none; and the first free one on the
+ * way. */
+static uint64_t end_of(const struct yc_view *view, const struct partition *part, struct digest key, uint64_t *slot)
+{
+    uint64_t at = part->base + (part->capacity ? key.low % part->capacity : 0) * SLOT_WORDS;
+    *slot = UNSURE;
+    for (uint64_t i = 0; i < part->capacity; i++) {
+        uint64_t low = load(view->map, at + S_LOW);
+        if (low <= REMOVED && *slot == UNSURE)
+            *slot = at;
+        if (low == EMPTY)
+            return at;
+        at += SLOT_WORDS;
+        if (at == part->end)
+            at = part->base;
+    }
+    return UNSURE;
+}
+
 /* A slot behind the empty one at `at` belongs before it, as Index._ensure_end() has it: damage. */
 static bool hides(const struct yc_view *view, const struct partition *part, uint64_t at)
 {
@@ -585,7 +603,7 @@ static bool hides(const struct yc_view *view, const struct partition *part, uint
     return false;
 }
 
-/* Where a new entry goes; UNSURE if that takes more. */
+/* Where a new entry of the partition goes; UNSURE if the partition has to grow first, or is damaged. */
 static uint64_t free_slot(const struct yc_view *view, struct digest key)
 {
     struct partition part;
@@ -594,35 +612,21 @@ static uint64_t free_slot(const struct yc_view *view, struct digest key)
     uint64_t counts = load(view->map, W_COUNTS + key.high % PARTITIONS), used = counts & MASK32;
     if ((used + 1) * 4 > part.capacity * 3 || counts >> 32 > used)
         return UNSURE;
-    uint64_t at = part.base + key.low % part.capacity * SLOT_WORDS, slot = UNSURE;
-    for (uint64_t i = 0; i < part.capacity; i++) {
-        uint64_t low = load(view->map, at + S_LOW);
-        if (low <= REMOVED && slot == UNSURE)
-            slot = at;
-        if (low == EMPTY)
-            return hides(view, &part, at) ? UNSURE : slot;
-        at += SLOT_WORDS;
-        if (at == part.end)
-            at = part.base;
-    }
-    return slot;
+    uint64_t slot, end = end_of(view, &part, key, &slot);
+    return end != UNSURE && hides(view, &part, end) ? UNSURE : slot;
 }
 
-/* A digest that is not found has no slot either that damage has hidden. */
-static bool is_absent(const struct yc_view *view, struct digest key)
+/* find(), and UNSURE where damage may have hidden the slot. */
+static uint64_t find_surely(const struct yc_view *view, struct digest key)
 {
     struct partition part;
+    uint64_t at = find(view, key), slot;
+    if (at)
+        return at;
     if (!partition_of(view, key.high, &part))
-        return false;
-    uint64_t at = part.base + (part.capacity ? key.low % part.capacity : 0) * SLOT_WORDS;
-    for (uint64_t i = 0; i < part.capacity; i++) {
-        if (load(view->map, at + S_LOW) == EMPTY)
-            return !hides(view, &part, at);
-        at += SLOT_WORDS;
-        if (at == part.end)
-            at = part.base;
-    }
-    return true;
+        return UNSURE;
+    uint64_t end = end_of(view, &part, key, &slot);
+    return end != UNSURE && hides(view, &part, end) ? UNSURE : 0;
 }
 
 /* One store to the index; none if the test that this is has "killed" the process before. */
@@ -1007,9 +1011,7 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
     if (!usable(view))
         return YC_OTHER;
     struct digest digest = digest_of(key, key_length, view->seed);
-    uint64_t at = find(view, digest), place = at && at != UNSURE ? load(view->map, at + S_PLACE) : 0;
-    if (!at && !is_absent(view, digest))
-        return YC_OTHER;
+    uint64_t at = find_surely(view, digest), place = at && at != UNSURE ? load(view->map, at + S_PLACE) : 0;
     if (!at && !others_append(view, own))
         return YC_MISS;
     /* Before the lock is taken: it may have to wait for the disk. */
@@ -1017,9 +1019,7 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
         !lock(view, log))
         return YC_OTHER;
     int status = YC_OTHER;
-    at = find(view, digest);
-    if (!at && !is_absent(view, digest))
-        at = UNSURE;
+    at = find_surely(view, digest);
     if (!at && !others_append(view, own))
         status = YC_MISS;
     else if (at != UNSURE && (!at || load(view->map, at + S_PLACE) == place))

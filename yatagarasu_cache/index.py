@@ -558,27 +558,24 @@ class Index:
             descriptor = words[W_PARTITIONS + part]
             capacity = descriptor & CAPACITY_MASK
         slots = self.partition_slots(part)
-        words, free = self.words, None  # it may have been mapped anew
+        self._ensure_none_hidden(slots, low)
+        words = self.words  # not before: it may have been mapped anew
         for at in _probed(slots, low):
-            if words[at] <= f.REMOVED and free is None:
-                free = at
-            if words[at] == f.EMPTY:
-                self._ensure_end(slots, at)
-                break
-        if free is None:
-            raise IndexDamaged("a partition has no free slot though its count says so")
-        return free
+            if words[at] <= f.REMOVED:
+                return at
+        raise IndexDamaged("a partition has no free slot though its count says so")
 
     def ensure_absent(self, low: int, high: int) -> None:
         """Raise `IndexDamaged` if a digest that is not found may have a slot that damage has hidden."""
-        slots, words = self.partition_slots(high & PARTITION_MASK), self.words
-        for at in _probed(slots, low):
-            if words[at] == f.EMPTY:
-                return self._ensure_end(slots, at)
+        self._ensure_none_hidden(self.partition_slots(high & PARTITION_MASK), low)
 
-    def _ensure_end(self, slots: range, at: int) -> None:
-        """No slot behind an empty one belongs before it: nobody empties a slot that another one follows."""
+    def _ensure_none_hidden(self, slots: range, low: int) -> None:
+        """No slot behind the empty one at which a search ends belongs before it: nobody empties a slot that
+        another one follows."""
         words, capacity = self.words, len(slots)
+        at = next((at for at in _probed(slots, low) if words[at] == f.EMPTY), None)
+        if at is None:
+            return
         end = slots.index(at)
         for i in range(1, capacity):
             low = words[slots[(end + i) % capacity]]

@@ -663,19 +663,19 @@ class Handle:
                 raise
         return 0
 
-    def is_absent(self, low: int, high: int) -> bool:
-        """True if a digest has no slot, nor one that damage has hidden: an index with such is made anew."""
-        if self.find(low, high):
-            return False
+    def reveals(self, low: int, high: int) -> bool:
+        """Whether a digest that was not found may be found now: damage may have hidden its slot, and then the
+        index was made anew."""
         try:
             self.index.ensure_absent(low, high)
+            return False
         except (IndexDamaged, IndexError, ValueError, AttributeError):  # or it was replaced meanwhile
             with self.lock:
                 try:
                     self.index.ensure_absent(low, high)
                 except IndexDamaged as error:
                     self._mend(error)
-        return not self.find(low, high)
+            return True
 
     def _mend(self, error: IndexDamaged) -> None:
         if self.read_only:
@@ -707,7 +707,7 @@ class Handle:
         Raises `CacheIOError` if that can't be read.
         """
         slot, place = self.lookup(low, high), 0
-        if slot is None and not self.read_only and not self.is_absent(low, high):
+        if slot is None and not self.read_only and self.reveals(low, high):
             slot = self.lookup(low, high)
         while slot is not None and slot.place != place:
             if self.is_of(slot, key):

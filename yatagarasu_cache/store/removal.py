@@ -54,7 +54,7 @@ class Removal(Handle):
     def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
         """Remove the entry of an encoded key (only its version with `stamp`, if given). False if there was
         none live."""
-        if self.is_absent(low, high) and not self.others_append():
+        if not self.find(low, high) and not self.reveals(low, high) and not self.others_append():
             return False
 
         def chosen(slot: Slot) -> bool:
@@ -82,8 +82,9 @@ class Removal(Handle):
     ) -> tuple[int, int]:
         self.ensure_writable("remove an entry")
         with self.lock:
-            there = [digest for digest in digests if not self.is_absent(*digest)]
-            found = {digest: at for digest in there if (at := self.find(*digest))}
+            found = self._found(digests)
+            if any(self.reveals(*digest) for digest in digests if digest not in found):
+                found = self._found(digests)
             slots = [slot for at in found.values() if chosen(slot := self.index.slot(at))]
             absent: list[tuple[int, int]] = []
             if len(found) < len(digests) and self.others_append():
@@ -100,6 +101,9 @@ class Removal(Handle):
         finally:
             self.discard(gone, synced=synced)
         return alive, len(slots)
+
+    def _found(self, digests: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+        return {digest: at for digest in digests if (at := self.find(*digest))}
 
     def remove_slots(self, slots: Sequence[Slot], absent: Sequence[tuple[int, int]] = ()) -> Gone:
         """Log the removal, then do it. The lock is held. The large files that can go now.
