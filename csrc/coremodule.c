@@ -1060,7 +1060,7 @@ static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}}
 static struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_core",
-    .m_doc = "get and put of plain entries, compiled. Used through yatagarasu_cache.core only.",
+    .m_doc = "get and put of plain entries, compiled. Used through yatagarasu_cache.store.core only.",
     .m_methods = module_methods,
     .m_slots = module_slots,
 };

@@ -20,8 +20,8 @@ from xxhash import xxh3_64_intdigest
 from perf.bed import KIB, value_of
 from perf.suite import Bed, Case, Options, main
 from yatagarasu_cache import DiskCache
-from yatagarasu_cache import format as f
 from yatagarasu_cache.codec import encode_key
+from yatagarasu_cache.store import format as f
 
 ENTRIES = 2000
 CORE_VARIABLE = "YATAGARASU_CORE"

@@ -28,11 +28,11 @@ from typing import Any
 import pytest
 
 from yatagarasu_cache import DiskCache
-from yatagarasu_cache import format as f
 from yatagarasu_cache.backends import Choice, threads
 from yatagarasu_cache.backends.base import Buffer
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import Settings
+from yatagarasu_cache.store import format as f
 
 BLOCKS = (512, 4096)
 
@@ -629,10 +629,10 @@ def fix_identity(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     """New caches and handles take their random numbers from `rng`."""
     chosen = random.Random(rng.random())
     monkeypatch.setattr(
-        "yatagarasu_cache.recovery._new_identity",
+        "yatagarasu_cache.store.recovery._new_identity",
         lambda: f.Identity(chosen.randbytes(16), chosen.getrandbits(64)),
     )
-    monkeypatch.setattr("yatagarasu_cache.owners.secrets", SimpleNamespace(randbits=chosen.getrandbits))
+    monkeypatch.setattr("yatagarasu_cache.store.owners.secrets", SimpleNamespace(randbits=chosen.getrandbits))
 
 
 # -- caches on it -------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache.index import Index
-from yatagarasu_cache.locks import FileLock
-from yatagarasu_cache.store import Store
+from yatagarasu_cache.concurrency.locks import FileLock
 from yatagarasu_cache.store.handle import Handle
+from yatagarasu_cache.store.index import Index
+from yatagarasu_cache.store.store import Store
 
 CHANGES = (
     "put", "remove", "move", "reset", "repair", "sum_up", "recount", "install", "load",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from yatagarasu_cache import format as f
+from yatagarasu_cache.store import format as f
 
 EXTREMES = (0, 1, 2, 1 << 31, f.MASK32, 1 << 62, (1 << 63) - 1, 1 << 63, f.MASK64, f.LAST_CLOCK, f.LAST_STAMP + 1)
 Change = Callable[[Path, random.Random], str]

@@ -10,7 +10,6 @@
 from ._version import __version__
 from .aio import AsyncDiskCache
 from .cache import DiskCache
-from .check import Problem
 from .codec import MsgpackSerializer, PickleSerializer, Serializer
 from .config import RingSettings, Settings
 from .entry import Entry, Location
@@ -31,6 +30,7 @@ from .errors import (
 )
 from .mending import repair
 from .stats import CacheStats
+from .store.check import Problem
 
 __all__ = [
     "AsyncDiskCache",

@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from . import config, forks
+from . import config
 from .backends.base import Buffer, Channel
 from .cache import (
     DiskCache,
@@ -33,19 +33,22 @@ from .cache import (
     listed,
     stream_length,
 )
-from .cancelling import Call, GivenUp, ensure_wanted, give_up
-from .check import Problem
 from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
+from .concurrency import forks
+from .concurrency.cancelling import Call, GivenUp, ensure_wanted, give_up
+from .concurrency.interruption import ours, started
+from .concurrency.locks import new_lock
 from .config import Settings
 from .entry import Entry, Location
 from .errors import CacheIOError, ClosedError, LockTimeout, from_os_error
-from .format import CODEC_FLAGS, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import ours, started
-from .large import CHUNK_BYTES
-from .locks import new_lock
 from .stats import CacheStats
-from .store import Found, Item, Store
+from .store.check import Problem
+from .store.format import CODEC_FLAGS, Slot, key_digest
+from .store.large import CHUNK_BYTES
+from .store.reading import Found
+from .store.store import Store
+from .store.writing import Item
 
 __all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
 

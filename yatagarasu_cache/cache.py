@@ -1,4 +1,4 @@
-"""`DiskCache`: the synchronous interface. Keys and values here, digests and bytes in `store.py`."""
+"""`DiskCache`: the synchronous interface. Keys and values here, digests and bytes in `store/`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO, ClassVar, NoReturn, Union
 
-from . import check as _check
 from . import config
 from .backends.base import Buffer
-from .check import Problem
 from .codec import (
     KIND_BYTES,
     KIND_INT,
@@ -31,16 +29,20 @@ from .codec import (
     encode_prefix,
     refuse_equal,
 )
+from .concurrency.interruption import ours
 from .config import Settings
-from .core import PythonCore
 from .entry import Entry, Location, OwnLocation, ValueReader
 from .errors import CacheIOError, ClosedError, EntryGone, ReadOnlyError, SerializationError, ValueTooLarge
-from .format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .guard import callers, guarded, tell
-from .interruption import ours
-from .large import CHUNK_BYTES
 from .stats import CacheStats, collect
-from .store import ATTEMPTS, Item, sharing
+from .store import check as _check
+from .store import sharing
+from .store.check import Problem
+from .store.core import PythonCore
+from .store.format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
+from .store.handle import ATTEMPTS
+from .store.large import CHUNK_BYTES
+from .store.writing import Item
 
 __all__ = ["DiskCache"]
 

@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from ._version import __version__
 from .backends.threads import ThreadsBackend
 from .cache import DiskCache
-from .check import Problem
-from .directory import is_ours
+from .concurrency.interruption import descriptor_of
 from .entry import Entry
 from .errors import CacheError, CacheIOError, FormatError, ReadOnlyError, SerializationError, ValueTooLarge
-from .format import EVICTIONS, INDEX_NAME
-from .interruption import descriptor_of
 from .mending import repair
 from .stats import CacheStats
+from .store.check import Problem
+from .store.directory import is_ours
+from .store.format import EVICTIONS, INDEX_NAME
 
 __all__ = ["main"]
 

@@ -26,10 +26,10 @@ from typing import Any, Protocol, TypeAlias, Union, runtime_checkable
 import ormsgpack
 from ormsgpack import Ext, packb, unpackb
 
-from . import compiled
+from .concurrency.interruption import is_interruption
 from .errors import ConfigurationError, SerializationError, ValueTooLarge
-from .format import MAX_VALUE_BYTES
-from .interruption import is_interruption
+from .store import compiled
+from .store.format import MAX_VALUE_BYTES
 
 __all__ = [
     "KIND_BYTES",

@@ -26,9 +26,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
+from .concurrency.interruption import ours
 from .errors import ConfigurationError
-from .format import EVICTIONS
-from .interruption import ours
+from .store.format import EVICTIONS
 
 __all__ = [
     "BACKEND_VARIABLE",
@@ -69,7 +69,7 @@ _DURABILITIES = ("none", "sync")
 _SERIALIZERS = ("msgpack", "pickle")
 _MIB = 2**20
 
-# Kept by the cache itself, and the same for all who use it (see cache_settings.py).
+# Kept by the cache itself, and the same for all who use it (see store/cache_settings.py).
 _OF_THE_CACHE = frozenset({"size_limit", "eviction", "headroom"})
 _reopening: ContextVar[bool] = ContextVar("yatagarasu_reopening", default=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno as _errno
 import os as _os
 
-from .interruption import ours
+from .concurrency.interruption import ours
 
 try:
     import pwd as _pwd

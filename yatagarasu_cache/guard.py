@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import CodeType, TracebackType
 from typing import Any, TypeVar, cast
 
+from .concurrency.interruption import is_interruption
+from .concurrency.locks import at_the_outside, give_back, is_holding
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
-from .index import IndexDamaged
-from .interruption import is_interruption
-from .locks import at_the_outside, give_back, is_holding
+from .store.index import IndexDamaged
 
 __all__ = ["callers", "guarded", "is_callers", "tell"]
 

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from .cache import DiskCache
-from .check import Problem
-from .unreadable import giving_up
+from .store.check import Problem
+from .store.unreadable import giving_up
 
 
 def repair(directory: str | os.PathLike[str], **options: Any) -> list[Problem]:

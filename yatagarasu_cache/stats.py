@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from . import format as f
+from .store import format as f
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .store.store import Store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, TypeVar, Union
 
-from ..interruption import ours, suppressing
+from ..concurrency.interruption import ours, suppressing
 from .directories import Trust
 
 Buffer = Union[bytes, bytearray, memoryview]

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..locks import new_lock
+from ..concurrency.locks import new_lock
 
 __all__ = ["Buffer", "BufferPool", "LockedMemory", "Pinned", "PoolStats"]
 

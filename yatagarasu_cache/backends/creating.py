@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..interruption import ours, suppressing
+from ..concurrency.interruption import ours, suppressing
 from .directories import Check, Place, open_at
 
 __all__ = ["make_directory", "open_file", "patiently"]

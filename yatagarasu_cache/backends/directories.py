@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
+from ..concurrency.interruption import descriptor_of, ours
+from ..concurrency.locks import LOOK_EVERY
 from ..errors import user_name
-from ..interruption import descriptor_of, ours
-from ..locks import LOOK_EVERY
 
 __all__ = ["Check", "Directories", "Directory", "Foreign", "Place", "Trust", "ensure_file", "open_at"]
 

@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from typing import Any, NamedTuple
 
-from .. import compiled
+from ..store import compiled
 from .ring import address_of, ffi
 
 __all__ = ["Reads", "make_reads"]

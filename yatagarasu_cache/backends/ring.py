@@ -14,11 +14,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .. import forks
+from ..concurrency import forks
+from ..concurrency.interruption import ours
+from ..concurrency.locks import new_lock
 from ..config import RingSettings
 from ..errors import BackendUnavailable
-from ..interruption import ours
-from ..locks import new_lock
 from .buffers import BufferPool, LockedMemory, Pinned, PoolStats
 
 try:

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from ..interruption import suppressing
-from ..locks import new_lock
+from ..concurrency.interruption import suppressing
+from ..concurrency.locks import new_lock
 from .base import ReadRequest
 from .buffers import Buffer, BufferPool
 from .ring import Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for

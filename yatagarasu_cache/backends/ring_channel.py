@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..interruption import ours, suppressing
+from ..concurrency.interruption import ours, suppressing
 from .buffers import Buffer
 from .reads import make_reads
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from ..interruption import ours, started, suppressing
-from ..locks import new_lock
+from ..concurrency.interruption import ours, started, suppressing
+from ..concurrency.locks import new_lock
 from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 from .directories import Directories, Directory, Trust, ensure_file, open_at

@@ -16,10 +16,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from ..concurrency.interruption import descriptor_of, ours, suppressing
+from ..concurrency.locks import new_lock
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
-from ..interruption import descriptor_of, ours, suppressing
-from ..locks import new_lock
 from .base import Channel, ReadRequest, WriteRequest
 from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch

@@ -12,29 +12,3 @@ keep it right are few:
 
 Lock order: `appending` (threads of this handle), `reclaiming`, `checkpointing`, `lock` (everybody's).
 """
-
-from ..reclaim import MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES
-from .handle import ATTEMPTS, LARGE_VALUE_BYTES, Handle, closed_error
-from .reading import Found, Names, Reading
-from .removal import Gone, Removal
-from .writing import Item, Writing
-
-__all__ = [
-    "ATTEMPTS",
-    "LARGE_VALUE_BYTES", "MAX_SEGMENT_BYTES", "MIN_SEGMENT_BYTES", "DurableStore", "Found", "Gone", "Handle",
-    "Item", "Names", "Reading", "Removal", "Store", "Writing", "closed_error",
-]  # fmt: skip
-
-
-class Store(Writing):
-    """One open handle on a cache directory, with all layers."""
-
-
-class DurableStore(Store):
-    """The very same as another store, in all that it has, but for making durable what is done by it."""
-
-    durable = True
-
-    def __init__(self, store: Store) -> None:
-        self.__dict__ = store.__dict__
-        self.syncs_segments = True

@@ -23,15 +23,20 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from .. import cache_settings, forks, recovery
-from .. import format as f
 from ..backends.base import Backend, Entry, name_file
-from ..cache_settings import CacheSettings
-from ..cancelling import ensure_wanted
-from ..changes import ChangeLog
+from ..concurrency import forks
+from ..concurrency.cancelling import ensure_wanted
+from ..concurrency.interruption import ours, suppressing
+from ..concurrency.locks import (
+    GRACE,
+    LOOK_EVERY,
+    FileLock,
+    NoLock,
+    ensure_not_within,
+    has_name,
+    new_long_lock,
+)
 from ..config import Settings
-from ..core import choose as choose_core
-from ..directory import again_where_it_vanishes, is_whole, look_again, made, prepare
 from ..errors import (
     CacheError,
     CacheIOError,
@@ -41,20 +46,24 @@ from ..errors import (
     StorageFull,
     from_os_error,
 )
-from ..eviction import POLICIES, TOUCHED, Policy, policy_of
-from ..format import Slot
-from ..index import APPENDABLE, Index, IndexDamaged
-from ..interruption import ours, suppressing
-from ..large import LargeFiles
-from ..locks import GRACE, LOOK_EVERY, FileLock, NoLock, ensure_not_within, has_name, new_long_lock
-from ..owners import Owner, Users
-from ..reclaim import Reclaimer, segment_bytes_of
-from ..segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
-from ..under_way import UnderWay, count_anew
-from ..unreadable import fault, is_absence, remedy, told
+from . import cache_settings, recovery
+from . import format as f
+from .cache_settings import CacheSettings
+from .changes import ChangeLog
+from .core import choose as choose_core
+from .directory import again_where_it_vanishes, is_whole, look_again, made, prepare
+from .eviction import POLICIES, TOUCHED, Policy, policy_of
+from .format import Slot
+from .index import APPENDABLE, Index, IndexDamaged
+from .large import LargeFiles
+from .owners import Owner, Users
+from .reclaim import Reclaimer, segment_bytes_of
+from .segment import VANISHED, Record, SegmentFiles, SegmentWriter, read_records, scan
+from .under_way import UnderWay, count_anew
+from .unreadable import fault, is_absence, remedy, told
 
 if TYPE_CHECKING:
-    from . import Store
+    from .store import Store
 
 _log = logging.getLogger("yatagarasu_cache")
 T = TypeVar("T")

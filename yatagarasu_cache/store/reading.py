@@ -10,16 +10,16 @@ from typing import NamedTuple, TypeVar
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from .. import format as f
 from ..backends.base import name_file
+from ..concurrency.interruption import ours
 from ..entry import OwnLocation
-from ..format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
-from ..index import IndexDamaged
-from ..interruption import ours
-from ..large import CHUNK_BYTES
-from ..unreadable import is_absence
+from . import format as f
+from .format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
 from .handle import closed_error
+from .index import IndexDamaged
+from .large import CHUNK_BYTES
 from .removal import Removal
+from .unreadable import is_absence
 
 T = TypeVar("T")
 _UNASKED = 1 << 20  # bytes of a value up to which no file is asked whether it can have so many,

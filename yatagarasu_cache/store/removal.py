@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .. import format as f
-from ..cancelling import ensure_wanted
-from ..changes import Mark
+from ..concurrency.cancelling import ensure_wanted
+from ..concurrency.interruption import is_interruption, ours, suppressing
 from ..errors import CacheIOError, ClosedError, from_os_error
-from ..format import PARTITION_MASK, Slot
-from ..interruption import is_interruption, ours, suppressing
-from ..under_way import LargeFile
+from . import format as f
+from .changes import Mark
+from .format import PARTITION_MASK, Slot
 from .handle import ATTEMPTS, Handle
+from .under_way import LargeFile
 
 _REMOVAL_BATCH = 128  # digests in one removal record
 

@@ -24,17 +24,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from .. import cache_settings, compiled, config, forks
-from .. import format as f
+from .. import config
 from ..backends import choose
 from ..backends.base import Channel
 from ..backends.threads import WorkerPool
+from ..concurrency import forks
+from ..concurrency.interruption import ours, started, suppressing
+from ..concurrency.locks import new_lock, package_of
 from ..config import Settings
-from ..directory import resolved
 from ..errors import CacheError
-from ..interruption import ours, started, suppressing
-from ..locks import new_lock, package_of
-from . import DurableStore, Store
+from . import cache_settings, compiled
+from . import format as f
+from .directory import resolved
+from .store import DurableStore, Store
 
 __all__ = ["Lease", "acquire", "counters"]
 

@@ -11,20 +11,20 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from .. import format as f
 from ..backends.base import Buffer
-from ..cancelling import ensure_wanted, putting_in_order
-from ..changes import Mark
+from ..concurrency.cancelling import ensure_wanted, putting_in_order
+from ..concurrency.interruption import ours, suppressing
 from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
-from ..format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from ..guard import is_callers
-from ..index import IndexDamaged
-from ..interruption import ours, suppressing
-from ..segment import SegmentWriter
-from ..under_way import LargeFile
+from . import format as f
+from .changes import Mark
+from .format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
 from .handle import ATTEMPTS, closed_error
+from .index import IndexDamaged
 from .reading import Reading
 from .removal import Gone
+from .segment import SegmentWriter
+from .under_way import LargeFile
 
 _BATCH_BYTES = 1 << 20  # of records written by one call in put_many
 _W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")

@@ -1,0 +1,332 @@
+"""The log of changes: removals, clears and touches, in stamp order, shared by all handles.
+
+The index alone tells what is there; this tells a recovery what the segments don't: that a record
+found in one of them was removed since, or has another time of expiry. It is written under the
+index lock, so that one file serves all. A checkpoint begins a new file, and once it is durable
+the files before it are not needed any more.
+
+Its file is made longer before that is needed, with blocks behind it: what is removed on a volume
+that is full can be logged, and makes room there. When these are used up too, a removal needs no room
+at all: a record that is already there says that nothing up to its stamp is to be trusted (`FLOOR`
+without a checkpoint). An index that is lost before the next checkpoint takes all of that along, so
+nothing that was removed comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..concurrency.interruption import ours, suppressing
+from ..concurrency.locks import has_name, new_long_lock
+from ..errors import from_os_error, is_volume_full
+from . import format as f
+from .segment import void_record
+
+if TYPE_CHECKING:
+    from .handle import Handle
+    from .index import Index
+
+
+_STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
+_LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
+_RESERVE = 2 * f.RECORD_BYTES  # of what a log has, for floors in turn: one that is torn leaves the other
+_OVERDUE = 1 << 16  # changes, as many as make a checkpoint due
+
+
+class Mark(NamedTuple):
+    """A place in the log: what stands before it is to be made durable."""
+
+    segment: int
+    end: int
+
+
+class ChangeLog:
+    """One handle's access to the log. "The lock" is the index lock."""
+
+    def __init__(self, store: Handle) -> None:
+        self._store = store
+        self._segment, self._fd = 0, -1
+        self._syncing = new_long_lock()
+        self._synced = Mark(0, 0)
+        self.follow_settings()
+
+    def follow_settings(self) -> None:
+        """Take over what the store's settings have become."""
+        step = self._store.size_limit // _STEP_SHARE & -_LEAST_STEP
+        self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
+
+    @property
+    def _index(self) -> Index:
+        return self._store.index
+
+    @property
+    def segment(self) -> int:
+        """The log that is written to; 0 if there is none. The lock is held."""
+        segment: int = self._index.words[f.W_LOG]
+        return segment if self._index.state(segment) == f.LOG else 0
+
+    @property
+    def size(self) -> int:
+        """How long the log has become since the newest checkpoint began."""
+        segment = self.segment
+        return self._index.words[self._index.entry(segment) + f.T_TAIL] if segment else 0
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of this log, and of those before it that no checkpoint covers yet."""
+        index = self._index
+        logs = [entry for entry in index.table_entries() if index.words[entry] & ~f.MASK32 == f.LOG]
+        closed = sum(index.words[entry + f.T_SIZE] for entry in logs if index.words[entry + f.T_CLOSED])
+        return self.size + closed
+
+    @property
+    def opened(self) -> tuple[int, int]:
+        """(descriptor, id) of the log that this handle wrote to last, for compiled code."""
+        return self._fd, self._segment
+
+    # -- writing (the lock is held) -----------------------------------------------------------
+
+    def append(self, kind: int, payload: bytes, stamp: int) -> Mark:
+        """Log a change, before it is made. If that fails, nothing has happened."""
+        try:
+            segment = self._open()
+            index = self._index  # not before: its table may have become larger
+            entry = index.entry(segment)
+            start = index.words[entry + f.T_TAIL]
+            record = f.pack_change(
+                index.identity.seed, f.pack_place(segment, start), kind, payload, stamp
+            )
+            end = start + len(record)
+            if not self._allocate(segment, end):
+                return self._distrust(segment, stamp)
+            try:
+                self._store.backend.write(self._fd, [record], start)
+            except ours(OSError):  # a recovery would find what was written of it
+                with suppressing(OSError):
+                    self._store.backend.truncate(self._fd, start)
+                    index.resize_segment(segment, start)
+                raise
+        except ours(OSError) as error:
+            raise from_os_error(error, "cannot log a change") from error
+        if end > index.words[entry + f.T_SIZE]:
+            index.resize_segment(segment, end)
+        index.words[entry + f.T_TAIL] = end
+        index.add(f.W_WRITTEN, 1)
+        return Mark(segment, end)
+
+    def take_back(self, mark: Mark, length: int) -> None:
+        """The record of so many bytes that ends at `mark`, the last one, is of a change that was not made.
+        (Where there was no room for it, nothing is trusted, and nothing takes that back.)"""
+        if mark.segment == self._segment and mark.end < f.MASK64:
+            index, start = self._index, mark.end - length
+            try:
+                void_record(self._store.backend, self._fd, start)
+            except ours(OSError) as error:
+                line = f"cannot take back a change that failed, an index made anew will make it: {error}"
+                return self._store.log_once("untaken", line)
+            index.words[index.entry(mark.segment) + f.T_TAIL] = start
+
+    def _allocate(self, segment: int, end: int) -> bool:
+        """Keep the file longer than `end`. On a full volume what it has is used up first, but for the
+        reserve; False if that does not reach."""
+        size = self._index.words[self._index.entry(segment) + f.T_SIZE]
+        if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
+            step = max(self._step, end + _LEAST_STEP // 2 - size)
+            try:
+                self._store.backend.allocate(self._fd, size, step)
+            except ours(OSError) as error:
+                return not is_volume_full(error) or end + _RESERVE <= size
+            self._index.resize_segment(segment, size + step)
+        return True
+
+    def _distrust(self, segment: int, stamp: int) -> Mark:
+        """There is no room for a change: instead, note that nothing up to its stamp is to be trusted.
+
+        It takes the reserve, and when that is used up the place of the older of the two floors in it.
+        """
+        index = self._index
+        # First: whoever is storing something stores it with a later stamp, so that it is trusted.
+        index.words[f.W_EPOCH] = max(index.words[f.W_EPOCH], stamp)
+        entry, seed = index.entry(segment), index.identity.seed
+        end = index.words[entry + f.T_TAIL]
+        floors = self._floors(segment, end)
+        if floors is None:
+            places, end = [end, end + f.RECORD_BYTES], end + _RESERVE
+        else:
+            places = [end - _RESERVE + f.RECORD_BYTES * (floors[1] < floors[0])]
+        records = [f.pack_change(seed, f.pack_place(segment, at), f.FLOOR, b"", stamp) for at in places]
+        self._store.backend.write(self._fd, records, places[0])
+        index.words[entry + f.T_TAIL] = end
+        index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], index.count() + _OVERDUE)
+        return Mark(segment, f.MASK64)  # it may be written over: every sync of it is a new one
+
+    def _floors(self, segment: int, end: int) -> tuple[int, int] | None:
+        """The stamps of the two floors at the end of the log, 0 for one that is torn; None if there are
+        other records."""
+        if end < f.SEGMENT_HEADER_BYTES + _RESERVE:
+            return None
+        data, stamps = self._store.backend.read(self._fd, _RESERVE, end - _RESERVE), []
+        for at in range(0, _RESERVE, f.RECORD_BYTES):
+            head, place = f.unpack_head(data, at), f.pack_place(segment, end - _RESERVE + at)
+            sound = head is not None and f.verify_head(data, at, head, self._index.identity.seed, place)
+            if head is not None and sound and head.kind != f.FLOOR:
+                return None
+            stamps.append(head.stamp if head is not None and sound else 0)
+        first, second = stamps
+        return (first, second) if first or second else None
+
+    def prepare(self) -> None:
+        """Have a log, with room in it, before anything is stored that may have to be removed."""
+        try:
+            segment = self._open()
+            self._allocate(segment, self.size)
+        except ours(OSError) as error:
+            if is_volume_full(error):  # of all else whoever removes something hears
+                raise
+
+    def _open(self) -> int:
+        """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
+        segment = self.segment
+        if segment and not self._ends_within(segment):
+            self._store.log_once("log", "the log of changes ends nowhere: a new one is begun")
+            self.retire(segment)
+            segment = 0
+        if segment and segment == self._segment:
+            return segment
+        store = self._store
+        if segment:
+            try:
+                self._use(segment, store.backend.open(store.files.path(segment), os.O_RDWR))
+                return segment
+            except FileNotFoundError:
+                store.log_once("log", "the log of changes is missing: a new one is begun")
+                self.retire(segment)
+        try:
+            return self._begin()
+        except ours(OSError) as error:
+            if not is_volume_full(error) or not (closed := self._newest_closed()):
+                raise
+            self._use(closed, store.backend.open(store.files.path(closed), os.O_RDWR))
+            index = self._index
+            index.words[index.entry(closed) + f.T_CLOSED] = 0
+            index.words[f.W_LOG] = closed
+            return closed
+
+    def _ends_within(self, segment: int) -> bool:
+        """Whether the index says that a log ends where it can."""
+        words, entry = self._index.words, self._index.entry(segment)
+        tail, size = words[entry + f.T_TAIL], words[entry + f.T_SIZE]
+        return f.SEGMENT_HEADER_BYTES <= tail <= min(size, f.MASK32 * f.ALIGN) and not tail % f.ALIGN
+
+    def _newest_closed(self) -> int:
+        """The log that was closed last: on a full volume it is gone on with. 0 if there is none."""
+        index = self._index
+        closed = [
+            (index.words[entry + f.T_CLOSED], index.words[entry] & f.MASK32)
+            for entry in index.table_entries()
+            if index.words[entry] & ~f.MASK32 == f.LOG and index.words[entry + f.T_CLOSED]
+        ]
+        return max(closed, default=(0, 0))[1]
+
+    def _begin(self) -> int:
+        store = self._store
+        segment, fd = store.new_segment_file()
+        index = self._index  # not before: its table may have become larger
+        created = index.stamp()
+        try:
+            header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
+            store.backend.allocate(fd, 0, self._step)
+            store.backend.write(fd, [header], 0)
+            index.words[index.add_segment(segment, f.LOG, self._step, 0, created) + f.T_TAIL] = len(header)
+        except BaseException:
+            store.give_up_segment(segment, fd)
+            raise
+        index.words[f.W_LOG] = segment
+        self._use(segment, fd)
+        return segment
+
+    def _use(self, segment: int, fd: int) -> None:
+        self._segment, self._fd, old = segment, fd, self._fd
+        if old >= 0:
+            self._store.backend.let_go(old)
+
+    # -- durability ---------------------------------------------------------------------------
+
+    def sync(self, mark: Mark) -> None:
+        """Make everything before `mark` durable. Callers that wait together share one sync."""
+        store = self._store
+        with self._syncing:
+            known = self._synced
+            if known.segment == mark.segment and known.end >= mark.end:
+                return
+            with store.lock:
+                index = store.index
+                same = index.state(mark.segment) == f.LOG
+                reached = index.words[index.entry(mark.segment) + f.T_TAIL] if same else mark.end
+            try:
+                with store.files.reading(mark.segment) as fd:
+                    store.backend.sync(fd)
+            except FileNotFoundError:
+                return  # a checkpoint covers it, and is durable
+            if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
+                store.sync_directory(store.segments_path)
+            self._synced = Mark(mark.segment, reached)
+
+    # -- checkpoints (the lock is held) ---------------------------------------------------------
+
+    def rotate(self, floor: int) -> None:
+        """A checkpoint begins that covers changes up to `floor`: the next one goes to a new file.
+
+        Without changes there is nothing to cover: without the checkpoint, the segments tell all.
+        """
+        if self.size > f.SEGMENT_HEADER_BYTES:
+            segment = self._begin()  # first: without room for it, removals go on in the one that there is
+            index = self._index
+            for entry in index.table_entries():  # also one that somebody died amidst leaving behind
+                is_old = index.words[entry] & ~f.MASK32 == f.LOG and index.words[entry] & f.MASK32 != segment
+                if is_old and not index.words[entry + f.T_CLOSED]:
+                    index.words[entry + f.T_CLOSED] = floor
+
+    def retire(self, segment: int) -> None:
+        """A log is damaged: nothing more is written to it, and the next checkpoint covers it."""
+        if segment == self.segment:
+            self._index.words[self._index.entry(segment) + f.T_CLOSED] = self._index.stamp()
+            self._index.words[f.W_LOG] = 0
+
+    def cover(self, floor: int) -> None:
+        """The checkpoint of `floor` is durable: what it covers goes.
+
+        The log says so first. Should the checkpoint be lost, nothing up to `floor` can be trusted.
+        """
+        index = self._index
+        covered = [
+            entry
+            for entry in index.table_entries()
+            if index.words[entry] & ~f.MASK32 == f.LOG and 0 < index.words[entry + f.T_CLOSED] <= floor
+        ]
+        if covered:
+            self.append(f.FLOOR, b"", floor)
+        for entry in covered:
+            index.words[entry] = f.DOOMED | index.words[entry] & f.MASK32
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def ensure_in_place(self) -> None:
+        """Write to the file that has the name, or to a new log if none has. The lock is held."""
+        if self._fd >= 0 and not has_name(self._fd, self._store.files.path(self._segment)):
+            self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fd, fd = -1, self._fd
+            self._segment = 0
+            self._store.backend.let_go(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was closed
+            self._store.backend.let_go(self._fd)
+
+    def after_fork(self) -> None:
+        """The descriptor may be shared: every write names its place. Locks and syncs may not."""
+        self._syncing = new_long_lock()

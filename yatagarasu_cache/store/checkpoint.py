@@ -1,0 +1,250 @@
+"""The checkpoint: the index as of some stamp, made durable in a file of its own.
+
+After a power cut recovery starts from it and replays only what the segments say beyond; removals
+that it covers are not needed in the log any more. It is an aid: without it, segments and log give
+the same entries, save that nothing at or below the newest floor is trusted (see `recovery`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from xxhash import xxh3_64
+
+from ..concurrency.interruption import ours
+from . import format as f
+from .format import PARTITIONS, SLOT_BYTES
+from .index import reachable
+from .unreadable import is_absence
+
+if TYPE_CHECKING:
+    from ..backends.base import Backend
+    from .handle import Handle
+    from .index import Index
+
+
+_PIECE_SLOTS = 1 << 14  # read at once, one MiB
+_LEAST_OFFSET, _LEAST_HEAD = f.SEGMENT_HEADER_BYTES // f.ALIGN, f.RECORD_BYTES // f.ALIGN
+OVERDUE = 1 << 24  # records since the newest one, more than it takes to make another due
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint as read back. `parts` holds the slots of each partition, as they stood."""
+
+    identity: f.Identity
+    floor: int
+    eviction: int  # the policy whose access words the slots have, by its code
+    sealed: frozenset[int]  # segments complete by then
+    parts: list[bytes]
+
+
+def write(store: Handle) -> None:
+    """Write a checkpoint, part by part, while others go on. Atomic: the old one stands until then.
+
+    Every change that is stamped up to the floor is either in it, or is appended again with a later
+    stamp: changes whose append and index change lie on both sides of the beginning notice that
+    the epoch has changed. One is written at a time. The index lock is not held.
+    """
+    with store.checkpointing:
+        with store.lock:
+            floor = store.index.stamp()
+            store.changes.rotate(floor)  # first: it may find no room
+            index = store.index
+            index.words[f.W_EPOCH] = floor
+            index.words[f.W_WRITTEN] = 0
+            sealed = [
+                (index.words[entry] & f.MASK32, index.words[entry + f.T_SIZE])
+                for entry in index.table_entries()
+                if index.words[entry] & ~f.MASK32 == f.SEALED
+            ]
+        temporary = store.temporary_path()
+        try:
+            _write_file(store, index, temporary, floor, sealed)
+            # Now, not before: the parts name records that came after the floor, and what these
+            # replaced is not trusted any more once the checkpoint stands.
+            store.reclaim.sync_dirty()
+            with store.lock:
+                if store.index is index:
+                    store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
+                    account(store, index)
+                    store.sync_directory(store.root)
+                    index.words[f.W_FLOOR] = floor
+                    store.changes.cover(floor)
+        except _Replaced:  # it would be about an index that is no more
+            pass
+        finally:
+            store.backend.clear_away(temporary)
+        store.reclaim.drop_dead()
+
+
+class _Replaced(Exception):
+    """The index was made anew meanwhile."""
+
+
+def _write_file(
+    store: Handle, index: Index, path: str, floor: int, sealed: list[tuple[int, int]]
+) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with store.made(lambda: store.backend.opened(path, flags, store.settings.file_mode)) as fd:
+        checksum, size = xxh3_64(), 0
+        for part in _parts(store, index, floor, sealed):
+            checksum.update(part)
+            store.backend.write(fd, [part], size)
+            size += len(part)
+        store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
+        store.backend.sync(fd)
+
+
+def most_bytes(index: Index) -> int:
+    """What a checkpoint of the index as it is would take, rounded up."""
+    return 4096 + index.count() * SLOT_BYTES + index.table_capacity * f.CHECKPOINT_SEGMENT.size
+
+
+def account(store: Handle, index: Index) -> None:
+    """Count the bytes of the checkpoint that there is. The lock is held.
+
+    Not those of a damaged one beyond what one can have: no entry goes for them, and another one is due.
+    """
+    size, most = file_size(store), most_bytes(index)
+    if size > most and read(store.backend, store.root) is None:
+        size = most
+        index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], OVERDUE)
+    index.words[f.W_CHECKPOINT_BYTES] = size
+
+
+def file_size(store: Handle) -> int:
+    try:
+        status = store.backend.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
+    except FileNotFoundError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
+    yield f.CHECKPOINT_HEADER.pack(
+        f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed),
+        index.words[f.W_EVICTION],
+    )  # fmt: skip
+    yield b"".join(f.CHECKPOINT_SEGMENT.pack(*entry) for entry in sealed)
+    for part in range(PARTITIONS):
+        with store.lock:
+            if store.index is not index:
+                raise _Replaced
+            slots = index.partition_slots(part)
+            image = index.map[slots.start * 8 : slots.stop * 8]
+        live = _live(part, image)
+        yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join(live)
+
+
+def _live(part: int, image: bytes) -> list[bytes]:
+    """The slots of a partition in use. What damage has left there would be damage of the checkpoint."""
+    words = memoryview(image).cast("Q")
+    lows = reachable(part, words[:: f.SLOT_WORDS].tolist(), words[1 :: f.SLOT_WORDS].tolist())
+    live = [
+        image[at : at + SLOT_BYTES]
+        for at, low in zip(range(0, len(image), SLOT_BYTES), lows, strict=True)
+        if low > f.REMOVED
+    ]
+    try:
+        _digests(b"".join(live), part)
+    except _Damaged:
+        live = [slot for slot in live if f.Slot._make(f.SLOT.unpack(slot)).is_possible]
+    return live
+
+
+def read(backend: Backend, root: str) -> Checkpoint | None:
+    """The checkpoint of a cache; None if there is none or it is damaged in any way. OSError if it cannot be
+    read: what is in it may be read the next time."""
+    path = os.path.join(root, f.CHECKPOINT_NAME)
+    try:
+        with backend.reading(path) as fd:
+            return _Reader(backend, fd).read()
+    except ours(OSError) as error:
+        if is_absence(error):
+            return None
+        raise
+    except _Damaged:
+        return None
+
+
+class _Damaged(Exception):
+    """A checkpoint is not what was written, or nothing that anybody can have written."""
+
+
+class _Reader:
+    """Reads a checkpoint piece by piece, each looked at before the next: what it claims costs no more
+    time and memory than what it has."""
+
+    def __init__(self, backend: Backend, fd: int) -> None:
+        self._backend, self._fd = backend, fd
+        self._at, self._left = 0, os.fstat(fd).st_size - f.CHECKPOINT_SUM.size
+        self._sum = xxh3_64()
+
+    def read(self) -> Checkpoint:
+        magic, version, partitions, cache_id, seed, floor, count, eviction = f.CHECKPOINT_HEADER.unpack(
+            self._take(f.CHECKPOINT_HEADER.size)
+        )
+        if (magic, version, partitions) != (f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS):
+            raise _Damaged
+        if floor > f.LAST_STAMP or count > f.MAX_TABLE:
+            raise _Damaged
+        sealed = frozenset(self._segment() for _ in range(count))
+        parts = [self._part(part) for part in range(PARTITIONS)]
+        if self._left or self._backend.read(self._fd, f.CHECKPOINT_SUM.size, self._at) != (
+            f.CHECKPOINT_SUM.pack(self._sum.intdigest())
+        ):
+            raise _Damaged
+        return Checkpoint(f.Identity(cache_id, seed), floor, eviction, sealed, parts)
+
+    def _take(self, length: int) -> bytes:
+        """The next bytes, which have to be there."""
+        if length > self._left:
+            raise _Damaged
+        data = self._backend.read(self._fd, length, self._at)
+        if len(data) < length:
+            raise _Damaged
+        self._sum.update(data)
+        self._at, self._left = self._at + length, self._left - length
+        return data
+
+    def _segment(self) -> int:
+        segment, _ = f.CHECKPOINT_SEGMENT.unpack(self._take(f.CHECKPOINT_SEGMENT.size))
+        if not 0 < segment <= f.LAST_SEGMENT:
+            raise _Damaged
+        return int(segment)
+
+    def _part(self, part: int) -> bytes:
+        """The slots of a partition: live ones, each of which somebody can have written, and no key twice."""
+        slots, _ = f.CHECKPOINT_PART.unpack(self._take(f.CHECKPOINT_PART.size))
+        if slots > f.CAPACITY_MASK or slots * SLOT_BYTES > self._left:
+            raise _Damaged
+        pieces: list[bytes] = []
+        digests: set[tuple[int, int]] = set()
+        for first in range(0, slots, _PIECE_SLOTS):
+            pieces.append(self._take(min(_PIECE_SLOTS, slots - first) * SLOT_BYTES))
+            digests.update(_digests(pieces[-1], part))
+        if len(digests) != slots:
+            raise _Damaged
+        return b"".join(pieces)
+
+
+def _digests(slots: bytes, part: int) -> Iterator[tuple[int, int]]:
+    """The digests of live slots of a partition, each of which can be one: see format.Slot.is_possible, which
+    would take several times as long for all of them."""
+    words = memoryview(slots).cast("Q")
+    lows, highs, places, lengths, stamps = (
+        words[field :: f.SLOT_WORDS].tolist() for field in (0, 1, f.S_PLACE, f.S_LENGTHS, f.S_STAMP)
+    )
+    if (
+        not all(low & 2 for low in lows)
+        or any(high & f.PARTITION_MASK != part for high in highs)
+        or not all(0 < place >> 32 <= f.LAST_SEGMENT for place in places)
+        or any(place & f.MASK32 < _LEAST_OFFSET for place in places)
+        or any(length & 0xFFFF < _LEAST_HEAD for length in lengths)
+        or any(stamp > f.LAST_STAMP for stamp in stamps)
+    ):
+        raise _Damaged
+    return zip(lows, highs, strict=True)

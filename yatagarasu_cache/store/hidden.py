@@ -1,0 +1,82 @@
+"""Segment files whose header cannot be read, and is given up while an index is made anew.
+
+Their entries go. But one that is a log has said what was removed, and what it said must not be missing
+unnoticed: so it is looked for anything that tells segments from logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from ..concurrency.interruption import ours
+from . import format as f
+from .checkpoint import Checkpoint
+from .format import SLOT_WORDS, SegmentHeader
+from .index import Index
+from .segment import Record, read_footer, scan
+from .unreadable import Sparing, is_absence, is_given_up
+
+if TYPE_CHECKING:
+    from .handle import Handle
+
+_DATA = frozenset({f.ACTIVE, f.SEALED, f.TAKEN})
+_CHANGES = frozenset({f.REMOVE, f.CLEAR, f.TOUCH})
+
+
+class Hidden:
+    """What is known of such files. `headers` are those of the cache that can be read."""
+
+    def __init__(
+        self, store: Handle, identity: f.Identity, headers: dict[int, SegmentHeader],
+        saved: Checkpoint | None, old: Index | None,
+    ) -> None:  # fmt: skip
+        self._store, self._identity, self._headers, self._old = store, identity, headers, old
+        self._saved = set() if saved is None else _segments_in(saved)
+
+    def header(self, segment: int, size: int) -> SegmentHeader:
+        """One that says what is known. It began at no time, and so is before all others."""
+        log = self._may_be_log(segment, size)
+        return SegmentHeader(f.FORMAT_VERSION, segment, self._identity, 0, 0, log)
+
+    def _may_be_log(self, segment: int, size: int) -> bool:
+        """Numbers are given out once: whatever has known one as a segment is believed."""
+        if segment in self._saved:
+            return False
+        if self._old is not None and self._old.state(segment):
+            return self._old.state(segment) not in _DATA
+        with contextlib.closing(readable(self._store, segment, self._identity)) as records:
+            for record in records:
+                return record.head.kind > f.LARGE
+        if size % f.ALIGN:  # it ends with a footer
+            return False
+        return not self._is_within_log(segment)
+
+    def _is_within_log(self, segment: int) -> bool:
+        """Whether it was begun while there was a log: that was written to later on, so no other followed."""
+        begun = min((h.created for s, h in self._headers.items() if s > segment), default=f.MAX_STAMP)
+        logs = [log for log, header in self._headers.items() if header.log and log < segment]
+        return any(self._last_change(log) > begun for log in logs)
+
+    def _last_change(self, log: int) -> int:
+        records = readable(self._store, log, self._identity)
+        return max((r.head.stamp for r in records if r.head.kind in _CHANGES), default=0)
+
+
+def _segments_in(saved: Checkpoint) -> set[int]:
+    """The segments that a checkpoint knows."""
+    places = (memoryview(part).cast("Q")[f.S_PLACE :: SLOT_WORDS] for part in saved.parts)
+    return {*saved.sealed, *(place >> 32 for part in places for place in part)}
+
+
+def readable(store: Handle, segment: int, identity: f.Identity) -> Generator[Record, None, None]:
+    """What can be read of a file: the records that its footer lists, and those that are found."""
+    reader = Sparing(store.backend)
+    try:
+        with store.files.reading(segment) as fd:
+            yield from read_footer(reader, fd) or ()
+            yield from scan(reader, fd, segment, identity.seed)
+    except ours(OSError) as error:
+        if not is_absence(error) and not is_given_up(error):
+            raise
