@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from available import BACKENDS
 from guarded_index import guard
 from helpers import open_apart
 from hypothesis import HealthCheck, settings
 
-from yatagarasu_cache import BackendUnavailable, DiskCache
-from yatagarasu_cache.backends import choose
-from yatagarasu_cache.config import make_settings
+from yatagarasu_cache import DiskCache
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.register_profile("long", parent=settings.get_profile("suite"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
-
-
-def _available() -> list[str]:
-    """Backends that can run here. With YATAGARASU_IO_URING=require a missing ring is a failure."""
-    names = ["threads"]
-    try:
-        choose(make_settings("/unused", backend="uring")).backend.close()
-        names.append("uring")
-    except BackendUnavailable:
-        if os.environ.get("YATAGARASU_IO_URING") == "require":
-            raise
-    return names
-
-
-BACKENDS = _available()
-
-
-def backend_for(case: object, share: int = 1) -> str:
-    """A backend for one of many cases, always the same for the same case.
-
-    share: but one case in so many gets another than the portable one, which opens faster.
-    """
-    number = zlib.crc32(str(case).encode())
-    return BACKENDS[number // share % len(BACKENDS)] if number % share == 0 else "threads"
 
 
 @pytest.fixture(autouse=True)

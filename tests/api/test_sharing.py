@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKENDS
+from available import BACKENDS
 from helpers import descriptors, noise, open_apart, run_python
 
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache, ReadOnlyError

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKENDS
+from available import BACKENDS
 from faulty import ALWAYS, Fault, FaultyBackend
 from helpers import noise, run_python
 

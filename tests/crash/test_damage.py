@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import backend_for
+from available import backend_for
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty, seeded
 from helpers import noise
 from hypothesis import example, given, settings

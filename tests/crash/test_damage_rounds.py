@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import pytest
 import wild
-from conftest import BACKENDS
+from available import BACKENDS
 from faulty import SEED
 from helpers import TooLong, at_most, noise
 

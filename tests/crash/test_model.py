@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BACKENDS
+from available import BACKENDS
 from helpers import Clock, disk_bytes, noise
 from hypothesis import settings
 from hypothesis import strategies as st

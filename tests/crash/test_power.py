@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import backend_for
+from available import backend_for
 from faulty import Disk, FaultyBackend, Image, crash_images, fix_identity, open_faulty, seeded
 from helpers import noise
 from hypothesis import given, settings

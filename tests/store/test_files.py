@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import backend_for
+from available import backend_for
 from faulty import Fault, FaultyBackend, open_faulty
 from helpers import (
     NOBODY,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import backend_for
+from available import backend_for
 from helpers import descriptors, noise, tree
 
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError

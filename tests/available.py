@@ -1,0 +1,34 @@
+"""The backends that can run here, and which of them a case of many gets."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from yatagarasu_cache import BackendUnavailable
+from yatagarasu_cache.backends import choose
+from yatagarasu_cache.config import make_settings
+
+
+def _available() -> list[str]:
+    """Backends that can run here. With YATAGARASU_IO_URING=require a missing ring is a failure."""
+    names = ["threads"]
+    try:
+        choose(make_settings("/unused", backend="uring")).backend.close()
+        names.append("uring")
+    except BackendUnavailable:
+        if os.environ.get("YATAGARASU_IO_URING") == "require":
+            raise
+    return names
+
+
+BACKENDS = _available()
+
+
+def backend_for(case: object, share: int = 1) -> str:
+    """A backend for one of many cases, always the same for the same case.
+
+    share: but one case in so many gets another than the portable one, which opens faster.
+    """
+    number = zlib.crc32(str(case).encode())
+    return BACKENDS[number // share % len(BACKENDS)] if number % share == 0 else "threads"
