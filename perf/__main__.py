@@ -1,12 +1,12 @@
-"""`python -m perf report`: see `perf.report`."""
+"""`python -m perf report`: see `perf.report.write`."""
 
 import sys
 
-from perf import report
+from perf.report import write
 
 if __name__ == "__main__":
     if sys.argv[1:2] != ["report"]:
         sys.exit(
-            "usage: python -m perf report [--quick] [--output FILE]   (soak: python -m perf.soak; single benchmarks: python -m perf.bench_hot)"
+            "usage: python -m perf report [--quick] [--output FILE]   (soak: python -m perf.soak; single benchmarks: python -m perf.bench.hot)"
         )
-    sys.exit(report.main(sys.argv[2:]))
+    sys.exit(write.main(sys.argv[2:]))

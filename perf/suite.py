@@ -1,6 +1,6 @@
 """What all benchmarks share: cases, the bed they lie on, and two ways to run them.
 
-A file `bench_*.py` yields `Case`s. Run by itself (``python -m perf.bench_hot --backend uring``)
+A module of `perf.bench` yields `Case`s. Run by itself (``python -m perf.bench.hot --backend uring``)
 it is a pyperf benchmark, with processes, calibration and all of pyperf's options. For the report,
 `measure` runs the sides of a case interleaved in one process, and keeps what it found in
 pyperf's format, so that ``pyperf compare_to`` reads both.

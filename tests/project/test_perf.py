@@ -22,34 +22,28 @@ ROOT = Path(__file__).resolve().parents[2]
 if importlib.util.find_spec("perf") is None:
     sys.path.append(str(ROOT))
 
-from perf import (  # noqa: E402
-    bed,
-    bench_asyncio,
-    bench_cold,
-    bench_durable,
-    bench_eviction,
-    bench_hot,
-    bench_large,
-    bench_mixed,
-    bench_opening,
-    bench_shared,
-    bench_steps,
-    collect,
-    guard,
-    report,
-    soak,
-    suite,
-    timing,
-    work,
+from perf import bed, suite, timing, work  # noqa: E402
+from perf.bench import (  # noqa: E402
+    aio,
+    cold,
+    durable,
+    eviction,
+    hot,
+    large,
+    mixed,
+    opening,
+    shared,
+    steps,
 )
+from perf.guard import compare as guard  # noqa: E402
 from perf.peers import CACHES, OURS, PEERS  # noqa: E402
+from perf.report import collect  # noqa: E402
+from perf.report import write as report  # noqa: E402
+from perf.soak import steady as soak  # noqa: E402
 
 BENCHES: dict[str, ModuleType] = {
-    module.__name__.removeprefix("perf.bench_"): module
-    for module in (
-        bench_asyncio, bench_cold, bench_durable, bench_eviction, bench_hot, bench_large, bench_mixed,
-        bench_opening, bench_shared, bench_steps,
-    )
+    "asyncio": aio, "cold": cold, "durable": durable, "eviction": eviction, "hot": hot, "large": large,
+    "mixed": mixed, "opening": opening, "shared": shared, "steps": steps,
 }  # fmt: skip
 
 
@@ -58,12 +52,12 @@ def gentle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is done to the whole machine, and data sets are small."""
     monkeypatch.setenv("YATAGARASU_PERF_DROP", "files")
     monkeypatch.setattr(os, "sync", lambda: None)
-    monkeypatch.setattr(bench_cold, "set_size", lambda size, quick: 64 * size)
-    monkeypatch.setattr(bench_asyncio, "set_size", lambda size, quick: 64 * size)
-    monkeypatch.setattr(bench_opening, "QUICK_MILLION", 2000)
-    monkeypatch.setattr(bench_eviction, "LIMIT", 1 << 20)
-    monkeypatch.setattr(bench_large, "SIZES", (256 << 10,))
-    monkeypatch.setattr(bench_steps, "ENTRIES", 100)
+    monkeypatch.setattr(cold, "set_size", lambda size, quick: 64 * size)
+    monkeypatch.setattr(aio, "set_size", lambda size, quick: 64 * size)
+    monkeypatch.setattr(opening, "QUICK_MILLION", 2000)
+    monkeypatch.setattr(eviction, "LIMIT", 1 << 20)
+    monkeypatch.setattr(large, "SIZES", (256 << 10,))
+    monkeypatch.setattr(steps, "ENTRIES", 100)
 
 
 # -- arithmetic --------------------------------------------------------------------------------
@@ -277,7 +271,7 @@ def test_a_few_operations_of_each_kind(name: str) -> None:
 
 @pytest.mark.usefixtures("gentle")
 def test_cold_covers_every_operation(tmp_path: Path) -> None:
-    names = {case.name for case in bench_cold.cases(suite.Bed(str(tmp_path)), options_of_all())}
+    names = {case.name for case in cold.cases(suite.Bed(str(tmp_path)), options_of_all())}
     for size in ("4 KiB", "64 KiB"):
         assert any(re.fullmatch(rf"cold get_many of \d+, {size}", name) for name in names)
     for what in ("get", "set", r"set_many of \d+", "delete"):
@@ -289,7 +283,7 @@ def test_cold_asyncio_samples_are_long_enough_that_the_start_does_not_count(tmp_
         options = replace(options_of_all(), quick=quick)
         loops = {
             (case.side, case.name): case.loops
-            for case in bench_asyncio.cases(suite.Bed(str(tmp_path)), options)
+            for case in aio.cases(suite.Bed(str(tmp_path)), options)
             if "cold" in case.name and ", 1 in flight" not in case.name
         }
         assert set(loops.values()) == {least}
@@ -552,7 +546,7 @@ def test_what_is_compared_beside_the_promised_figures(
 ) -> None:
     if backend != "uring":
         pytest.skip("about the ring")
-    from perf import ring_figures
+    from perf.report import ring_figures
 
     monkeypatch.setattr(ring_figures, "ROUNDS", 1)
     beds = ring_figures.Beds(str(tmp_path), 1 / 1024)

@@ -3,7 +3,7 @@
 The steps are those of the Python code, which is the specification of the compiled one; the
 compiled one is looked at from outside, by what more work costs more.
 
-    python -m perf.bench_steps [--json FILE]
+    python -m perf.bench.steps [--json FILE]
 """
 
 from __future__ import annotations
@@ -162,4 +162,4 @@ def cases(bed: Bed, options: Options) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_steps")
+    main(cases, "perf.bench.steps")

@@ -2,9 +2,9 @@
 
 Run as a file, with nothing else of `perf` on the path, so that both revisions do the same work:
 
-    python guard_work.py serve DIRECTORY     reads "case loops" lines, answers seconds
-    python guard_work.py count DIRECTORY [CASE ...]   each once; `os.getppid()` before and after it
-    python guard_work.py trace DIRECTORY [CASE ...]   each once; `os.access` of a telling path instead
+    python cases.py serve DIRECTORY     reads "case loops" lines, answers seconds
+    python cases.py count DIRECTORY [CASE ...]   each once; `os.getppid()` before and after it
+    python cases.py trace DIRECTORY [CASE ...]   each once; `os.access` of a telling path instead
 
 The last two answer with {case: loops} as JSON. Only the public interface is used. A case that a revision can't do is left out.
 """

@@ -1,6 +1,6 @@
 """Mixed work on 4 KiB values, 70 % get and 30 % set: in a plain loop, and in asyncio.
 
-python -m perf.bench_mixed [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench.mixed [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -71,4 +71,4 @@ async def _mix(directory: str, side: str, in_flight: int, loops: int) -> float:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_mixed")
+    main(cases, "perf.bench.mixed")

@@ -2,7 +2,7 @@
 
 90 % get, 9 % set, 1 % delete of 100 keys, values of 1 to 500 bytes, as its benchmark does.
 
-    python -m perf.bench_shared [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+    python -m perf.bench.shared [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def mix(directory: str, side: str, what: str, workers: int, loops: int) -> list[
     if what == "thread":
         return _in_threads(directory, side, workers, each)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["perf.bench_shared"])
+    context.set_forkserver_preload(["perf.bench.shared"])
     barrier, queue = context.Barrier(workers), context.Queue()
     processes = [
         context.Process(target=_process, args=(directory, side, i, each, barrier, queue))
@@ -130,4 +130,4 @@ def work(peer: Any, seed: int, loops: int) -> tuple[float, float, Taken]:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_shared")
+    main(cases, "perf.bench.shared")

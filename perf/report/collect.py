@@ -11,23 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from perf import (
-    bench_asyncio,
-    bench_cold,
-    bench_durable,
-    bench_eviction,
-    bench_hot,
-    bench_mixed,
-    bench_opening,
-    bench_shared,
-    bench_steps,
-    limits,
-    machine,
-    package,
-    work,
-)
+from perf import work
 from perf.bed import KIB, MIB, SIZES, cold_means, disk_bytes, scratch, value_of
+from perf.bench import aio, cold, durable, eviction, hot, mixed, opening, shared, steps
 from perf.peers import OURS, PEERS, RAW, usable
+from perf.report import limits, machine, package
 from perf.suite import Bed, Cases, Options, measure, save
 from perf.timing import percentile, ratio
 
@@ -55,18 +43,18 @@ class Collector:
         patience = 0.5 if self.quick else 15.0  # seconds: a round of everybody takes 4 and more
         return {
             "machine": self.machine,
-            "hot": lambda: self.bench("hot", bench_hot.cases, rounds),
-            "mixed": lambda: self.bench("mixed", bench_mixed.cases, rounds),
-            "durable": lambda: self.bench("durable", bench_durable.cases, rounds),
-            "steps": lambda: self.bench("steps", bench_steps.cases, rounds),
-            "cold": lambda: self.bench("cold", bench_cold.cases, few, warm=False, sizes=cold_sizes),
+            "hot": lambda: self.bench("hot", hot.cases, rounds),
+            "mixed": lambda: self.bench("mixed", mixed.cases, rounds),
+            "durable": lambda: self.bench("durable", durable.cases, rounds),
+            "steps": lambda: self.bench("steps", steps.cases, rounds),
+            "cold": lambda: self.bench("cold", cold.cases, few, warm=False, sizes=cold_sizes),
             "asyncio": lambda: self.bench(
-                "asyncio", bench_asyncio.cases, few, patience, warm=False,
+                "asyncio", aio.cases, few, patience, warm=False,
                 sides=self.sides, in_flight=in_flight,
             ),
-            "opening": lambda: self.bench("opening", bench_opening.cases, few, warm=False),
-            "eviction": lambda: self.bench("eviction", bench_eviction.cases, rounds),
-            "shared": lambda: self.bench("shared", bench_shared.cases, few, warm=False, workers=workers),
+            "opening": lambda: self.bench("opening", opening.cases, few, warm=False),
+            "eviction": lambda: self.bench("eviction", eviction.cases, rounds),
+            "shared": lambda: self.bench("shared", shared.cases, few, warm=False, workers=workers),
             "tails": self.tails,
             "resources": self.resources,
             "stress": self.stress,
@@ -88,7 +76,7 @@ class Collector:
 
     def machine(self) -> Results:
         with scratch() as directory:
-            sizes = {size: bench_cold.set_size(size, self.quick) // MIB for size in SIZES.values()}
+            sizes = {size: cold.set_size(size, self.quick) // MIB for size in SIZES.values()}
             return machine.describe(directory) | {"cold": cold_means(), "cold_sets": sizes}
 
     def bench(
@@ -122,7 +110,7 @@ class Collector:
             for _ in range(1 if self.quick else 3):
                 for side in sides:
                     path = bed.path(side, "tails")
-                    taken = bench_shared.together(bench_shared.mix(path, side, "process", 8, loops))
+                    taken = shared.together(shared.mix(path, side, "process", 8, loops))
                     found[side].append(
                         {
                             action: {
@@ -152,11 +140,11 @@ class Collector:
         with scratch() as directory:
             bed = Bed(directory)
             for size, name in ((4 * KIB, "4 KiB"), (10 * MIB, "10 MiB")):
-                count = bench_cold.set_size(size, self.quick) // size
-                for what, kind, in_flight, cold, operations in SCENARIOS[name]:
+                count = cold.set_size(size, self.quick) // size
+                for what, kind, in_flight, from_disk, operations in SCENARIOS[name]:
                     if self.quick and operations > 8:
                         operations //= 4
-                    keywords: dict[str, Any] = {"size": size, "in_flight": in_flight, "cold": count if cold else 0}
+                    keywords: dict[str, Any] = {"size": size, "in_flight": in_flight, "cold": count if from_disk else 0}
                     runs: dict[str, list[Results]] = {side: [] for side in sides}
                     for _ in range(rounds):
                         for side in sides:
@@ -189,7 +177,7 @@ class Collector:
 
     def promised(self) -> list[Results]:
         try:
-            from perf import figures
+            from perf.report import figures
         except ImportError as error:
             return [{"what": str(error), "asked": "", "measured": "not measured", "reached": False}]
         scale = 0.05 if self.quick else 1.0

@@ -1,6 +1,6 @@
 """Opening a cache of 10 thousand or a million small entries and the first get; rebuilding its index.
 
-python -m perf.bench_opening [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench.opening [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -51,4 +51,4 @@ def time_rebuild(directory: str, side: str, number: int) -> float:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_opening")
+    main(cases, "perf.bench.opening")

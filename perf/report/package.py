@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "csrc", "yatagarasu_cache")
 MODULES = ("yatagarasu_cache._ring", "yatagarasu_cache._core")
 _IMPORT = """

@@ -1,6 +1,6 @@
 """Synchronous operations on data in memory: get, set, get_many, set_many, delete.
 
-python -m perf.bench_hot [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+python -m perf.bench.hot [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -81,4 +81,4 @@ def time_delete(peer: Peer, value: bytes, count: int, batch: int, loops: int) ->
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_hot")
+    main(cases, "perf.bench.hot")

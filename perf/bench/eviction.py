@@ -2,7 +2,7 @@
 
 Peers that bound themselves take part: diskcache deletes up to 10 entries with each set.
 
-    python -m perf.bench_eviction [--backend threads|uring|both] [--peers diskcache] [--json FILE]
+    python -m perf.bench.eviction [--backend threads|uring|both] [--peers diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -56,4 +56,4 @@ class Full:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_eviction")
+    main(cases, "perf.bench.eviction")

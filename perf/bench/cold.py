@@ -5,7 +5,7 @@ before in random order. The data set is far larger than what read-ahead could br
 stored are entries that are there already, so that each `set` replaces something cold; what was
 deleted is put back outside of the time that counts.
 
-    python -m perf.bench_cold [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
+    python -m perf.bench.cold [--backend threads|uring|both] [--peers lmdb,diskcache] [--json FILE]
 """
 
 from __future__ import annotations
@@ -99,4 +99,4 @@ def deletes(peer: Peer, keys: list[Any], value: bytes, batch: int) -> float:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_cold")
+    main(cases, "perf.bench.cold")

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 from perf.suite import save
 
-ROOT = Path(__file__).resolve().parent.parent
-WORK = Path(__file__).resolve().parent / "guard_work.py"
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(__file__).resolve().parent / "cases.py"
 LIMIT = 1.15
 SAMPLE = 0.001  # seconds of one timed sample: shorter than the time slice that others may take
 PAIRS = 50  # of samples, in each pair of processes

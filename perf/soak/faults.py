@@ -1,6 +1,6 @@
 """A cache under mixed work for a while, whose processes are killed, stopped, interrupted and forked.
 
-    python -m perf.soak_faults [--minutes 10] [--processes 8] [--directory D] [--backend auto|threads|uring]
+    python -m perf.soak.faults [--minutes 10] [--processes 8] [--directory D] [--backend auto|threads|uring]
                                [--core compiled|python] [--seed N]
 
 Every process has keys of its own, of which it alone stores new versions and everybody reads; it notes in
@@ -648,7 +648,7 @@ class Driver:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m perf.soak_faults", description="Mixed work, and processes that are killed and worse."
+        prog="python -m perf.soak.faults", description="Mixed work, and processes that are killed and worse."
     )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--processes", type=int, default=8)

@@ -1,6 +1,6 @@
 """Where values begin to be worth a file of their own: the same value in a segment and in a file.
 
-    python -m perf.bench_large [--backend threads|uring] [--json FILE]
+    python -m perf.bench.large [--backend threads|uring] [--json FILE]
 
 Says what `LARGE_VALUE_BYTES` in store.py should be. In a segment, a value that is replaced leaves dead
 bytes that have to be cleaned up later, which is not in these times; a file goes at once.
@@ -46,4 +46,4 @@ def time_one(bed: Bed, backend: str, place: str, limit: int, size: int, what: st
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_large")
+    main(cases, "perf.bench.large")

@@ -1,6 +1,6 @@
 """Writes that survive a power cut when they return: one by one, and many in one batch.
 
-python -m perf.bench_durable [--backend threads|uring|both] [--peers lmdb,files] [--json FILE]
+python -m perf.bench.durable [--backend threads|uring|both] [--peers lmdb,files] [--json FILE]
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ async def _sets(directory: str, side: str, loops: int) -> float:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_durable")
+    main(cases, "perf.bench.durable")

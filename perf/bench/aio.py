@@ -7,7 +7,7 @@ A cold sample with 16 and more in flight is 4,000 operations, a hot one 1,500, f
 fewer, the beginning decides: the first operations open the files of the data, make rings or start threads, and
 find none of the others' reads under way; the last ones run with ever fewer beside them.
 
-    python -m perf.bench_asyncio [--backend threads|uring|both] [--peers lmdb,caio] [--json FILE]
+    python -m perf.bench.aio [--backend threads|uring|both] [--peers lmdb,caio] [--json FILE]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from perf.bed import KIB, drop_caches, value_of
-from perf.bench_cold import set_size
+from perf.bench.cold import set_size
 from perf.peers import PEERS
 from perf.suite import Bed, Case, Options, main
 
@@ -74,4 +74,4 @@ async def _run(cache: object, keys: list[object], in_flight: int) -> None:
 
 
 if __name__ == "__main__":
-    main(cases, "perf.bench_asyncio")
+    main(cases, "perf.bench.aio")

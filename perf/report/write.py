@@ -19,10 +19,10 @@ from typing import Any
 
 from perf.bed import SIZES, show_size
 from perf.peers import OURS, PEERS, RAW
-from perf.plots import lines
+from perf.report.plots import lines
 from perf.suite import IN_FLIGHT, WORKERS
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 Data = dict[str, Any]
 Side = dict[str, Any]  # seconds, spread, ratios
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     artefacts: Path = options.artefacts or (HERE / "out" / "quick" if quick else HERE / "out")
     output: Path = options.output or (HERE / "out" / "quick" / "REPORT.md" if quick else HERE / "REPORT.md")
     if not options.source or options.only:
-        from perf.collect import Collector
+        from perf.report.collect import Collector
 
         artefacts.mkdir(parents=True, exist_ok=True)
         only = [name for name in options.only.split(",") if name]
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     write(found, output)
     print(output)
     if output == HERE / "REPORT.md" and not quick and found.get("promised"):
-        from perf.figures import Row, write_readme
+        from perf.report.figures import Row, write_readme
 
         write_readme([Row(**row) for row in found["promised"]], found["machine"])
     return 0

@@ -1,6 +1,6 @@
 """The figures that the ring promises against the threads backend, each measured beside what is asked.
 
-    python -m perf.ring_figures [--quick] [--only NAMES] [--json FILE]
+    python -m perf.report.ring_figures [--quick] [--only NAMES] [--json FILE]
 
 Both sides are interleaved in one process, on data that is larger than any read-ahead and dropped
 from memory before each sample; what counts is the median of the pairs' ratios. Run as root, or

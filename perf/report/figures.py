@@ -1,6 +1,6 @@
 """The figures that the portable cache promises, each measured beside what is asked.
 
-    python -m perf.figures [--quick] [--backend threads] [--json FILE] [--readme]
+    python -m perf.report.figures [--quick] [--backend threads] [--json FILE] [--readme]
 
 Needs `diskcache`, the peer. `--quick` uses 100,000 entries where a million are promised. `--readme`
 puts the table into README.md, between its two marks; a full `python -m perf report` does so too.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import diskcache
 
 from perf.bed import disk_bytes, drop_caches, scratch
-from perf.machine import describe
+from perf.report.machine import describe
 from perf.timing import compare, latencies, per_call, percentile
 from yatagarasu_cache import DiskCache
 
@@ -169,7 +169,7 @@ def measure(backend: str, scale: float) -> Iterator[Row]:
             yield from step(path)
 
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 MARKS = "<!-- figures:start -->", "<!-- figures:end -->"
 
 
@@ -188,7 +188,7 @@ def write_readme(rows: Iterable[Row], machine: dict[str, str], readme: Path = RE
     after = rest.split(MARKS[1])[1]
     on = f"{machine['CPU']}, {machine['disk']}, {machine['kernel']}, {machine['Python']}"
     told = (
-        f"Measured by `python -m perf.figures` (portable backend, 4 KiB values, interleaved with the peer; {on}). "
+        f"Measured by `python -m perf.report.figures` (portable backend, 4 KiB values, interleaved with the peer; {on}). "
         "[More figures](perf/REPORT.md), among them those of io_uring and of other peers."
     )
     block = "\n\n".join((MARKS[0], told, table(rows), MARKS[1]))
