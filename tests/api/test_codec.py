@@ -8,6 +8,7 @@ from typing import Any
 
 import ormsgpack
 import pytest
+from helpers import named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import DEFAULT, STRANGERS, assert_exact, canonical, label, nested, numbers, round_trip, values
@@ -98,7 +99,7 @@ def test_values_come_back_exactly_from_within_others(value: Any, wrapping: int) 
         ({i: {"a": i} for i in range(2_000)}, KIND_MSGPACK),
         ([0.1 * i for i in range(2_000)], KIND_MSGPACK),
     ],
-    ids=lambda part: repr(part)[:30],
+    ids=lambda part: named(part)[:30],
 )
 def test_kind_and_exactness(value: Any, kind: int) -> None:
     assert DEFAULT.encode(value)[1] == kind
