@@ -36,6 +36,7 @@ from perf.suite import timed
 from perf.timing import Usage, interleave, per_call, ratio
 from perf.work import can_trace, descriptors, resident, system_calls
 from yatagarasu_cache import AsyncDiskCache, DiskCache, cli
+from yatagarasu_cache.cli import warm
 
 RING, THREADS = "ours-uring", "ours-threads"
 SIDES = (RING, THREADS)
@@ -526,7 +527,7 @@ def warming(beds: Beds) -> Iterator[Row]:
 
     def run(ahead: int, cold: bool) -> float:
         shutil.rmtree(cache, ignore_errors=True)
-        cli.AHEAD = ahead
+        warm.AHEAD = ahead
         if cold:
             drop_caches(source)
         start = time.perf_counter()
@@ -534,7 +535,7 @@ def warming(beds: Beds) -> Iterator[Row]:
             assert cli.main(["warm", source, cache]) == 0
         return (time.perf_counter() - start) / number
 
-    usual = cli.AHEAD
+    usual = warm.AHEAD
     try:
         taken = interleave(
             {
@@ -545,7 +546,7 @@ def warming(beds: Beds) -> Iterator[Row]:
             MACRO_ROUNDS,
         )
     finally:
-        cli.AHEAD = usual
+        warm.AHEAD = usual
     gain, most = ratio(taken["ahead"], taken["one by one"]), ratio(taken["in memory"], taken["one by one"])
     yield Row(f"warm of {number:,} cold files, {usual} on their way, against one by one", "",
               f"{gain:.2f} × {rates(taken)}", True)  # fmt: skip

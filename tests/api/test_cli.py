@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from yatagarasu_cache import DiskCache, StorageFull, __version__, cli
+from yatagarasu_cache.cli import show, warm
 
-LARGE = 3 * cli.STREAM_FROM + 17
+LARGE = 3 * warm.STREAM_FROM + 17
 
 
 @dataclass
@@ -463,14 +465,14 @@ def test_warm_leaves_out_a_cache_inside_the_tree(run: Run, tree: Path) -> None:
 def test_warm_reports_unreadable_files(
     run: Run, cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cli.open_regular
+    real = warm.open_regular
 
     def fail(path: str) -> Any:
         if path.endswith("logo.png"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
-    monkeypatch.setattr(cli, "open_regular", fail)
+    monkeypatch.setattr(warm, "open_regular", fail)
     result = run("warm", tree, cache)
     assert result.code == 1
     assert result.err == "yatagarasu-cache: img/logo.png: Permission denied\n"
@@ -489,7 +491,7 @@ def test_warm_reports_unreadable_directories(run: Run, cache: Path, tree: Path) 
 
 class Failing(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
-        if self.tell() >= cli.STREAM_FROM:
+        if self.tell() >= warm.STREAM_FROM:
             raise OSError(5, "Input/output error")
         return super().read(size)
 
@@ -497,7 +499,7 @@ class Failing(io.BytesIO):
 def test_warm_survives_a_file_that_fails_in_the_middle(
     run: Run, cache: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cli.open_regular
+    real = warm.open_regular
 
     def failing(path: str) -> Any:
         file, status = real(path)
@@ -506,7 +508,7 @@ def test_warm_survives_a_file_that_fails_in_the_middle(
         file.close()
         return Failing(TREE["img/deep/er/photo.jpg"]), status
 
-    monkeypatch.setattr(cli, "open_regular", failing)
+    monkeypatch.setattr(warm, "open_regular", failing)
     result = run("warm", tree, cache)
     assert result.code == 1
     assert result.err == "yatagarasu-cache: img/deep/er/photo.jpg: Input/output error\n"
@@ -520,9 +522,9 @@ def test_warm_has_files_on_their_way_before_it_reads_them(
     """So many at most: a tree of any size needs no more descriptors, and none is left open."""
     tree = tmp_path / "many"
     tree.mkdir()
-    for number in range(3 * cli.AHEAD):
+    for number in range(3 * warm.AHEAD):
         (tree / str(number)).write_bytes(b"%d" % number)
-    real, opened, most = cli.open_regular, list[Any](), 0
+    real, opened, most = warm.open_regular, list[Any](), 0
 
     def noted(path: str) -> Any:
         nonlocal most
@@ -530,13 +532,13 @@ def test_warm_has_files_on_their_way_before_it_reads_them(
         most = max(most, sum(not file.closed for file in opened))
         return opened[-1], os.stat(path)
 
-    monkeypatch.setattr(cli, "open_regular", noted)
-    assert summary(run("warm", tree, cache)) == [3 * cli.AHEAD, 0, 0, 0]
-    assert most == cli.AHEAD + 1
+    monkeypatch.setattr(warm, "open_regular", noted)
+    assert summary(run("warm", tree, cache)) == [3 * warm.AHEAD, 0, 0, 0]
+    assert most == warm.AHEAD + 1
     assert all(file.closed for file in opened)
     with DiskCache(cache) as filled:
-        assert {filled[str(number)] for number in range(3 * cli.AHEAD)} == {
-            b"%d" % number for number in range(3 * cli.AHEAD)
+        assert {filled[str(number)] for number in range(3 * warm.AHEAD)} == {
+            b"%d" % number for number in range(3 * warm.AHEAD)
         }
         monkeypatch.setattr(DiskCache, "set", lambda *_, **__: (_ for _ in ()).throw(StorageFull(28, "full")))
     opened.clear()
@@ -722,13 +724,13 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )  # fmt: skip
 def test_parse_size(text: str, size: int) -> None:
-    assert cli.parse_size(text) == size
+    assert show.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "-1", "ten", "1X", "1.", "1e9", "G", "1 2", "\u0663\u00b2"])
 def test_parse_size_refuses(text: str) -> None:
-    with pytest.raises(cli.argparse.ArgumentTypeError):
-        cli.parse_size(text)
+    with pytest.raises(argparse.ArgumentTypeError):
+        show.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -737,7 +739,7 @@ def test_parse_size_refuses(text: str) -> None:
      (10 << 30, "10.0 GiB"), (5 << 50, "5.0 PiB")],
 )  # fmt: skip
 def test_human_size(size: int, text: str) -> None:
-    assert cli.human_size(size) == text
+    assert show.human_size(size) == text
 
 
 def test_interrupted(run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -855,8 +857,8 @@ def test_progress_is_drawn(
     if kind == "rich":
         pytest.importorskip("rich")
         monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(cli, "DRAW_EVERY", 0.0)
-    presenter = cli.RichPresenter() if kind == "rich" else cli.Presenter()
+    monkeypatch.setattr(show, "DRAW_EVERY", 0.0)
+    presenter = show.RichPresenter() if kind == "rich" else show.Presenter()
     with presenter.progress(2, 4096) as progress:
         progress.advance(size=4096)
         progress.advance(files=2)

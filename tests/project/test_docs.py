@@ -345,7 +345,7 @@ def test_stats() -> None:
 def test_commands_and_options() -> None:
     (commands,) = (
         action.choices
-        for action in cli.make_parser()._actions
+        for action in cli.commands.make_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     documented = {}
