@@ -1,13 +1,16 @@
-"""The backends that can run here, and which of them a case of many gets."""
+"""The backends and cores that can run here, and which backend a case of many gets."""
 
 from __future__ import annotations
 
 import os
 import zlib
 
+import pytest
+
 from yatagarasu_cache import BackendUnavailable
 from yatagarasu_cache.backends import choose
 from yatagarasu_cache.config import make_settings
+from yatagarasu_cache.store import compiled
 
 
 def _available() -> list[str]:
@@ -23,6 +26,9 @@ def _available() -> list[str]:
 
 
 BACKENDS = _available()
+CORES = ["c", "python"] if compiled.load() is not None else ["python"]  # as YATAGARASU_CORE has them
+# For tests that take too long to run on each core.
+on_one_core = pytest.mark.parametrize("core", CORES[:1], indirect=True)
 
 
 def backend_for(case: object, share: int = 1) -> str:

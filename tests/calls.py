@@ -96,4 +96,5 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "stats": lambda c: c.stats(),
     "clear": lambda c: c.clear(),
 }
+NOT_CALLS = {"close", "closed", "directory", "settings", "from_config"}  # have tests of their own
 CONTENT = {"k": b"value", "n": 5, "large": noise(2 * LARGE), "p": "popped", "d": 1.5, ("t", 1): None}

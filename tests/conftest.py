@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from available import BACKENDS
+from available import BACKENDS, CORES
 from guarded_index import guard
-from helpers import open_apart
+from helpers import in_memory, open_apart
 from hypothesis import HealthCheck, settings
 
-from yatagarasu_cache import DiskCache
+from yatagarasu_cache import DiskCache, codec
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -35,10 +36,37 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+# The twin in Python is the same on every Python.
+_CORE_PARAMETERS = [pytest.param(name, marks=[pytest.mark.once] * (name != CORES[0])) for name in CORES]
+
+
+@pytest.fixture(params=_CORE_PARAMETERS)
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a core: that of all caches opened here, or in a process that is started from here."""
+    name: str = request.param
+    monkeypatch.setenv("YATAGARASU_CORE", name)
+    if name == "python":
+        monkeypatch.setattr(codec, "_pack", codec._pack_in_python)  # chosen when it was imported
+    return name
+
+
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Handles of one process on one directory share nothing: each stands for a process."""
     open_apart(monkeypatch)
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Thousands of repairs and recoveries say what they do; that is not asked for here."""
+    caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
+
+
+@pytest.fixture
+def disks() -> Iterator[Path]:
+    """A directory for many small ones, in memory where there is such a place."""
+    with in_memory() as path:
+        yield path
 
 
 @pytest.fixture
@@ -48,8 +76,12 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(directory: Path, backend: str) -> Iterator[Callable[..., DiskCache]]:
+def make(
+    request: pytest.FixtureRequest, directory: Path, backend: str
+) -> Iterator[Callable[..., DiskCache]]:
     """Opens caches on the backend under test (in `directory` unless told), closes them at the end."""
+    if "core" in request.fixturenames:
+        request.getfixturevalue("core")  # is chosen before anything is opened
     opened: list[DiskCache] = []
 
     def open_cache(path: Path | str | None = None, **options: Any) -> DiskCache:

@@ -9,9 +9,12 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from yatagarasu_cache import DiskCache
 from yatagarasu_cache.backends import Choice, choose
 from yatagarasu_cache.backends.base import Backend, Buffer, Channel, ReadRequest, WriteRequest
 from yatagarasu_cache.backends.directories import Trust
@@ -28,6 +32,9 @@ from yatagarasu_cache.store import sharing
 ROOT = Path(__file__).resolve().parent.parent
 SECOND = 10**9
 NOBODY = 65534
+SEGMENT = 64 << 10
+LARGE = SEGMENT // 4  # with such segments, a value of this size gets a file of its own
+Make = Callable[..., DiskCache]  # the fixture `make`
 
 
 class TooLong(BaseException):
@@ -48,6 +55,38 @@ def at_most(seconds: float, what: str = "this") -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A directory for many small ones, in memory where there is such a place, to spare the disk."""
+    memory = "/dev/shm"
+    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
+    path = tempfile.mkdtemp(prefix="yatagarasu-tests-", dir=parent)
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+def in_threads(number: int, work: Callable[[int], Any], patience: float = 60.0) -> None:
+    """`work(0)`, `work(1)`, ... at once, each in a thread; the first exception is raised here."""
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(number)
+
+    def guarded(which: int) -> None:
+        try:
+            barrier.wait()
+            work(which)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(which,)) for which in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
 
 
 class Clock:

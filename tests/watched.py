@@ -14,13 +14,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from helpers import WrappedBackend, noise
+from helpers import LARGE, SEGMENT, WrappedBackend, noise
 
 from yatagarasu_cache import AsyncDiskCache
 from yatagarasu_cache.backends.base import Backend, Channel
 
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
 SMALL: dict[str, Any] = {"size_limit": 16 << 20, "segment_size": SEGMENT}
 LIMIT = 30.0  # seconds after which whatever is waited for will not come any more
 Open = Callable[..., AsyncDiskCache]
@@ -190,26 +188,6 @@ def assert_free(cache: AsyncDiskCache) -> None:
     turns = cache._loops[asyncio.get_running_loop()].turns
     assert turns._free == cache.settings.max_in_flight
     assert not [turn for turn in turns._waiting if not turn.done()]
-
-
-def in_threads(number: int, work: Callable[[int], Any]) -> None:
-    """`work(0)`, `work(1)`, ... each in a thread; what one of them raises is raised here."""
-    failures: list[BaseException] = []
-
-    def guarded(which: int) -> None:
-        try:
-            work(which)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(which,)) for which in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT)
-        assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def flip(directory: Path, value: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calls import CALLS, CONTENT, described, outcome
+from calls import CALLS, CONTENT, NOT_CALLS, described, outcome
 from helpers import Clock, noise, run_python, tree, wrap_backends
 from watched import LARGE, SEGMENT, SMALL, Open, Watched, parts_of, run
 
@@ -35,7 +35,6 @@ from yatagarasu_cache.aio import AsyncEntry
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
-NOT_CALLS = {"close", "closed", "directory", "settings", "from_config"}  # have tests of their own
 CHANGES = {
     "set", "set stream", "set file", "set large", "add", "add new", "touch", "incr", "incr of no integer",
     "incr without default", "decr", "pop", "pop missing", "delete", "set_many", "set_many pairs",

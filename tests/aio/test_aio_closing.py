@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from calls import CALLS, CONTENT, outcome
-from helpers import descriptors, noise
-from watched import LIMIT, NEW, OLD, SMALL, Open, Watched, in_threads, parts_of, run, turns_of_the_loop, until
+from helpers import descriptors, in_threads, noise
+from watched import LIMIT, NEW, OLD, SMALL, Open, Watched, parts_of, run, turns_of_the_loop, until
 
 from yatagarasu_cache import ClosedError
 

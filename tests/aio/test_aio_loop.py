@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from calls import CALLS, CONTENT, described, outcome
-from helpers import descriptors, noise
+from helpers import descriptors, in_threads, noise
 from watched import (
     LARGE,
     LIMIT,
@@ -21,7 +21,6 @@ from watched import (
     SMALL,
     Open,
     Watched,
-    in_threads,
     parts_of,
     run,
     turns_of_the_loop,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Clock, disk_blocks, named, noise
+from helpers import LARGE, SEGMENT, Clock, Make, disk_blocks, named, noise
 
 from yatagarasu_cache import DiskCache, EntryGone, SerializationError, ValueTooLarge
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 def same(left: Any, right: Any) -> bool:

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
+from helpers import LARGE, SEGMENT, Make, noise
 
 from yatagarasu_cache import ConfigurationError, DiskCache, SerializationError, StorageFull, ValueTooLarge
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 # -- arguments --------------------------------------------------------------------------------

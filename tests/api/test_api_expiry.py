@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 
 import pytest
-from helpers import Clock, noise
+from helpers import Clock, Make, noise
 
-from yatagarasu_cache import DiskCache, EntryGone
+from yatagarasu_cache import EntryGone
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 def test_expiry(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

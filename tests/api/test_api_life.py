@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Clock, noise, open_apart, run_python, tree
+from calls import NOT_CALLS
+from helpers import LARGE, SEGMENT, Clock, Make, noise, open_apart, run_python, tree
 
 from yatagarasu_cache import (
     ClosedError,
@@ -23,10 +24,7 @@ from yatagarasu_cache import (
     SerializationError,
 )
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 # -- statistics -------------------------------------------------------------------------------
@@ -244,7 +242,6 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
     "check fix": lambda c: c.check(fix=True),
     "stats": lambda c: c.stats(),
 }
-NOT_CALLS = {"close", "closed", "directory", "settings", "from_config"}
 CHANGES = [
     "set", "set stream", "set large", "add", "touch", "incr", "decr", "pop", "delete", "__setitem__",
     "__delitem__", "set_many", "set_many none", "delete_many", "delete_many none", "evict", "delete_prefix",

@@ -7,19 +7,17 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import named, noise, run_python
+from available import on_one_core
+from helpers import LARGE, SEGMENT, Make, named, noise, run_python
 
 from yatagarasu_cache import DiskCache, SerializationError
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 class Trickle(io.RawIOBase):
@@ -257,11 +255,13 @@ with DiskCache(directory, backend=backend, size_limit=4 << 30) as cache:
 
 
 @pytest.mark.slow
+@on_one_core
 def test_100_mb_in_constant_memory(cache: DiskCache) -> None:
     _stream_large(cache, 100)
 
 
 @pytest.mark.slow
+@on_one_core
 def test_1_gib_in_constant_memory(cache: DiskCache) -> None:
     _stream_large(cache, 1024)
 
@@ -271,6 +271,7 @@ def test_64_mib_in_constant_memory(cache: DiskCache) -> None:
 
 
 @pytest.mark.slow
+@on_one_core
 def test_100_mb_at_once(cache: DiskCache) -> None:
     value = noise(100 << 20)
     cache.set("k", value)

@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
+from helpers import Make, in_threads, noise
 
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache, SerializationError
 
-Make = Callable[..., DiskCache]
-
-SEGMENT = 64 << 10
-LARGE = SEGMENT // 4  # from here a value gets a file of its own
+pytestmark = pytest.mark.usefixtures("core")
 
 
 @pytest.fixture
@@ -28,27 +24,6 @@ def switching() -> Iterator[None]:
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
-
-
-def in_threads(number: int, work: Callable[[int], None]) -> None:
-    """`work(n)` in so many threads at once; the first exception is raised here."""
-    failures: list[BaseException] = []
-    barrier = threading.Barrier(number)
-
-    def run(n: int) -> None:
-        try:
-            barrier.wait()
-            work(n)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 def test_threads_count_exactly(cache: DiskCache, switching: None) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import SECOND, Clock, noise
+from helpers import SECOND, Clock, Make, noise
 
 from yatagarasu_cache import DiskCache
 from yatagarasu_cache.store import format as f
 
-Make = Callable[..., DiskCache]
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("core")]
+
 YEARS = 10 * 365 * 86400.0
 LARGE = 20_000
-
-
-@pytest.fixture(params=["auto", "python"], autouse=True)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
 
 
 def misses(cache: DiskCache, key: str) -> bool:

@@ -8,18 +8,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
+from helpers import Make, noise
 
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache
 from yatagarasu_cache.store import recovery, sharing
 
-Make = Callable[..., DiskCache]
+pytestmark = pytest.mark.once
 
 
 def test_closing_beside_threads_that_work(make: Make) -> None:

@@ -18,16 +18,9 @@ from yatagarasu_cache import AsyncDiskCache, DiskCache
 from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.store import format as f
 
+pytestmark = pytest.mark.once
+
 Pair = tuple[bytes, bytes]
-
-
-@pytest.fixture(params=["c", "python"])
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if name == "c":
-        pytest.importorskip("yatagarasu_cache._core")
-    monkeypatch.setenv("YATAGARASU_CORE", name)
-    return name
 
 
 @pytest.fixture

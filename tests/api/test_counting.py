@@ -17,24 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from available import CORES
 from helpers import ROOT, Clock, open_apart
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache
-from yatagarasu_cache.store import compiled
 from yatagarasu_cache.store import core as core_module
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.index import IndexDamaged
 
+pytestmark = pytest.mark.once
+
 MOST = 256  # uses of a process that may be missing after it was killed
-CORES = ["python", "c"] if compiled.load() is not None else ["python"]
 OPTIONS: dict[str, Any] = {"size_limit": 64 << 20, "backend": "threads"}
-
-
-@pytest.fixture(params=CORES)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
-    name: str = request.param
-    return name
 
 
 def totals(cache: DiskCache) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from yatagarasu_cache import DiskCache, SerializationError, ValueTooLarge, codec
 from yatagarasu_cache.codec import MAX_KEY_BYTES, MsgpackSerializer, ValueCodec, encode_key
 
+pytestmark = pytest.mark.once
+
 MOST = 1 << 20
 TEXT = "x" * 100_000
 LISTS = ["y"] * 100_000
@@ -59,14 +61,6 @@ LONG: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["compiled", "python"])
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "python":
-        monkeypatch.setattr(codec, "_pack", codec._pack_in_python)
-    elif codec._core is None:
-        pytest.skip("there is no compiled core")
-
-
 def peak(work: Callable[[], Any]) -> int:
     """Bytes of memory that `work` had at once, at most."""
     tracemalloc.start()
@@ -79,7 +73,7 @@ def peak(work: Callable[[], Any]) -> int:
 
 @pytest.mark.parametrize("most", [MOST, 1 << 28])  # the latter: beyond what is packed before it is measured
 @pytest.mark.parametrize("name", ENDLESS)
-def test_what_has_no_end_is_refused(name: str, most: int, core: None) -> None:
+def test_what_has_no_end_is_refused(name: str, most: int, core: str) -> None:
     def refused() -> None:
         with pytest.raises(ValueTooLarge, match=f"more than {most} bytes .*max_value_size or size_limit"):
             ValueCodec().encode(ENDLESS[name], most)
@@ -91,7 +85,7 @@ def test_what_has_no_end_is_refused(name: str, most: int, core: None) -> None:
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_what_is_long_is_not_copied_first(name: str, core: None) -> None:
+def test_what_is_long_is_not_copied_first(name: str, core: str) -> None:
     def refused() -> None:
         with pytest.raises(ValueTooLarge, match="max_value_size"):
             ValueCodec().encode(LONG[name], MOST)
@@ -106,12 +100,12 @@ DEEP: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_what_contains_itself_or_is_very_deep(name: str, core: None) -> None:
+def test_what_contains_itself_or_is_very_deep(name: str, core: str) -> None:
     with pytest.raises(SerializationError, match="nested deeper than .* or contains itself"):
         ValueCodec().encode(DEEP[name])
 
 
-def test_through_the_cache(tmp_path: Path, core: None) -> None:
+def test_through_the_cache(tmp_path: Path, core: str) -> None:
     """Before anything changes, and for metadata as well."""
     with DiskCache(tmp_path / "c", max_value_size=MOST) as cache:
         cache.set("k", "old")
@@ -276,7 +270,7 @@ GROWING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ["list", "dict", "bytes", "text", "text in a tuple"])
-def test_what_grows_is_refused_by_both_cores(name: str, core: None) -> None:
+def test_what_grows_is_refused_by_both_cores(name: str, core: str) -> None:
     test_what_grows_out_of_all_proportion_is_refused(name)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
+from helpers import Make, noise
 
 from yatagarasu_cache import (
     AsyncDiskCache,
@@ -29,7 +29,8 @@ from yatagarasu_cache import (
 from yatagarasu_cache.entry import Entry, Location, ValueReader
 from yatagarasu_cache.store.index import Index, IndexDamaged
 
-Make = Callable[..., DiskCache]
+pytestmark = pytest.mark.once
+
 OPTIONS: dict[str, Any] = {"backend": "threads", "size_limit": 64 << 20}
 
 # One call of each public method.
@@ -169,13 +170,11 @@ def test_what_goes_wrong_while_closing(
 
 
 @pytest.mark.parametrize("error", INJECTED[:7], ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("core", ["python", "auto"])
 @pytest.mark.parametrize("where", ["find", "slot", "put", "remove", "count", "stamp"])
 def test_what_goes_wrong_deeper(
     directory: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, core: str, where: str
 ) -> None:
     """Not every method comes there, and some mend what they find: then they return."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     for name, call in CALLS.items():
         cache = DiskCache(directory, **OPTIONS)
         cache.set_many({"k": b"v", 1: "one", "n": 5})

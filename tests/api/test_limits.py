@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import FailingBackend, as_nobody, disk_bytes, noise, open_up, run_python, tree, wrap_backends
+from available import CORES, on_one_core
+from helpers import (
+    FailingBackend,
+    Make,
+    as_nobody,
+    disk_bytes,
+    noise,
+    open_up,
+    run_python,
+    tree,
+    wrap_backends,
+)
 
 from yatagarasu_cache import (
     BackendUnavailable,
@@ -24,9 +35,8 @@ from yatagarasu_cache import (
 from yatagarasu_cache.store import directory as directory_module
 from yatagarasu_cache.store import format as f
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("apart", "core")]  # each handle stands for a process
 
-Make = Callable[..., DiskCache]
 LARGE = 300_000  # with LARGE_FROM a file of its own
 LARGE_FROM = 100_000
 
@@ -660,6 +670,7 @@ GIB = float(os.environ.get("YATAGARASU_TEST_GIB", "0"))  # 10 is what it is mean
 
 
 @pytest.mark.slow
+@on_one_core
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not GIB, reason="set YATAGARASU_TEST_GIB=10 to write so much (a fifth of it is kept)")
 def test_much_more_than_fits(make: Make, directory: Path) -> None:
@@ -699,7 +710,11 @@ def test_much_more_than_fits(make: Make, directory: Path) -> None:
 # -- nothing leaks ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operations", [15_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("core", "operations"),
+    [*((name, 15_000) for name in CORES), pytest.param(CORES[0], 100_000, marks=pytest.mark.slow)],
+    indirect=["core"],
+)
 def test_operations_leave_nothing(tmp_path: Path, backend: str, operations: int) -> None:
     print(
         run_python(

@@ -32,7 +32,7 @@ from yatagarasu_cache.store.directory import (
     prepare,
 )
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("apart")]  # each handle stands for a process
 
 Make = Callable[..., DiskCache]
 LOCKS = (f.LOCK_NAME, f.USERS_NAME)

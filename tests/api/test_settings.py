@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from available import CORES
 from helpers import ROOT, FailingBackend, noise, tree, wrap_backends
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -30,13 +31,14 @@ from xxhash import xxh3_64_intdigest
 from yatagarasu_cache import AsyncDiskCache, DiskCache, ReadOnlyError, StorageFull, ValueTooLarge
 from yatagarasu_cache.codec import decode_key
 from yatagarasu_cache.config import RingSettings, Settings
-from yatagarasu_cache.store import cache_settings, checkpoint, compiled
+from yatagarasu_cache.store import cache_settings, checkpoint
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.cache_settings import CacheSettings
 from yatagarasu_cache.store.eviction import POLICIES, Victims
 
+pytestmark = pytest.mark.once
+
 Make = Callable[..., DiskCache]
-CORES = ["c", "python"] if compiled.load() is not None else ["python"]
 LIMIT = 8 << 20
 
 
@@ -374,12 +376,8 @@ def test_a_damaged_word_is_found_at_opening(
 
 @pytest.mark.parametrize("value", [0, 1, 3, 77, (1 << 64) - 1])
 @pytest.mark.parametrize("word", [f.W_SIZE_LIMIT, f.W_EVICTION, f.W_HEADROOM, f.W_SETTINGS_SUM])
-@pytest.mark.parametrize("core", CORES)
-def test_a_damaged_word_under_an_open_handle(
-    make: Make, monkeypatch: pytest.MonkeyPatch, core: str, word: int, value: int
-) -> None:
+def test_a_damaged_word_under_an_open_handle(make: Make, core: str, word: int, value: int) -> None:
     """It goes by what it knew; nothing is evicted for it, and check finds it."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     cache = make(size_limit=LIMIT, eviction="lru")
     for n in range(500):
         cache.set(n, noise(1000, n))
@@ -470,9 +468,7 @@ def test_the_file_has_the_mode_of_files(make: Make, directory: Path) -> None:
 # -- limits that change --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_opening_and_reading_evict_nothing(make: Make, monkeypatch: pytest.MonkeyPatch, core: str) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", core)
+def test_opening_and_reading_evict_nothing(make: Make, core: str) -> None:
     with make(size_limit=8 << 20) as cache:
         for n in range(3000):
             cache.set(n, noise(1000, n))
@@ -592,11 +588,7 @@ def test_open_handles_follow_another_policy(make: Make, directory: Path, core: s
         assert first.check() == []
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_batches_and_counters_begin_as_the_policy_in_force_has_it(
-    make: Make, monkeypatch: pytest.MonkeyPatch, core: str
-) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", core)
+def test_batches_and_counters_begin_as_the_policy_in_force_has_it(make: Make, core: str) -> None:
     cache = make(size_limit=LIMIT)
     cache.set(0, b"v")
     make(eviction="lfu").close()
@@ -611,12 +603,10 @@ def test_batches_and_counters_begin_as_the_policy_in_force_has_it(
     assert all(index.words[at + f.S_ACCESS] == index.words[at + f.S_STAMP] for at in index.live_slots())
 
 
-@pytest.mark.parametrize("core", CORES)
 def test_an_entry_appended_before_a_change_is_shown_after_it(
     make: Make, monkeypatch: pytest.MonkeyPatch, core: str
 ) -> None:
     """The access word is the one of the policy that holds when the index is changed."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     cache = make(size_limit=LIMIT)
     cache.set(0, b"v")
     store = cache._store

@@ -24,6 +24,8 @@ from helpers import descriptors, noise, open_apart, run_python
 from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache, ReadOnlyError
 from yatagarasu_cache.store import sharing
 
+pytestmark = pytest.mark.once
+
 Make = Callable[..., DiskCache]
 SMALL: dict[str, Any] = {"size_limit": 64 << 20, "backend": "threads"}
 

@@ -16,6 +16,8 @@ from yatagarasu_cache.codec import KIND_CUSTOM, MAX_KEY_BYTES, Key, ValueCodec, 
 from yatagarasu_cache.store.core import PythonCore
 from yatagarasu_cache.store.format import CODEC_FLAGS, key_digest
 
+pytestmark = pytest.mark.once
+
 SECRET = b"a secret of this test, not of any cache"
 REFUSED = "signature of a stored pickle is wrong, it was not loaded"
 HEADER = b"\x0dpickle-signed"

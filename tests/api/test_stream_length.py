@@ -8,25 +8,20 @@ import gzip
 import io
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
+from helpers import Make, noise
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, ValueTooLarge
 
-Make = Callable[..., DiskCache]
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("core")]
+
 LIMIT = 4 << 20
 LARGE = 20_000  # what has a file of its own
 PART = 10_000
-CORES = ("auto", "python")
-
-
-@pytest.fixture(params=CORES, autouse=True)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from yatagarasu_cache.backends.base import Backend, Buffer, Channel
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
 
+pytestmark = pytest.mark.compiled
+
 MIB = 1 << 20
 CONTENT = noise(5 * MIB + 123)  # long enough for every way of reading that a backend has
 

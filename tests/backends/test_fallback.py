@@ -25,6 +25,8 @@ from yatagarasu_cache import BackendUnavailable, ConfigurationError, DiskCache
 from yatagarasu_cache.backends import choose
 from yatagarasu_cache.config import make_settings
 
+pytestmark = pytest.mark.once
+
 if sys.platform != "linux":
     pytest.skip("seccomp is Linux's", allow_module_level=True)
 

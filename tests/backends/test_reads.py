@@ -18,6 +18,8 @@ pytest.importorskip("yatagarasu_cache._ring", reason="the ring is not built here
 
 from yatagarasu_cache.backends import reads as reads_module
 
+pytestmark = pytest.mark.compiled
+
 SLOTS, STRIDE = 8, 4096
 FLAGS = 5
 COLUMNS = (

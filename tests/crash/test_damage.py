@@ -18,7 +18,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import pytest
 from available import backend_for
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty, seeded
-from helpers import noise
+from helpers import in_memory, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -89,13 +88,10 @@ def build(path: Path, name: str) -> Sample:
 @pytest.fixture(scope="module")
 def disks() -> Iterator[Path]:
     """A directory for many small ones; in memory, where there is such a place."""
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    path = tempfile.mkdtemp(prefix="yatagarasu-damage-", dir=parent)
     logging.getLogger("yatagarasu_cache").disabled = True  # thousands of repairs say what they do
-    yield Path(path)
+    with in_memory() as path:
+        yield path
     logging.getLogger("yatagarasu_cache").disabled = False
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

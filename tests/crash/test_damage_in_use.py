@@ -134,14 +134,10 @@ def locked(cache: DiskCache, change: Callable[[], Any]) -> None:
         change()
 
 
-@pytest.mark.parametrize("core", ["c", "python"])
 @pytest.mark.parametrize("write", WRITES)
-def test_slots_behind_an_empty_one_are_found_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, write: str, core: str
-) -> None:
+def test_slots_behind_an_empty_one_are_found_again(make: Make, write: str, core: str) -> None:
     """By whoever writes where damage has emptied some: so nothing old is there beside what is new, to come out
     when that goes; and what was hidden is not lost."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     cache = filled(make, 400, eviction="none", size_limit=4 * LIMIT)
     hidden = hidden_keys(cache)
     assert hidden and all(cache.get(key) is None for key in hidden)

@@ -10,7 +10,6 @@ from the log; `check()` finds nothing wrong; other processes go on without waiti
 from __future__ import annotations
 
 import contextlib
-import logging
 import mmap
 import os
 import random
@@ -19,7 +18,6 @@ import shutil
 import signal
 import struct
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -38,29 +36,13 @@ from yatagarasu_cache.store import changes, checkpoint, handle, index, reclaim, 
 from yatagarasu_cache.store import store as store_module
 from yatagarasu_cache.store.format import key_digest
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
 
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 TIGHT: dict[str, Any] = {"size_limit": 256 << 10, "segment_size": 4096}  # evicts all the time
 MISSING = "(none)"
 PATIENCE = 10.0  # seconds within which a process that lives must get on
 MODULES = (changes, checkpoint, index, reclaim, segment, handle, removal, writing)
-
-
-@pytest.fixture
-def disks() -> Iterator[Path]:
-    """A directory for many small ones, in memory where there is such a place."""
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    path = tempfile.mkdtemp(prefix="yatagarasu-kill-", dir=parent)
-    yield Path(path)
-    shutil.rmtree(path)
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Repairs say what they do; that is not asked for here."""
-    caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
 
 
 # -- processes ----------------------------------------------------------------------------------
@@ -293,11 +275,9 @@ def survivor(directory: Path, options: dict[str, Any], seed: str, shared: mmap.m
 
 
 @pytest.mark.parametrize("scenario", ["ample", "evicting"])
-@pytest.mark.parametrize("core", ["auto", "python"])
 def test_kill_at_random(
     disks: Path, backend: str, core: str, scenario: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     rng = seeded(f"kill {backend} {core} {scenario}")
     monkeypatch.setattr(reclaim, "_CHECKPOINT_RECORDS", 300)
     options = {**(SMALL if scenario == "ample" else TIGHT), "backend": backend}
@@ -629,12 +609,6 @@ def test_kill_at_lines(
 
 
 # -- appended, and never shown ------------------------------------------------------------------
-
-
-@pytest.fixture(params=["auto", "python"])
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
-    return str(request.param)
 
 
 REMOVALS: dict[str, Callable[[DiskCache], object]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import random
@@ -14,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from available import BACKENDS
+from available import BACKENDS, CORES, on_one_core
 from helpers import Clock, disk_bytes, noise
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from yatagarasu_cache import CacheError, DiskCache, SerializationError, StorageFull, ValueTooLarge
 from yatagarasu_cache.store import reclaim, recovery
@@ -423,32 +429,29 @@ class TwoHandlesMachine(CacheMachine):
     handles = 2
 
 
-def state_machine_test(machine: type[CacheMachine], examples: int, steps: int) -> Any:
-    case = machine.TestCase
-    case.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
-    return case
+handles = pytest.mark.parametrize("machine", [CacheMachine, TwoHandlesMachine], ids=["one handle", "two handles"])
 
 
-TestOneHandle = state_machine_test(CacheMachine, 25, 40)
-TestTwoHandles = state_machine_test(TwoHandlesMachine, 25, 40)
+def run(machine: type[CacheMachine], examples: int, steps: int) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=steps))
 
 
-class LongOneHandle(CacheMachine):
-    pass
+@handles
+def test_like_a_dict(core: str, machine: type[CacheMachine]) -> None:
+    run(machine, 25, 40)
 
 
-class LongTwoHandles(TwoHandlesMachine):
-    pass
-
-
-# Longer runs rather than more: what a cache remembers of long ago is what can go wrong.
-TestLongRunsOfOneHandle = pytest.mark.slow(pytest.mark.timeout(400)(state_machine_test(LongOneHandle, 25, 100)))
-TestLongRunsOfTwoHandles = pytest.mark.slow(pytest.mark.timeout(400)(state_machine_test(LongTwoHandles, 25, 100)))
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@on_one_core
+@handles
+def test_like_a_dict_for_long(core: str, machine: type[CacheMachine]) -> None:
+    """Longer runs rather than more: what a cache remembers of long ago is what can go wrong."""
+    run(machine, 25, 100)
 
 
 # -- one backend against another ----------------------------------------------------------------
 
-CORES = ["python", *(["c"] if importlib.util.find_spec("yatagarasu_cache._core") else [])]
 # Ways to run the same sequence. At each reopening the next backend and core of the tuple come in turn.
 WAYS: dict[str, list[tuple[str, str]]] = {
     **{f"{backend}-{core}": [(backend, core)] for backend in BACKENDS for core in CORES},
@@ -646,7 +649,7 @@ def test_twice_the_same(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("writer", BACKENDS)
 @pytest.mark.parametrize("reader", BACKENDS)
-def test_written_on_one_read_on_the_other(tmp_path: Path, writer: str, reader: str) -> None:
+def test_written_on_one_read_on_the_other(tmp_path: Path, core: str, writer: str, reader: str) -> None:
     options: dict[str, Any] = {"size_limit": 4 << 20, "segment_size": 16 << 10}
     pairs = {n: noise(n * 53 % 9000, n) for n in range(200)}
     for turn in ("as it is", "without its index"):

@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
-import os
 import random
 import shutil
 import tempfile
@@ -33,29 +31,13 @@ from hypothesis import strategies as st
 from yatagarasu_cache import CacheError, DiskCache
 from yatagarasu_cache.store import handle, reclaim
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
 
 SMALL: dict[str, Any] = {"size_limit": 262144, "segment_size": 4096}
 LARGE = 1500  # bytes: with such segments this has a file of its own
 MISSING = "(none)"
 
 _boots = itertools.count(1)
-
-
-@pytest.fixture
-def disks() -> Iterator[Path]:
-    """A directory for many small ones: in memory, where there is such a place, to spare the disk."""
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    path = tempfile.mkdtemp(prefix="yatagarasu-power-", dir=parent)
-    yield Path(path)
-    shutil.rmtree(path)
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Thousands of recoveries say what they do; that is not asked for here."""
-    caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers import ROOT
 
 import yatagarasu_cache
 from yatagarasu_cache import AsyncDiskCache, CacheStats, DiskCache, cli, codec, errors
@@ -25,7 +26,6 @@ from yatagarasu_cache.store import directory, handle, reclaim, removal
 from yatagarasu_cache.store import eviction as eviction_module
 from yatagarasu_cache.store import format as layout
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "yatagarasu_cache"
 FILES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}

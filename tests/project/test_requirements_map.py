@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
 # The plan's sections and how many lines each has.
 PLAN = {

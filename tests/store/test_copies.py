@@ -6,23 +6,16 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import noise, run_python
+from helpers import Make, noise, run_python
 
 from yatagarasu_cache import DiskCache, ReadOnlyError
 from yatagarasu_cache.store import format as f
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
-Make = Callable[..., DiskCache]
+pytestmark = pytest.mark.usefixtures("apart", "core")  # each handle stands for a process
 LINE = "the index is a copy, made while it was in use"
-
-
-@pytest.fixture(params=["auto", "python"], autouse=True)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
 
 
 def rebuilt(caplog: pytest.LogCaptureFixture) -> bool:

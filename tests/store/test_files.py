@@ -244,12 +244,10 @@ def test_a_segment_that_became_a_directory_is_given_up(make: Make, directory: Pa
 
 
 @pytest.mark.parametrize("name", ["segments", "large", "tmp", "writers"])
-@pytest.mark.parametrize("core", ["c", "python"])
 def test_a_link_in_the_place_of_a_directory_leads_nowhere(
-    make: Make, tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, core: str
+    make: Make, tmp_path: Path, directory: Path, name: str, core: str
 ) -> None:
     """While the cache is open: nothing is made, changed or removed in another one's."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     other = tmp_path / "other"
     fill(other)
     cache = make(**SMALL)
@@ -465,11 +463,9 @@ def test_a_strangers_directory_is_not_used(make: Make, directory: Path, template
 
 
 @only_root
-@pytest.mark.parametrize("core", ["c", "python"])
 def test_strangers_segments_and_values_are_damage(
-    make: Make, directory: Path, template: Path, monkeypatch: pytest.MonkeyPatch, core: str
+    make: Make, directory: Path, template: Path, core: str
 ) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     shutil.copytree(template, directory)
     (value,) = (directory / "large").iterdir()
     os.chown(value, STRANGER, STRANGER)
@@ -620,12 +616,8 @@ def test_marks_that_others_lock_are_given_up(make: Make, directory: Path, monkey
             os.close(fd)
 
 
-@pytest.mark.parametrize("core", ["c", "python"])
-def test_a_locked_segment_keeps_nobody_waiting(
-    make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, core: Any
-) -> None:
+def test_a_locked_segment_keeps_nobody_waiting(make: Make, directory: Path, core: Any) -> None:
     """Who may read segments can lock them: then one of a dead handle stays as it is for so long."""
-    monkeypatch.setenv("YATAGARASU_CORE", core)
     if not (child := os.fork()):
         DiskCache(directory, backend="threads", **SMALL).set(1, noise(100))
         os._exit(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import multiprocessing
 import os
 import pickle
@@ -20,29 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from available import on_one_core
 from faulty import seeded
 from helpers import disk_bytes, noise
 
 from yatagarasu_cache import ClosedError, DiskCache, EntryGone
 from yatagarasu_cache.store import format as f
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
 
 WORKERS = 4
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192}
 PATIENCE = 40.0  # seconds after which processes that don't end are a failure
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
-
-
-@pytest.fixture(params=["auto", "python"])
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    monkeypatch.setenv("YATAGARASU_CORE", name)
-    return name
 
 
 class Crew:
@@ -556,7 +544,7 @@ def _pickled_work(arguments: tuple[DiskCache, int]) -> int:
         return total
 
 
-@pytest.mark.parametrize("core", ["auto"], indirect=True)
+@on_one_core
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_pickled_to_workers(opener: Callable[..., DiskCache], method: str) -> None:
     with opener() as cache:

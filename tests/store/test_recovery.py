@@ -28,16 +28,11 @@ from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.store import checkpoint, recovery
 from yatagarasu_cache.store import format as f
 
-pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
+pytestmark = pytest.mark.usefixtures("apart", "core", "quiet")  # each handle stands for a process
 
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction": "none"}
 LARGE = 3000  # bytes: with such segments this has a file of its own
 _boots = itertools.count(1)
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, logger="yatagarasu_cache")
 
 
 @pytest.fixture

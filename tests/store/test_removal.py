@@ -22,11 +22,10 @@ from helpers import descriptors, noise, tree
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.concurrency.locks import GRACE, LOOK_EVERY, FileLock, has_name
-from yatagarasu_cache.store import checkpoint, compiled, recovery
+from yatagarasu_cache.store import checkpoint, recovery
 from yatagarasu_cache.store import format as f
 
 Make = Callable[..., DiskCache]
-CORES = ["python", "c"] if compiled.load() is not None else ["python"]
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "large_value_size": 4000}
 FILES = [
     f.TAG_NAME, f.INDEX_NAME, f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_NAME, f.CHECKPOINT_LOCK_NAME,
@@ -35,13 +34,6 @@ FILES = [
 DIRECTORIES = [f.SEGMENTS_NAME, f.LARGE_NAME, f.TEMPORARY_NAME, f.WRITERS_NAME]
 EVERYTHING = FILES + DIRECTORIES
 APP = Path(__file__).parents[1] / "apps" / "removed.py"
-
-
-@pytest.fixture(params=CORES)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
-    name: str = request.param
-    return name
 
 
 def value(n: int) -> bytes:

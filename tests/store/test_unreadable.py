@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from faulty import ALWAYS, Fault, FaultyBackend, WornBackend, open_faulty
+from helpers import in_memory
 
 from yatagarasu_cache import AsyncDiskCache, CacheIOError, DiskCache, cli, repair
 from yatagarasu_cache.backends import Choice
@@ -118,11 +119,8 @@ def _slot(cache: DiskCache, key: str) -> f.Slot:
 @pytest.fixture(scope="module")
 def disks() -> Iterator[Path]:
     """A directory for many small ones; in memory, where there is such a place."""
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="yatagarasu-unreadable-", dir=parent))
-    yield path
-    shutil.rmtree(path)
+    with in_memory() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -7,27 +7,23 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faulty import ALWAYS, Fault, FaultyBackend, open_faulty
-from helpers import noise, run_python
+from helpers import Make, noise, run_python
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, StorageFull
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.reclaim import Reclaimer
 
-Make = Callable[..., DiskCache]
+pytestmark = pytest.mark.usefixtures("core")
+
 MIB = 1 << 20
 VOLUME = 6 * MIB
 LARGE = 100_000  # has a file of its own in these caches
-
-
-@pytest.fixture(params=["auto", "python"], autouse=True)
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YATAGARASU_CORE", request.param)
 
 
 @pytest.fixture

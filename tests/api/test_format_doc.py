@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers import ROOT
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from yatagarasu_cache import DiskCache, codec
@@ -22,7 +23,6 @@ from yatagarasu_cache.store import checkpoint
 from yatagarasu_cache.store import format as layout
 from yatagarasu_cache.store.directory import boot_id
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 # Constants of format.py that say nothing about files.
