@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "csrc", "yatagarasu_cache")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "building", "csrc", "yatagarasu_cache")
 MODULES = ("yatagarasu_cache._ring", "yatagarasu_cache._core")
 _IMPORT = """
 import sys, time
@@ -52,7 +52,7 @@ def build(directory: str) -> dict[str, Built | str]:
     tools = Path(directory) / "tools"
     venv.create(tools, with_pip=True)
     python = str(tools / "bin" / "python")
-    needs = ["setuptools>=77", "wheel", "cffi"]
+    needs = ["setuptools>=77", "wheel"]
     done = subprocess.run([python, "-m", "pip", "install", "-q", *needs], capture_output=True, text=True)
     if done.returncode:
         return dict.fromkeys(("with", "without"), f"no build tools: {done.stderr.strip()[-200:]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -22,22 +23,20 @@ if not (ROOT / "setup.py").is_file():
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the ring exists on Linux only")
 
 
-def _load(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
+def _load_building() -> None:
+    """The folder `building/`, which is no part of the package and may be on no path."""
+    place = ROOT / "building"
+    spec = importlib.util.spec_from_file_location(
+        "building", place / "__init__.py", submodule_search_locations=[str(place)]
+    )
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
+    sys.modules["building"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
-@pytest.fixture(scope="module")
-def build_ring() -> Any:
-    # A module of dataclasses has to stay in sys.modules while it is loaded only.
-    return _load(ROOT / "csrc" / "build_ring.py", "build_ring_under_test")
+_load_building()
+machine, plan, ring_c = map(importlib.import_module, ("building.machine", "building.plan", "building.ring_c"))
+RING, CORE = plan.MODULES.values()
 
 
 @pytest.fixture
@@ -72,100 +71,127 @@ def version() -> str:
 # -- the switch -----------------------------------------------------------------------------------
 
 
-def test_mode_is_one_of_three(build_ring: Any) -> None:
-    variable = build_ring.MODE_VARIABLE
+def test_mode_is_one_of_three() -> None:
+    variable = RING.switch
     assert variable == "YATAGARASU_IO_URING"
-    assert build_ring.mode({}) == "auto"
-    assert build_ring.mode({variable: ""}) == "auto"
+    assert plan.switch(RING, {}) == "auto"
+    assert plan.switch(RING, {variable: ""}) == "auto"
     for value in ("auto", "require", "off", " Require "):
-        assert build_ring.mode({variable: value}) == value.strip().lower()
-    with pytest.raises(build_ring.RingBuildError, match=r"YATAGARASU_IO_URING='on'.*auto, require, off"):
-        build_ring.mode({variable: "on"})
+        assert plan.switch(RING, {variable: value}) == value.strip().lower()
+    with pytest.raises(machine.BuildError, match=r"YATAGARASU_IO_URING='on'.*auto, require, off"):
+        plan.switch(RING, {variable: "on"})
 
 
-def test_off_decides_without_looking(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: pytest.fail("looked for a compiler"))
-    plan = build_ring.decide({"YATAGARASU_IO_URING": "off"})
-    assert not plan.build
-    assert plan.describe() == ("yatagarasu_cache: NOT building the io_uring module: YATAGARASU_IO_URING=off")
+def test_off_decides_without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find", lambda module, environ: pytest.fail("looked for a compiler"))
+    decided = plan.decide(RING, {"YATAGARASU_IO_URING": "off"})
+    assert not decided.build
+    assert decided.describe() == ("yatagarasu_cache: NOT building the io_uring module: YATAGARASU_IO_URING=off")
 
 
-def test_auto_goes_without_and_require_fails(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: (None, "the moon is too far"))
-    plan = build_ring.decide({})
-    assert (plan.build, plan.reason) == (False, "the moon is too far")
-    with pytest.raises(build_ring.RingBuildError, match="require, but .*the moon is too far"):
-        build_ring.decide({"YATAGARASU_IO_URING": "require"})
+def test_auto_goes_without_and_require_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find", lambda module, environ: (None, "the moon is too far"))
+    decided = plan.decide(RING, {})
+    assert (decided.build, decided.reason) == (False, "the moon is too far")
+    with pytest.raises(machine.BuildError, match="require, but .*the moon is too far"):
+        plan.decide(RING, {"YATAGARASU_IO_URING": "require"})
 
 
-def test_the_core_is_decided_by_the_same_switch(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = build_ring.decide_core({"YATAGARASU_IO_URING": "off"})
-    assert plan.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_IO_URING=off"
-    monkeypatch.setattr(build_ring, "trial", lambda link, program: "the sea is too deep")
-    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: None)
-    plan = build_ring.decide_core({})
-    assert (plan.build, plan.reason) == (False, "the sea is too deep")
-    with pytest.raises(build_ring.RingBuildError, match="require, but the core .*the sea is too deep"):
-        build_ring.decide_core({"YATAGARASU_IO_URING": "require"})
-    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: "no such system")
-    assert build_ring.decide_core({}).reason == "no such system"
+def test_the_core_is_decided_by_the_same_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = plan.decide(CORE, {"YATAGARASU_IO_URING": "off"})
+    assert decided.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_IO_URING=off"
+    monkeypatch.setattr(machine, "trial", lambda link, program: "the sea is too deep")
+    monkeypatch.setattr(plan, "unsupported", lambda module: None)
+    decided = plan.decide(CORE, {})
+    assert (decided.build, decided.reason) == (False, "the sea is too deep")
+    with pytest.raises(machine.BuildError, match="require, but the core .*the sea is too deep"):
+        plan.decide(CORE, {"YATAGARASU_IO_URING": "require"})
+    monkeypatch.setattr(plan, "unsupported", lambda module: "no such system")
+    assert plan.decide(CORE, {}).reason == "no such system"
 
 
 @linux
-def test_xxhash_missing_or_old(build_ring: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if shutil.which(os.environ.get("CC", "cc")) is None or not build_ring.decide_core({}).build:
+def test_xxhash_missing_or_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which(os.environ.get("CC", "cc")) is None or not plan.decide(CORE, {}).build:
         pytest.skip("the core module cannot be built here")
     monkeypatch.setenv("CPATH", str(tmp_path))
     (tmp_path / "xxhash.h").write_text('#error "xxhash.h: No such file or directory"\n')
-    assert "xxHash's headers are missing" in build_ring.decide_core({}).reason
+    assert "xxHash's headers are missing" in plan.decide(CORE, {}).reason
     (tmp_path / "xxhash.h").write_text("#define XXH_VERSION_NUMBER 703\n")
-    assert "older than 0.8" in build_ring.decide_core({}).reason
+    assert "older than 0.8" in plan.decide(CORE, {}).reason
 
 
-def test_another_system_goes_without(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring.sys, "platform", "darwin")
-    plan = build_ring.decide({})
-    assert not plan.build and "Linux only" in plan.reason
+def test_another_system_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.sys, "platform", "darwin")
+    decided = plan.decide(RING, {})
+    assert not decided.build and "Linux only" in decided.reason
 
 
 @linux
-def test_no_compiler(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    plan = build_ring.decide({})
-    assert not plan.build and "no C compiler (no-such-compiler not found" in plan.reason
+    decided = plan.decide(RING, {})
+    assert not decided.build and "no C compiler (no-such-compiler not found" in decided.reason
     monkeypatch.setenv("CC", "false")
-    assert not build_ring.decide({}).build
+    assert not plan.decide(RING, {}).build
 
 
 @linux
-def test_no_cffi(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: (build_ring.Link("shared"), ""))
-    monkeypatch.setattr(build_ring.importlib.util, "find_spec", lambda name: None)
-    assert "cffi" in build_ring.decide({}).reason
-    assert build_ring.decide({}, need_cffi=False).build  # it will be there when the build is
+def test_no_cffi(monkeypatch: pytest.MonkeyPatch, pyproject: dict[str, Any]) -> None:
+    """What it writes is in the tree: a build asks for setuptools alone."""
+    monkeypatch.setitem(sys.modules, "cffi", None)
+    monkeypatch.setattr(machine, "trial", lambda link, program: None)
+    monkeypatch.setattr(machine, "no_compiler", lambda: None)
+    assert plan.decide(RING, {"YATAGARASU_IO_URING": "require"}).build
+    assert [re.split(r"[<>=; ]", line)[0] for line in pyproject["build-system"]["requires"]] == ["setuptools"]
+
+
+def test_what_cffi_wrote_is_current() -> None:
+    """If this fails: python -m building.ring_c"""
+    pytest.importorskip("cffi")
+    ring_c.check()
+    assert ring_c.is_current()
+    kept, new = ring_c.TARGET.read_text(encoding="utf-8"), ring_c.generate()
+    if kept.splitlines()[0] == new.splitlines()[0]:  # by the same release of cffi
+        assert kept == new
+
+
+def test_declarations_that_have_changed_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where there is no cffi: the ring must not be left out silently, nor be built of both."""
+    declarations = ring_c.DECLARATIONS.read_text(encoding="utf-8")
+    changed = tmp_path / "ring.cdef.h"
+    changed.write_text(declarations + "int yr_more(void);\n", encoding="utf-8")
+    monkeypatch.setattr(ring_c, "DECLARATIONS", changed)
+    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h: run `python -m building.ring_c`"):
+        ring_c.check()
+    monkeypatch.setattr(plan, "unsupported", lambda module: None)
+    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h"):
+        plan.decide(RING, {})
+    if importlib.util.find_spec("cffi"):
+        assert not ring_c.is_current()
 
 
 @linux
-def test_headers_missing_or_old(build_ring: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_headers_missing_or_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("no C compiler")
-    if "headers of this Python" in (build_ring.missing({})[1]):
+    if "headers of this Python" in (plan.find(RING, {})[1]):
         pytest.skip("no Python.h")
     monkeypatch.setenv("CPATH", str(tmp_path))
     (tmp_path / "liburing.h").write_text('#error "liburing.h: No such file or directory"\n')
-    assert "liburing's headers are missing" in build_ring.decide({}).reason
+    assert "liburing's headers are missing" in plan.decide(RING, {}).reason
     (tmp_path / "liburing.h").write_text("struct io_uring { int x; };\n")
-    assert "older than 2.3" in build_ring.decide({}).reason
+    assert "older than 2.3" in plan.decide(RING, {}).reason
 
 
 @linux
-def test_linkage_can_be_chosen(build_ring: Any) -> None:
-    kinds = [link.kind for link in build_ring.candidate_links({})]
+def test_linkage_can_be_chosen() -> None:
+    kinds = [link.kind for link in machine.liburing_links({})]
     assert kinds[0] == "static" and kinds[-1] == "shared"
-    assert {x.kind for x in build_ring.candidate_links({"YATAGARASU_LIBURING": "static"})} == {"static"}
-    assert {x.kind for x in build_ring.candidate_links({"YATAGARASU_LIBURING": "shared"})} == {"shared"}
-    with pytest.raises(build_ring.RingBuildError, match="YATAGARASU_LIBURING"):
-        build_ring.candidate_links({"YATAGARASU_LIBURING": "both"})
+    assert {x.kind for x in machine.liburing_links({"YATAGARASU_LIBURING": "static"})} == {"static"}
+    assert {x.kind for x in machine.liburing_links({"YATAGARASU_LIBURING": "shared"})} == {"shared"}
+    with pytest.raises(machine.BuildError, match="YATAGARASU_LIBURING"):
+        machine.liburing_links({"YATAGARASU_LIBURING": "both"})
 
 
 def test_setup_py_answers_and_refuses() -> None:
@@ -311,13 +337,13 @@ def test_wheel_without_the_module(tmp_path: Path) -> None:
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_wheel_with_the_module(tmp_path: Path, build_ring: Any) -> None:
-    plan = build_ring.decide({})
-    if not plan.build:
-        pytest.skip(plan.reason)
+def test_wheel_with_the_module(tmp_path: Path) -> None:
+    decided = plan.decide(RING, {})
+    if not decided.build:
+        pytest.skip(decided.reason)
     source = _copy_of_the_tree(tmp_path / "source")
     name, wheel = _wheel(source, tmp_path / "require", YATAGARASU_IO_URING="require", YATAGARASU_WERROR="1")
-    if build_ring.limited_api():
+    if machine.limited_api():
         assert re.fullmatch(rf"yatagarasu_cache-{version()}-cp310-abi3-linux_\w+\.whl", name)
         assert "yatagarasu_cache/_ring.abi3.so" in wheel.namelist()
         assert "yatagarasu_cache/_core.abi3.so" in wheel.namelist()
@@ -328,9 +354,9 @@ def test_wheel_with_the_module(tmp_path: Path, build_ring: Any) -> None:
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_compilation_that_fails_half_way(tmp_path: Path, build_ring: Any) -> None:
+def test_a_compilation_that_fails_half_way(tmp_path: Path) -> None:
     """The trial succeeds, the real sources do not compile: auto still makes an honest wheel."""
-    if not build_ring.decide({}).build or not build_ring.decide_core({}).build:
+    if not plan.decide(RING, {}).build or not plan.decide(CORE, {}).build:
         pytest.skip("the modules cannot be built here")
     source = _copy_of_the_tree(tmp_path / "source")
     (source / "csrc" / "ring.c").write_text('#error "broken on purpose"\n')
