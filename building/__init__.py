@@ -9,9 +9,10 @@ Nothing beyond the standard library is imported until a module is really to be b
 machine without a compiler, or without liburing or xxHash, gets an answer (a `Plan` that says why
 not) and never a traceback.
 
-    YATAGARASU_IO_URING=auto            build a module if that is possible, else go without (default)
-    YATAGARASU_IO_URING=require         build both, or fail and say what is missing
-    YATAGARASU_IO_URING=off             build none
+    YATAGARASU_IO_URING=auto            build the io_uring module if that is possible (default)
+    YATAGARASU_IO_URING=require         build it, or fail and say what is missing
+    YATAGARASU_IO_URING=off             do not build it
+    YATAGARASU_COMPILED_CORE=auto|require|off   the same of the core module
     YATAGARASU_LIBURING=auto            link liburing statically if that works, else dynamically (default)
     YATAGARASU_LIBURING=static|shared   only that
     YATAGARASU_WERROR=1                 compiler warnings are errors

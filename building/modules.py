@@ -61,7 +61,7 @@ int yr_trial(struct io_uring *ring)
 CORE = Module(
     name="yatagarasu_cache._core",
     title="core module",
-    switch="YATAGARASU_IO_URING",
+    switch="YATAGARASU_COMPILED_CORE",
     library="libxxhash",
     sources=("core.c", "sum_avx2.c", "reads.c", "pack.c", "coremodule.c"),
     headers=("core.h", "reads.h", "pack.h"),

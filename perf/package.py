@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "building", "csrc", "yatagarasu_cache")
+SWITCHES = ("YATAGARASU_IO_URING", "YATAGARASU_COMPILED_CORE")
 MODULES = ("yatagarasu_cache._ring", "yatagarasu_cache._core")
 _IMPORT = """
 import sys, time
@@ -78,7 +79,7 @@ def _build(python: str, source: Path, out: str, mode: str) -> Built | str:
     ]
     start = time.perf_counter()
     done = subprocess.run(
-        command, env=os.environ | {"YATAGARASU_IO_URING": mode}, capture_output=True, text=True
+        command, env=os.environ | dict.fromkeys(SWITCHES, mode), capture_output=True, text=True
     )
     taken = time.perf_counter() - start
     if done.returncode:

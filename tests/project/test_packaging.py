@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import os
 import re
@@ -23,20 +22,13 @@ if not (ROOT / "setup.py").is_file():
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the ring exists on Linux only")
 
 
-def _load_building() -> None:
-    """The folder `building/`, which is no part of the package and may be on no path."""
-    place = ROOT / "building"
-    spec = importlib.util.spec_from_file_location(
-        "building", place / "__init__.py", submodule_search_locations=[str(place)]
-    )
-    assert spec is not None and spec.loader is not None
-    sys.modules["building"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+if importlib.util.find_spec("building") is None:
+    sys.path.append(str(ROOT))
 
+from building import machine, plan, ring_c  # noqa: E402
+from building.modules import CORE, RING  # noqa: E402
 
-_load_building()
-machine, plan, ring_c = map(importlib.import_module, ("building.machine", "building.plan", "building.ring_c"))
-RING, CORE = plan.MODULES.values()
+MODES = ("auto", "require", "off")
 
 
 @pytest.fixture
@@ -97,17 +89,38 @@ def test_auto_goes_without_and_require_fails(monkeypatch: pytest.MonkeyPatch) ->
         plan.decide(RING, {"YATAGARASU_IO_URING": "require"})
 
 
-def test_the_core_is_decided_by_the_same_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    decided = plan.decide(CORE, {"YATAGARASU_IO_URING": "off"})
-    assert decided.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_IO_URING=off"
+def test_the_core_has_a_switch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = plan.decide(CORE, {"YATAGARASU_COMPILED_CORE": "off"})
+    assert decided.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_COMPILED_CORE=off"
     monkeypatch.setattr(machine, "trial", lambda link, program: "the sea is too deep")
     monkeypatch.setattr(plan, "unsupported", lambda module: None)
     decided = plan.decide(CORE, {})
     assert (decided.build, decided.reason) == (False, "the sea is too deep")
-    with pytest.raises(machine.BuildError, match="require, but the core .*the sea is too deep"):
-        plan.decide(CORE, {"YATAGARASU_IO_URING": "require"})
+    with pytest.raises(machine.BuildError, match="COMPILED_CORE=require, but the core .*the sea is too deep"):
+        plan.decide(CORE, {"YATAGARASU_COMPILED_CORE": "require"})
     monkeypatch.setattr(plan, "unsupported", lambda module: "no such system")
     assert plan.decide(CORE, {}).reason == "no such system"
+
+
+@pytest.mark.parametrize("core", MODES)
+@pytest.mark.parametrize("ring", MODES)
+def test_neither_switch_touches_the_other_module(monkeypatch: pytest.MonkeyPatch, ring: str, core: str) -> None:
+    """Each of the nine combinations, where both, one or none of the modules can be built."""
+    environ = {RING.switch: ring, CORE.switch: core}
+    for there in ((RING, CORE), (RING,), (CORE,), ()):
+        possible = [module.name for module in there]
+        monkeypatch.setattr(
+            plan, "find",
+            lambda module, environ, names=possible: (machine.Link(), "") if module.name in names else (None, "no"),
+        )  # fmt: skip
+        for module, wanted in ((RING, ring), (CORE, core)):
+            if wanted == "require" and module not in there:
+                with pytest.raises(machine.BuildError, match=f"{module.switch}=require, but"):
+                    plan.decide(module, environ)
+            else:
+                decided = plan.decide(module, environ)
+                assert decided.build == (wanted != "off" and module in there)
+                assert decided.switched_off == (wanted == "off")
 
 
 @linux
@@ -204,6 +217,53 @@ def test_setup_py_answers_and_refuses() -> None:
     assert done.returncode != 0
     assert "YATAGARASU_IO_URING='sometimes' is not known" in done.stderr
     assert "Traceback" not in done.stderr
+    for name in ("YATAGARASU_COMPILED_CORE", "YATAGARASU_LIBURING"):
+        done = setup_py("build_py", **{name: "sometimes"})
+        assert done.returncode != 0 and f"{name}='sometimes' is not known" in done.stderr
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("core", MODES)
+@pytest.mark.parametrize("ring", MODES)
+def test_each_combination_builds_what_it_says(tmp_path: Path, ring: str, core: str) -> None:
+    """By setup.py; where a module cannot be built, `auto` goes without it and `require` fails."""
+    source = _copy_of_the_tree(tmp_path / "source")
+    for path in (source / "csrc").glob("*.c"):  # what is in them takes long, and is not the question
+        head = path.read_text(encoding="utf-8").splitlines()[:2] if path.name == "_ring.c" else []
+        path.write_text("\n".join([*head, "typedef int nothing;", ""]), encoding="utf-8")
+    environ = {RING.switch: ring, CORE.switch: core}
+    possible = {module.name for module in (RING, CORE) if plan.find(module, {})[0] is not None}
+    wanted = {RING.name: ring, CORE.name: core}
+    done = setup_py("build", "--build-lib", str(tmp_path / "built"), cwd=source, **environ)
+    if any(wanted[name] == "require" for name in wanted if name not in possible):
+        assert done.returncode != 0 and "=require, but the" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    expected = {name for name in possible if wanted[name] != "off"}
+    made = {f"yatagarasu_cache.{path.name.split('.')[0]}" for path in tmp_path.glob("built/*/*.so")}
+    assert made == expected
+    info = (tmp_path / "built" / "yatagarasu_cache" / "_build_info.py").read_text(encoding="utf-8")
+    assert f"RING_BUILT = {RING.name in expected}" in info
+    assert f"CORE_BUILT = {CORE.name in expected}" in info
+    for module in (RING, CORE):
+        assert (f"{module.switch}=off" in info) == (wanted[module.name] == "off")
+
+
+@linux
+@pytest.mark.slow
+def test_require_fails_where_compiling_does(tmp_path: Path) -> None:
+    """The trial has succeeded; of the other module, `auto` alone would have made an honest build."""
+    if not all(plan.decide(module, {}).build for module in (RING, CORE)):
+        pytest.skip("the modules cannot be built here")
+    source = _copy_of_the_tree(tmp_path / "source")
+    (source / "csrc" / "core.c").write_text('#error "broken on purpose"\n')
+    environ = {RING.switch: "off", "CFLAGS": "-O0"}
+    done = setup_py("build_ext", "--inplace", cwd=source, **environ, YATAGARASU_COMPILED_CORE="require")
+    assert done.returncode != 0
+    assert "YATAGARASU_COMPILED_CORE=require and the build failed" in done.stderr
+    done = setup_py("build_ext", "--inplace", cwd=source, **environ, YATAGARASU_COMPILED_CORE="auto")
+    assert done.returncode == 0 and "NOT building the core module: compiling failed" in done.stderr
 
 
 # -- metadata -------------------------------------------------------------------------------------
@@ -238,7 +298,7 @@ def test_installed_version_is_that_of_the_source() -> None:
 
 def test_wheels_for_other_systems_are_configured(pyproject: dict[str, Any]) -> None:
     configured = pyproject["tool"]["cibuildwheel"]
-    assert configured["linux"]["environment"] == {"YATAGARASU_IO_URING": "require"}
+    assert configured["linux"]["environment"] == {RING.switch: "require", CORE.switch: "require"}
     assert any("manylinux" in build for build in configured["build"])
     assert any("musllinux" in build for build in configured["build"])
     assert (ROOT / "ci" / "wheel-deps").is_file()
@@ -322,7 +382,7 @@ def _wheel(source: Path, target: Path, **environ: str) -> tuple[str, zipfile.Zip
 @pytest.mark.timeout(400)
 def test_wheel_without_the_module(tmp_path: Path) -> None:
     source = _copy_of_the_tree(tmp_path / "source")
-    name, wheel = _wheel(source, tmp_path / "off", YATAGARASU_IO_URING="off")
+    name, wheel = _wheel(source, tmp_path / "off", YATAGARASU_IO_URING="off", YATAGARASU_COMPILED_CORE="off")
     assert name == f"yatagarasu_cache-{version()}-py3-none-any.whl"
     names = wheel.namelist()
     assert not [n for n in names if n.endswith((".so", ".c", ".h"))]
@@ -330,6 +390,7 @@ def test_wheel_without_the_module(tmp_path: Path) -> None:
     assert "yatagarasu_cache/backends/threads.py" in names
     info = wheel.read("yatagarasu_cache/_build_info.py").decode()
     assert "RING_BUILT = False" in info and "YATAGARASU_IO_URING=off" in info
+    assert "CORE_BUILT = False" in info and "YATAGARASU_COMPILED_CORE=off" in info
     metadata = wheel.read(f"yatagarasu_cache-{version()}.dist-info/METADATA").decode()
     assert f"\nVersion: {version()}\n" in metadata and "License-Expression: MIT" in metadata
 
@@ -342,7 +403,8 @@ def test_wheel_with_the_module(tmp_path: Path) -> None:
     if not decided.build:
         pytest.skip(decided.reason)
     source = _copy_of_the_tree(tmp_path / "source")
-    name, wheel = _wheel(source, tmp_path / "require", YATAGARASU_IO_URING="require", YATAGARASU_WERROR="1")
+    environ = {RING.switch: "require", CORE.switch: "require", "YATAGARASU_WERROR": "1"}
+    name, wheel = _wheel(source, tmp_path / "require", **environ)
     if machine.limited_api():
         assert re.fullmatch(rf"yatagarasu_cache-{version()}-cp310-abi3-linux_\w+\.whl", name)
         assert "yatagarasu_cache/_ring.abi3.so" in wheel.namelist()

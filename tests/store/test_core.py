@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a proces
 try:
     module: Any = importlib.import_module("yatagarasu_cache._core")
 except ImportError:
-    if os.environ.get("YATAGARASU_IO_URING") == "require":
+    if os.environ.get("YATAGARASU_COMPILED_CORE") == "require":
         raise
     pytest.skip("the compiled core was not built", allow_module_level=True)
 
