@@ -27,6 +27,7 @@ if importlib.util.find_spec("building") is None:
 
 from building import machine, plan, ring_c  # noqa: E402
 from building.modules import CORE, RING  # noqa: E402
+from yatagarasu_cache.store import compiled  # noqa: E402
 
 MODES = ("auto", "require", "off")
 
@@ -92,6 +93,7 @@ def test_auto_goes_without_and_require_fails(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_core_has_a_switch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     decided = plan.decide(CORE, {"YATAGARASU_COMPILED_CORE": "off"})
     assert decided.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_COMPILED_CORE=off"
+    assert decided.reason == compiled.BUILT_WITHOUT  # by which opening a cache knows that it was on purpose
     monkeypatch.setattr(machine, "trial", lambda link, program: "the sea is too deep")
     monkeypatch.setattr(plan, "unsupported", lambda module: None)
     decided = plan.decide(CORE, {})
