@@ -1,17 +1,15 @@
 """The part of the build that pyproject.toml cannot say: whether the compiled modules are built.
 
-All decisions are in csrc/build_ring.py (settings are named there); this file puts them into
+All decisions are in `building/` (the switches are named there); this file puts them into
 setuptools: the extensions, the wheel's tag, and a record of what was done and why in
-`yatagarasu_cache/_build_info.py`, which `stats()` shows where the module is missing.
+`yatagarasu_cache/_build_info.py`, which `stats()` shows where a module is missing.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from setuptools import setup
@@ -24,37 +22,12 @@ except ImportError:  # setuptools before 70.1: the command is the package wheel'
     from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef,import-untyped]
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # a build starts anywhere, with a path that need not hold this directory
+
+from building import modules, plan  # noqa: E402
+from building.machine import BuildError, limited_api  # noqa: E402
+
 INFO = "yatagarasu_cache/_build_info.py"
-
-
-def load_build_ring() -> ModuleType:
-    """csrc/build_ring.py as a module: csrc/ is no package and the build may run from anywhere."""
-    spec = importlib.util.spec_from_file_location("yatagarasu_build_ring", ROOT / "csrc" / "build_ring.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit("csrc/build_ring.py is missing from this source tree")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-build_ring = load_build_ring()
-
-
-class State:
-    """What this run of setup.py does about each module; changes where an `auto` build fails."""
-
-    def __init__(self) -> None:
-        self.plans = {
-            build_ring.MODULE: build_ring.Plan(False, "not decided"),
-            build_ring.CORE_MODULE: build_ring.Plan(False, "not decided", module="core"),
-        }
-
-    def give_up(self, name: str, reason: str) -> None:
-        """Go on without a module, loudly; the commands that follow see a package without it."""
-        if self.plans[name].build:
-            self.plans[name] = build_ring.Plan(False, reason, module=self.plans[name].module)
-            say(self.plans[name].describe())
 
 
 def say(line: str) -> None:
@@ -62,37 +35,64 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-state = State()
+def refuse(error: BuildError) -> SystemExit:
+    return SystemExit(f"yatagarasu_cache: {error}")
 
 
 class BuildExt(build_ext):
-    """build_ext that leaves a module out, instead of failing, where `auto` allows that."""
+    """build_ext that decides about each module, and leaves it out instead of failing where `auto` allows it.
+
+    The commands that follow see a package without what was left out.
+    """
+
+    plans: dict[str, plan.Plan] = {}  # of this run of setup.py
 
     def run(self) -> None:
+        for extension in list(self.extensions):
+            self.decide(extension)
         try:
             super().run()
         except Exception as error:
-            self.leave_out([extension.name for extension in self.extensions], error)
+            for extension in list(self.extensions):
+                self.give_up(extension, error)
 
-    def build_extension(self, ext: Any) -> None:
+    def decide(self, extension: Any) -> None:
         try:
-            super().build_extension(ext)
+            decided = plan.decide(modules.MODULES[extension.name])
+        except BuildError as error:
+            raise refuse(error) from None
+        self.plans[extension.name] = decided
+        say(decided.describe())
+        if decided.build:
+            decided.link.reach(extension)
+        else:
+            self.leave_out(extension)
+
+    def build_extension(self, extension: Any) -> None:
+        try:
+            super().build_extension(extension)
         except Exception as error:
-            self.leave_out([ext.name], error)
+            self.give_up(extension, error)
 
     def build_extensions(self) -> None:
         super().build_extensions()
-        self.extensions = self.distribution.ext_modules
+        self.extensions = list(self.distribution.ext_modules or ())
 
-    def leave_out(self, names: list[str], error: Exception) -> None:
-        if build_ring.mode() == "require":
-            say(f"yatagarasu_cache: {build_ring.MODE_VARIABLE}=require and the build failed")
+    def give_up(self, extension: Any, error: Exception) -> None:
+        """Compiling failed although everything seemed to be there."""
+        module = modules.MODULES[extension.name]
+        if plan.switch(module) == "require":
+            say(f"yatagarasu_cache: {module.switch}=require and the build failed")
             raise error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        for name in names:
-            state.give_up(name, f"compiling failed ({first}); the lines above say more")
-        left = [extension for extension in self.distribution.ext_modules if extension.name not in names]
-        self.distribution.ext_modules = left
+        failed = plan.Plan(module, False, f"compiling failed ({first}); the build's output says more")
+        self.plans[extension.name] = failed
+        say(failed.describe())
+        self.leave_out(extension)
+
+    def leave_out(self, extension: Any) -> None:
+        left = [other for other in self.distribution.ext_modules or () if other is not extension]
+        self.distribution.ext_modules = self.extensions = left
 
 
 class BuildPy(build_py):
@@ -103,21 +103,16 @@ class BuildPy(build_py):
             self.run_command("build_ext")  # first: whether it succeeds is what is recorded
         super().run()
         root = ROOT if self.editable_mode else Path(self.build_lib)
-        ring, core = state.plans.values()
-        for name, plan in (("_ring", ring), ("_core", core)):
-            if self.editable_mode and not plan.build:
-                for stale in ROOT.glob(f"yatagarasu_cache/{name}.*so"):
+        lines = ['"""Written by the build: whether it made the compiled modules, and why."""\n']
+        for prefix, module in (("RING", modules.RING), ("CORE", modules.CORE)):
+            decided = BuildExt.plans[module.name]
+            if self.editable_mode and not decided.build:
+                for stale in ROOT.glob(f"{module.name.replace('.', '/')}.*so"):
                     stale.unlink()
+            lines += [f"{prefix}_BUILT = {decided.build}", f"{prefix}_REASON = {decided.reason!r}"]
         record = root / INFO
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(
-            '"""Written by the build: whether it made the compiled modules, and why."""\n\n'
-            f"RING_BUILT = {ring.build}\n"
-            f"RING_REASON = {ring.reason!r}\n"
-            f"CORE_BUILT = {core.build}\n"
-            f"CORE_REASON = {core.reason!r}\n",
-            encoding="utf-8",
-        )
+        record.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = list(super().get_outputs(include_bytecode))
@@ -131,50 +126,24 @@ class BdistWheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        if self.distribution.has_ext_modules() and build_ring.limited_api():
+        if self.distribution.has_ext_modules() and limited_api():
             self.py_limited_api = "cp310"
 
     def run(self) -> None:
         if self.distribution.has_ext_modules():
             self.run_command("build_ext")
-            if not self.distribution.has_ext_modules():  # it gave up
+            if not self.distribution.has_ext_modules():  # all were left out
                 self.root_is_pure = True
                 self.py_limited_api = ""
         super().run()
 
 
-def arguments() -> dict[str, Any]:
-    """What setup() gets, beyond pyproject.toml, on this machine."""
-    asks_only = bool({"--version", "--name", "--help", "sdist", "clean"} & set(sys.argv[1:]))
-    requirements = "egg_info" in sys.argv[1:] and "setuptools.build_meta" in sys.modules
-    keywords: dict[str, Any] = {
-        "cmdclass": {"build_ext": BuildExt, "build_py": BuildPy, "bdist_wheel": BdistWheel}
-    }
-    if asks_only:
-        return keywords
-    try:
-        # While requirements are asked for, cffi may still be on its way: it is one of them.
-        ring, core = build_ring.decide(need_cffi=not requirements), build_ring.decide_core()
-    except build_ring.RingBuildError as error:
-        raise SystemExit(f"yatagarasu_cache: {error}") from None
-    state.plans = {build_ring.MODULE: ring, build_ring.CORE_MODULE: core}
-    for plan in state.plans.values():
-        say(plan.describe())
-    if requirements:
-        if ring.build:
-            keywords["setup_requires"] = ["cffi>=1.16"]
-        return keywords
-    extensions = []
-    if ring.build:
-        extension = build_ring.ffi_builder(ring.link).distutils_extension(tmpdir="build/ring", verbose=False)
-        extension.py_limited_api = build_ring.limited_api()
-        extensions.append(extension)
-    if core.build:
-        extensions.append(build_ring.core_extension(core.link))
-    if extensions:
-        keywords["ext_modules"] = extensions
-    return keywords
-
-
 if __name__ in ("__main__", "builtins"):
-    setup(**arguments())
+    try:
+        plan.check_switches()
+    except BuildError as error:
+        raise refuse(error) from None
+    setup(
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy, "bdist_wheel": BdistWheel},
+        ext_modules=[modules.extension(module) for module in modules.MODULES.values()],
+    )

@@ -112,8 +112,8 @@ measuring_tools() {
 install_stamp() {
     {
         "$1" -c 'import sys; print(sys.version, sys.prefix)'
-        cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT"/csrc/*
-        printf '%s\n' "$2" "${YATAGARASU_IO_URING:-}" "${CFLAGS:-}"
+        cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT"/building/*.py "$ROOT"/csrc/*
+        printf '%s\n' "$2" "${YATAGARASU_IO_URING:-}" "${YATAGARASU_COMPILED_CORE:-}" "${CFLAGS:-}"
         have_ring_tools "$1" && echo ring
     } | cksum
 }
@@ -121,7 +121,7 @@ install_stamp() {
 # make_venv DIRECTORY PYTHON EXTRAS: a virtual environment with the checkout installed in it,
 # editable, so that what is tested is the checkout through its installed metadata.
 make_venv() {
-    local directory=$1 python=$2 extras=$3 stamp mode
+    local directory=$1 python=$2 extras=$3 stamp possible=auto ring core
     if ! [ -x "$directory/bin/python" ] || ! "$directory/bin/python" -c pass 2>/dev/null; then
         rm -rf "$directory"
         "$python" -m venv "$directory" || die "$python cannot make a virtual environment in $directory"
@@ -132,16 +132,15 @@ make_venv() {
         say "$directory is up to date"
         return 0
     fi
-    # Where the tools are there, a ring that does not build is a failure, not a fallback.
-    mode=${YATAGARASU_IO_URING:-auto}
-    if [ "$mode" = auto ] && [ "$(uname -s)" = Linux ] && have_ring_tools "$directory/bin/python"; then
-        mode=require
-    fi
-    say "installing the checkout with [$extras] into $directory (YATAGARASU_IO_URING=$mode)"
+    # Where the tools are there, a module that does not build is a failure, not a fallback.
+    if [ "$(uname -s)" = Linux ] && have_ring_tools "$directory/bin/python"; then possible=require; fi
+    ring=${YATAGARASU_IO_URING:-auto} core=${YATAGARASU_COMPILED_CORE:-auto}
+    ring=${ring/#auto/$possible} core=${core/#auto/$possible}
+    say "installing the checkout with [$extras] into $directory (io_uring: $ring, compiled core: $core)"
     (
         cd "$ROOT"
         "$directory/bin/python" -m pip install -q -U 'pip>=23.1' setuptools wheel </dev/null &&
-            YATAGARASU_IO_URING=$mode YATAGARASU_WERROR=${YATAGARASU_WERROR:-1} \
+            YATAGARASU_IO_URING=$ring YATAGARASU_COMPILED_CORE=$core YATAGARASU_WERROR=${YATAGARASU_WERROR:-1} \
                 "$directory/bin/python" -m pip install -q -e ".[$extras]" </dev/null
     ) || die "pip install failed in $directory"
     printf '%s\n' "$stamp" >"$directory/.ci-stamp"

@@ -37,6 +37,7 @@ class CacheStats:
     backend: str
     backend_reason: str
     core: str  # what serves plain gets and sets: "c" or "python"
+    core_reason: str
     process: dict[str, int]
     backend_stats: dict[str, Any]
 
@@ -68,6 +69,7 @@ def collect(store: Store, reason: str, process: dict[str, int]) -> CacheStats:
         backend=store.backend.name,
         backend_reason=reason,
         core=store.core.name,
+        core_reason=store.core.reason,
         process=process,
         backend_stats=store.backend.stats(),
     )

@@ -97,7 +97,8 @@ def build(tree: Path) -> list[str]:
     """Compile the tree's modules in place. Names of those that were built."""
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
-        cwd=tree, capture_output=True, text=True, env=os.environ | {"YATAGARASU_IO_URING": "auto"},
+        cwd=tree, capture_output=True, text=True,
+        env=os.environ | {"YATAGARASU_IO_URING": "auto", "YATAGARASU_COMPILED_CORE": "auto"},
     )  # fmt: skip
     if done.returncode:
         raise Unusable(f"setup.py fails: {_last_line(done.stderr)}")

@@ -24,6 +24,7 @@ from perf.bed import disk_bytes, drop_caches, scratch
 from perf.report.machine import describe
 from perf.timing import compare, latencies, per_call, percentile
 from yatagarasu_cache import DiskCache
+from yatagarasu_cache.store import compiled
 
 VALUE = bytes(range(256)) * 16  # 4 KiB
 SMALL = b"x" * 100
@@ -187,8 +188,9 @@ def write_readme(rows: Iterable[Row], machine: dict[str, str], readme: Path = RE
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     on = f"{machine['CPU']}, {machine['disk']}, {machine['kernel']}, {machine['Python']}"
+    core = "core in Python" if compiled.load() is None else "compiled core"
     told = (
-        f"Measured by `python -m perf.report.figures` (portable backend, 4 KiB values, interleaved with the peer; {on}). "
+        f"Measured by `python -m perf.report.figures` (portable backend, {core}, 4 KiB values, interleaved with the peer; {on}). "
         "[More figures](perf/REPORT.md), among them those of io_uring and of other peers."
     )
     block = "\n\n".join((MARKS[0], told, table(rows), MARKS[1]))

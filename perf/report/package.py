@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "csrc", "yatagarasu_cache")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "building", "csrc", "yatagarasu_cache")
+SWITCHES = ("YATAGARASU_IO_URING", "YATAGARASU_COMPILED_CORE")
 MODULES = ("yatagarasu_cache._ring", "yatagarasu_cache._core")
 _IMPORT = """
 import sys, time
@@ -52,7 +53,7 @@ def build(directory: str) -> dict[str, Built | str]:
     tools = Path(directory) / "tools"
     venv.create(tools, with_pip=True)
     python = str(tools / "bin" / "python")
-    needs = ["setuptools>=77", "wheel", "cffi"]
+    needs = ["setuptools>=77", "wheel"]
     done = subprocess.run([python, "-m", "pip", "install", "-q", *needs], capture_output=True, text=True)
     if done.returncode:
         return dict.fromkeys(("with", "without"), f"no build tools: {done.stderr.strip()[-200:]}")
@@ -78,7 +79,7 @@ def _build(python: str, source: Path, out: str, mode: str) -> Built | str:
     ]
     start = time.perf_counter()
     done = subprocess.run(
-        command, env=os.environ | {"YATAGARASU_IO_URING": mode}, capture_output=True, text=True
+        command, env=os.environ | dict.fromkeys(SWITCHES, mode), capture_output=True, text=True
     )
     taken = time.perf_counter() - start
     if done.returncode:

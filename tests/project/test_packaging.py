@@ -22,22 +22,14 @@ if not (ROOT / "setup.py").is_file():
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the ring exists on Linux only")
 
 
-def _load(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
+if importlib.util.find_spec("building") is None:
+    sys.path.append(str(ROOT))
 
+from building import machine, plan, ring_c  # noqa: E402
+from building.modules import CORE, RING  # noqa: E402
+from yatagarasu_cache.store import compiled  # noqa: E402
 
-@pytest.fixture(scope="module")
-def build_ring() -> Any:
-    # A module of dataclasses has to stay in sys.modules while it is loaded only.
-    return _load(ROOT / "csrc" / "build_ring.py", "build_ring_under_test")
+MODES = ("auto", "require", "off")
 
 
 @pytest.fixture
@@ -72,100 +64,149 @@ def version() -> str:
 # -- the switch -----------------------------------------------------------------------------------
 
 
-def test_mode_is_one_of_three(build_ring: Any) -> None:
-    variable = build_ring.MODE_VARIABLE
+def test_mode_is_one_of_three() -> None:
+    variable = RING.switch
     assert variable == "YATAGARASU_IO_URING"
-    assert build_ring.mode({}) == "auto"
-    assert build_ring.mode({variable: ""}) == "auto"
+    assert plan.switch(RING, {}) == "auto"
+    assert plan.switch(RING, {variable: ""}) == "auto"
     for value in ("auto", "require", "off", " Require "):
-        assert build_ring.mode({variable: value}) == value.strip().lower()
-    with pytest.raises(build_ring.RingBuildError, match=r"YATAGARASU_IO_URING='on'.*auto, require, off"):
-        build_ring.mode({variable: "on"})
+        assert plan.switch(RING, {variable: value}) == value.strip().lower()
+    with pytest.raises(machine.BuildError, match=r"YATAGARASU_IO_URING='on'.*auto, require, off"):
+        plan.switch(RING, {variable: "on"})
 
 
-def test_off_decides_without_looking(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: pytest.fail("looked for a compiler"))
-    plan = build_ring.decide({"YATAGARASU_IO_URING": "off"})
-    assert not plan.build
-    assert plan.describe() == ("yatagarasu_cache: NOT building the io_uring module: YATAGARASU_IO_URING=off")
+def test_off_decides_without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find", lambda module, environ: pytest.fail("looked for a compiler"))
+    decided = plan.decide(RING, {"YATAGARASU_IO_URING": "off"})
+    assert not decided.build
+    assert decided.describe() == ("yatagarasu_cache: NOT building the io_uring module: YATAGARASU_IO_URING=off")
 
 
-def test_auto_goes_without_and_require_fails(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: (None, "the moon is too far"))
-    plan = build_ring.decide({})
-    assert (plan.build, plan.reason) == (False, "the moon is too far")
-    with pytest.raises(build_ring.RingBuildError, match="require, but .*the moon is too far"):
-        build_ring.decide({"YATAGARASU_IO_URING": "require"})
+def test_auto_goes_without_and_require_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find", lambda module, environ: (None, "the moon is too far"))
+    decided = plan.decide(RING, {})
+    assert (decided.build, decided.reason) == (False, "the moon is too far")
+    with pytest.raises(machine.BuildError, match="require, but .*the moon is too far"):
+        plan.decide(RING, {"YATAGARASU_IO_URING": "require"})
 
 
-def test_the_core_is_decided_by_the_same_switch(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = build_ring.decide_core({"YATAGARASU_IO_URING": "off"})
-    assert plan.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_IO_URING=off"
-    monkeypatch.setattr(build_ring, "trial", lambda link, program: "the sea is too deep")
-    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: None)
-    plan = build_ring.decide_core({})
-    assert (plan.build, plan.reason) == (False, "the sea is too deep")
-    with pytest.raises(build_ring.RingBuildError, match="require, but the core .*the sea is too deep"):
-        build_ring.decide_core({"YATAGARASU_IO_URING": "require"})
-    monkeypatch.setattr(build_ring, "_unsupported", lambda what, source: "no such system")
-    assert build_ring.decide_core({}).reason == "no such system"
+def test_the_core_has_a_switch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided = plan.decide(CORE, {"YATAGARASU_COMPILED_CORE": "off"})
+    assert decided.describe() == "yatagarasu_cache: NOT building the core module: YATAGARASU_COMPILED_CORE=off"
+    assert decided.reason == compiled.BUILT_WITHOUT  # by which opening a cache knows that it was on purpose
+    monkeypatch.setattr(machine, "trial", lambda link, program: "the sea is too deep")
+    monkeypatch.setattr(plan, "unsupported", lambda module: None)
+    decided = plan.decide(CORE, {})
+    assert (decided.build, decided.reason) == (False, "the sea is too deep")
+    with pytest.raises(machine.BuildError, match="COMPILED_CORE=require, but the core .*the sea is too deep"):
+        plan.decide(CORE, {"YATAGARASU_COMPILED_CORE": "require"})
+    monkeypatch.setattr(plan, "unsupported", lambda module: "no such system")
+    assert plan.decide(CORE, {}).reason == "no such system"
+
+
+@pytest.mark.parametrize("core", MODES)
+@pytest.mark.parametrize("ring", MODES)
+def test_neither_switch_touches_the_other_module(monkeypatch: pytest.MonkeyPatch, ring: str, core: str) -> None:
+    """Each of the nine combinations, where both, one or none of the modules can be built."""
+    environ = {RING.switch: ring, CORE.switch: core}
+    for there in ((RING, CORE), (RING,), (CORE,), ()):
+        possible = [module.name for module in there]
+        monkeypatch.setattr(
+            plan, "find",
+            lambda module, environ, names=possible: (machine.Link(), "") if module.name in names else (None, "no"),
+        )  # fmt: skip
+        for module, wanted in ((RING, ring), (CORE, core)):
+            if wanted == "require" and module not in there:
+                with pytest.raises(machine.BuildError, match=f"{module.switch}=require, but"):
+                    plan.decide(module, environ)
+            else:
+                decided = plan.decide(module, environ)
+                assert decided.build == (wanted != "off" and module in there)
+                assert decided.switched_off == (wanted == "off")
 
 
 @linux
-def test_xxhash_missing_or_old(build_ring: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if shutil.which(os.environ.get("CC", "cc")) is None or not build_ring.decide_core({}).build:
+def test_xxhash_missing_or_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which(os.environ.get("CC", "cc")) is None or not plan.decide(CORE, {}).build:
         pytest.skip("the core module cannot be built here")
     monkeypatch.setenv("CPATH", str(tmp_path))
     (tmp_path / "xxhash.h").write_text('#error "xxhash.h: No such file or directory"\n')
-    assert "xxHash's headers are missing" in build_ring.decide_core({}).reason
+    assert "xxHash's headers are missing" in plan.decide(CORE, {}).reason
     (tmp_path / "xxhash.h").write_text("#define XXH_VERSION_NUMBER 703\n")
-    assert "older than 0.8" in build_ring.decide_core({}).reason
+    assert "older than 0.8" in plan.decide(CORE, {}).reason
 
 
-def test_another_system_goes_without(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring.sys, "platform", "darwin")
-    plan = build_ring.decide({})
-    assert not plan.build and "Linux only" in plan.reason
+def test_another_system_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.sys, "platform", "darwin")
+    decided = plan.decide(RING, {})
+    assert not decided.build and "Linux only" in decided.reason
 
 
 @linux
-def test_no_compiler(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    plan = build_ring.decide({})
-    assert not plan.build and "no C compiler (no-such-compiler not found" in plan.reason
+    decided = plan.decide(RING, {})
+    assert not decided.build and "no C compiler (no-such-compiler not found" in decided.reason
     monkeypatch.setenv("CC", "false")
-    assert not build_ring.decide({}).build
+    assert not plan.decide(RING, {}).build
 
 
 @linux
-def test_no_cffi(build_ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_ring, "missing", lambda environ: (build_ring.Link("shared"), ""))
-    monkeypatch.setattr(build_ring.importlib.util, "find_spec", lambda name: None)
-    assert "cffi" in build_ring.decide({}).reason
-    assert build_ring.decide({}, need_cffi=False).build  # it will be there when the build is
+def test_no_cffi(monkeypatch: pytest.MonkeyPatch, pyproject: dict[str, Any]) -> None:
+    """What it writes is in the tree: a build asks for setuptools alone."""
+    monkeypatch.setitem(sys.modules, "cffi", None)
+    monkeypatch.setattr(machine, "trial", lambda link, program: None)
+    monkeypatch.setattr(machine, "no_compiler", lambda: None)
+    assert plan.decide(RING, {"YATAGARASU_IO_URING": "require"}).build
+    assert [re.split(r"[<>=; ]", line)[0] for line in pyproject["build-system"]["requires"]] == ["setuptools"]
+
+
+def test_what_cffi_wrote_is_current() -> None:
+    """If this fails: python -m building.ring_c"""
+    pytest.importorskip("cffi")
+    ring_c.check()
+    assert ring_c.is_current()
+    kept, new = ring_c.TARGET.read_text(encoding="utf-8"), ring_c.generate()
+    if kept.splitlines()[0] == new.splitlines()[0]:  # by the same release of cffi
+        assert kept == new
+
+
+def test_declarations_that_have_changed_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where there is no cffi: the ring must not be left out silently, nor be built of both."""
+    declarations = ring_c.DECLARATIONS.read_text(encoding="utf-8")
+    changed = tmp_path / "ring.cdef.h"
+    changed.write_text(declarations + "int yr_more(void);\n", encoding="utf-8")
+    monkeypatch.setattr(ring_c, "DECLARATIONS", changed)
+    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h: run `python -m building.ring_c`"):
+        ring_c.check()
+    monkeypatch.setattr(plan, "unsupported", lambda module: None)
+    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h"):
+        plan.decide(RING, {})
+    if importlib.util.find_spec("cffi"):
+        assert not ring_c.is_current()
 
 
 @linux
-def test_headers_missing_or_old(build_ring: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_headers_missing_or_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("no C compiler")
-    if "headers of this Python" in (build_ring.missing({})[1]):
+    if "headers of this Python" in (plan.find(RING, {})[1]):
         pytest.skip("no Python.h")
     monkeypatch.setenv("CPATH", str(tmp_path))
     (tmp_path / "liburing.h").write_text('#error "liburing.h: No such file or directory"\n')
-    assert "liburing's headers are missing" in build_ring.decide({}).reason
+    assert "liburing's headers are missing" in plan.decide(RING, {}).reason
     (tmp_path / "liburing.h").write_text("struct io_uring { int x; };\n")
-    assert "older than 2.3" in build_ring.decide({}).reason
+    assert "older than 2.3" in plan.decide(RING, {}).reason
 
 
 @linux
-def test_linkage_can_be_chosen(build_ring: Any) -> None:
-    kinds = [link.kind for link in build_ring.candidate_links({})]
+def test_linkage_can_be_chosen() -> None:
+    kinds = [link.kind for link in machine.liburing_links({})]
     assert kinds[0] == "static" and kinds[-1] == "shared"
-    assert {x.kind for x in build_ring.candidate_links({"YATAGARASU_LIBURING": "static"})} == {"static"}
-    assert {x.kind for x in build_ring.candidate_links({"YATAGARASU_LIBURING": "shared"})} == {"shared"}
-    with pytest.raises(build_ring.RingBuildError, match="YATAGARASU_LIBURING"):
-        build_ring.candidate_links({"YATAGARASU_LIBURING": "both"})
+    assert {x.kind for x in machine.liburing_links({"YATAGARASU_LIBURING": "static"})} == {"static"}
+    assert {x.kind for x in machine.liburing_links({"YATAGARASU_LIBURING": "shared"})} == {"shared"}
+    with pytest.raises(machine.BuildError, match="YATAGARASU_LIBURING"):
+        machine.liburing_links({"YATAGARASU_LIBURING": "both"})
 
 
 def test_setup_py_answers_and_refuses() -> None:
@@ -178,6 +219,53 @@ def test_setup_py_answers_and_refuses() -> None:
     assert done.returncode != 0
     assert "YATAGARASU_IO_URING='sometimes' is not known" in done.stderr
     assert "Traceback" not in done.stderr
+    for name in ("YATAGARASU_COMPILED_CORE", "YATAGARASU_LIBURING"):
+        done = setup_py("build_py", **{name: "sometimes"})
+        assert done.returncode != 0 and f"{name}='sometimes' is not known" in done.stderr
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("core", MODES)
+@pytest.mark.parametrize("ring", MODES)
+def test_each_combination_builds_what_it_says(tmp_path: Path, ring: str, core: str) -> None:
+    """By setup.py; where a module cannot be built, `auto` goes without it and `require` fails."""
+    source = _copy_of_the_tree(tmp_path / "source")
+    for path in (source / "csrc").glob("*.c"):  # what is in them takes long, and is not the question
+        head = path.read_text(encoding="utf-8").splitlines()[:2] if path.name == "_ring.c" else []
+        path.write_text("\n".join([*head, "typedef int nothing;", ""]), encoding="utf-8")
+    environ = {RING.switch: ring, CORE.switch: core}
+    possible = {module.name for module in (RING, CORE) if plan.find(module, {})[0] is not None}
+    wanted = {RING.name: ring, CORE.name: core}
+    done = setup_py("build", "--build-lib", str(tmp_path / "built"), cwd=source, **environ)
+    if any(wanted[name] == "require" for name in wanted if name not in possible):
+        assert done.returncode != 0 and "=require, but the" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    expected = {name for name in possible if wanted[name] != "off"}
+    made = {f"yatagarasu_cache.{path.name.split('.')[0]}" for path in tmp_path.glob("built/*/*.so")}
+    assert made == expected
+    info = (tmp_path / "built" / "yatagarasu_cache" / "_build_info.py").read_text(encoding="utf-8")
+    assert f"RING_BUILT = {RING.name in expected}" in info
+    assert f"CORE_BUILT = {CORE.name in expected}" in info
+    for module in (RING, CORE):
+        assert (f"{module.switch}=off" in info) == (wanted[module.name] == "off")
+
+
+@linux
+@pytest.mark.slow
+def test_require_fails_where_compiling_does(tmp_path: Path) -> None:
+    """The trial has succeeded; of the other module, `auto` alone would have made an honest build."""
+    if not all(plan.decide(module, {}).build for module in (RING, CORE)):
+        pytest.skip("the modules cannot be built here")
+    source = _copy_of_the_tree(tmp_path / "source")
+    (source / "csrc" / "core.c").write_text('#error "broken on purpose"\n')
+    environ = {RING.switch: "off", "CFLAGS": "-O0"}
+    done = setup_py("build_ext", "--inplace", cwd=source, **environ, YATAGARASU_COMPILED_CORE="require")
+    assert done.returncode != 0
+    assert "YATAGARASU_COMPILED_CORE=require and the build failed" in done.stderr
+    done = setup_py("build_ext", "--inplace", cwd=source, **environ, YATAGARASU_COMPILED_CORE="auto")
+    assert done.returncode == 0 and "NOT building the core module: compiling failed" in done.stderr
 
 
 # -- metadata -------------------------------------------------------------------------------------
@@ -212,7 +300,7 @@ def test_installed_version_is_that_of_the_source() -> None:
 
 def test_wheels_for_other_systems_are_configured(pyproject: dict[str, Any]) -> None:
     configured = pyproject["tool"]["cibuildwheel"]
-    assert configured["linux"]["environment"] == {"YATAGARASU_IO_URING": "require"}
+    assert configured["linux"]["environment"] == {RING.switch: "require", CORE.switch: "require"}
     assert any("manylinux" in build for build in configured["build"])
     assert any("musllinux" in build for build in configured["build"])
     assert (ROOT / "ci" / "wheel-deps").is_file()
@@ -296,7 +384,7 @@ def _wheel(source: Path, target: Path, **environ: str) -> tuple[str, zipfile.Zip
 @pytest.mark.timeout(400)
 def test_wheel_without_the_module(tmp_path: Path) -> None:
     source = _copy_of_the_tree(tmp_path / "source")
-    name, wheel = _wheel(source, tmp_path / "off", YATAGARASU_IO_URING="off")
+    name, wheel = _wheel(source, tmp_path / "off", YATAGARASU_IO_URING="off", YATAGARASU_COMPILED_CORE="off")
     assert name == f"yatagarasu_cache-{version()}-py3-none-any.whl"
     names = wheel.namelist()
     assert not [n for n in names if n.endswith((".so", ".c", ".h"))]
@@ -304,6 +392,7 @@ def test_wheel_without_the_module(tmp_path: Path) -> None:
     assert "yatagarasu_cache/backends/threads.py" in names
     info = wheel.read("yatagarasu_cache/_build_info.py").decode()
     assert "RING_BUILT = False" in info and "YATAGARASU_IO_URING=off" in info
+    assert "CORE_BUILT = False" in info and "YATAGARASU_COMPILED_CORE=off" in info
     metadata = wheel.read(f"yatagarasu_cache-{version()}.dist-info/METADATA").decode()
     assert f"\nVersion: {version()}\n" in metadata and "License-Expression: MIT" in metadata
 
@@ -311,13 +400,14 @@ def test_wheel_without_the_module(tmp_path: Path) -> None:
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_wheel_with_the_module(tmp_path: Path, build_ring: Any) -> None:
-    plan = build_ring.decide({})
-    if not plan.build:
-        pytest.skip(plan.reason)
+def test_wheel_with_the_module(tmp_path: Path) -> None:
+    decided = plan.decide(RING, {})
+    if not decided.build:
+        pytest.skip(decided.reason)
     source = _copy_of_the_tree(tmp_path / "source")
-    name, wheel = _wheel(source, tmp_path / "require", YATAGARASU_IO_URING="require", YATAGARASU_WERROR="1")
-    if build_ring.limited_api():
+    environ = {RING.switch: "require", CORE.switch: "require", "YATAGARASU_WERROR": "1"}
+    name, wheel = _wheel(source, tmp_path / "require", **environ)
+    if machine.limited_api():
         assert re.fullmatch(rf"yatagarasu_cache-{version()}-cp310-abi3-linux_\w+\.whl", name)
         assert "yatagarasu_cache/_ring.abi3.so" in wheel.namelist()
         assert "yatagarasu_cache/_core.abi3.so" in wheel.namelist()
@@ -328,9 +418,9 @@ def test_wheel_with_the_module(tmp_path: Path, build_ring: Any) -> None:
 @linux
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_compilation_that_fails_half_way(tmp_path: Path, build_ring: Any) -> None:
+def test_a_compilation_that_fails_half_way(tmp_path: Path) -> None:
     """The trial succeeds, the real sources do not compile: auto still makes an honest wheel."""
-    if not build_ring.decide({}).build or not build_ring.decide_core({}).build:
+    if not plan.decide(RING, {}).build or not plan.decide(CORE, {}).build:
         pytest.skip("the modules cannot be built here")
     source = _copy_of_the_tree(tmp_path / "source")
     (source / "csrc" / "ring.c").write_text('#error "broken on purpose"\n')

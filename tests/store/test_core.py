@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 from yatagarasu_cache import BackendUnavailable, CacheIOError, ConfigurationError, DiskCache
 from yatagarasu_cache.codec import encode_key
+from yatagarasu_cache.store import compiled
 from yatagarasu_cache.store import format as f
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a proces
 try:
     module: Any = importlib.import_module("yatagarasu_cache._core")
 except ImportError:
-    if os.environ.get("YATAGARASU_IO_URING") == "require":
+    if os.environ.get("YATAGARASU_COMPILED_CORE") == "require":
         raise
     pytest.skip("the compiled core was not built", allow_module_level=True)
 
@@ -960,6 +963,11 @@ def test_the_choice(
 ) -> None:
     assert opened("c").stats().core == "c"
     assert opened("python").stats().core == "python"
+    assert opened("c").stats().core_reason == "asked for by name"
+    assert opened("python").stats().core_reason == "YATAGARASU_CORE=python"
+    monkeypatch.setenv("YATAGARASU_CORE", "auto")
+    with DiskCache(tmp_path / "cache") as cache:
+        assert (cache.stats().core, cache.stats().core_reason) == ("c", "available")
     monkeypatch.setenv("YATAGARASU_CORE", "rust")
     with pytest.raises(ConfigurationError, match="YATAGARASU_CORE='rust' must be auto, c or python"):
         DiskCache(tmp_path / "cache")
@@ -970,6 +978,51 @@ def test_the_choice(
     monkeypatch.setenv("YATAGARASU_CORE", "auto")
     with DiskCache(tmp_path / "cache") as cache:
         assert cache.stats().core == "python"
+
+
+MISSING = "xxHash's headers are missing"
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "built", "lines"),
+    [
+        (False, "auto", MISSING, 1),
+        (False, "auto", None, 1),  # no record of the build
+        (False, "auto", compiled.BUILT_WITHOUT, 0),  # switched off on purpose
+        (False, "python", MISSING, 0),
+        (True, "auto", MISSING, 0),
+    ],
+)
+def test_a_core_that_is_missing_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    there: bool,
+    wanted: str,
+    built: str | None,
+    lines: int,
+) -> None:
+    """Once a process, where nobody switched it off; `stats` says it always."""
+    record = types.ModuleType("_build_info")
+    vars(record).update({} if built is None else {"CORE_REASON": built})
+    monkeypatch.setitem(sys.modules, "yatagarasu_cache._build_info", record)
+    if not there:
+        monkeypatch.setitem(sys.modules, "yatagarasu_cache._core", None)
+    monkeypatch.setattr(compiled, "_logged", set())
+    monkeypatch.setenv("YATAGARASU_CORE", wanted)
+    with caplog.at_level(logging.INFO, "yatagarasu_cache"):
+        for name in ("one", "two"):
+            with DiskCache(tmp_path / name, backend="threads") as cache:
+                stats = cache.stats()
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("core")]
+    assert stats.core == ("c" if there else "python")
+    assert said == [f"core python: {stats.core_reason}"][:lines]
+    assert stats.as_dict()["core_reason"] == stats.core_reason
+    if lines:
+        assert f"build: {built or 'no record of the build'}" in stats.core_reason
+        assert "YATAGARASU_COMPILED_CORE=require" in stats.core_reason
+    elif not there:
+        assert stats.core_reason == ("YATAGARASU_CORE=python" if wanted == "python" else built)
 
 
 def test_a_wrapped_backend_sees_every_read_and_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
     return [
         ("cache", printable(directory)),
         ("backend", f"{stats.backend} ({stats.backend_reason})"),
+        ("core", f"{stats.core} ({stats.core_reason})"),
         ("entries", str(stats.entries)),
         ("live", human_size(stats.live_bytes)),
         ("on disk", f"{human_size(stats.disk_bytes)} ({stats.segments} segments, index {index})"),

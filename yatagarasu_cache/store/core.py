@@ -44,6 +44,7 @@ class PythonCore:
     """The ordinary path. `CompiledCore` overrides what it does faster."""
 
     name = "python"
+    reason = ""  # why it is this one
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -382,7 +383,11 @@ class CompiledCore(PythonCore):
 
 
 def choose(store: Store) -> PythonCore:
-    """The core of a store: the compiled one if it is there and may be used."""
-    module = compiled.load()
-    # What wraps a backend wants to see its reads and writes.
-    return CompiledCore(store, module) if module is not None and store.backend.plain else PythonCore(store)
+    """The core of a store: the compiled one if it is there and may be used, else one log line."""
+    choice = compiled.choose()
+    compiled.tell(choice)
+    if choice.module is not None and not store.backend.plain:
+        choice = compiled.Choice(None, "what wraps the backend wants to see its reads and writes")
+    core = PythonCore(store) if choice.module is None else CompiledCore(store, choice.module)
+    core.reason = choice.reason
+    return core
