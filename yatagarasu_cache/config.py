@@ -43,10 +43,12 @@ __all__ = [
     "Settings",
     "from_mapping",
     "is_enabled",
+    "is_reopening",
     "load",
     "make_settings",
     "moved",
     "reopening",
+    "to_arguments",
     "to_options",
 ]
 
@@ -495,6 +497,10 @@ def reopening() -> Iterator[None]:
         _reopening.reset(token)
 
 
+def is_reopening() -> bool:
+    return _reopening.get()
+
+
 def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings:
     """Validated `Settings` for the cache in `directory`; options are the fields of `Settings`.
 
@@ -535,6 +541,12 @@ def to_options(settings: Settings) -> dict[str, Any]:
         ring = settings.io_uring
         options["io_uring"] = {one.name: getattr(ring, one.name) for one in fields(RingSettings)}
     return options
+
+
+def to_arguments(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The same as (directory, options), as a cache is made with them."""
+    options = to_options(settings)
+    return options.pop("directory"), options
 
 
 # -- configuration files ----------------------------------------------------------------------

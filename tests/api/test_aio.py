@@ -45,6 +45,7 @@ from yatagarasu_cache import (
     aio,
 )
 from yatagarasu_cache.aio import AsyncEntry, AsyncValueReader
+from yatagarasu_cache.aio_loop import Loop
 from yatagarasu_cache.backends.base import Backend, Channel
 from yatagarasu_cache.backends.threads import DEFAULT_WORKERS
 from yatagarasu_cache.concurrency.locks import FileLock
@@ -1013,14 +1014,14 @@ def test_many_tasks_see_why_it_does_not_open(open_cache: Open, directory: Path) 
 def slow_opening(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """(set when an opening is under way, to be set to let it go on)."""
     begun, go = threading.Event(), threading.Event()
-    begin = DiskCache._begin
+    begin = DiskCache.__init__
 
-    def slow(cache: DiskCache, settings: Any) -> None:
+    def slow(cache: DiskCache, *arguments: Any) -> None:
         begun.set()
         assert go.wait(LIMIT)
-        begin(cache, settings)
+        begin(cache, *arguments)
 
-    monkeypatch.setattr(DiskCache, "_begin", slow)
+    monkeypatch.setattr(DiskCache, "__init__", slow)
     return begun, go
 
 
@@ -1902,13 +1903,13 @@ def test_never_more_under_way_than_allowed(
     open_cache: Open, watched: list[Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    put_batch = aio._Loop._put_batch
+    put_batch = Loop._put_batch
 
     def noted(state: Any, call: Any, puts: list[Any]) -> Any:
         batches.append(len(puts))
         return put_batch(state, call, puts)
 
-    monkeypatch.setattr(aio._Loop, "_put_batch", noted)
+    monkeypatch.setattr(Loop, "_put_batch", noted)
 
     async def main() -> None:
         async with open_cache(max_in_flight=4, **SMALL) as cache:
@@ -2511,7 +2512,7 @@ def cool(cache: AsyncDiskCache) -> Watched:
     core.get_nowait = lambda key, now: NotImplemented
     loop = asyncio.get_running_loop()
     watched = Watched(cache._sync()._store.backend)
-    cache._loop(cache._sync()).channel = watched.channel(loop)
+    cache._loop(cache._sync()._desk).channel = watched.channel(loop)
     return watched
 
 
