@@ -247,9 +247,9 @@ class DiskCache:
     @guarded
     def delete(self, key: Key) -> bool:
         """Remove `key`. True if it had a live entry."""
-        store = self._store
-        store.ensure_writable("delete an entry")
-        deleted: bool = self._desk.delete(self._desk.encode_key(key))
+        self._store.ensure_writable("delete an entry")
+        desk = self._desk
+        deleted: bool = desk.delete(desk.encode_key(key))
         return deleted
 
     def __getitem__(self, key: Key) -> Any:

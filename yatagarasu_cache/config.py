@@ -11,10 +11,8 @@ files, which counts MiB (2**20 bytes).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -189,6 +187,8 @@ def _close_to(name: object, known: Iterable[str], likeness: float = 0.6) -> str 
     """The name in `known` that `name` is most likely a slip for (`likeness` is difflib's ratio)."""
     if not isinstance(name, str):
         return None
+    import difflib  # as what reads files: not for who makes no mistake
+
     found = difflib.get_close_matches(name[:64].lower(), list(known), n=1, cutoff=likeness)
     return found[0] if found else None
 
@@ -703,6 +703,8 @@ def _read_text(path: str) -> str:
 
 
 def _parse_json(text: str) -> Any:
+    import json
+
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

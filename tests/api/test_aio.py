@@ -43,6 +43,7 @@ from yatagarasu_cache import (
     StorageFull,
     ValueTooLarge,
     aio,
+    aio_loop,
 )
 from yatagarasu_cache.aio import AsyncEntry, AsyncValueReader
 from yatagarasu_cache.aio_loop import Loop
@@ -2689,7 +2690,7 @@ def test_threads_of_strangers_are_bounded(
     open_cache: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they were cancelled: a thread that nobody waits for is one all the same."""
-    monkeypatch.setattr(aio, "_STREAMS", 2)
+    monkeypatch.setattr(aio_loop, "_STREAMS", 2)
 
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
