@@ -7,12 +7,10 @@
         cache.get("key")
 """
 
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .aio import AsyncDiskCache
 from .cache import DiskCache
-from .codec import MsgpackSerializer, PickleSerializer, Serializer
-from .config import RingSettings, Settings
-from .entry import Entry, Location
 from .errors import (
     BackendUnavailable,
     CacheError,
@@ -28,9 +26,42 @@ from .errors import (
     StorageFull,
     ValueTooLarge,
 )
-from .mending import repair
-from .stats import CacheStats
-from .store.check import Problem
+
+if TYPE_CHECKING:
+    from .aio import AsyncDiskCache
+    from .codec import MsgpackSerializer, PickleSerializer, Serializer
+    from .config import RingSettings, Settings
+    from .entry import Entry, Location
+    from .mending import repair
+    from .stats import CacheStats
+    from .store.check import Problem
+else:
+    # What not everybody needs, asyncio with it, is loaded when it is asked for.
+    _PLACES = {
+        "AsyncDiskCache": "aio",
+        "CacheStats": "stats",
+        "Entry": "entry",
+        "Location": "entry",
+        "MsgpackSerializer": "codec",
+        "PickleSerializer": "codec",
+        "Problem": "store.check",
+        "RingSettings": "config",
+        "Serializer": "codec",
+        "Settings": "config",
+        "repair": "mending",
+    }
+
+    def __getattr__(name):
+        from importlib import import_module
+
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AsyncDiskCache",

@@ -8,58 +8,42 @@ share their write, their lock and their sync. Operations beyond `max_in_flight` 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from . import config
-from .backends.base import Buffer, Channel
-from .cache import (
-    DiskCache,
-    _settings,
-    as_stream,
-    check_items,
-    check_length,
-    configured,
-    listed,
-    stream_length,
-)
-from .codec import KIND_BYTES, Key, Prefix, encode_key, refuse_equal
+from .aio_loop import Loop, in_thread
+from .aio_sources import Source, pairs_of, pull
+from .arguments import listed
+from .cache import DiskCache
+from .codec import KIND_BYTES, Key, Prefix, refuse_equal
 from .concurrency import forks
-from .concurrency.cancelling import Call, GivenUp, ensure_wanted, give_up
-from .concurrency.interruption import ours, started
+from .concurrency.interruption import ours
 from .concurrency.locks import new_lock
 from .config import Settings
+from .desk import Desk
 from .entry import Entry, Location
-from .errors import CacheIOError, ClosedError, LockTimeout, from_os_error
+from .errors import ClosedError, from_os_error
 from .guard import callers, guarded, tell
 from .stats import CacheStats
 from .store.check import Problem
-from .store.format import CODEC_FLAGS, Slot, key_digest
+from .store.format import Slot
 from .store.large import CHUNK_BYTES
 from .store.reading import Found
 from .store.store import Store
-from .store.writing import Item
+from .streams import as_stream, check_length, stream_length
 
 __all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
 
 T = TypeVar("T")
-_Put = tuple[Item, asyncio.Future[None]]
-_Outcome = tuple[BaseException | None, asyncio.Future[None]]
 _YIELD_EVERY = 64  # hits in place after which other tasks get a turn
 _WALK_BATCH = 256  # keys fetched by one call while iterating
-_BATCH_ITEMS = 512  # puts in one batch
-_STREAMS = 256  # files and iterators of a loop that are read at once, each in a thread of its own
-_MISSING: Any = object()
 # Where reads that begin together cost less, a value is not always looked for in memory first: while
 # fewer than about one in four is found there, only one in so many is, to notice a change.
 COLD, COLD_MOST = 48, 64  # above COLD; looks that were in vain, less what those that were not make up for
@@ -120,7 +104,7 @@ class AsyncValueReader:
 
     async def close(self) -> None:
         if self._reading.locked():  # the file would make the loop wait for the end of that
-            await asyncio.shield(_in_thread(self._file.close, "yatagarasu-closing"))
+            await asyncio.shield(in_thread(self._file.close, "yatagarasu-closing"))
         else:
             self._file.close()
 
@@ -135,314 +119,6 @@ class AsyncValueReader:
             yield chunk
 
 
-class _Turns:
-    """At most `bound` operations at once; the others enter in order of arrival.
-
-    A semaphore whose way in is no coroutine: ``async with``, or, where each call counts,
-    ``if not turns.enter(): await turns.wait()`` and `leave`.
-    """
-
-    def __init__(self, bound: int) -> None:
-        self._bound = self._free = bound
-        self._forsaken = 0  # that nobody waits for any more
-        self._waiting: deque[asyncio.Future[None]] = deque()  # empty while there is room
-        self._all_left: asyncio.Future[None] | None = None
-
-    def enter(self) -> bool:
-        if not self._free:
-            return False
-        self._free -= 1
-        return True
-
-    async def wait(self) -> None:
-        """For a turn that somebody leaves."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave()
-            self._look()
-            raise
-
-    def leave(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
-        self._look()
-
-    def forsake(self) -> None:
-        """Somebody will leave whenever a stranger lets him: he is not waited for."""
-        self._forsaken += 1
-        self._look()
-
-    def leave_forsaken(self) -> None:
-        self._forsaken -= 1
-        self.leave()
-
-    @property
-    def _empty(self) -> bool:
-        return self._free + self._forsaken == self._bound and all(turn.done() for turn in self._waiting)
-
-    def _look(self) -> None:
-        if self._all_left is not None and self._empty and not self._all_left.done():
-            self._all_left.set_result(None)
-
-    async def drain(self) -> None:
-        """Until nobody has a turn, or waits for one."""
-        if not self._empty:
-            if self._all_left is None or self._all_left.done():
-                self._all_left = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._all_left)
-
-    async def __aenter__(self) -> None:
-        if not self.enter():
-            await self.wait()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.leave()
-
-
-class _Loop:
-    """What belongs to one event loop: its channel, its bound on operations, its puts to come."""
-
-    def __init__(self, cache: DiskCache, loop: asyncio.AbstractEventLoop, bound: int) -> None:
-        self.loop = loop
-        self._cache = cache  # not collected, and so not closed, while anything is under way
-        self._shared = cache._lease.shared
-        self.channel: Channel = self._shared.join(loop)
-        self.turns = _Turns(bound)
-        # Apart, and in threads of their own: what a stranger's file or iterator waits for, perhaps for ever,
-        # is nobody else's business, and an asynchronous one may itself need turns and workers.
-        self.streams = _Turns(min(_STREAMS, bound))
-        self.running: set[asyncio.Future[Any]] = set()
-        self._working: set[Call] = set()
-        self._store = cache._store
-        self._puts: list[_Put] = []
-        self._putting = False
-        self._batch: tuple[Call, list[_Put]] | None = None  # that is under way
-
-    def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """`function(*args)`, which changes nothing: nobody waits for it once the future is cancelled."""
-        return self.track(self.channel.run(self._work, Call(), function, *args))
-
-    async def change(self, function: Callable[..., T], *args: Any) -> T:
-        """The same of one that changes something: once this is over, so is that, also if it is cancelled."""
-        call = Call()
-        try:
-            return await self.track(self.channel.run(self._work, call, function, *args))
-        except asyncio.CancelledError:
-            if not call.cancel():  # it has begun
-                await self._settled(call)
-            raise
-
-    def _work(self, call: Call, function: Callable[..., T], *args: Any) -> T:
-        """In a worker thread, which goes on when the future is cancelled: `drain` waits for it."""
-        self._working.add(call)
-        try:
-            return call.work(function, *args)
-        finally:
-            self._working.discard(call)
-
-    async def _settled(self, call: Call) -> None:
-        """Ask a call to end, and wait until nothing more of it takes effect.
-
-        It comes up to that by itself: who waits here, because he was cancelled, cannot be hurried.
-        """
-        settled = self._happening(call.ask)
-        while not settled.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({settled})
-
-    def _happening(self, have_called: Callable[[Callable[[], None]], None]) -> asyncio.Future[None]:
-        """A future that is done when what is given to `have_called` is called, in whichever thread."""
-        future: asyncio.Future[None] = self.loop.create_future()
-
-        def complete() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        def called() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self.loop.call_soon_threadsafe(complete)
-
-        have_called(called)
-        return future
-
-    async def run_aside(self, source: _Source | _Pull, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)`, which reads `source`, in a thread of its own.
-
-        Once it is cancelled nothing more is asked of the source, and what that does not come back with is
-        not waited for: it will not be stored. Otherwise as `change`.
-        """
-        call = Call()
-        if not self.streams.enter():
-            await self.streams.wait()
-        try:
-            done = _in_thread(lambda: call.work(function, *args), "yatagarasu-stream", self._left)
-        except BaseException:
-            self.streams.leave()
-            raise
-        try:
-            await asyncio.wait({done})
-        except asyncio.CancelledError:
-            if not source.stop():
-                await self._settled(call)
-            elif not done.done():
-                done.cancel()  # nobody waits for it
-                self.streams.forsake()
-            raise
-        result: T = done.result()
-        return result
-
-    def _left(self, done: asyncio.Future[Any]) -> None:
-        if done.cancelled():
-            self.streams.leave_forsaken()
-        else:
-            self.streams.leave()
-            done.exception()  # seen, or asyncio complains where nobody waits any more
-
-    def track(self, future: asyncio.Future[T]) -> asyncio.Future[T]:
-        self.running.add(future)
-        future.add_done_callback(self._over)
-        return future
-
-    def _over(self, future: asyncio.Future[Any]) -> None:
-        self.running.discard(future)
-        if not future.cancelled():
-            future.exception()  # seen, or asyncio complains where nobody waits any more
-
-    def put(self, item: Item) -> asyncio.Future[None]:
-        """Store `item` together with all others that are asked for in this turn of the loop."""
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._puts.append((item, future))
-        if not self._putting:
-            self._putting = True
-            self.loop.call_soon(self._put_next)
-        return future
-
-    async def put_settled(self, future: asyncio.Future[None]) -> None:
-        """After what `put` gave was cancelled: until nothing more of that takes effect."""
-        if self._batch is not None:
-            call, puts = self._batch
-            # One that has not begun leaves out what was cancelled.
-            if call.is_running and any(future is one for _, one in puts):
-                await self._settled(call)
-
-    def _put_next(self) -> None:
-        puts = [put for put in self._puts[:_BATCH_ITEMS] if not put[1].cancelled()]
-        del self._puts[:_BATCH_ITEMS]
-        if not puts:
-            self._putting = bool(self._puts)
-            if self._puts:
-                self.loop.call_soon(self._put_next)
-            return
-        call = Call()
-        try:
-            done = self.track(self.channel.run(call.work, self._put_batch, call, puts))
-        except Exception as error:  # the pool is closed
-            self._deliver([(error, future) for _, future in puts])
-            return
-        self._batch = call, puts
-        done.add_done_callback(lambda done: self._batch_done(done, puts))
-
-    def _put_batch(self, call: Call, puts: list[_Put]) -> list[_Outcome]:
-        """In a worker thread: all at once, or, if that fails, each by itself to say which failed.
-
-        Without those that are cancelled, also while it waits for a lock: it begins anew with the others.
-        """
-        outcomes: list[_Outcome] = []
-        alone = 0  # of the next ones, so many could not be stored together
-        while True:
-            call.go_on()  # before it is seen who is left
-            puts = [put for put in puts if not put[1].cancelled()]
-            if not puts:
-                return outcomes
-            part = next(self._store.batches([item for item, _ in (puts[:1] if alone else puts)]))
-            again: Sequence[int] = ()
-            error: BaseException | None = None
-            try:
-                ensure_wanted()
-                if alone:
-                    self._store.put_batch(part)
-                else:
-                    again = self._store.put_at_once(part)
-            except GivenUp:
-                continue
-            except Exception as failure:
-                error = failure
-                if len(part) > 1 and not isinstance(error, LockTimeout):
-                    again = range(len(part))
-            outcomes += [(error, future) for n, (_, future) in enumerate(puts[: len(part)]) if n not in again]
-            alone = max(alone - 1, 0) + len(again)
-            # What was stored is not to be stored once more.
-            puts = [puts[n] for n in again] + puts[len(part) :]
-
-    def _batch_done(self, done: asyncio.Future[list[_Outcome]], puts: list[_Put]) -> None:
-        self._batch = None
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        self._deliver([(error, future) for _, future in puts] if error else done.result())
-
-    def _deliver(self, outcomes: list[_Outcome]) -> None:
-        for error, future in outcomes:
-            if not future.done():
-                if error is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(error)
-        self._put_next()
-
-    async def drain(self) -> None:
-        await self.streams.drain()
-        await self.turns.drain()
-        while self.running:  # nobody waits for these any more
-            await asyncio.wait(set(self.running))
-        if ends := [self._happening(call.at_end) for call in list(self._working)]:
-            await asyncio.wait(ends)
-        self._shared.leave(self.loop)
-
-
-def _nothing(done: asyncio.Future[Any]) -> None:
-    pass
-
-
-def _in_thread(
-    function: Callable[[], T], name: str, ended: Callable[[asyncio.Future[T]], None] = _nothing, *,
-    daemon: bool = True,
-) -> asyncio.Future[T]:  # fmt: skip
-    """What `function` gives in a thread of its own, which goes on if the future is cancelled.
-
-    `ended` is called with it in the loop when the thread is through. Not in the loop's executor: others may
-    keep all its threads waiting. Where no thread can be started, it is done in place.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(set_outcome: Callable[[Any], None], outcome: Any) -> None:
-        if not future.done():
-            set_outcome(outcome)
-        ended(future)
-
-    def work() -> None:
-        try:
-            outcome: Any = function()
-            set_outcome: Callable[[Any], None] = future.set_result
-        except StopIteration as error:  # which no future can hold
-            outcome, set_outcome = RuntimeError(f"StopIteration: {error}"), future.set_exception
-        except BaseException as error:
-            outcome, set_outcome = error, future.set_exception
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver, set_outcome, outcome)
-
-    if not started(threading.Thread(target=work, name=name, daemon=daemon)):
-        work()
-    return future
-
-
 _caches: weakref.WeakSet[AsyncDiskCache] = weakref.WeakSet()
 
 
@@ -455,20 +131,19 @@ class AsyncDiskCache:
     is under way on the disk is waited for. What waits for a lock that others have gives up.
     """
 
-    _unpickled = False
-
     @guarded
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         """Options as in `DiskCache`, besides: max_in_flight, operations of a loop under way before
         further ones wait (1024). Raises `ConfigurationError`; the rest is raised when it opens.
         """
-        self._settings = _settings(directory, options)
+        self._settings, self._unpickled = Desk.checked(directory, options)
+        self._desk: Desk | None = None  # while it is open, and for the methods that wait for the disk:
         self._cache: DiskCache | None = None
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock, self._closing_lock = new_lock(), new_lock()
         self._closings: set[asyncio.Task[None]] = set()
         _caches.add(self)
-        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, Loop] = {}
         self._closed = False
         self._in_place = self._cold = self._skipped = 0
 
@@ -476,9 +151,8 @@ class AsyncDiskCache:
     @guarded
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> AsyncDiskCache:
         """As `DiskCache.from_config`."""
-        settings = configured(source)
-        options = config.to_options(settings)
-        return cls(options.pop("directory"), **options)
+        directory, options = Desk.configured(source)
+        return cls(directory, **options)
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -489,7 +163,7 @@ class AsyncDiskCache:
     @property
     def settings(self) -> Settings:
         """As `DiskCache.settings`; before it is opened, what the caller named, and defaults for the rest."""
-        return self._settings if self._cache is None else self._cache.settings
+        return self._settings if self._desk is None else self._desk.settings_in_force()
 
     @property
     def closed(self) -> bool:
@@ -508,12 +182,14 @@ class AsyncDiskCache:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _opened(self) -> DiskCache:
-        if self._cache is None or self._closed:
+    async def _opened(self) -> Desk:
+        if self._desk is None or self._closed:
             error = await asyncio.shield(asyncio.wrap_future(self._open_once()))
             if error is not None:
                 raise error
-        return self._sync()
+        if self._desk is None:
+            raise self._not_open()
+        return self._desk
 
     def _open_once(self) -> Future[BaseException | None]:
         """The opening that all tasks of all loops wait for."""
@@ -524,12 +200,13 @@ class AsyncDiskCache:
             if opening is None:
                 self._opening = opening = Future()
         if first:
-            _in_thread(partial(self._open, opening), "yatagarasu-opening")
+            in_thread(partial(self._open, opening), "yatagarasu-opening")
         return opening
 
     def _open(self, opening: Future[BaseException | None]) -> None:
         try:
-            self._cache = self._opened_now()
+            cache, desk = self._opened_now()
+            self._cache, self._desk = cache, desk
         except BaseException as error:
             with self._opening_lock:
                 self._opening = None  # it may be tried again
@@ -537,16 +214,15 @@ class AsyncDiskCache:
         else:
             opening.set_result(None)
 
-    def _opened_now(self) -> DiskCache:
-        cache = DiskCache.__new__(DiskCache)
-        cache._unpickled = self._unpickled
-        cache._begin(self._settings)
+    def _opened_now(self) -> tuple[DiskCache, Desk]:
+        desk = Desk(self._settings, self._unpickled)
+        cache = DiskCache(desk)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
-            cache._store.index.fetch()
+            desk.store.index.fetch()
         except ours(OSError) as error:
             cache.close()
             raise from_os_error(error, "cannot read the index") from error
-        return cache
+        return cache, desk
 
     def _after_fork(self) -> None:
         """In a child, which has none of the threads that were opening or closing it."""
@@ -557,7 +233,7 @@ class AsyncDiskCache:
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the cache in {self.directory!r} is closed: open it anew")
 
-    def _loop(self, cache: DiskCache) -> _Loop:
+    def _loop(self, desk: Desk) -> Loop:
         if self._closed:
             raise self._closed_error()
         loop = asyncio.get_running_loop()
@@ -565,7 +241,7 @@ class AsyncDiskCache:
         if state is None:
             for old in [known for known in list(self._loops) if known.is_closed()]:
                 self._loops.pop(old, None)
-            state = self._loops[loop] = _Loop(cache, loop, self._settings.max_in_flight)
+            state = self._loops[loop] = Loop(desk, loop)
         return state
 
     @guarded
@@ -589,7 +265,7 @@ class AsyncDiskCache:
         try:
             await self._drain()
         finally:  # also where the loop ends: then it is not waited for, but by the interpreter
-            closed = _in_thread(self._close, "yatagarasu-closing", daemon=False)
+            closed = in_thread(self._close, "yatagarasu-closing", daemon=False)
         await closed
         self._loops.clear()
 
@@ -608,8 +284,7 @@ class AsyncDiskCache:
                 self._cache.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = config.to_options(self._settings)
-        return _reopen, (type(self), options.pop("directory"), options)
+        return _reopen, (type(self), *Desk.arguments(self._settings))
 
     def __repr__(self) -> str:
         return f"<AsyncDiskCache {self.directory!r}>"
@@ -627,23 +302,22 @@ class AsyncDiskCache:
 
     async def _call(self, name: str, *args: Any) -> Any:
         """A method of the synchronous cache, in a worker thread."""
-        cache = await self._opened()
-        return await self._run(getattr(cache, name), *args)
+        await self._opened()
+        return await self._run(getattr(self._sync(), name), *args)
 
     async def _change(self, name: str, *args: Any) -> Any:
         """The same of one that changes something: nothing of it takes effect after this."""
-        cache = await self._opened()
-        state = self._loop(cache)
+        state = self._loop(await self._opened())
         async with state.turns:
-            return await state.change(getattr(cache, name), *args)
+            return await state.change(getattr(self._sync(), name), *args)
 
     # -- one entry ----------------------------------------------------------------------------
 
     async def get(self, key: Key, default: Any = None) -> Any:
         """As `DiskCache.get`. Does not leave the task if the value is in memory."""
         try:
-            cache = self._cache or await self._opened()
-            core = cache._store.core
+            desk = self._desk or await self._opened()
+            core = desk.store.core
             found: Any = NotImplemented
             looks = self._cold <= COLD or self._tries()
             if looks:
@@ -653,11 +327,11 @@ class AsyncDiskCache:
             if found is NotImplemented:
                 place = core.place(key, time.time_ns())
                 if type(place) is tuple:
-                    if looks and self._cold < COLD_MOST and cache._store.backend.prefers_together:
+                    if looks and self._cold < COLD_MOST and desk.store.backend.prefers_together:
                         self._cold += 1
-                    found = await self._get_placed(cache, place)
+                    found = await self._get_placed(desk, place)
                 else:
-                    found = None if place is None else await self._get_ordinary(cache, key)
+                    found = None if place is None else await self._get_ordinary(desk, key)
             self._in_place += 1
             if self._in_place >= _YIELD_EVERY:
                 await self._yield()
@@ -666,7 +340,7 @@ class AsyncDiskCache:
             if found is None:
                 return default
             payload, flags = found
-            return cache._decode(payload, flags & CODEC_FLAGS, key) if flags else payload
+            return desk.decode(payload, flags, key) if flags else payload
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)
             raise
@@ -680,19 +354,19 @@ class AsyncDiskCache:
         self._skipped += 1
         return not self._skipped % COLD_TRIES
 
-    async def _get_ordinary(self, cache: DiskCache, key: Key) -> Any:
+    async def _get_ordinary(self, desk: Desk, key: Key) -> Any:
         """What the core leaves to others. Counted."""
-        store = cache._store
-        data = encode_key(key)
-        slot = store.lookup(*key_digest(data, store.seed))
+        store = desk.store
+        low, high, data = desk.identify(key)
+        slot = store.lookup(low, high)
         if slot is None:
             store.use(False)
             return None
-        return store.get_nowait(slot, data) or await self._get_cold(self._loop(cache), store, slot, data)
+        return store.get_nowait(slot, data) or await self._get_cold(self._loop(desk), store, slot, data)
 
-    async def _get_placed(self, cache: DiskCache, place: tuple[Any, ...]) -> Any:
+    async def _get_placed(self, desk: Desk, place: tuple[Any, ...]) -> Any:
         """A plain value that is not in memory. Counted."""
-        store, state = cache._store, self._loop(cache)
+        store, state = desk.store, self._loop(desk)
         fd, length, offset, low, high = place[:5]
         if not state.turns.enter():
             await state.turns.wait()
@@ -709,7 +383,7 @@ class AsyncDiskCache:
         finally:
             state.turns.leave()
 
-    async def _get_cold(self, state: _Loop, store: Store, slot: Slot, key: bytes) -> Found | None:
+    async def _get_cold(self, state: Loop, store: Store, slot: Slot, key: bytes) -> Found | None:
         """A value that is not in memory. Counted."""
         async with state.turns:
             fd = store.files.open_files.get(slot.segment)
@@ -735,15 +409,15 @@ class AsyncDiskCache:
         Cancelling it leaves the old value or the new one, and what is there then stays: see the class.
         """
         try:
-            cache = self._cache or await self._opened()
-            state = self._loop(cache)
-            store = cache._store
+            desk = self._desk or await self._opened()
+            state = self._loop(desk)
+            store = desk.store
             store.ensure_writable("store an entry")
-            pull = _pull(value, state.loop)
-            stream = as_stream(value if pull is None else iter(pull), length)
+            pulled = pull(value, state.loop)
+            stream = as_stream(value if pulled is None else iter(pulled), length)
             if stream is None and length is not None:
                 check_length(value, length)
-            item = cache._item(key, value if stream is None else b"", expire, tag, meta)
+            item = desk.item(key, value if stream is None else b"", expire, tag, meta)
             if stream is None:
                 if not state.turns.enter():
                     await state.turns.wait()
@@ -756,9 +430,9 @@ class AsyncDiskCache:
                 finally:
                     state.turns.leave()
                 return True
-            source = pull or _Source(stream)
+            source = pulled or Source(stream)
             return await state.run_aside(
-                source, store.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
+                source, store.put_stream, item.low, item.high, item.key, stream if pulled else iter(source),
                 KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value, length),
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
@@ -804,8 +478,11 @@ class AsyncDiskCache:
 
     def _sync(self) -> DiskCache:
         if self._cache is None:
-            raise ClosedError("the cache is not open yet: use `async with`, or await an operation first")
+            raise self._not_open()
         return self._cache
+
+    def _not_open(self) -> ClosedError:
+        return ClosedError("the cache is not open yet: use `async with`, or await an operation first")
 
     @guarded
     def __contains__(self, key: Key) -> bool:
@@ -826,8 +503,8 @@ class AsyncDiskCache:
     @guarded
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """As `DiskCache.get_many`; what is not in memory is read all at once."""
-        cache = self._cache or await self._opened()
-        state, store, wanted = self._loop(cache), cache._store, await self._listed(keys)
+        desk = self._desk or await self._opened()
+        state, store, wanted = self._loop(desk), desk.store, await self._listed(keys)
         refuse_equal(wanted)
         found: list[Any] = [None] * len(wanted)  # as from the core
         cold: list[tuple[int, Slot, bytes]] = []
@@ -836,8 +513,8 @@ class AsyncDiskCache:
             for i, key in enumerate(wanted):
                 found[i] = store.core.get_nowait(key, time.time_ns())
                 if found[i] is NotImplemented:
-                    data = encode_key(key)
-                    slot = store.lookup(*key_digest(data, store.seed))
+                    low, high, data = desk.identify(key)
+                    slot = store.lookup(low, high)
                     found[i] = None if slot is None else store.get_nowait(slot, data)
                     if slot is None:
                         store.use(False)
@@ -852,7 +529,7 @@ class AsyncDiskCache:
         for (i, _, _), hit in zip(cold, read, strict=True):
             found[i] = hit
         return {
-            key: hit if type(hit) is bytes else cache._decode(hit[0], hit[1] & CODEC_FLAGS, key)
+            key: hit if type(hit) is bytes else desk.decode(hit[0], hit[1], key)
             for key, hit in zip(wanted, found, strict=True)
             if hit is not None
         }
@@ -866,9 +543,8 @@ class AsyncDiskCache:
         if type(items) in (dict, list, tuple):
             stored: int = await self._change("set_many", items, expire, tag, meta)
             return stored
-        cache = await self._opened()
-        source = _Source(_pairs_of(items))
-        return await self._loop(cache).run_aside(source, cache.set_many, iter(source), expire, tag, meta)
+        state, source = self._loop(await self._opened()), Source(pairs_of(items))
+        return await state.run_aside(source, self._sync().set_many, iter(source), expire, tag, meta)
 
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
@@ -880,7 +556,7 @@ class AsyncDiskCache:
         """A generator may wait for anything: it is gone through in a thread of its own."""
         if not isinstance(keys, Iterator):
             return listed(keys)
-        source = _Source(keys)
+        source = Source(keys)
         return await self._loop(await self._opened()).run_aside(source, listed, iter(source))
 
     def __aiter__(self) -> AsyncIterator[Key]:
@@ -899,7 +575,8 @@ class AsyncDiskCache:
 
     @guarded
     async def _walk(self, begin: Callable[[DiskCache], Iterator[T]]) -> AsyncIterator[T]:
-        iterator = begin(await self._opened())
+        await self._opened()
+        iterator = begin(self._sync())
         while batch := await self._run(lambda: list(islice(iterator, _WALK_BATCH))):
             for item in batch:
                 yield item
@@ -955,10 +632,9 @@ class AsyncDiskCache:
 
     async def _resource(self, name: str, key: Key) -> Any:
         """A call whose result must be closed, also when nobody waits for it any more."""
-        cache = await self._opened()
-        state = self._loop(cache)
+        state = self._loop(await self._opened())
         async with state.turns:
-            future = state.run(getattr(cache, name), key)
+            future = state.run(getattr(self._sync(), name), key)
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
@@ -993,92 +669,13 @@ class AsyncDiskCache:
 
 
 def _reopen(kind: type[AsyncDiskCache], directory: str, options: dict[str, Any]) -> AsyncDiskCache:
-    with config.reopening():
-        cache = kind(directory, **options)
-    cache._unpickled = True
-    return cache
+    with Desk.reopening():
+        return kind(directory, **options)
 
 
 def _close_result(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().close()
-
-
-class _Source:
-    """An iterator of a stranger's, who may take any time, seen from a thread that can be told to stop."""
-
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self._iterator = iterator
-        self._waits = self._stopped = False
-
-    def __iter__(self) -> Iterator[Any]:
-        while (part := self._following()) is not _MISSING:
-            yield part
-
-    def _following(self) -> Any:
-        self._waits = True
-        self._go_on()
-        part = next(self._iterator, _MISSING)
-        self._waits = False
-        self._go_on()
-        return part
-
-    def _go_on(self) -> None:
-        if self._stopped:
-            give_up()
-
-    def stop(self) -> bool:
-        """Ask for nothing more. Whether it is waited for just now, which may have no end."""
-        self._stopped = True
-        return self._waits
-
-
-@callers
-def _pairs_of(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterator[Any]:
-    check_items(items)
-    yield from items.items() if isinstance(items, Mapping) else items
-
-
-class _Pull:
-    """An asynchronous iterator seen from a thread, which `stop` ends wherever it is."""
-
-    def __init__(self, source: AsyncIterable[Buffer], loop: asyncio.AbstractEventLoop) -> None:
-        self._iterator, self._loop, self._thread = source.__aiter__(), loop, threading.get_ident()
-        self._next: Future[Any] | None = None
-        self._stopped = False
-
-    def __iter__(self) -> Iterator[Buffer]:
-        while (part := self._following()) is not _MISSING:
-            yield part
-
-    @callers
-    def _following(self) -> Any:
-        if threading.get_ident() == self._thread:
-            raise CacheIOError(errno.EAGAIN, "no thread can be started to read the iterator")
-        self._next = asyncio.run_coroutine_threadsafe(self._await_next(), self._loop)
-        if self._stopped:
-            self._next.cancel()
-        try:
-            return self._next.result()
-        except CancelledError:
-            if self._stopped:
-                give_up()
-            raise
-
-    async def _await_next(self) -> Any:
-        return await anext(self._iterator, _MISSING)
-
-    def stop(self) -> bool:
-        """Ask for nothing more. False: what it waits for is cancelled too."""
-        self._stopped = True
-        if self._next is not None:
-            self._next.cancel()
-        return False
-
-
-@callers
-def _pull(value: Any, loop: asyncio.AbstractEventLoop) -> _Pull | None:
-    return _Pull(value, loop) if isinstance(value, AsyncIterable) else None
 
 
 def _renew_after_fork() -> None:

@@ -11,10 +11,8 @@ files, which counts MiB (2**20 bytes).
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -43,10 +41,12 @@ __all__ = [
     "Settings",
     "from_mapping",
     "is_enabled",
+    "is_reopening",
     "load",
     "make_settings",
     "moved",
     "reopening",
+    "to_arguments",
     "to_options",
 ]
 
@@ -187,6 +187,8 @@ def _close_to(name: object, known: Iterable[str], likeness: float = 0.6) -> str 
     """The name in `known` that `name` is most likely a slip for (`likeness` is difflib's ratio)."""
     if not isinstance(name, str):
         return None
+    import difflib  # as what reads files: not for who makes no mistake
+
     found = difflib.get_close_matches(name[:64].lower(), list(known), n=1, cutoff=likeness)
     return found[0] if found else None
 
@@ -495,6 +497,10 @@ def reopening() -> Iterator[None]:
         _reopening.reset(token)
 
 
+def is_reopening() -> bool:
+    return _reopening.get()
+
+
 def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings:
     """Validated `Settings` for the cache in `directory`; options are the fields of `Settings`.
 
@@ -535,6 +541,12 @@ def to_options(settings: Settings) -> dict[str, Any]:
         ring = settings.io_uring
         options["io_uring"] = {one.name: getattr(ring, one.name) for one in fields(RingSettings)}
     return options
+
+
+def to_arguments(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The same as (directory, options), as a cache is made with them."""
+    options = to_options(settings)
+    return options.pop("directory"), options
 
 
 # -- configuration files ----------------------------------------------------------------------
@@ -691,6 +703,8 @@ def _read_text(path: str) -> str:
 
 
 def _parse_json(text: str) -> Any:
+    import json
+
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import CodeType, TracebackType
@@ -20,13 +19,14 @@ from typing import Any, TypeVar, cast
 from .concurrency.interruption import is_interruption
 from .concurrency.locks import at_the_outside, give_back, is_holding
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
-from .store.index import IndexDamaged
 
 __all__ = ["callers", "guarded", "is_callers", "tell"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _PASSING = (CacheError, KeyError, MemoryError, RecursionError)
 _callers: set[CodeType] = set()
+# As in the flags of code (`inspect.CO_...`, which costs more to import than all the rest here).
+_GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
 
 def callers(function: F) -> F:
@@ -72,6 +72,8 @@ def _tell(error: Exception, subject: object) -> None:
         raise ClosedError(f"the cache in {root!r} is closed: open it anew") from error
     if bad_descriptor:
         return
+    from .store.index import IndexDamaged  # not for the import of the package
+
     if isinstance(error, IndexDamaged):
         raise CacheIOError(errno.EIO, f"the index is damaged ({error}): run check(fix=True)", root) from error
     if isinstance(error, OSError):
@@ -95,11 +97,12 @@ def _is_closed(subject: object) -> bool:
 
 def guarded(method: F) -> F:
     """A public method, generator or coroutine out of which nothing else comes."""
-    if inspect.isasyncgenfunction(method):
+    flags = method.__code__.co_flags
+    if flags & _ASYNC_GENERATOR:
         wrapper = _guarded_async_generator(method)
-    elif inspect.iscoroutinefunction(method):
+    elif flags & _COROUTINE:
         wrapper = _guarded_coroutine(method)
-    elif inspect.isgeneratorfunction(method):
+    elif flags & _GENERATOR:
         wrapper = _guarded_generator(method)
     else:
         wrapper = _guarded_function(method)

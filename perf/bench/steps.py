@@ -101,7 +101,7 @@ def steps_of_set(cache: DiskCache) -> dict[str, Step]:
 
     return {
         "encode and digest the key": lambda i: f.key_digest(encode_key(f"key-{i}"), seed),
-        "encode the value": lambda i: cache._codec.encode(value),
+        "encode the value": lambda i: cache._desk.encode(value),
         "checksum of 4 KiB": lambda i: f.value_sum(value, i, 0),
         "pack the record": lambda i: f.pack_record(
             seed, 1 << 32, f.PUT, 0, encoded[i], b"", b"", len(value), index.stamp(), 0, 1, 1

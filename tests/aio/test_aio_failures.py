@@ -29,7 +29,7 @@ from watched import (
     turns_of_the_loop,
 )
 
-from yatagarasu_cache import AsyncDiskCache, CacheIOError, DiskCache, EntryGone, StorageFull, aio
+from yatagarasu_cache import AsyncDiskCache, CacheIOError, DiskCache, EntryGone, StorageFull, aio_loop
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -252,7 +252,7 @@ def test_threads_of_strangers_are_bounded(
     open_cache: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they were cancelled: a thread that nobody waits for is one all the same."""
-    monkeypatch.setattr(aio, "_STREAMS", 2)
+    monkeypatch.setattr(aio_loop, "_STREAMS", 2)
 
     async def main() -> None:
         async with open_cache(**SMALL) as cache:

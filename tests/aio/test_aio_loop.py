@@ -312,14 +312,14 @@ def test_many_tasks_see_why_it_does_not_open(open_cache: Open, directory: Path) 
 def slow_opening(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """(set when an opening is under way, to be set to let it go on)."""
     begun, go = threading.Event(), threading.Event()
-    begin = DiskCache._begin
+    begin = DiskCache.__init__
 
-    def slow(cache: DiskCache, settings: Any) -> None:
+    def slow(cache: DiskCache, *arguments: Any) -> None:
         begun.set()
         assert go.wait(LIMIT)
-        begin(cache, settings)
+        begin(cache, *arguments)
 
-    monkeypatch.setattr(DiskCache, "_begin", slow)
+    monkeypatch.setattr(DiskCache, "__init__", slow)
     return begun, go
 
 

@@ -28,7 +28,7 @@ from watched import (
     until,
 )
 
-from yatagarasu_cache import AsyncDiskCache, CacheIOError, ConfigurationError, aio
+from yatagarasu_cache import AsyncDiskCache, CacheIOError, ConfigurationError
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -41,13 +41,13 @@ def test_never_more_under_way_than_allowed(
     open_cache: Open, watched: list[Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    put_batch = aio._Loop._put_batch
+    put_batch = Loop._put_batch
 
     def noted(state: Any, call: Any, puts: list[Any]) -> Any:
         batches.append(len(puts))
         return put_batch(state, call, puts)
 
-    monkeypatch.setattr(aio._Loop, "_put_batch", noted)
+    monkeypatch.setattr(Loop, "_put_batch", noted)
 
     async def main() -> None:
         async with open_cache(max_in_flight=4, **SMALL) as cache:
@@ -267,7 +267,7 @@ def cool(cache: AsyncDiskCache) -> Watched:
     core.get_nowait = lambda key, now: NotImplemented
     loop = asyncio.get_running_loop()
     watched = Watched(cache._sync()._store.backend)
-    cache._loop(cache._sync()).channel = watched.channel(loop)
+    cache._loop(cache._sync()._desk).channel = watched.channel(loop)
     return watched
 
 

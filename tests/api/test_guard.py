@@ -151,8 +151,8 @@ def test_every_public_method_is_tried() -> None:
 def test_what_goes_wrong_inside(directory: Path, error: Exception) -> None:
     with DiskCache(directory, **OPTIONS) as opened:
         cache: Any = filled(opened)
-        cache._store = Broken(error)
-        cache._get = cache._put = cache._set = cache._delete = fail(error)
+        cache._store = cache._desk.store = Broken(error)
+        cache._get = cache._set = cache._desk.put = cache._desk.delete = fail(error)
         for name in CALLS.keys() - {"close", "__exit__"}:
             expect(error, lambda name=name: CALLS[name](cache))  # type: ignore[misc]
 
@@ -218,14 +218,14 @@ def test_asynchronous_methods(directory: Path, error: Exception) -> None:
             filled(inner)
             good = inner._store
             for name in sorted(CALLS.keys() & public(AsyncDiskCache) - {"close"}):
-                inner._store = Broken(error)
+                inner._store = inner._desk.store = Broken(error)
                 try:
                     await call(cache, name)
                 except CacheError as told:
                     outcome: BaseException = told
                 else:
                     pytest.fail(f"{name} did not fail")
-                inner._store = good
+                inner._store = inner._desk.store = good
                 expect(error, lambda outcome=outcome: _raise(outcome))
             assert await cache.get("k") == b"v" * 100
 
@@ -267,7 +267,7 @@ def test_opening(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_after_closing_it_is_that(make: Make) -> None:
     cache: Any = filled(make(**OPTIONS))
     cache.close()
-    cache._store = Broken(ValueError("operation forbidden on released memoryview object"))
+    cache._store = cache._desk.store = Broken(ValueError("operation forbidden on released memoryview object"))
     for name in ("volume", "flush", "add", "keys"):
         with pytest.raises(ClosedError):
             CALLS[name](cache)

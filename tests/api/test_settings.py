@@ -611,7 +611,7 @@ def test_an_entry_appended_before_a_change_is_shown_after_it(
     cache.set(0, b"v")
     store = cache._store
     real = store.core.append_many
-    items = [cache._item(n, b"v", None, None, None) for n in range(5)]
+    items = [cache._desk.item(n, b"v", None, None, None) for n in range(5)]
 
     def append_many(*arguments: Any) -> Any:
         done = real(*arguments)

@@ -16,14 +16,16 @@ the backend uses again. All methods may be called from several threads at once.
 from __future__ import annotations
 
 import abc
-import asyncio
 import errno
 import os
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union
 
 from ..concurrency.interruption import ours, suppressing
 from .directories import Trust
+
+if TYPE_CHECKING:
+    import asyncio
 
 Buffer = Union[bytes, bytearray, memoryview]
 ReadRequest = tuple[int, int, int]  # (fd, length in bytes, offset in bytes)

@@ -10,13 +10,15 @@ This is the specification of the compiled `Reads` (`csrc/reads.c`), which serves
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from collections import deque
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..store import compiled
 from .ring import address_of, ffi
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Reads", "make_reads"]
 

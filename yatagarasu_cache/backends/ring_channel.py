@@ -11,7 +11,6 @@ ones, and short ones that do not come back whole, are kept here.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -30,6 +29,8 @@ from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_e
 from .threads import ThreadChannel
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .uring import UringBackend
 
 SHORT_BYTES = 4 << 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -10,13 +9,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..concurrency.interruption import ours, started, suppressing
 from ..concurrency.locks import new_lock
 from . import creating
 from .base import Backend, Buffer, Channel, ReadRequest, T, WriteRequest
 from .directories import Directories, Directory, Trust, ensure_file, open_at
+
+if TYPE_CHECKING:
+    import asyncio
 
 try:
     import fcntl

@@ -7,14 +7,13 @@ event loops (`ring_channel`).
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import errno
 import functools
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..concurrency.interruption import descriptor_of, ours, suppressing
 from ..concurrency.locks import new_lock
@@ -25,6 +24,9 @@ from .ring import BATCH_ERRORS, Ring, Rings, check_kernel, explain
 from .ring_batches import DirectRead, Lender, read_batch, sync_batch
 from .ring_channel import LONG_BYTES, RingChannel
 from .threads import ThreadsBackend, _result_or_error
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["UringBackend"]
 

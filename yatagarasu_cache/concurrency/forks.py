@@ -8,6 +8,7 @@ the system has none, the process id, which takes a system call.
 
 from __future__ import annotations
 
+import logging  # noqa: F401  (its locks are renewed before, as it is loaded before: whoever renews may log)
 import mmap
 import os
 import threading
@@ -36,15 +37,14 @@ def _wiped_page() -> Any:
 
 _own = _wiped_page()
 _keeps = bool(_own[0])
-_renewals: list[tuple[int, Callable[[], None]]] = []
+_renewals: dict[int, list[Callable[[], None]]] = {}  # by their order; complete at each step
 _process = os.getpid()
 _renewing = threading.RLock()
 
 
 def register(renew: Callable[[], None], order: int = 0) -> None:
     """Call `renew` in every child, those of a lower `order` first, else as they were registered."""
-    _renewals.append((order, renew))
-    _renewals.sort(key=lambda entry: entry[0])
+    _renewals.setdefault(order, []).append(renew)
 
 
 def ensure_own() -> None:
@@ -59,8 +59,9 @@ def in_child() -> None:
     with _renewing:
         if os.getpid() == _process:
             return
-        for _, renew in list(_renewals):
-            renew()
+        for order in sorted(_renewals):
+            for renew in list(_renewals[order]):
+                renew()
         _process = os.getpid()
         _own[0] = _keeps
 

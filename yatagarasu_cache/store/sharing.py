@@ -10,7 +10,6 @@ dropped then is put aside, and let go of when a handle is next opened or closed 
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import os
@@ -22,7 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import config
 from ..backends import choose
@@ -37,6 +36,9 @@ from . import cache_settings, compiled
 from . import format as f
 from .directory import resolved
 from .store import DurableStore, Store
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Lease", "acquire", "counters"]
 
@@ -425,7 +427,9 @@ def _let_go_of_dropped() -> None:
 
 
 def _in_event_loop() -> bool:
-    return asyncio._get_running_loop() is not None
+    events = sys.modules.get("asyncio.events")  # where nobody has loaded it, none runs
+    running = getattr(events, "_get_running_loop", None)
+    return running is not None and running() is not None
 
 
 def _close_aside(shared: Shared) -> None:

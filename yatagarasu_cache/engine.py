@@ -1,0 +1,53 @@
+"""The engine, loaded when the first cache is opened: importing the package is cheap."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from .errors import Reentered
+from .guard import callers
+
+if TYPE_CHECKING:
+    from .desk import Desk
+
+__all__ = ["loaded"]
+
+_loading = threading.RLock()
+_forks_wait = not hasattr(os, "register_at_fork")
+_desk: type[Desk] | None = None
+
+
+def loaded() -> type[Desk]:
+    """The class behind which all of it is."""
+    return _desk or _load()
+
+
+@callers  # a dependency that is missing, a handler that interrupts: that is told as it is
+def _load() -> type[Desk]:
+    global _desk
+    if _loading._is_owned():  # type: ignore[attr-defined]
+        raise Reentered("this code has interrupted the opening of the first cache: have it run later")
+    with _loading:
+        _have_forks_wait()
+        from .desk import Desk
+
+        _desk = Desk
+    return Desk
+
+
+def _have_forks_wait() -> None:
+    """A child would wait for ever for a module that another thread was importing: so a fork waits for that.
+
+    What is registered last is called first, and logging has all forks wait for a lock of its own, which the
+    engine needs to be loaded: so this is registered behind it.
+    """
+    global _forks_wait
+    if not _forks_wait:
+        import logging  # noqa: F401
+
+        os.register_at_fork(
+            before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
+        )
+        _forks_wait = True
