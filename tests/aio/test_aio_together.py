@@ -29,6 +29,7 @@ from watched import (
 )
 
 from yatagarasu_cache import AsyncDiskCache, CacheIOError, ConfigurationError
+from yatagarasu_cache.aio_loop import Loop
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
