@@ -362,15 +362,15 @@ class _Loop:
             puts = [put for put in puts if not put[1].cancelled()]
             if not puts:
                 return outcomes
-            part = next(self._store.batches([item for item, _ in (puts[:1] if alone else puts)]))
+            part = next(self._store.writing.batches([item for item, _ in (puts[:1] if alone else puts)]))
             again: Sequence[int] = ()
             error: BaseException | None = None
             try:
                 ensure_wanted()
                 if alone:
-                    self._store.put_batch(part)
+                    self._store.writing.put_batch(part)
                 else:
-                    again = self._store.put_at_once(part)
+                    again = self._store.writing.put_at_once(part)
             except GivenUp:
                 continue
             except Exception as failure:
@@ -542,7 +542,7 @@ class AsyncDiskCache:
         cache._unpickled = self._unpickled
         cache._begin(self._settings)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
-            cache._store.index.fetch()
+            cache._store.current.index.fetch()
         except ours(OSError) as error:
             cache.close()
             raise from_os_error(error, "cannot read the index") from error
@@ -684,11 +684,13 @@ class AsyncDiskCache:
         """What the core leaves to others. Counted."""
         store = cache._store
         data = encode_key(key)
-        slot = store.lookup(*key_digest(data, store.seed))
+        slot = store.finding.lookup(*key_digest(data, store.current.seed))
         if slot is None:
-            store.use(False)
+            store.counters.use(False)
             return None
-        return store.get_nowait(slot, data) or await self._get_cold(self._loop(cache), store, slot, data)
+        return store.reading.get_nowait(slot, data) or await self._get_cold(
+            self._loop(cache), store, slot, data
+        )
 
     async def _get_placed(self, cache: DiskCache, place: tuple[Any, ...]) -> Any:
         """A plain value that is not in memory. Counted."""
@@ -705,26 +707,26 @@ class AsyncDiskCache:
                 found = store.core.accept(place, data, time.time_ns())
                 if found is not NotImplemented:
                     return found
-            return await state.run(store.get_carefully, low, high, place[-1])
+            return await state.run(store.reading.get_carefully, low, high, place[-1])
         finally:
             state.turns.leave()
 
     async def _get_cold(self, state: _Loop, store: Store, slot: Slot, key: bytes) -> Found | None:
         """A value that is not in memory. Counted."""
         async with state.turns:
-            fd = store.files.open_files.get(slot.segment)
+            fd = store.files.segments.open_files.get(slot.segment)
             if fd is not None:
                 try:
-                    if not store.in_segment(slot):
-                        return await state.run(store.get_carefully, slot.low, slot.high, key)
+                    if not store.reading.in_segment(slot):
+                        return await state.run(store.reading.get_carefully, slot.low, slot.high, key)
                     length = slot.head_bytes + slot.value_length
                     record = await state.channel.read(fd, length, slot.offset)
                 except ours(OSError):
                     pass  # told apart below
                 else:
-                    if (found := store.check(slot, key, record)) is not None:
+                    if (found := store.reading.check(slot, key, record)) is not None:
                         return found
-            return await state.run(store.get_carefully, slot.low, slot.high, key)
+            return await state.run(store.reading.get_carefully, slot.low, slot.high, key)
 
     async def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None,
@@ -738,7 +740,7 @@ class AsyncDiskCache:
             cache = self._cache or await self._opened()
             state = self._loop(cache)
             store = cache._store
-            store.ensure_writable("store an entry")
+            store.life.ensure_writable("store an entry")
             pull = _pull(value, state.loop)
             stream = as_stream(value if pull is None else iter(pull), length)
             if stream is None and length is not None:
@@ -758,7 +760,7 @@ class AsyncDiskCache:
                 return True
             source = pull or _Source(stream)
             return await state.run_aside(
-                source, store.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
+                source, store.writing.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
                 KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value, length),
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
@@ -837,10 +839,10 @@ class AsyncDiskCache:
                 found[i] = store.core.get_nowait(key, time.time_ns())
                 if found[i] is NotImplemented:
                     data = encode_key(key)
-                    slot = store.lookup(*key_digest(data, store.seed))
-                    found[i] = None if slot is None else store.get_nowait(slot, data)
+                    slot = store.finding.lookup(*key_digest(data, store.current.seed))
+                    found[i] = None if slot is None else store.reading.get_nowait(slot, data)
                     if slot is None:
-                        store.use(False)
+                        store.counters.use(False)
                     elif found[i] is None:
                         cold.append((i, slot, data))
                 self._in_place += 1

@@ -39,8 +39,8 @@ from .store import check as _check
 from .store import sharing
 from .store.check import Problem
 from .store.core import PythonCore
+from .store.current import ATTEMPTS
 from .store.format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
-from .store.handle import ATTEMPTS
 from .store.large import CHUNK_BYTES
 from .store.writing import Item
 
@@ -141,8 +141,8 @@ class DiskCache:
         """The settings in force, all of them: this handle's own, and those of the cache."""
         store = self._lease.store
         with contextlib.suppress(ClosedError):
-            store.follow_settings()
-        return replace(self._settings, **store.in_force._asdict())
+            store.shared_settings.follow()
+        return replace(self._settings, **store.limits.in_force._asdict())
 
     @property
     def closed(self) -> bool:
@@ -161,7 +161,7 @@ class DiskCache:
 
     @guarded
     def __enter__(self) -> DiskCache:
-        self._store.ensure_open()
+        self._store.life.ensure_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -238,8 +238,8 @@ class DiskCache:
         if type(value) not in _PLAIN and (stream := as_stream(value, length)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
             store = self._store
-            low, high = key_digest(data, store.seed)
-            return store.put_stream(
+            low, high = key_digest(data, store.current.seed)
+            return store.writing.put_stream(
                 low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes,
                 stream_length(value, length),
             )  # fmt: skip
@@ -249,7 +249,7 @@ class DiskCache:
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
         else:
-            payload, flags = self._codec.encode(value, self._store.encodable_bytes, key)
+            payload, flags = self._codec.encode(value, self._store.limits.encodable_bytes, key)
         self._check(data, tag_bytes, meta_bytes, len(payload))
         self._put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
@@ -259,20 +259,20 @@ class DiskCache:
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
         """`set` if `key` has no live entry; False if it has. Atomic among all processes."""
-        self._store.ensure_writable("store an entry")
+        self._store.life.ensure_writable("store an entry")
         low, high, data, payload, flags, expires, tag_bytes, meta_bytes = self._item(
             key, value, expire, tag, meta
         )
         if self._store.core.holds(key, time.time_ns()) is True:
             return False
-        return self._store.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
+        return self._store.writing.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
 
     @guarded
     def touch(self, key: Key, expire: float | None = None) -> bool:
         """Give `key` a new time to live (seconds from now, as in `set`). False if it has no entry."""
         store = self._store
         data = encode_key(key)
-        return store.touch(*key_digest(data, store.seed), data, self._expires(expire))
+        return store.removal.touch(*key_digest(data, store.current.seed), data, self._expires(expire))
 
     @guarded
     def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -285,7 +285,7 @@ class DiskCache:
         if default is not None:
             _check_int("default", default, " or None")
         data = encode_key(key)
-        low, high = key_digest(data, self._store.seed)
+        low, high = key_digest(data, self._store.current.seed)
         result = 0
 
         def decide(slot: Slot | None) -> Item:
@@ -295,7 +295,7 @@ class DiskCache:
             payload, flags = self._codec.encode(result)
             return Item(low, high, data, payload, flags, expires, tag, meta)
 
-        self._store.change(data, self._counter_bytes(low, high, data), decide)
+        self._store.writing.change(data, self._counter_bytes(low, high, data), decide)
         return result
 
     def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -305,15 +305,15 @@ class DiskCache:
 
     def _counter_bytes(self, low: int, high: int, data: bytes) -> int:
         """Bytes that a counter's new record takes at most."""
-        slot = self._store.lookup(low, high)
+        slot = self._store.finding.lookup(low, high)
         return 1024 + len(data) + (slot.head_bytes + min(slot.value_length, 1 << 16) if slot else 0)
 
     def _current_int(
         self, key: Key, data: bytes, slot: Slot | None, default: int | None
     ) -> tuple[int, int, bytes, bytes]:
         """(value, expires, tag, meta) of a counter. The lock is held."""
-        found = self._store.fetch(slot.low, slot.high, data) if slot is not None else None
-        names = self._store.names_of(slot) if slot is not None and found is not None else None
+        found = self._store.reading.fetch(slot.low, slot.high, data) if slot is not None else None
+        names = self._store.reading.names_of(slot) if slot is not None and found is not None else None
         if slot is None or found is None or names is None:
             if default is None:
                 raise KeyError(key)
@@ -327,34 +327,34 @@ class DiskCache:
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
         store = self._store
-        store.ensure_writable("remove an entry")
+        store.life.ensure_writable("remove an entry")
         data = encode_key(key)
-        low, high = key_digest(data, store.seed)
+        low, high = key_digest(data, store.current.seed)
         for _ in range(ATTEMPTS):
-            slot = store.entry(low, high, data)
+            slot = store.finding.entry(low, high, data)
             if slot is None:
                 break
-            found = store.fetch_version(slot)
+            found = store.reading.fetch_version(slot)
             if found is None:
                 continue
             value = self._decode(found.payload, found.flags & CODEC_FLAGS, key)  # first: it may refuse
-            if store.delete(low, high, data, slot.stamp):
-                store.use(True)
+            if store.removal.delete(low, high, data, slot.stamp):
+                store.counters.use(True)
                 return value
         else:
             raise CacheIOError(
                 errno.EAGAIN, "cannot remove an entry: it cannot be read, or changes all the time: try again"
             )
-        store.use(False)
-        if store.others_append():
-            store.remove([(low, high)], lambda slot: False, "deletes")
+        store.counters.use(False)
+        if store.active.others_append():
+            store.removal.remove([(low, high)], lambda slot: False, "deletes")
         return default
 
     @guarded
     def delete(self, key: Key) -> bool:
         """Remove `key`. True if it had a live entry."""
         store = self._store
-        store.ensure_writable("delete an entry")
+        store.life.ensure_writable("delete an entry")
         deleted: bool = self._delete(encode_key(key))
         return deleted
 
@@ -379,7 +379,7 @@ class DiskCache:
         if found is not NotImplemented:
             return bool(found)
         data = encode_key(key)
-        return store.entry(*key_digest(data, store.seed), data) is not None
+        return store.finding.entry(*key_digest(data, store.current.seed), data) is not None
 
     # -- many entries -------------------------------------------------------------------------
 
@@ -393,12 +393,12 @@ class DiskCache:
         """
         wanted = listed(keys)
         store = self._store
-        store.ensure_open()
+        store.life.ensure_open()
         refuse_equal(wanted)
         found = store.core.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
-            others = store.get_many([encode_key(wanted[i]) for i in rest])
+            others = store.reading.get_many([encode_key(wanted[i]) for i in rest])
             for i, hit in zip(rest, others, strict=True):
                 found[i] = hit
         decode = self._decode
@@ -420,11 +420,11 @@ class DiskCache:
         position, for an item that is no pair; ValueError for keys that are different here and equal for
         Python, as in `get_many`.
         """
-        self._store.ensure_writable("store entries")
+        self._store.life.ensure_writable("store entries")
         pairs = _pairs(items)
         refuse_equal([key for key, _ in pairs])
         drafts = [self._item(key, value, expire, tag, meta) for key, value in pairs]
-        self._store.put_many(drafts)
+        self._store.writing.put_many(drafts)
         return len(drafts)
 
     @guarded
@@ -435,16 +435,16 @@ class DiskCache:
         meant, a deletion can't be undone. TypeError for a str or bytes.
         """
         store = self._store
-        store.ensure_writable("delete entries")
+        store.life.ensure_writable("delete entries")
         wanted = listed(keys)
         refuse_equal(wanted)
-        return store.remove_keys([encode_key(key) for key in wanted])
+        return store.removal.remove_keys([encode_key(key) for key in wanted])
 
     @guarded
     def __len__(self) -> int:
         """Entries in the cache, those included that have expired but were not removed yet."""
-        self._store.ensure_open()
-        return self._store.count_entries()
+        self._store.life.ensure_open()
+        return self._store.current.count()
 
     @guarded
     def __iter__(self) -> Iterator[Key]:
@@ -475,10 +475,10 @@ class DiskCache:
 
     def _live(self) -> Iterator[Any]:
         store = self._store
-        for record, slot in store.walk():
+        for record, slot in store.walks.entries():
             if self._store is not store:
-                self._store.ensure_open()
-            if not store.is_over(slot):
+                self._store.life.ensure_open()
+            if not store.finding.is_over(slot):
                 yield record, slot
 
     @guarded
@@ -500,33 +500,33 @@ class DiskCache:
 
     def _remove_where(self, wanted: Callable[[Any], bool]) -> int:
         store = self._store
-        store.ensure_writable("remove entries")
-        if store.others_append():  # the walk does not see what dead ones did not come to show
-            store.reclaim.reap()
-        stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
+        store.life.ensure_writable("remove entries")
+        if store.active.others_append():  # the walk does not see what dead ones did not come to show
+            store.reaper.reap()
+        stamps = {(s.low, s.high): s.stamp for record, s in store.walks.entries() if wanted(record)}
         # An entry replaced since the walk may no longer be one of those meant: it stays.
 
         def is_meant(slot: Slot) -> bool:
             return stamps[slot.low, slot.high] == slot.stamp
 
-        return store.remove(list(stamps), is_meant, "deletes")[0]
+        return store.removal.remove(list(stamps), is_meant, "deletes")[0]
 
     @guarded
     def expire(self) -> int:
         """Remove entries that have expired. How many. Each batch of 128 is atomic."""
-        self._store.ensure_writable("remove entries")
-        return self._store.expire_all()
+        self._store.life.ensure_writable("remove entries")
+        return self._store.evictor.expire_all()
 
     @guarded
     def cull(self) -> int:
         """Evict until the entries fit the limit, headroom included. How many went."""
-        self._store.ensure_writable("evict entries")
-        return self._store.reclaim.cull()
+        self._store.life.ensure_writable("evict entries")
+        return self._store.room.cull()
 
     @guarded
     def clear(self) -> int:
         """Remove everything at once; how many entries. Hits, misses and evictions keep their counts."""
-        return self._store.clear()
+        return self._store.removal.clear()
 
     # -- large values and metadata ------------------------------------------------------------
 
@@ -538,22 +538,22 @@ class DiskCache:
         """
         store = self._store
         data = encode_key(key)
-        low, high = key_digest(data, store.seed)
-        slot = store.lookup(low, high)
+        low, high = key_digest(data, store.current.seed)
+        slot = store.finding.lookup(low, high)
         entry = None if slot is None else self._entry(slot)
         if slot is not None and (entry is None or encode_key(entry.key) != data):
-            entry = store.verified(low, high, data, self._entry)
+            entry = store.reading.verified(low, high, data, self._entry)
         if entry is None:
-            store.use(False)
+            store.counters.use(False)
             return None
-        store.use(True)
-        store.touch_slot(low, high)
+        store.counters.use(True)
+        store.finding.touch(low, high)
         return entry
 
     def _entry(self, slot: Slot) -> Entry | None:
         """None if the record is damaged, or was moved meanwhile."""
-        names = self._store.names_of(slot)
-        if names is None or key_digest(names.key, self._store.seed) != (slot.low, slot.high):
+        names = self._store.reading.names_of(slot)
+        if names is None or key_digest(names.key, self._store.current.seed) != (slot.low, slot.high):
             return None
         key = decode_key(names.key)
         return Entry(
@@ -563,12 +563,12 @@ class DiskCache:
             size=slot.value_length,
             created=names.created / 1e9,
             expires=slot.expires / 1e9 if slot.expires else None,
-            accessed=self._store.accessed(slot),
+            accessed=self._store.finding.accessed(slot),
             load=lambda: self._load_entry(slot, key),
         )
 
     def _load_entry(self, slot: Slot, key: Key) -> Any:
-        found = self._store.fetch_version(slot)
+        found = self._store.reading.fetch_version(slot)
         if found is None:
             raise EntryGone(
                 "the entry expired, or was replaced or removed, before its value was read: get it again"
@@ -598,14 +598,14 @@ class DiskCache:
     def _locate(self, key: Key) -> OwnLocation:
         store = self._store
         data = encode_key(key)
-        location = store.verified(*key_digest(data, store.seed), data, store.locate)
+        location = store.reading.verified(*key_digest(data, store.current.seed), data, store.reading.locate)
         if location is None:
-            store.use(False)
+            store.counters.use(False)
             raise KeyError(key)
         if location.flags & CODEC_FLAGS not in (KIND_BYTES, KIND_STR):
             location.close()
             _wrong_type(f"the value of {key!r} is neither bytes nor str: read it with get()")
-        store.use(True)
+        store.counters.use(True)
         return location
 
     # -- the cache as a whole -----------------------------------------------------------------
@@ -613,13 +613,13 @@ class DiskCache:
     @guarded
     def volume(self) -> int:
         """Bytes on disk: segments (active ones at full size), large values, index, checkpoint."""
-        self._store.ensure_open()
-        return self._store.index.used_bytes
+        self._store.life.ensure_open()
+        return self._store.current.index.used_bytes
 
     @guarded
     def flush(self) -> None:
         """Make everything durable that was completed before, by whichever process."""
-        self._store.flush()
+        self._store.durability.flush()
 
     @guarded
     def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
@@ -632,14 +632,14 @@ class DiskCache:
         _check_fix(fix, drop_unreadable)
         if fix and self._settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
-        self._store.ensure_open()
+        self._store.life.ensure_open()
         return _check.check(self._store, fix, drop_unreadable)
 
     @guarded
     def stats(self) -> CacheStats:
         """Counters, sizes, and which backend is in use and why."""
         store = self._store
-        store.ensure_open()
+        store.life.ensure_open()
         return collect(store, self._lease.shared.reason, sharing.counters(self._lease))
 
     # -- arguments ----------------------------------------------------------------------------
@@ -662,22 +662,22 @@ class DiskCache:
     def _item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:
         """Everything of an entry as bytes, checked."""
         data = encode_key(key)
-        payload, flags = self._codec.encode(value, self._store.encodable_bytes, key)
+        payload, flags = self._codec.encode(value, self._store.limits.encodable_bytes, key)
         tag_bytes = b"" if tag is None else _encode_tag(tag)
         meta_bytes = b"" if meta is None else _encode_meta(meta)
         self._check(data, tag_bytes, meta_bytes, len(payload))
-        low, high = key_digest(data, self._store.seed)
+        low, high = key_digest(data, self._store.current.seed)
         return Item(low, high, data, payload, flags, self._expires(expire), tag_bytes, meta_bytes)
 
     def _check(self, key: bytes, tag: bytes, meta: bytes, length: int) -> None:
         if tag or meta:
             self._check_names(key, tag, meta)
-        if length > self._store.unchecked_bytes:
-            self._store.check_size(length)
+        if length > self._store.limits.unchecked_bytes:
+            self._store.writing.check_size(length)
 
     def _check_names(self, key: bytes, tag: bytes, meta: bytes) -> None:
         size = RECORD_BYTES + len(key) + len(tag) + len(meta)
-        if size > min(MAX_HEAD_BYTES, self._store.reclaim.live_limit // 4):
+        if size > min(MAX_HEAD_BYTES, self._store.budget.live_limit // 4):
             raise ValueTooLarge(f"key, tag and meta have {size} bytes together: keep meta small")
 
 

@@ -23,6 +23,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ from yatagarasu_cache.concurrency.locks import FileLock
 from yatagarasu_cache.entry import Entry, Location
 from yatagarasu_cache.store.changes import ChangeLog
 from yatagarasu_cache.store.index import Index
-from yatagarasu_cache.store.reclaim import Reclaimer
 from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.upkeep import Upkeep
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -1675,19 +1676,19 @@ def have_cleaning_wait(
     next part need not. What is set when it does."""
     reached = threading.Event()
 
-    def cleaning(reclaim: Reclaimer, _budget: int) -> None:
+    def cleaning(upkeep: Upkeep, _budget: int) -> None:
         if not reached.is_set():
             lock.enter_context(locked_by_others(directory))
             reached.set()
         try:
-            with reclaim._store.lock:
+            with cache._sync()._store.locks.index:
                 pass
         finally:
             if once:
                 lock.close()
 
-    monkeypatch.setattr(Reclaimer, "_work", cleaning)
-    cache._sync()._store.reclaim._unpaced = 1 << 30
+    monkeypatch.setattr(cache._sync()._store.pace, "work", partial(cleaning, cache._sync()._store.upkeep))
+    cache._sync()._store.pace._unpaced = 1 << 30
     return reached
 
 

@@ -21,7 +21,6 @@ from yatagarasu_cache.backends import creating
 from yatagarasu_cache.backends.directories import Place
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
-from yatagarasu_cache.store import checkpoint
 from yatagarasu_cache.store import directory as directory_module
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.directory import (
@@ -46,7 +45,7 @@ def use(cache: DiskCache, first: int = 0) -> None:
         cache.set(i, noise(100 if i % 2 else 5000, i))
     cache.delete(first)
     cache.flush()
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
     assert cache.get(first + 1) == noise(100, first + 1)
     assert cache.get(first + 2) == noise(5000, first + 2)
 
@@ -550,7 +549,7 @@ def test_no_mount_matches() -> None:
 
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yatagarasu_cache.store.handle._READER_LOOKS", 0.0)
+    monkeypatch.setattr("yatagarasu_cache.store.counters._READER_LOOKS", 0.0)
 
 
 def uses_until_it_looks(reader: DiskCache) -> None:

@@ -22,7 +22,7 @@ from helpers import descriptors, noise, tree
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.concurrency.locks import GRACE, LOOK_EVERY, FileLock, has_name
-from yatagarasu_cache.store import checkpoint, compiled, recovery
+from yatagarasu_cache.store import compiled, recovery
 from yatagarasu_cache.store import format as f
 
 Make = Callable[..., DiskCache]
@@ -55,7 +55,7 @@ def use(cache: DiskCache, first: int) -> None:
     cache.delete(first)
     cache.set(("stream", first), iter([noise(3000), noise(3000, 1)]))
     cache.flush()
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
 
 
 def holds(cache: DiskCache, first: int, lost: bool = False) -> bool:
@@ -297,10 +297,10 @@ def test_removals_are_logged_where_they_are_found(make: Make, directory: Path) -
         cache[n] = b"value"
     cache.delete(0)
     store = cache._lease.store
-    os.unlink(store.files.path(store.index.logs()[0]))
+    os.unlink(store.files.segments.segments.path(store.current.index.logs()[0]))
     until_they_look()
     cache.delete(1)
-    assert store.index.logs() and os.path.exists(store.files.path(store.changes.segment))
+    assert store.current.index.logs() and os.path.exists(store.files.segments.segments.path(store.changes.segment))
     assert cache.check(fix=True) == [] or cache.check() == []
     cache.close()
     (directory / f.INDEX_NAME).unlink()
@@ -339,7 +339,7 @@ def test_directories_are_put_back(make: Make, directory: Path, name: str) -> Non
     shutil.rmtree(directory / name, ignore_errors=True)
     cache.set("stream", iter([noise(10_000)]))
     shutil.rmtree(directory / name, ignore_errors=True)
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
     cache.stats()
     list(cache)
     cache.check(fix=True)
@@ -526,12 +526,12 @@ def test_the_index_is_removed_when_another_has_just_replaced_it(make: Any, direc
     for n in range(50):
         cache.set(n, noise(500, n))
     store = cache._store
-    with store.lock:
-        other = recovery.remake_index(store, store.index, store.index.table_capacity)
+    with store.locks.index:
+        other = recovery.remake_index(store, store.current.index, store.current.index.table_capacity)
         other.close()
-        assert store.index.words[f.W_SUPERSEDED]
+        assert store.current.index.words[f.W_SUPERSEDED]
         (directory / f.INDEX_NAME).unlink()
-        store._follow_removed()
+        store.presence._follow_removed()
     assert all(cache.get(n) == noise(500, n) for n in range(50))
     cache.set("new", 1)
     assert cache.check() == []
