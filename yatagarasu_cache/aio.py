@@ -45,10 +45,10 @@ from .guard import callers, guarded, tell
 from .stats import CacheStats
 from .store.check import Problem
 from .store.format import CODEC_FLAGS, Slot, key_digest
+from .store.item import Item
 from .store.large import CHUNK_BYTES
 from .store.reading import Found
 from .store.store import Store
-from .store.writing import Item
 
 __all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
 
@@ -760,8 +760,8 @@ class AsyncDiskCache:
                 return True
             source = pull or _Source(stream)
             return await state.run_aside(
-                source, store.writing.put_stream, item.low, item.high, item.key, stream if pull else iter(source),
-                KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value, length),
+                source, store.writing.put_stream, item._replace(flags=KIND_BYTES), stream if pull else iter(source),
+                stream_length(value, length),
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)

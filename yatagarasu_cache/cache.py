@@ -41,8 +41,8 @@ from .store.check import Problem
 from .store.core import PythonCore
 from .store.current import ATTEMPTS
 from .store.format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
+from .store.item import Item
 from .store.large import CHUNK_BYTES
-from .store.writing import Item
 
 __all__ = ["DiskCache"]
 
@@ -238,11 +238,9 @@ class DiskCache:
         if type(value) not in _PLAIN and (stream := as_stream(value, length)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
             store = self._store
-            low, high = key_digest(data, store.current.seed)
-            return store.writing.put_stream(
-                low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes,
-                stream_length(value, length),
-            )  # fmt: skip
+            digest = key_digest(data, store.current.seed)
+            item = Item(*digest, data, b"", KIND_BYTES, expires, tag_bytes, meta_bytes)
+            return store.writing.put_stream(item, stream, stream_length(value, length))
         if length is not None:
             check_length(value, length)
         payload: Buffer
@@ -260,12 +258,10 @@ class DiskCache:
     ) -> bool:
         """`set` if `key` has no live entry; False if it has. Atomic among all processes."""
         self._store.life.ensure_writable("store an entry")
-        low, high, data, payload, flags, expires, tag_bytes, meta_bytes = self._item(
-            key, value, expire, tag, meta
-        )
+        item = self._item(key, value, expire, tag, meta)
         if self._store.core.holds(key, time.time_ns()) is True:
             return False
-        return self._store.writing.add(low, high, data, payload, flags, expires, tag_bytes, meta_bytes)
+        return self._store.writing.add(item)
 
     @guarded
     def touch(self, key: Key, expire: float | None = None) -> bool:
@@ -673,7 +669,7 @@ class DiskCache:
         if tag or meta:
             self._check_names(key, tag, meta)
         if length > self._store.limits.unchecked_bytes:
-            self._store.writing.check_size(length)
+            self._store.budget.ensure_fits(length)
 
     def _check_names(self, key: bytes, tag: bytes, meta: bytes) -> None:
         size = RECORD_BYTES + len(key) + len(tag) + len(meta)

@@ -52,7 +52,9 @@ from yatagarasu_cache.concurrency.locks import FileLock
 from yatagarasu_cache.entry import Entry, Location
 from yatagarasu_cache.store.changes import ChangeLog
 from yatagarasu_cache.store.index import Index
-from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.large_writing import LargeWriting
+from yatagarasu_cache.store.removal import Removal
+from yatagarasu_cache.store.writing import Writing
 from yatagarasu_cache.store.upkeep import Upkeep
 
 # A coroutine that nobody awaited is a leak too.

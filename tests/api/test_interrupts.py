@@ -31,7 +31,7 @@ from yatagarasu_cache import DiskCache
 from yatagarasu_cache.concurrency import locks
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.index import Index
-from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.showing import Showing
 
 PACKAGE = str(Path(locks.__file__).parent.parent)
 PICKED = os.environ.get("YATAGARASU_TEST_INTERRUPTS", "40")  # steps of a method that are tried
@@ -225,10 +225,10 @@ def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch
     monkeypatch.setattr(store.owner, "marks", lambda: ({12345}, []))  # who took it over lives
     with store.locks.index:
         store.current.index.words[store.current.index.entry(segment) + f.T_OWNER] = 12345
-    size = os.path.getsize(store.files.segments.segments.path(segment))
+    size = os.path.getsize(store.files.segments.segments.segments.segments.segments.path(segment))
     assert cache.incr("n") == 2
     assert store.active.writer.segment != segment
-    assert os.path.getsize(store.files.segments.segments.path(segment)) == size
+    assert os.path.getsize(store.files.segments.segments.segments.segments.segments.path(segment)) == size
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
@@ -480,9 +480,9 @@ def test_a_large_value_that_was_shown_just_before(
     directory: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Its entry has replaced what was there: the file that it leads to is not taken back any more."""
-    install, interrupts = Store._install, [1]  # so often
+    install, interrupts = Showing._install, [1]  # so often
 
-    def interrupted(self: Store, *arguments: Any) -> Any:
+    def interrupted(self: Showing, *arguments: Any) -> Any:
         done = install(self, *arguments)
         if interrupts:
             raise Interrupt(interrupts.pop())
@@ -492,7 +492,7 @@ def test_a_large_value_that_was_shown_just_before(
     with DiskCache(directory, size_limit=4 << 20, large_value_size=50_000) as cache:
         if how != "add":
             cache["key"] = value
-        monkeypatch.setattr(Store, "_install", interrupted)
+        monkeypatch.setattr(Showing, "_install", interrupted)
         with pytest.raises(Interrupt):
             if how == "add":
                 cache.add("key", new)

@@ -182,7 +182,7 @@ def test_readers_see_no_index_that_is_being_made(
 def test_segments_of_nobody_are_passed_over(make: Make, directory: Path) -> None:
     """Strays, of whatever origin, that have the numbers of the next segments: they stay as they are."""
     cache = make(**SMALL)
-    next_one = cache._lease.store.index.words[f.W_NEXT_SEGMENT]
+    next_one = cache._lease.store.current.index.words[f.W_NEXT_SEGMENT]
     strays = [directory / "segments" / f.segment_name(next_one + i) for i in range(5)]
     for stray in strays:
         stray.write_bytes(b"not a segment")
@@ -302,8 +302,8 @@ def test_temporary_files_have_their_mode(
     monkeypatch.setattr(os, "replace", replace)
     cache = make(file_mode=0o640, **SMALL)
     use(cache)
-    with cache._lease.store.lock:
-        cache._lease.store.shrink_index()
+    with cache._lease.store.locks.index:
+        cache._lease.store.current.shrink()
     assert {"checkpoint", "settings", "index"} < {name for name, _ in seen}
     assert {mode for _, mode in seen} == {0o640}
 
@@ -609,12 +609,12 @@ def test_a_reader_that_is_up_to_date_maps_nothing(make: Make, monkeypatch: pytes
     writer = make(**SMALL)
     use(writer)
     reader = make(read_only=True)
-    index = reader._lease.store.index
+    index = reader._lease.store.current.index
     for i in range(20):
         writer[i] = i
         uses_until_it_looks(reader)
         assert reader[i] == i
-    assert reader._lease.store.index is index
+    assert reader._lease.store.current.index is index
 
 
 def test_a_reader_looks_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,7 +625,7 @@ def test_a_reader_looks_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch
     reader = make(read_only=True)
     store, now = reader._lease.store, time.monotonic()
     looks = []
-    monkeypatch.setattr(store, "follow_path", lambda: looks.append(now))
+    monkeypatch.setattr(store.current, "follow_path", lambda: looks.append(now))
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for number in (1, 2, 3):
         for _ in range(1000):

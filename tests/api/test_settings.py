@@ -839,7 +839,7 @@ def test_a_damaged_length_asks_for_no_memory(make: Make, monkeypatch: pytest.Mon
         assert not store.reading.in_segment(slot._replace(lengths=lengths))
     assert not store.reading.in_segment(slot._replace(place=f.pack_place(99, 64)))
     store.current.index.words[at + f.S_LENGTHS] = (1 << 36) << 24 | slot.lengths & 0xFFFFFF
-    store.files.segments.segments.forget(slot.segment)
+    store.files.segments.segments.segments.segments.segments.forget(slot.segment)
     assert cache.get_many(["k"]) == {}
     assert cache.stats().corrupt == 1
 

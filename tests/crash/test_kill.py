@@ -552,8 +552,8 @@ CALLS: dict[str, tuple[Any, str]] = {
     "append": (segment.SegmentWriter, "append"),
     "append_many": (segment.SegmentWriter, "append_many"),
     "seal": (segment.SegmentWriter, "seal"),
-    "show": (writing.Writing, "_install"),
-    "discard": (removal.Removal, "discard"),
+    "show": (showing.Showing, "_install"),
+    "discard": (leaving_files.LeavingFiles, "discard"),
     "doom": (dead_segments.DeadSegments, "_doom"),
     "write": (None, "write"),
     "unlink": (None, "unlink"),
@@ -693,7 +693,7 @@ def test_removed_after_its_writer_died(
         monkeypatch.setenv("YATAGARASU_CORE", "python")  # the compiled one appends and shows in one call
         with DiskCache(directory, **options) as cache:
             cache.set("shown", 1)
-            monkeypatch.setattr(writing.Writing, "_install", _never_shown)
+            monkeypatch.setattr(showing.Showing, "_install", _never_shown)
             cache.set(("k", 1), b"dead", tag="tag")
 
     with at_most(60, removal):
@@ -733,7 +733,7 @@ def test_removed_after_a_put_was_interrupted(
     cache = DiskCache(disks / "cache", **options)
     cache.set("shown", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(writing.Writing, "_install", _interrupted)
+        patch.setattr(showing.Showing, "_install", _interrupted)
         low, high = key_digest(key := encode_key(("k", 1)), cache._store.current.seed)
         with pytest.raises(KeyboardInterrupt):
             cache._store.writing.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
@@ -760,7 +760,7 @@ def test_killed_while_it_takes_back_what_was_interrupted(
         cache = DiskCache(directory, **options)
         cache.set("shown", 1)
         monkeypatch.setattr(segment.SegmentWriter, "void", lambda *_: None)
-        monkeypatch.setattr(writing.Writing, "_install", _interrupted)
+        monkeypatch.setattr(showing.Showing, "_install", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache.set("k", b"interrupted")
         monkeypatch.setattr(segment.SegmentWriter, "void", _never_shown)
@@ -785,7 +785,7 @@ def test_an_older_value_stays_where_a_newer_one_was_not_shown(
 
     def work(_: Callable[[], None]) -> None:
         with DiskCache(directory, **options) as cache:
-            monkeypatch.setattr(writing.Writing, "_install", _never_shown)
+            monkeypatch.setattr(showing.Showing, "_install", _never_shown)
             cache.set("k", b"new")
 
     with DiskCache(directory, **options) as cache:

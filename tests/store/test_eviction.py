@@ -40,7 +40,7 @@ def watch(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, 
         removed.extend((slot.low, slot.high) for slot in slots)
         return remove_slots(slots)
 
-    monkeypatch.setattr(cache._store, "remove_slots", remove)
+    monkeypatch.setattr(cache._store.removal, "remove_slots", remove)
     return removed
 
 

@@ -601,7 +601,7 @@ def test_the_directory_goes_while_it_is_in_use(
 def test_pop_of_what_cannot_be_dropped_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make()
     cache.set("k", b"value")
-    monkeypatch.setattr(cache._store, "fetch_version", lambda slot: None)
+    monkeypatch.setattr(cache._store.reading, "fetch_version", lambda slot: None)
     with pytest.raises(CacheIOError, match="cannot be read, or changes all the time"):
         cache.pop("k")
     monkeypatch.undo()
@@ -622,7 +622,7 @@ def test_flush_says_what_it_could_not_sync(make: Make, monkeypatch: pytest.Monke
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    other._store.files.segments.segments.forget_all()
+    other._store.files.segments.segments.segments.segments.segments.forget_all()
     segment = other._store.current.index.segments()[0]
     other._store.current.index.words[other._store.current.index.entry(segment) + f.T_SYNCED] = 0
     with pytest.raises(CacheIOError, match="cannot make the cache durable"):

@@ -277,7 +277,7 @@ def test_half_a_slot_is_no_version(opener: Callable[..., DiskCache], monkeypatch
         store = reader._store
         torn = [f.Slot(*slots[0][:cut], *slots[1][cut:]) for cut in range(2, 9)]
         for first, second in itertools.product(torn, torn):
-            monkeypatch.setattr(store, "lookup", lambda low, high, slot=second: slot)
+            monkeypatch.setattr(store.finding, "lookup", lambda low, high, slot=second: slot)
             names, found = store.reading.read_names(first), store.reading.fetch_version(first)
             if names is not None and found is not None:
                 assert (names.meta, found.payload) in pairs

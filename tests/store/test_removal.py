@@ -297,10 +297,10 @@ def test_removals_are_logged_where_they_are_found(make: Make, directory: Path) -
         cache[n] = b"value"
     cache.delete(0)
     store = cache._lease.store
-    os.unlink(store.files.segments.segments.path(store.current.index.logs()[0]))
+    os.unlink(store.files.segments.segments.segments.segments.segments.path(store.current.index.logs()[0]))
     until_they_look()
     cache.delete(1)
-    assert store.current.index.logs() and os.path.exists(store.files.segments.segments.path(store.changes.segment))
+    assert store.current.index.logs() and os.path.exists(store.files.segments.segments.segments.segments.segments.path(store.changes.segment))
     assert cache.check(fix=True) == [] or cache.check() == []
     cache.close()
     (directory / f.INDEX_NAME).unlink()
@@ -317,13 +317,13 @@ def test_who_is_not_alone_is_not_taken_to_be(make: Make, directory: Path, how: s
     (directory / f.USERS_NAME).unlink()
     if how == "noticed":
         until_they_look()
-        with cache._lease.store.lock:
+        with cache._lease.store.locks.index:
             pass
     other = make()
-    with other._lease.store.lock:
+    with other._lease.store.locks.index:
         assert not other._lease.store.users_alone()
     other.close()
-    assert not cache._lease.store.index.words[f.W_CLEAN]
+    assert not cache._lease.store.current.index.words[f.W_CLEAN]
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)
@@ -352,7 +352,7 @@ def test_a_value_that_is_removed_while_it_is_stored(
 ) -> None:
     """One that is all there is stored again; of a stream that is half read nothing is left."""
     cache = make(**SMALL)
-    large, removed = cache._lease.store.large, []
+    large, removed = cache._lease.store.files.segments.segments.large, []
     publish = large.publish
 
     def interfered(temporary: str, *arguments: Any, **options: Any) -> None:
@@ -383,10 +383,10 @@ def test_keys_are_looked_up_in_the_cache_that_is_there(make: Make, directory: Pa
     new = make(**SMALL)
     new.set_many(dict.fromkeys(range(20), b"new"))
     new["n"] = 5
-    assert old._lease.store.seed != new._lease.store.seed
+    assert old._lease.store.current.seed != new._lease.store.current.seed
     until_they_look()
     assert old.incr("n") == 6
-    assert old._lease.store.seed == new._lease.store.seed
+    assert old._lease.store.current.seed == new._lease.store.current.seed
 
     def replaced() -> DiskCache:
         remove(directory)

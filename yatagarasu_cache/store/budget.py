@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 from ..concurrency.interruption import suppressing
+from ..config import Settings
+from ..errors import StorageFull, ValueTooLarge
 from . import checkpoint
 from . import format as f
 from .cache_files import CacheFiles
@@ -32,10 +35,11 @@ class Budget:
 
     def __init__(
         self, locks: Locks, files: CacheFiles, limits: Limits, current: CurrentIndex,
-        shared_settings: SharedSettings, under_way: UnderWay,
+        shared_settings: SharedSettings, under_way: UnderWay, settings: Settings,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._limits, self._current = locks, files, limits, current
         self._shared_settings, self._under_way = shared_settings, under_way
+        self._settings = settings
         self.volume: int | None = None  # bytes that the volume has room for, where it was full
         self.volume_seen = 0.0
         self._recounted = -_RECOUNT_SECONDS
@@ -167,3 +171,29 @@ class Budget:
     def recount_if_due(self) -> None:
         if self.counts_too_much and time.monotonic() - self._recounted > _RECOUNT_SECONDS:
             self.recount()
+
+    def ensure_fits(self, length: int, most: int | None = None) -> None:
+        """Refuse what can never fit, before anything changes; and a stream that is longer than `most`."""
+        largest = self._settings.max_value_size
+        if largest is not None and length > largest:
+            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {largest}: raise it")
+        if length > f.MAX_VALUE_BYTES:
+            raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
+        room = self.largest_value
+        if length > room:
+            raise ValueTooLarge(
+                f"the value has {length} bytes and a cache with size_limit={self._limits.size_limit} "
+                f"has room for {max(0, room)}: raise size_limit"
+            )
+        if length >= self._limits.large_bytes and length > (room := self.largest_on_volume(room)):
+            raise StorageFull(
+                errno.ENOSPC,
+                f"the value has {length} bytes and the volume has room for {max(0, room)}, even without all "
+                "other entries: free space on the volume",
+            )
+        if most is not None and length > most:
+            share = "" if self._settings.max_stream_size else ", an eighth of size_limit"
+            raise ValueTooLarge(
+                f"a stream whose length was not told has more than {most} bytes, and max_stream_size is "
+                f"{self._limits.stream_bytes}{share}: pass length= to set, or raise max_stream_size"
+            )

@@ -21,6 +21,7 @@ from .dead_segments import CLEANABLE, DeadSegments
 from .evicting import WHOLE
 from .format import Slot
 from .grants import Grants
+from .leaving_files import LeavingFiles
 from .limits import Limits
 from .locking import Locks
 from .owners import Owner
@@ -61,11 +62,13 @@ class Cleaner:
     def __init__(
         self, locks: Locks, files: CacheFiles, owner: Owner, limits: Limits, current: CurrentIndex,
         budget: Budget, active: ActiveSegment, grants: Grants, walks: Walks, removal: Removal,
+        leaving: LeavingFiles,
         counters: Counters, dead: DeadSegments,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._owner, self._limits = locks, files, owner, limits
         self._current, self._budget, self._active, self._grants = current, budget, active, grants
-        self._walks, self._removal, self._counters, self._dead = walks, removal, counters, dead
+        self._walks, self._removal, self._leaving = walks, removal, leaving
+        self._counters, self._dead = counters, dead
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
 
@@ -202,7 +205,7 @@ class Cleaner:
                     continue
                 gone = self._removal.remove_slots(list(slots.values()))
                 self._counters.count("evictions", len(slots))
-            self._removal.discard(gone)
+            self._leaving.discard(gone)
 
     def _begin_cleaning(self) -> Cleaning | None:
         with self._locks.index:

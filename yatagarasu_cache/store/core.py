@@ -20,6 +20,7 @@ from ..concurrency.locks import await_lock
 from ..errors import StorageFull, from_os_error, is_volume_full
 from . import compiled
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .item import Item
 
 if TYPE_CHECKING:
     from ..backends.base import Buffer
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .reading import Found
     from .segment import SegmentWriter
     from .store import Store
-    from .writing import Item
 
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
@@ -126,13 +126,12 @@ class PythonCore:
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
     ) -> None:
-        """`Store.put` of an encoded key."""
-        self._store.writing.put(
-            *key_digest(key, self._store.current.seed), key, payload, flags, expires, tag, meta
-        )
+        """`Writing.put` of an encoded key."""
+        digest = key_digest(key, self._store.current.seed)
+        self._store.writing.put(Item(*digest, key, payload, flags, expires, tag, meta))
 
     def delete(self, key: bytes) -> bool:
-        """`Store.delete` of an encoded key."""
+        """`Removal.delete` of an encoded key."""
         store = self._store
         seed = store.current.seed
         done = store.removal.delete(*key_digest(key, seed), key)
@@ -376,7 +375,7 @@ class CompiledCore(PythonCore):
     def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
         _, slot, epoch = appended
         try:
-            return self._store.writing.show(Slot._make(slot), epoch, size)
+            return self._store.showing.show(Slot._make(slot), epoch, size)
         except StorageFull as error:
             if not is_volume_full(error):
                 raise

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from ..concurrency.cancelling import ensure_wanted
 from . import format as f
 from .budget import Budget
-from .cache_files import CacheFiles
 from .counters import Counters
 from .current import CurrentIndex
 from .eviction import Victims, ahead, expired
 from .finding import Finding
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
+from .leaving_files import LeavingFiles
 from .limits import Limits
 from .locking import Locks
 from .reaping import Reaper
@@ -29,11 +29,12 @@ class Evictor:
     """Evicts in batches, each under the lock."""
 
     def __init__(
-        self, locks: Locks, files: CacheFiles, limits: Limits, current: CurrentIndex, budget: Budget,
-        reaper: Reaper, finding: Finding, removal: Removal, counters: Counters,
+        self, locks: Locks, limits: Limits, current: CurrentIndex, budget: Budget,
+        reaper: Reaper, finding: Finding, removal: Removal, leaving: LeavingFiles, counters: Counters,
     ) -> None:  # fmt: skip
-        self._locks, self._files, self._limits, self._current = locks, files, limits, current
+        self._locks, self._current = locks, current
         self._budget, self._reaper, self._finding, self._removal = budget, reaper, finding, removal
+        self._leaving = leaving
         self._counters = counters
         self._victims = Victims()
         self._expiry_part = 0
@@ -75,7 +76,7 @@ class Evictor:
             late = sum(0 < slot.expires <= now for slot in victims)
             self._counters.count("expirations", late)
             self._counters.count("evictions", len(victims) - late)
-        self._removal.discard(gone)
+        self._leaving.discard(gone)
         return freed
 
     def _choose(self, wanted: int) -> tuple[list[Slot], int]:
@@ -124,7 +125,7 @@ class Evictor:
                 gone = self._removal.remove_slots(slots)
                 self._counters.count("expirations", len(slots))
             total += len(slots)
-            self._removal.discard(gone)
+            self._leaving.discard(gone)
         return total
 
     def _over(self, index: Index, part: int) -> list[int]:

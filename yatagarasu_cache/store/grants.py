@@ -15,7 +15,6 @@ from .changes import ChangeLog
 from .core import PythonCore
 from .current import CurrentIndex
 from .durability import Durability
-from .life import Life
 from .limits import Limits, segment_bytes_of
 from .locking import Locks
 from .owners import Owner
@@ -39,11 +38,11 @@ class Grants:
     """
 
     def __init__(
-        self, life: Life, locks: Locks, files: CacheFiles, owner: Owner, limits: Limits,
+        self, locks: Locks, files: CacheFiles, owner: Owner, limits: Limits,
         current: CurrentIndex, budget: Budget, presence: Presence, table: SegmentTable, changes: ChangeLog,
         active: ActiveSegment, durability: Durability, reaper: Reaper, core: PythonCore,
     ) -> None:  # fmt: skip
-        self._life, self._locks, self._files, self._owner = life, locks, files, owner
+        self._locks, self._files, self._owner = locks, files, owner
         self._limits, self._current, self._budget = limits, current, budget
         self._presence, self._table, self._changes, self._active = presence, table, changes, active
         self._durability, self._reaper, self._core = durability, reaper, core

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from ..concurrency.cancelling import ensure_wanted
-from ..concurrency.interruption import is_interruption, ours, suppressing
-from ..errors import CacheIOError, ClosedError, from_os_error
+from ..concurrency.interruption import ours
+from ..errors import CacheIOError, from_os_error
 from . import format as f
 from .active import ActiveSegment
 from .cache_files import CacheFiles
@@ -22,34 +20,28 @@ from .dead_segments import DeadSegments
 from .durability import Durability
 from .finding import Finding
 from .format import PARTITION_MASK, Slot
+from .leaving_files import Gone, LeavingFiles
 from .life import Life
 from .locking import Locks
 from .notices import Notices
 from .pace import Pace
 from .reaping import Reaper
-from .under_way import LargeFile, UnderWay
 
 _REMOVAL_BATCH = 128  # digests in one removal record
 
-
-class Gone(NamedTuple):
-    """Large files whose entries were removed or replaced by what stands before `mark`."""
-
-    files: list[LargeFile]
-    mark: Mark
 
 class Removal:
     """Removes, and changes what was stored. `durable`: what it does survives a power cut."""
 
     def __init__(
         self, life: Life, locks: Locks, files: CacheFiles, current: CurrentIndex, finding: Finding,
-        active: ActiveSegment, changes: ChangeLog, under_way: UnderWay, durability: Durability,
+        active: ActiveSegment, changes: ChangeLog, leaving: LeavingFiles, durability: Durability,
         reaper: Reaper, dead: DeadSegments, counters: Counters, pace: Pace, core: PythonCore,
         notices: Notices,
     ) -> None:  # fmt: skip
         self._life, self._locks, self._files, self._current = life, locks, files, current
         self._finding, self._active, self._changes = finding, active, changes
-        self._under_way, self._durability, self._reaper = under_way, durability, reaper
+        self._leaving, self._durability, self._reaper = leaving, durability, reaper
         self._dead, self._counters, self._pace, self._core = dead, counters, pace, core
         self._notices = notices
         self.durable = False
@@ -131,7 +123,7 @@ class Removal:
             self._log_made(gone.mark)
             synced = self.durable
         finally:
-            self.discard(gone, synced=synced)
+            self._leaving.discard(gone, synced=synced)
         return alive, len(slots)
 
     def _found(self, digests: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
@@ -145,7 +137,7 @@ class Removal:
         digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
         stamp = self._stamp_beyond(slots)
         mark = self._changes.append(f.REMOVE, digests, stamp)
-        gone = Gone(self.leaving(slots), mark)
+        gone = Gone(self._leaving.leaving(slots), mark)
         for _, high in absent:
             self._current.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
@@ -184,14 +176,14 @@ class Removal:
                     self._durability.promise()
                 if self._current.index.words[f.W_PROMISED]:
                     self._durability.sync_dirty()
-                gone = Gone(self.leaving(slots), mark)
+                gone = Gone(self._leaving.leaving(slots), mark)
             except BaseException:  # nothing was cleared, nor will be when an index is made anew
                 self._changes.take_back(mark, f.RECORD_BYTES)
                 raise
             for part in range(f.PARTITIONS):
                 self._current.index.words[f.W_DELETED + part] = stamp
             self._current.index.reset()
-        self.discard(gone, synced=True)
+        self._leaving.discard(gone, synced=True)
         self._reaper.reap()
         self._dead.drop_all()
         self._files.segments.let_go()  # whoever clears a cache wants the room
@@ -212,7 +204,7 @@ class Removal:
                 "undropped", f"an entry failed its checksum and cannot be dropped: {error}"
             )
             return
-        self.discard(gone)
+        self._leaving.discard(gone)
         self._counters.count("corrupt", 1)
         self._notices.log_once(
             "corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)"
@@ -245,63 +237,12 @@ class Removal:
                 raise from_os_error(error, "cannot make a change durable") from error
         self._pace.spend(f.RECORD_BYTES + 16)
 
-    # -- large files that are not needed any more --------------------------------------------
 
-    def leaving(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of entries that are about to go, which `discard` is to remove: only then do their
-        bytes count no more. The lock is held."""
-        files = self.large_files(slots)
-        self._under_way.leave(files)
-        return files
 
-    def large_files(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of these entries. The lock is held."""
-        return [self._large_file(slot) for slot in slots if slot.is_large]
 
-    def _large_file(self, slot: Slot) -> LargeFile:
-        pointer = None
-        with suppressing(OSError):  # the record is unreadable
-            pointer = self._files.segments.pointer(slot)
-        return LargeFile(slot.low, slot.high, pointer, f.file_bytes(slot.value_length))
 
-    def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
-        """Remove large files whose entries were removed, or replaced (by `large` values).
 
-        Where durability was promised, what did so is made durable first (`synced`: it is): with
-        the file gone and the record lost, something older still would take their place.
-        """
-        if not gone.files:
-            return
-        try:
-            self._remove_files(gone, synced=synced, large=large)
-        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
-            self._notices.log_once(
-                "discard", f"cannot remove a large value that is not needed any more: {error}"
-            )
 
-    def _remove_files(self, gone: Gone, *, synced: bool, large: bool) -> None:
-        try:
-            if self._current.index.words[f.W_PROMISED] and not synced:
-                if large:
-                    self._durability.sync_large()
-                fd = self._files.segments.file_of(gone.mark.segment)
-                if fd is not None:
-                    self._files.backend.sync(fd)
-                self._durability.sync_names()
-            for file in gone.files:
-                if file.pointer is not None:
-                    self._files.large.remove(file.low, file.high, file.pointer)
-            if any(file.pointer is None for file in gone.files):
-                self._reaper.look_for_orphans()
-        except BaseException as error:
-            if not is_interruption(error):  # else `UnderWay` tells what is left to do
-                self._count_gone(gone)
-            raise
-        self._count_gone(gone)  # not before: others write as much elsewhere
-
-    def _count_gone(self, gone: Gone) -> None:
-        with contextlib.suppress(ClosedError), self._locks.index:
-            self._under_way.left(gone.files)
 
     def durably(self) -> Removal:
         """The same, but for making durable what it does."""

@@ -30,6 +30,8 @@ from .evicting import Evictor
 from .finding import Finding
 from .grants import Grants
 from .index import Index, IndexDamaged
+from .large_writing import LargeWriting
+from .leaving_files import LeavingFiles
 from .life import Life
 from .limits import Limits
 from .locking import Locks
@@ -45,6 +47,7 @@ from .room import Room
 from .segment_table import SegmentTable
 from .settings_file import SettingsFile
 from .shared_settings import SharedSettings
+from .showing import Showing
 from .under_way import UnderWay
 from .unreadable import Losses
 from .upkeep import Upkeep
@@ -155,7 +158,9 @@ class Store:
             notices,
         )
         self.durability = durability = Durability(life, locks, files, owner, current)
-        self.budget = budget = Budget(locks, files, limits, current, settings, under_way)
+        self.budget = budget = Budget(
+            locks, files, limits, current, settings, under_way, self.settings
+        )
         self.reaper = reaper = Reaper(
             locks, files, owner, under_way, current, recovery, active, durability, losses, notices
         )
@@ -164,20 +169,35 @@ class Store:
             life, locks, files, temporaries, current, budget, changes, durability, dead, notices
         )
         self.pace = pace = Pace(limits, notices)
+        self.leaving = leaving = LeavingFiles(
+            locks, files, current, under_way, durability, reaper, notices
+        )
         self.removal = removal = Removal(
-            life, locks, files, current, finding, active, changes, under_way, durability, reaper, dead, counters,
+            life, locks, files, current, finding, active, changes, leaving, durability, reaper, dead, counters,
             pace, core, notices,
         )  # fmt: skip
         self.reading = Reading(life, locks, limits, files, current, finding, removal, counters)
         self.grants = grants = Grants(
-            life, locks, files, owner, limits, current, budget, presence, table, changes, active, durability,
+            locks, files, owner, limits, current, budget, presence, table, changes, active, durability,
             reaper, core,
         )  # fmt: skip
         self.evictor = evictor = Evictor(
-            locks, files, limits, current, budget, reaper, finding, removal, counters
+            locks, limits, current, budget, reaper, finding, removal, leaving, counters
         )
         self.cleaner = cleaner = Cleaner(
-            locks, files, owner, limits, current, budget, active, grants, walks, removal, counters, dead
+            locks,
+            files,
+            owner,
+            limits,
+            current,
+            budget,
+            active,
+            grants,
+            walks,
+            removal,
+            leaving,
+            counters,
+            dead,
         )
         self.room = room = Room(
             life, locks, files, limits, current, budget, under_way, active, reaper, dead, checkpoints, evictor,
@@ -186,10 +206,27 @@ class Store:
         self.upkeep = Upkeep(
             limits, current, settings, budget, pace, reaper, dead, checkpoints, evictor, cleaner, room
         )
-        self.writing = Writing(
-            life, locks, limits, files, temporaries, current, presence, finding, active, under_way, durability,
-            removal, counters, room, budget, pace, core, self.settings,
+        self.showing = showing = Showing(
+            locks,
+            limits,
+            files,
+            current,
+            finding,
+            active,
+            under_way,
+            durability,
+            leaving,
+            counters,
+            pace,
+            core,
+        )
+        large = LargeWriting(
+            life, locks, limits, files, temporaries, current, presence, finding, active, under_way, room, budget,
+            showing, counters, pace,
         )  # fmt: skip
+        self.writing = Writing(
+            life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
+        )
         locks.on_gone(presence.on_lock_gone)
 
     def _on_unnoted(self, error: OSError) -> None:
@@ -361,7 +398,8 @@ class DurableStore(Store):
 
     def __init__(self, store: Store) -> None:
         self.__dict__.update(store.__dict__)
-        self.removal, self.writing = store.removal.durably(), store.writing.durably()
+        self.removal, self.showing = store.removal.durably(), store.showing.durably()
+        self.writing = store.writing.durably(self.showing)
         store.active.syncs = True
 
 
