@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from yatagarasu_cache.concurrency.locks import FileLock
-from yatagarasu_cache.store.handle import Handle
+from yatagarasu_cache.store.current import CurrentIndex
 from yatagarasu_cache.store.index import Index
-from yatagarasu_cache.store.store import Store
 
 CHANGES = (
     "put", "remove", "move", "reset", "repair", "sum_up", "recount", "install", "load",
@@ -40,28 +39,33 @@ def is_held(lock: Any) -> bool:
 
 def guard(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on a change of an index without its lock, or of a superseded one, raises `Unlocked`."""
-    stores: weakref.WeakKeyDictionary[Index, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
-    use = Handle._use
+    stores: weakref.WeakKeyDictionary[Index, weakref.ref[CurrentIndex]] = weakref.WeakKeyDictionary()
+    use, begin = CurrentIndex.use, CurrentIndex.__init__
 
-    def noted(self: Handle, index: Index) -> None:
+    def noted(self: CurrentIndex, index: Index) -> None:
         use(self, index)
         stores[index] = weakref.ref(self)
+
+    def begun(self: CurrentIndex, *parts: Any) -> None:
+        begin(self, *parts)
+        stores[self.index] = weakref.ref(self)
 
     def checked(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(change)
         def call(self: Index, *args: Any, **options: Any) -> Any:
             reference = stores.get(self)
-            store = reference() if reference is not None else None
-            if store is not None and not store.closed:  # else it is being made, or looked at by a test
-                if not is_held(store.lock):
+            current = reference() if reference is not None else None
+            if current is not None and not current._life.closed:  # else it is being made, or looked at by a test
+                if not is_held(current._locks.index):
                     raise Unlocked(f"Index.{name} without the lock")
-                if store.index is not self:
+                if current.index is not self:
                     raise Unlocked(f"Index.{name} of an index that was replaced")
             return change(self, *args, **options)
 
         return call
 
-    monkeypatch.setattr(Handle, "_use", noted)
+    monkeypatch.setattr(CurrentIndex, "use", noted)
+    monkeypatch.setattr(CurrentIndex, "__init__", begun)
     for name in CHANGES:
         monkeypatch.setattr(Index, name, checked(name, getattr(Index, name)))
     if SLOW:
@@ -72,8 +76,8 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold threads up where a store's index is bound, unless they have its lock."""
     chance = random.Random(1)
 
-    def bound(self: Store) -> Index:
-        if chance.random() < 0.002 and not is_held(self.__dict__.get("lock")):
+    def bound(self: CurrentIndex) -> Index:
+        if chance.random() < 0.002 and not is_held(self._locks.index):
             time.sleep(0.003)
         try:
             index: Index = self.__dict__["index"]
@@ -81,10 +85,10 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
             raise AttributeError("index") from None
         return index
 
-    def bind(self: Store, index: Index) -> None:
+    def bind(self: CurrentIndex, index: Index) -> None:
         self.__dict__["index"] = index
 
-    monkeypatch.setattr(Handle, "index", property(bound, bind), raising=False)
+    monkeypatch.setattr(CurrentIndex, "index", property(bound, bind), raising=False)
 
 
 __all__ = ["SLOW", "Unlocked", "guard"]

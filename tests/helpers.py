@@ -170,7 +170,7 @@ def as_nobody(code: str, *arguments: object) -> str:
     """As a user who is not root: in a child that gives its rights up after its imports."""
     drop = f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
     head = "import errno, os, sys\nfrom yatagarasu_cache import *\nimport yatagarasu_cache.store.recovery\n"
-    head += "import encodings.ascii, resource, yatagarasu_cache.backends.threads, yatagarasu_cache.store.reclaim\n"
+    head += "import encodings.ascii, resource, yatagarasu_cache.backends.threads, yatagarasu_cache.store.room\n"
     head += "try: import yatagarasu_cache.backends.uring\nexcept (ImportError, BackendUnavailable): pass\n"
     return run_python(head + drop + code, *arguments)
 

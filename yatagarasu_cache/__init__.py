@@ -44,7 +44,7 @@ else:
         "Location": "entry",
         "MsgpackSerializer": "codec",
         "PickleSerializer": "codec",
-        "Problem": "store.check",
+        "Problem": "store.reading.check",
         "RingSettings": "config",
         "Serializer": "codec",
         "Settings": "config",

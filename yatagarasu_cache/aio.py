@@ -218,7 +218,7 @@ class AsyncDiskCache:
         desk = Desk(self._settings, self._unpickled)
         cache = DiskCache(desk)
         try:  # now, not in the loop, which would stand still for each part that is on disk only
-            desk.store.index.fetch()
+            desk.store.current.index.fetch()
         except ours(OSError) as error:
             cache.close()
             raise from_os_error(error, "cannot read the index") from error
@@ -358,11 +358,13 @@ class AsyncDiskCache:
         """What the core leaves to others. Counted."""
         store = desk.store
         low, high, data = desk.identify(key)
-        slot = store.lookup(low, high)
+        slot = store.finding.lookup(low, high)
         if slot is None:
-            store.use(False)
+            store.counters.use(False)
             return None
-        return store.get_nowait(slot, data) or await self._get_cold(self._loop(desk), store, slot, data)
+        return store.reading.get_nowait(slot, data) or await self._get_cold(
+            self._loop(desk), store, slot, data
+        )
 
     async def _get_placed(self, desk: Desk, place: tuple[Any, ...]) -> Any:
         """A plain value that is not in memory. Counted."""
@@ -379,26 +381,26 @@ class AsyncDiskCache:
                 found = store.core.accept(place, data, time.time_ns())
                 if found is not NotImplemented:
                     return found
-            return await state.run(store.get_carefully, low, high, place[-1])
+            return await state.run(store.reading.get_carefully, low, high, place[-1])
         finally:
             state.turns.leave()
 
     async def _get_cold(self, state: Loop, store: Store, slot: Slot, key: bytes) -> Found | None:
         """A value that is not in memory. Counted."""
         async with state.turns:
-            fd = store.files.open_files.get(slot.segment)
+            fd = store.files.segments.open_files.get(slot.segment)
             if fd is not None:
                 try:
-                    if not store.in_segment(slot):
-                        return await state.run(store.get_carefully, slot.low, slot.high, key)
+                    if not store.reading.in_segment(slot):
+                        return await state.run(store.reading.get_carefully, slot.low, slot.high, key)
                     length = slot.head_bytes + slot.value_length
                     record = await state.channel.read(fd, length, slot.offset)
                 except ours(OSError):
                     pass  # told apart below
                 else:
-                    if (found := store.check(slot, key, record)) is not None:
+                    if (found := store.reading.check(slot, key, record)) is not None:
                         return found
-            return await state.run(store.get_carefully, slot.low, slot.high, key)
+            return await state.run(store.reading.get_carefully, slot.low, slot.high, key)
 
     async def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None,
@@ -412,7 +414,7 @@ class AsyncDiskCache:
             desk = self._desk or await self._opened()
             state = self._loop(desk)
             store = desk.store
-            store.ensure_writable("store an entry")
+            store.life.ensure_writable("store an entry")
             pulled = pull(value, state.loop)
             stream = as_stream(value if pulled is None else iter(pulled), length)
             if stream is None and length is not None:
@@ -431,9 +433,10 @@ class AsyncDiskCache:
                     state.turns.leave()
                 return True
             source = pulled or Source(stream)
+            item = item._replace(flags=KIND_BYTES)
             return await state.run_aside(
-                source, store.put_stream, item.low, item.high, item.key, stream if pulled else iter(source),
-                KIND_BYTES, item.expires, item.tag, item.meta, stream_length(value, length),
+                source, store.writing.put_stream, item, stream if pulled else iter(source),
+                stream_length(value, length),
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)
@@ -514,10 +517,10 @@ class AsyncDiskCache:
                 found[i] = store.core.get_nowait(key, time.time_ns())
                 if found[i] is NotImplemented:
                     low, high, data = desk.identify(key)
-                    slot = store.lookup(low, high)
-                    found[i] = None if slot is None else store.get_nowait(slot, data)
+                    slot = store.finding.lookup(low, high)
+                    found[i] = None if slot is None else store.reading.get_nowait(slot, data)
                     if slot is None:
-                        store.use(False)
+                        store.counters.use(False)
                     elif found[i] is None:
                         cold.append((i, slot, data))
                 self._in_place += 1

@@ -13,7 +13,7 @@ from .backends.base import Channel
 from .concurrency.cancelling import Call, GivenUp, ensure_wanted
 from .concurrency.interruption import started
 from .errors import LockTimeout
-from .store.writing import Item
+from .store.item import Item
 
 if TYPE_CHECKING:
     from .aio_sources import Pull, Source
@@ -256,15 +256,15 @@ class Loop:
             puts = [put for put in puts if not put[1].cancelled()]
             if not puts:
                 return outcomes
-            part = next(self._store.batches([item for item, _ in (puts[:1] if alone else puts)]))
+            part = next(self._store.writing.batches([item for item, _ in (puts[:1] if alone else puts)]))
             again: Sequence[int] = ()
             error: BaseException | None = None
             try:
                 ensure_wanted()
                 if alone:
-                    self._store.put_batch(part)
+                    self._store.writing.put_batch(part)
                 else:
-                    again = self._store.put_at_once(part)
+                    again = self._store.writing.put_at_once(part)
             except GivenUp:
                 continue
             except Exception as failure:

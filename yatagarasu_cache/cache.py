@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .stats import CacheStats
     from .store.check import Problem
     from .store.format import Slot
-    from .store.writing import Item
+    from .store.item import Item
 
 __all__ = ["DiskCache"]
 
@@ -108,7 +108,7 @@ class DiskCache:
 
     @guarded
     def __enter__(self) -> DiskCache:
-        self._store.ensure_open()
+        self._store.life.ensure_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,17 +179,17 @@ class DiskCache:
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None
     ) -> bool:
         """`set` if `key` has no live entry; False if it has. Atomic among all processes."""
-        self._store.ensure_writable("store an entry")
+        self._store.life.ensure_writable("store an entry")
         item = self._desk.item(key, value, expire, tag, meta)
         if self._store.core.holds(key, time.time_ns()) is True:
             return False
-        return self._store.add(*item)
+        return self._store.writing.add(item)
 
     @guarded
     def touch(self, key: Key, expire: float | None = None) -> bool:
         """Give `key` a new time to live (seconds from now, as in `set`). False if it has no entry."""
         low, high, data = self._desk.identify(key)
-        return self._store.touch(low, high, data, self._desk.expires(expire))
+        return self._store.removal.touch(low, high, data, self._desk.expires(expire))
 
     @guarded
     def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -210,7 +210,7 @@ class DiskCache:
             result, item = desk.counted(key, where, slot, delta, default)
             return item
 
-        self._store.change(where[2], desk.counter_bytes(*where), decide)
+        self._store.writing.change(where[2], desk.counter_bytes(*where), decide)
         return result
 
     def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
@@ -222,32 +222,32 @@ class DiskCache:
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default`. Atomic: only one caller gets it."""
         store = self._store
-        store.ensure_writable("remove an entry")
+        store.life.ensure_writable("remove an entry")
         low, high, data = self._desk.identify(key)
         for _ in range(self._desk.attempts):
-            slot = store.entry(low, high, data)
+            slot = store.finding.entry(low, high, data)
             if slot is None:
                 break
-            found = store.fetch_version(slot)
+            found = store.reading.fetch_version(slot)
             if found is None:
                 continue
             value = self._decode(found.payload, found.flags, key)  # first: it may refuse
-            if store.delete(low, high, data, slot.stamp):
-                store.use(True)
+            if store.removal.delete(low, high, data, slot.stamp):
+                store.counters.use(True)
                 return value
         else:
             raise CacheIOError(
                 errno.EAGAIN, "cannot remove an entry: it cannot be read, or changes all the time: try again"
             )
-        store.use(False)
-        if store.others_append():
-            store.remove([(low, high)], lambda slot: False, "deletes")
+        store.counters.use(False)
+        if store.active.others_append():
+            store.removal.remove([(low, high)], lambda slot: False, "deletes")
         return default
 
     @guarded
     def delete(self, key: Key) -> bool:
         """Remove `key`. True if it had a live entry."""
-        self._store.ensure_writable("delete an entry")
+        self._store.life.ensure_writable("delete an entry")
         desk = self._desk
         deleted: bool = desk.delete(desk.encode_key(key))
         return deleted
@@ -272,7 +272,7 @@ class DiskCache:
         found = store.core.holds(key, time.time_ns())
         if found is not NotImplemented:
             return bool(found)
-        return store.entry(*self._desk.identify(key)) is not None
+        return store.finding.entry(*self._desk.identify(key)) is not None
 
     # -- many entries -------------------------------------------------------------------------
 
@@ -285,12 +285,12 @@ class DiskCache:
         str or bytes, which would be one key for each of its characters.
         """
         store = self._store
-        store.ensure_open()
+        store.life.ensure_open()
         wanted = self._desk.distinct(keys)
         found = store.core.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
-            others = store.get_many([self._desk.encode_key(wanted[i]) for i in rest])
+            others = store.reading.get_many([self._desk.encode_key(wanted[i]) for i in rest])
             for i, hit in zip(rest, others, strict=True):
                 found[i] = hit
         decode = self._decode
@@ -312,10 +312,10 @@ class DiskCache:
         position, for an item that is no pair; ValueError for keys that are different here and equal for
         Python, as in `get_many`.
         """
-        self._store.ensure_writable("store entries")
+        self._store.life.ensure_writable("store entries")
         item = self._desk.item
         drafts = [item(key, value, expire, tag, meta) for key, value in self._desk.pairs(items)]
-        self._store.put_many(drafts)
+        self._store.writing.put_many(drafts)
         return len(drafts)
 
     @guarded
@@ -326,15 +326,15 @@ class DiskCache:
         meant, a deletion can't be undone. TypeError for a str or bytes.
         """
         store = self._store
-        store.ensure_writable("delete entries")
+        store.life.ensure_writable("delete entries")
         encode_key = self._desk.encode_key
-        return store.remove_keys([encode_key(key) for key in self._desk.distinct(keys)])
+        return store.removal.remove_keys([encode_key(key) for key in self._desk.distinct(keys)])
 
     @guarded
     def __len__(self) -> int:
         """Entries in the cache, those included that have expired but were not removed yet."""
-        self._store.ensure_open()
-        return self._store.count_entries()
+        self._store.life.ensure_open()
+        return self._store.current.count()
 
     @guarded
     def __iter__(self) -> Iterator[Key]:
@@ -367,10 +367,10 @@ class DiskCache:
 
     def _live(self) -> Iterator[Any]:
         store = self._store
-        for record, slot in store.walk():
+        for record, slot in store.walks.entries():
             if self._store is not store:
-                self._store.ensure_open()
-            if not store.is_over(slot):
+                self._store.life.ensure_open()
+            if not store.finding.is_over(slot):
                 yield record, slot
 
     @guarded
@@ -392,33 +392,33 @@ class DiskCache:
 
     def _remove_where(self, wanted: Callable[[Any], bool]) -> int:
         store = self._store
-        store.ensure_writable("remove entries")
-        if store.others_append():  # the walk does not see what dead ones did not come to show
-            store.reclaim.reap()
-        stamps = {(s.low, s.high): s.stamp for record, s in store.walk() if wanted(record)}
+        store.life.ensure_writable("remove entries")
+        if store.active.others_append():  # the walk does not see what dead ones did not come to show
+            store.reaper.reap()
+        stamps = {(s.low, s.high): s.stamp for record, s in store.walks.entries() if wanted(record)}
         # An entry replaced since the walk may no longer be one of those meant: it stays.
 
         def is_meant(slot: Slot) -> bool:
             return stamps[slot.low, slot.high] == slot.stamp
 
-        return store.remove(list(stamps), is_meant, "deletes")[0]
+        return store.removal.remove(list(stamps), is_meant, "deletes")[0]
 
     @guarded
     def expire(self) -> int:
         """Remove entries that have expired. How many. Each batch of 128 is atomic."""
-        self._store.ensure_writable("remove entries")
-        return self._store.expire_all()
+        self._store.life.ensure_writable("remove entries")
+        return self._store.evictor.expire_all()
 
     @guarded
     def cull(self) -> int:
         """Evict until the entries fit the limit, headroom included. How many went."""
-        self._store.ensure_writable("evict entries")
-        return self._store.reclaim.cull()
+        self._store.life.ensure_writable("evict entries")
+        return self._store.room.cull()
 
     @guarded
     def clear(self) -> int:
         """Remove everything at once; how many entries. Hits, misses and evictions keep their counts."""
-        return self._store.clear()
+        return self._store.removal.clear()
 
     # -- large values and metadata ------------------------------------------------------------
 
@@ -430,15 +430,15 @@ class DiskCache:
         """
         store, desk = self._store, self._desk
         low, high, data = desk.identify(key)
-        slot = store.lookup(low, high)
+        slot = store.finding.lookup(low, high)
         entry = None if slot is None else desk.entry(slot)
         if slot is not None and (entry is None or desk.encode_key(entry.key) != data):
-            entry = store.verified(low, high, data, desk.entry)
+            entry = store.reading.verified(low, high, data, desk.entry)
         if entry is None:
-            store.use(False)
+            store.counters.use(False)
             return None
-        store.use(True)
-        store.touch_slot(low, high)
+        store.counters.use(True)
+        store.finding.touch(low, high)
         return entry
 
     @guarded
@@ -465,13 +465,13 @@ class DiskCache:
     @guarded
     def volume(self) -> int:
         """Bytes on disk: segments (active ones at full size), large values, index, checkpoint."""
-        self._store.ensure_open()
-        return self._store.index.used_bytes
+        self._store.life.ensure_open()
+        return self._store.current.index.used_bytes
 
     @guarded
     def flush(self) -> None:
         """Make everything durable that was completed before, by whichever process."""
-        self._store.flush()
+        self._store.durability.flush()
 
     @guarded
     def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:

@@ -35,11 +35,11 @@ from .store import check as _check
 from .store import sharing
 from .store.check import Problem
 from .store.core import PythonCore
+from .store.current import ATTEMPTS
 from .store.format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
-from .store.handle import ATTEMPTS
+from .store.item import Item
 from .store.large import CHUNK_BYTES
 from .store.store import Store
-from .store.writing import Item
 from .streams import as_stream, check_length, stream_length
 
 __all__ = ["Desk"]
@@ -134,18 +134,18 @@ class Desk:
         """The handle's own, and those of the cache."""
         store = self.lease.store
         with contextlib.suppress(ClosedError):
-            store.follow_settings()
-        return replace(self.settings, **store.in_force._asdict())
+            store.shared_settings.follow()
+        return replace(self.settings, **store.limits.in_force._asdict())
 
     def stats(self) -> CacheStats:
-        self.store.ensure_open()
+        self.store.life.ensure_open()
         return collect(self.store, self.lease.shared.reason, sharing.counters(self.lease))
 
     def check(self, fix: bool, drop_unreadable: bool) -> list[Problem]:
         check_fix(fix, drop_unreadable)
         if fix and self.settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
-        self.store.ensure_open()
+        self.store.life.ensure_open()
         return _check.check(self.store, fix, drop_unreadable)
 
     # -- what is to be stored -----------------------------------------------------------------
@@ -153,7 +153,7 @@ class Desk:
     def identify(self, key: Key) -> tuple[int, int, bytes]:
         """(low, high, bytes) of a key: its digest, and what is stored of it."""
         data = encode_key(key)
-        return *key_digest(data, self.store.seed), data
+        return *key_digest(data, self.store.current.seed), data
 
     def expires(self, expire: float | None) -> int:
         """Nanoseconds since the epoch; 0 for never."""
@@ -169,18 +169,16 @@ class Desk:
         meta_bytes = b"" if meta is None else encode_meta(meta)
         if type(value) not in _PLAIN and (stream := as_stream(value, length)) is not None:
             self._check_names(data, tag_bytes, meta_bytes)
-            low, high = key_digest(data, self.store.seed)
-            return self.store.put_stream(
-                low, high, data, stream, KIND_BYTES, expires, tag_bytes, meta_bytes,
-                stream_length(value, length),
-            )  # fmt: skip
+            digest = key_digest(data, self.store.current.seed)
+            item = Item(*digest, data, b"", KIND_BYTES, expires, tag_bytes, meta_bytes)
+            return self.store.writing.put_stream(item, stream, stream_length(value, length))
         if length is not None:
             check_length(value, length)
         payload: Buffer
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
         else:
-            payload, flags = self.encode(value, self.store.encodable_bytes, key)
+            payload, flags = self.encode(value, self.store.limits.encodable_bytes, key)
         self._check_sizes(data, tag_bytes, meta_bytes, len(payload))
         self.put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
@@ -188,29 +186,29 @@ class Desk:
     def item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:
         """Everything of an entry as bytes, checked."""
         data = encode_key(key)
-        payload, flags = self.encode(value, self.store.encodable_bytes, key)
+        payload, flags = self.encode(value, self.store.limits.encodable_bytes, key)
         tag_bytes = b"" if tag is None else encode_tag(tag)
         meta_bytes = b"" if meta is None else encode_meta(meta)
         self._check_sizes(data, tag_bytes, meta_bytes, len(payload))
-        low, high = key_digest(data, self.store.seed)
+        low, high = key_digest(data, self.store.current.seed)
         return Item(low, high, data, payload, flags, self.expires(expire), tag_bytes, meta_bytes)
 
     def _check_sizes(self, key: bytes, tag: bytes, meta: bytes, length: int) -> None:
         if tag or meta:
             self._check_names(key, tag, meta)
-        if length > self.store.unchecked_bytes:
-            self.store.check_size(length)
+        if length > self.store.limits.unchecked_bytes:
+            self.store.budget.ensure_fits(length)
 
     def _check_names(self, key: bytes, tag: bytes, meta: bytes) -> None:
         size = RECORD_BYTES + len(key) + len(tag) + len(meta)
-        if size > min(MAX_HEAD_BYTES, self.store.reclaim.live_limit // 4):
+        if size > min(MAX_HEAD_BYTES, self.store.budget.live_limit // 4):
             raise ValueTooLarge(f"key, tag and meta have {size} bytes together: keep meta small")
 
     # -- counters -----------------------------------------------------------------------------
 
     def counter_bytes(self, low: int, high: int, data: bytes) -> int:
         """Bytes that a counter's new record takes at most."""
-        slot = self.store.lookup(low, high)
+        slot = self.store.finding.lookup(low, high)
         return 1024 + len(data) + (slot.head_bytes + min(slot.value_length, 1 << 16) if slot else 0)
 
     def counted(
@@ -226,8 +224,8 @@ class Desk:
         self, key: Key, data: bytes, slot: Slot | None, default: int | None
     ) -> tuple[int, int, bytes, bytes]:
         """(value, expires, tag, meta) of a counter. The lock is held."""
-        found = self.store.fetch(slot.low, slot.high, data) if slot is not None else None
-        names = self.store.names_of(slot) if slot is not None and found is not None else None
+        found = self.store.reading.fetch(slot.low, slot.high, data) if slot is not None else None
+        names = self.store.reading.names_of(slot) if slot is not None and found is not None else None
         if slot is None or found is None or names is None:
             if default is None:
                 raise KeyError(key)
@@ -241,8 +239,8 @@ class Desk:
 
     def entry(self, slot: Slot) -> Entry | None:
         """None if the record is damaged, or was moved meanwhile."""
-        names = self.store.names_of(slot)
-        if names is None or key_digest(names.key, self.store.seed) != (slot.low, slot.high):
+        names = self.store.reading.names_of(slot)
+        if names is None or key_digest(names.key, self.store.current.seed) != (slot.low, slot.high):
             return None
         key = decode_key(names.key)
         return Entry(
@@ -252,12 +250,12 @@ class Desk:
             size=slot.value_length,
             created=names.created / 1e9,
             expires=slot.expires / 1e9 if slot.expires else None,
-            accessed=self.store.accessed(slot),
+            accessed=self.store.finding.accessed(slot),
             load=lambda: self._load(slot, key),
         )
 
     def _load(self, slot: Slot, key: Key) -> Any:
-        found = self.store.fetch_version(slot)
+        found = self.store.reading.fetch_version(slot)
         if found is None:
             raise EntryGone(
                 "the entry expired, or was replaced or removed, before its value was read: get it again"
@@ -268,14 +266,14 @@ class Desk:
         """Where the verified bytes of a value lie. Counted. KeyError or TypeError: see `DiskCache.open`."""
         store = self.store
         low, high, data = self.identify(key)
-        location = store.verified(low, high, data, store.locate)
+        location = store.reading.verified(low, high, data, store.reading.locate)
         if location is None:
-            store.use(False)
+            store.counters.use(False)
             raise KeyError(key)
         if location.flags & CODEC_FLAGS not in (KIND_BYTES, KIND_STR):
             location.close()
             wrong_type(f"the value of {key!r} is neither bytes nor str: read it with get()")
-        store.use(True)
+        store.counters.use(True)
         return location
 
     def open(self, key: Key) -> BinaryIO:

@@ -54,16 +54,16 @@ class CacheStats:
 
 def collect(store: Store, reason: str, process: dict[str, int]) -> CacheStats:
     """`process`: see `sharing.counters`, which has folded them."""
-    store.follow_settings()
-    index = store.index
+    store.shared_settings.follow()
+    index = store.current.index
     shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
     return CacheStats(
         **shared,
         entries=index.count(),
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
-        size_limit=store.size_limit,
-        eviction=store.policy.name,
+        size_limit=store.limits.size_limit,
+        eviction=store.limits.policy.name,
         segments=len(index.segments()),
         index_bytes=index.words[f.W_INDEX_BYTES],
         backend=store.backend.name,

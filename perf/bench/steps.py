@@ -55,16 +55,16 @@ Step = Callable[[int], object]
 
 
 def steps_of_get(cache: DiskCache) -> dict[str, Step]:
-    store, index, seed = cache._store, cache._store.index, cache._store.seed
+    store, index, seed = cache._store, cache._store.current.index, cache._store.current.seed
     backend = store.backend
     keys = [f"key-{i}" for i in range(ENTRIES)]
     encoded = [encode_key(key) for key in keys]
     digests = [f.key_digest(data, seed) for data in encoded]
-    slots = [store.lookup(*digest) for digest in digests]
-    reads = [(store.files.get(s.segment), s.value_length, s.offset + s.head_bytes) for s in slots if s]
+    slots = [store.finding.lookup(*digest) for digest in digests]
+    reads = [(store.files.segments.get(s.segment), s.value_length, s.offset + s.head_bytes) for s in slots if s]
     value = value_of(4 * KIB)
     at = [index.find(*digest) for digest in digests]
-    words, touched = index.words, store.policy.touched
+    words, touched = index.words, store.limits.policy.touched
 
     def touch(i: int) -> None:
         words[at[i] + f.S_ACCESS] = touched(words[at[i] + f.S_ACCESS], index.stamp())
@@ -81,16 +81,16 @@ def steps_of_get(cache: DiskCache) -> dict[str, Step]:
 
 
 def steps_of_set(cache: DiskCache) -> dict[str, Step]:
-    store, index, seed = cache._store, cache._store.index, cache._store.seed
+    store, index, seed = cache._store, cache._store.current.index, cache._store.current.seed
     value = value_of(4 * KIB)
     encoded = [encode_key(f"key-{i}") for i in range(ENTRIES)]
-    slots = [store.lookup(*f.key_digest(data, seed)) for data in encoded]
+    slots = [store.finding.lookup(*f.key_digest(data, seed)) for data in encoded]
     places = [(slot, index.find(slot.low, slot.high)) for slot in slots if slot]
     head = f.pack_record(seed, 1 << 32, f.PUT, 0, encoded[0], b"", b"", len(value), 1, 0, 1, 1)
     fd = os.open(f"{cache.directory}.append", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     end = iter(range(0, 1 << 50, len(head) + len(value)))
 
-    store.lock.__enter__()  # for good: nobody else uses this cache
+    store.locks.index.__enter__()  # for good: nobody else uses this cache
 
     def change(i: int) -> None:
         index.put(*places[i])
@@ -125,9 +125,9 @@ def wholes(cache: DiskCache) -> dict[str, Step]:
 
 def layers(cache: DiskCache) -> dict[str, Step]:
     """A read by the system's call, and the same through the contract that backends have."""
-    store, seed = cache._store, cache._store.seed
-    slots = [store.lookup(*f.key_digest(encode_key(f"key-{i}"), seed)) for i in range(ENTRIES)]
-    reads = [(store.files.get(s.segment), s.value_length, s.offset + s.head_bytes) for s in slots if s]
+    store, seed = cache._store, cache._store.current.seed
+    slots = [store.finding.lookup(*f.key_digest(encode_key(f"key-{i}"), seed)) for i in range(ENTRIES)]
+    reads = [(store.files.segments.get(s.segment), s.value_length, s.offset + s.head_bytes) for s in slots if s]
     backend = store.backend
     return {
         "`os.pread` of 4 KiB": lambda i: os.pread(*reads[i]),

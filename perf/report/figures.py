@@ -82,7 +82,7 @@ def rebuilding(path: str, backend: str, count: int, asked: float) -> Row:
     """Everything from the segments: neither the index nor a checkpoint is left."""
     directory = f"{path}/rebuild-{count}"
     with DiskCache(directory, backend=backend) as cache:
-        cache._store.reclaim._checkpoint_if_due = lambda: None  # type: ignore[method-assign]
+        cache._store.checkpoints.begin_if_due = lambda: None  # type: ignore[method-assign]
         fill(cache, count, SMALL)
     os.unlink(f"{directory}/index")
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def steady(path: str, backend: str, size: int) -> Iterator[Row]:
         DiskCache(f"{path}/full", backend=backend, size_limit=size) as full,
         DiskCache(f"{path}/roomy", backend=backend, size_limit=16 * size) as roomy,
     ):
-        segment = full._store.segment_bytes
+        segment = full._store.limits.segment_bytes
         fill(full, size // len(VALUE), VALUE)
         sums = [0.0, 0.0]
         for start in range(0, total, 1000):

@@ -9,6 +9,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from yatagarasu_cache import AsyncDiskCache, DiskCache, LockTimeout
 from yatagarasu_cache.backends.threads import DEFAULT_WORKERS
 from yatagarasu_cache.concurrency.locks import FileLock
 from yatagarasu_cache.store.changes import ChangeLog
-from yatagarasu_cache.store.reclaim import Reclaimer
-from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.large_writing import LargeWriting
+from yatagarasu_cache.store.removal import Removal
+from yatagarasu_cache.store.writing import Writing
+from yatagarasu_cache.store.upkeep import Upkeep
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -126,7 +129,7 @@ def test_cancelled_while_others_have_the_lock(open_cache: Open, directory: Path,
 @pytest.mark.parametrize(
     ("waiting", "cancelled"),
     [
-        ("incr", "add"), ("incr", "set"), ("incr", "set_many"), ("incr", "set file"), ("touch", "delete"),
+        ("incr", "add"), ("incr", "set"), ("incr", "set_many"), ("incr", "set file"), ("touch", Removal, "delete"),
         ("touch", "incr"), ("delete", "delete_many"), ("set_many", "incr"), ("set", "pop"), ("add", "set large"),
     ],
 )  # fmt: skip
@@ -216,32 +219,33 @@ def test_those_of_a_batch_wait_for_the_lock_together(
 
 
 @pytest.mark.parametrize(
-    ("name", "where"),
+    ("name", "owner", "where"),
     [
-        ("set", "put_at_once"), ("set large", "_put_pointer"), ("set file", "_put_pointer"),
-        ("set iterator", "_put_pointer"), ("set short iterator", "put"), ("set asynchronous", "_put_pointer"),
-        ("set_many", "put_many"), ("set_many pairs", "put_many"), ("add", "change"), ("incr", "change"),
-        ("touch", "touch"), ("pop", "delete"), ("delete_many", "remove_keys"), ("evict", "remove"),
-        ("clear", "clear"),
+        ("set", Writing, "put_at_once"), ("set large", LargeWriting, "_put_pointer"), ("set file", LargeWriting, "_put_pointer"),
+        ("set iterator", LargeWriting, "_put_pointer"), ("set short iterator", Writing, "put"), ("set asynchronous", LargeWriting, "_put_pointer"),
+        ("set_many", Writing, "put_many"), ("set_many pairs", Writing, "put_many"), ("add", Writing, "change"), ("incr", Writing, "change"),
+        ("touch", Removal, "touch"), ("pop", Removal, "delete"), ("delete_many", Removal, "remove_keys"), ("evict", Removal, "remove"),
+        ("clear", Removal, "clear"),
     ],
 )  # fmt: skip
 def test_what_has_begun_is_waited_for(
-    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str
-) -> None:
+    open_cache: Open, directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, owner: type,
+    where: str,
+) -> None:  # fmt: skip
     """And whatever is changed once its cancellation has come up is changed for good."""
-    reached, go, inner = threading.Event(), threading.Event(), getattr(Store, where)
+    reached, go, inner = threading.Event(), threading.Event(), getattr(owner, where)
 
-    def held(store: Store, *args: Any) -> Any:
+    def held(part: Any, *args: Any) -> Any:
         if not reached.is_set():
             reached.set()
             assert go.wait(LIMIT / 2)
-        return inner(store, *args)
+        return inner(part, *args)
 
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
             await cache.set_many(OLD)
             await cache.set("k", OLD["k"], tag="tag")
-            monkeypatch.setattr(Store, where, held)
+            monkeypatch.setattr(owner, where, held)
             task = asyncio.ensure_future(ALTERATIONS[name](cache))
             await until(reached)
             for _ in range(3):
@@ -273,19 +277,19 @@ def have_cleaning_wait(
     next part need not. What is set when it does."""
     reached = threading.Event()
 
-    def cleaning(reclaim: Reclaimer, _budget: int) -> None:
+    def cleaning(upkeep: Upkeep, _budget: int) -> None:
         if not reached.is_set():
             lock.enter_context(locked_by_others(directory))
             reached.set()
         try:
-            with reclaim._store.lock:
+            with cache._sync()._store.locks.index:
                 pass
         finally:
             if once:
                 lock.close()
 
-    monkeypatch.setattr(Reclaimer, "_work", cleaning)
-    cache._sync()._store.reclaim._unpaced = 1 << 30
+    monkeypatch.setattr(cache._sync()._store.pace, "work", partial(cleaning, cache._sync()._store.upkeep))
+    cache._sync()._store.pace._unpaced = 1 << 30
     return reached
 
 
@@ -412,29 +416,30 @@ def test_the_end_of_a_stream_that_was_cancelled(open_cache: Open, directory: Pat
 
 
 @pytest.mark.parametrize(
-    ("call", "part"),
+    ("call", "owner", "part"),
     [
-        (lambda c: c.delete_many(range(1000)), "_remove_batch"), (lambda c: c.evict("tag"), "_remove_batch"),
-        (lambda c: c.delete_prefix(""), "_remove_batch"),
-        (lambda c: c.set_many({f"k{n}": noise(1000) for n in range(1000)}), "put_batch"),
+        (lambda c: c.delete_many(range(1000)), Removal, "_remove_batch"), (lambda c: c.evict("tag"), Removal, "_remove_batch"),
+        (lambda c: c.delete_prefix(""), Removal, "_remove_batch"),
+        (lambda c: c.set_many({f"k{n}": noise(1000) for n in range(1000)}), Writing, "put_batch"),
     ],
 )  # fmt: skip
 def test_a_long_change_ends_between_its_parts(
-    open_cache: Open, monkeypatch: pytest.MonkeyPatch, call: Callable[[AsyncDiskCache], Any], part: str
-) -> None:
-    reached, go, inner = threading.Event(), threading.Event(), getattr(Store, part)
+    open_cache: Open, monkeypatch: pytest.MonkeyPatch, call: Callable[[AsyncDiskCache], Any], owner: type,
+    part: str,
+) -> None:  # fmt: skip
+    reached, go, inner = threading.Event(), threading.Event(), getattr(owner, part)
     parts: list[Any] = []
 
-    def held(store: Store, *args: Any) -> Any:
+    def held(own: Any, *args: Any) -> Any:
         parts.append(args)
         reached.set()
         assert go.wait(LIMIT / 2)
-        return inner(store, *args)
+        return inner(own, *args)
 
     async def main() -> None:
         async with open_cache(**SMALL) as cache:
             await cache.set_many(dict.fromkeys([*range(1000), *(f"k{n}" for n in range(1000))], b""), tag="tag")
-            monkeypatch.setattr(Store, part, held)
+            monkeypatch.setattr(owner, part, held)
             task = asyncio.ensure_future(call(cache))
             await until(reached)
             task.cancel()

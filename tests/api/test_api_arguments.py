@@ -89,7 +89,7 @@ def test_option_errors_name_the_option(make: Make, directory: Path, options: Any
 
 def test_meta_and_tag_limits(make: Make) -> None:
     cache = make(size_limit=1 << 20, segment_size=8 << 10)
-    biggest = (cache._store.reclaim.live_limit // 4) - 2000
+    biggest = (cache._store.budget.live_limit // 4) - 2000
     cache.set("k", b"v", meta=b"m" * (biggest - 2000))
     cache.set("t", b"v", tag="t" * 60_000)
     for key, tag, size in (("k", None, biggest - 2000), ("t", "t" * 60_000, 0)):

@@ -148,15 +148,15 @@ def test_a_handle_does_not_go_on_with_a_segment_that_it_sealed(make: Make) -> No
     cache = make()
     cache.set("a", noise(100))
     store = cache._store
-    assert store.writer is not None
-    sealed = store.writer.segment
+    assert store.active.writer is not None
+    sealed = store.active.writer.segment
     store.rest()  # as at the end of a child of multiprocessing, with threads still there
     cache.set("b", noise(100))
-    assert store.writer.segment != sealed
+    assert store.active.writer.segment != sealed
     cache.close()
     again = make()  # a new one goes on with what is there
     again.set("c", noise(100))
-    assert again._store.writer is not None and again._store.writer.segment == sealed
+    assert again._store.active.writer is not None and again._store.active.writer.segment == sealed
     assert again.check() == []
 
 

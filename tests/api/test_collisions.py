@@ -32,7 +32,7 @@ def pair(core: str, cache: DiskCache) -> Pair:
 def colliding(cache: DiskCache) -> Pair:
     """XXH3 of 241 bytes and more multiplies halves of words of the key, combined with words of its secret that
     the seed has changed: where a half is made 0, the other one does not matter."""
-    seed = cache._store.seed
+    seed = cache._store.current.seed
     first = int.from_bytes(bytes.fromhex("7c01812cf721ad1c"), "little") - seed & f.MASK64
     second = int.from_bytes(bytes.fromhex("ded46de9839097db"), "little") + seed & f.MASK64
 
@@ -49,7 +49,7 @@ def colliding(cache: DiskCache) -> Pair:
 
 
 def large(cache: DiskCache) -> bytes:
-    return b"L" * (cache._store.large_bytes + 5)
+    return b"L" * (cache._store.limits.large_bytes + 5)
 
 
 @pytest.mark.parametrize("kind", ["short", "long", "large", "tagged"])
@@ -110,9 +110,9 @@ def test_the_later_of_two_takes_the_place(
 def test_a_key_that_begins_with_another_one_is_another_one(cache: DiskCache, core: str) -> None:
     """What is compared has a length: the record of a short key is not that of a longer one."""
     cache.set(b"key", b"v", meta="x")
-    slot = cache._store.lookup(*f.key_digest(encode_key(b"key"), cache._store.seed))
-    assert slot is not None and cache._store.is_of(slot, encode_key(b"key"))
-    assert not cache._store.is_of(slot, encode_key(b"ke")) and not cache._store.is_of(slot, encode_key(b"key\0"))
+    slot = cache._store.finding.lookup(*f.key_digest(encode_key(b"key"), cache._store.current.seed))
+    assert slot is not None and cache._store.finding.is_of(slot, encode_key(b"key"))
+    assert not cache._store.finding.is_of(slot, encode_key(b"ke")) and not cache._store.finding.is_of(slot, encode_key(b"key\0"))
 
 
 def test_of_two_only_the_one_that_is_stored_is_removed_by_its_tag(cache: DiskCache, pair: Pair) -> None:
@@ -154,9 +154,9 @@ def drop_from_memory(directory: Path) -> None:
 
 def test_a_damaged_key_is_damage_and_no_other_key(cache: DiskCache, core: str) -> None:
     cache.set("key", b"value")
-    slot = cache._store.lookup(*f.key_digest(encode_key("key"), cache._store.seed))
-    assert slot is not None and cache._store.writer is not None
-    os.pwrite(cache._store.writer.fd, b"K", slot.offset + f.RECORD_BYTES + 1)
+    slot = cache._store.finding.lookup(*f.key_digest(encode_key("key"), cache._store.current.seed))
+    assert slot is not None and cache._store.active.writer is not None
+    os.pwrite(cache._store.active.writer.fd, b"K", slot.offset + f.RECORD_BYTES + 1)
     assert "key" not in cache and not cache.delete("key")
     assert cache.get("key") is None and cache.stats().corrupt == 1 and len(cache) == 0
 

@@ -33,7 +33,7 @@ OPTIONS: dict[str, Any] = {"size_limit": 64 << 20, "backend": "threads"}
 
 def totals(cache: DiskCache) -> tuple[int, int]:
     """What the index says, folding nothing."""
-    words = cache._store.index.words
+    words = cache._store.current.index.words
     return words[f.W_COUNTERS], words[f.W_COUNTERS + 1]
 
 
@@ -194,7 +194,7 @@ def test_nobody_waits_for_the_lock(directory: Path, core: str) -> None:
         held, done = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with cache._store.lock:
+            with cache._store.locks.index:
                 held.set()
                 done.wait(20)
 
@@ -298,7 +298,7 @@ def test_counted_in_the_index_that_took_the_others_place(directory: Path, core: 
         for _ in range(100):
             cache.get("k")
         cache.stats()
-        cache._store.rebuild("on purpose")
+        cache._store.current.rebuild("on purpose")
         before = totals(cache)[0]
         for _ in range(300):
             cache.get("k")
@@ -314,7 +314,7 @@ def test_a_call_that_counts_may_close_the_cache(directory: Path, core: str) -> N
     if core == "c":
         store.core._core.tell(cache.close, 0)
     else:
-        store.try_to_fold = cache.close
+        store.counters.try_to_fold = cache.close
         store.core._told = 0
     assert cache.get("k") == b"v" * 100
     assert cache.closed

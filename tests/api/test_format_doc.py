@@ -19,7 +19,6 @@ from helpers import ROOT
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from yatagarasu_cache import DiskCache, codec
-from yatagarasu_cache.store import checkpoint
 from yatagarasu_cache.store import format as layout
 from yatagarasu_cache.store.directory import boot_id
 
@@ -360,7 +359,7 @@ def reader(directory: Path) -> Reader:
             cache.set("deleted", b"2")
             cache.delete("deleted")
             if turn == 0:
-                checkpoint.write(cache._store)
+                cache._store.checkpoints.write()
                 cache.set("gone", b"1")
                 cache.clear()
         cache.touch("key-0", 5000)
@@ -558,7 +557,7 @@ def test_owners_and_temporary_files(directory: Path) -> None:
         data = (directory / "writers" / name).read_bytes()
         segment, _log = sorted(os.listdir(directory / "segments"))
         assert segment == f"{int.from_bytes(data[:8], 'little'):08x}.seg" and data[8:] == bytes(24)
-        temporary = os.path.relpath(cache._store.temporary_path(), directory)
+        temporary = os.path.relpath(cache._store.temporaries.path(), directory)
         assert re.fullmatch(rf"tmp/{name[:16]}-[0-9a-f]+\.tmp", temporary)
         with DiskCache(directory, backend="threads", read_only=True) as reading:
             assert reading.get("k") == b"v"

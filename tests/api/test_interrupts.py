@@ -31,7 +31,7 @@ from yatagarasu_cache import DiskCache
 from yatagarasu_cache.concurrency import locks
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.index import Index
-from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.showing import Showing
 
 PACKAGE = str(Path(locks.__file__).parent.parent)
 PICKED = os.environ.get("YATAGARASU_TEST_INTERRUPTS", "40")  # steps of a method that are tried
@@ -114,7 +114,7 @@ def picked_of(total: int, least: int = 1) -> Sequence[int]:
 def free_of_locks(cache: DiskCache) -> None:
     """Nobody holds a lock of the cache: no thread, and no process."""
     assert not locks.is_holding()
-    checkpoint = cache._store.reclaim._checkpoint
+    checkpoint = cache._store.checkpoints._thread
     if checkpoint is not None and checkpoint.ident is not None:  # it works on its own
         checkpoint.join()
     found: list[str] = []
@@ -199,7 +199,7 @@ def fill(cache: DiskCache) -> None:
 def test_what_an_exception_left_taken_is_given_back_by_the_next_call(make: Any, name: str) -> None:
     cache = make(**LIMIT)
     fill(cache)
-    cache._store.lock.__enter__()  # as if one had come where no block helps
+    cache._store.locks.index.__enter__()  # as if one had come where no block helps
     METHODS[name](cache)
     cache.set("after", "text")
     free_of_locks(cache)
@@ -213,7 +213,7 @@ def test_a_walk_that_is_given_up_is_no_interruption(make: Any) -> None:
     walk = iter(cache)
     next(walk)
     walk.close()  # type: ignore[attr-defined]
-    assert not cache._store.interrupted
+    assert not cache._store.life.interrupted
 
 
 def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,14 +221,14 @@ def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch
     cache = make(**LIMIT)
     cache.incr("n")
     store = cache._store
-    segment = store.writer.segment
+    segment = store.active.writer.segment
     monkeypatch.setattr(store.owner, "marks", lambda: ({12345}, []))  # who took it over lives
-    with store.lock:
-        store.index.words[store.index.entry(segment) + f.T_OWNER] = 12345
-    size = os.path.getsize(store.files.path(segment))
+    with store.locks.index:
+        store.current.index.words[store.current.index.entry(segment) + f.T_OWNER] = 12345
+    size = os.path.getsize(store.files.segments.segments.segments.segments.segments.segments.path(segment))
     assert cache.incr("n") == 2
-    assert store.writer.segment != segment
-    assert os.path.getsize(store.files.path(segment)) == size
+    assert store.active.writer.segment != segment
+    assert os.path.getsize(store.files.segments.segments.segments.segments.segments.segments.path(segment)) == size
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
@@ -272,9 +272,9 @@ def test_what_comes_up_while_a_thread_is_started_arrives(make: Any, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
-        patch.setattr(cache._store.reclaim, "_is_checkpoint_due", lambda: True)
+        patch.setattr(cache._store.checkpoints, "_is_due", lambda: True)
         with pytest.raises(Interrupt):
-            cache._store.reclaim._checkpoint_if_due()
+            cache._store.checkpoints.begin_if_due()
     assert not cache._store._logged
     fill(cache)
     free_of_locks(cache)
@@ -294,7 +294,7 @@ def test_others_go_on_beside_one_that_is_interrupted(make: Any, name: str) -> No
     sets = 0
 
     def holds() -> bool:
-        return bool(store.lock.threads._is_owned() and not store.appending._is_owned())
+        return bool(store.locks.index.threads._is_owned() and not store.locks.appending._is_owned())
 
     def work() -> None:
         nonlocal sets
@@ -480,9 +480,9 @@ def test_a_large_value_that_was_shown_just_before(
     directory: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Its entry has replaced what was there: the file that it leads to is not taken back any more."""
-    install, interrupts = Store._install, [1]  # so often
+    install, interrupts = Showing._install, [1]  # so often
 
-    def interrupted(self: Store, *arguments: Any) -> Any:
+    def interrupted(self: Showing, *arguments: Any) -> Any:
         done = install(self, *arguments)
         if interrupts:
             raise Interrupt(interrupts.pop())
@@ -492,7 +492,7 @@ def test_a_large_value_that_was_shown_just_before(
     with DiskCache(directory, size_limit=4 << 20, large_value_size=50_000) as cache:
         if how != "add":
             cache["key"] = value
-        monkeypatch.setattr(Store, "_install", interrupted)
+        monkeypatch.setattr(Showing, "_install", interrupted)
         with pytest.raises(Interrupt):
             if how == "add":
                 cache.add("key", new)

@@ -254,13 +254,13 @@ def test_a_segment_that_cannot_be_opened_is_not_taken_for_an_empty_one(
     for _ in range(3):
         backend.fail(error, {"open"}, where=f.SEGMENTS_NAME)
         with pytest.raises(CacheIOError) as raised:
-            cache._store.reclaim._clean_emptiest()
+            cache._store.cleaner.clean_emptiest()
         assert raised.value.errno == error
         with pytest.raises(CacheIOError):
             list(cache)
         backend.mend()
         assert {key: cache.get(key) for key in values} == values
-        cache._store.reclaim._clean_emptiest()
+        cache._store.cleaner.clean_emptiest()
     assert set(cache) == set(values)
     assert cache.check() == []
 
@@ -292,7 +292,7 @@ def test_segments_that_cannot_be_removed(
     """The cache grows no further than its limit: a set that finds no room says why, and all is read as it was."""
     limit = 1 << 20
     cache, backend = failing(size_limit=limit)
-    segment = cache._store.segment_bytes
+    segment = cache._store.limits.segment_bytes
     newest: dict[str, bytes] = {}
     backend.fail(errno.EIO, {"unlink"})
     refused = 0
@@ -684,7 +684,7 @@ def test_much_more_than_fits(make: Make, directory: Path) -> None:
         return i.to_bytes(8, "little") + block[at : at + size - 8]
 
     cache = make(size_limit=limit)
-    segment = cache._store.segment_bytes
+    segment = cache._store.limits.segment_bytes
     for i in range(count):
         cache.set(i, value(i))
         if i % 500 == 0:

@@ -21,7 +21,6 @@ from yatagarasu_cache.backends import creating
 from yatagarasu_cache.backends.directories import Place
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.config import make_settings
-from yatagarasu_cache.store import checkpoint
 from yatagarasu_cache.store import directory as directory_module
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.directory import (
@@ -46,7 +45,7 @@ def use(cache: DiskCache, first: int = 0) -> None:
         cache.set(i, noise(100 if i % 2 else 5000, i))
     cache.delete(first)
     cache.flush()
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
     assert cache.get(first + 1) == noise(100, first + 1)
     assert cache.get(first + 2) == noise(5000, first + 2)
 
@@ -183,7 +182,7 @@ def test_readers_see_no_index_that_is_being_made(
 def test_segments_of_nobody_are_passed_over(make: Make, directory: Path) -> None:
     """Strays, of whatever origin, that have the numbers of the next segments: they stay as they are."""
     cache = make(**SMALL)
-    next_one = cache._lease.store.index.words[f.W_NEXT_SEGMENT]
+    next_one = cache._lease.store.current.index.words[f.W_NEXT_SEGMENT]
     strays = [directory / "segments" / f.segment_name(next_one + i) for i in range(5)]
     for stray in strays:
         stray.write_bytes(b"not a segment")
@@ -303,8 +302,8 @@ def test_temporary_files_have_their_mode(
     monkeypatch.setattr(os, "replace", replace)
     cache = make(file_mode=0o640, **SMALL)
     use(cache)
-    with cache._lease.store.lock:
-        cache._lease.store.shrink_index()
+    with cache._lease.store.locks.index:
+        cache._lease.store.current.shrink()
     assert {"checkpoint", "settings", "index"} < {name for name, _ in seen}
     assert {mode for _, mode in seen} == {0o640}
 
@@ -550,7 +549,7 @@ def test_no_mount_matches() -> None:
 
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yatagarasu_cache.store.handle._READER_LOOKS", 0.0)
+    monkeypatch.setattr("yatagarasu_cache.store.counters._READER_LOOKS", 0.0)
 
 
 def uses_until_it_looks(reader: DiskCache) -> None:
@@ -610,12 +609,12 @@ def test_a_reader_that_is_up_to_date_maps_nothing(make: Make, monkeypatch: pytes
     writer = make(**SMALL)
     use(writer)
     reader = make(read_only=True)
-    index = reader._lease.store.index
+    index = reader._lease.store.current.index
     for i in range(20):
         writer[i] = i
         uses_until_it_looks(reader)
         assert reader[i] == i
-    assert reader._lease.store.index is index
+    assert reader._lease.store.current.index is index
 
 
 def test_a_reader_looks_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,7 +625,7 @@ def test_a_reader_looks_now_and_then(make: Make, monkeypatch: pytest.MonkeyPatch
     reader = make(read_only=True)
     store, now = reader._lease.store, time.monotonic()
     looks = []
-    monkeypatch.setattr(store, "follow_path", lambda: looks.append(now))
+    monkeypatch.setattr(store.current, "follow_path", lambda: looks.append(now))
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for number in (1, 2, 3):
         for _ in range(1000):

@@ -31,7 +31,7 @@ from xxhash import xxh3_64_intdigest
 from yatagarasu_cache import AsyncDiskCache, DiskCache, ReadOnlyError, StorageFull, ValueTooLarge
 from yatagarasu_cache.codec import decode_key
 from yatagarasu_cache.config import RingSettings, Settings
-from yatagarasu_cache.store import cache_settings, checkpoint
+from yatagarasu_cache.store import cache_settings
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.cache_settings import CacheSettings
 from yatagarasu_cache.store.eviction import POLICIES, Victims
@@ -50,9 +50,9 @@ def kept(cache: DiskCache | AsyncDiskCache) -> tuple[int, str, float]:
 
 def order(cache: DiskCache) -> list[Any]:
     """The keys of a small cache, the next victim first."""
-    index = cache._store.index
-    names = {(slot.low, slot.high): record.key for record, slot in cache._store.walk()}
-    with cache._store.lock:
+    index = cache._store.current.index
+    names = {(slot.low, slot.high): record.key for record, slot in cache._store.walks.entries()}
+    with cache._store.locks.index:
         slots = [index.slot(at) for at, _ in itertools.islice(Victims()(index), len(names))]
     return [decode_key(names[slot.low, slot.high]) for slot in slots]
 
@@ -381,9 +381,9 @@ def test_a_damaged_word_under_an_open_handle(make: Make, core: str, word: int, v
     cache = make(size_limit=LIMIT, eviction="lru")
     for n in range(500):
         cache.set(n, noise(1000, n))
-    if cache._store.index.words[word] == value:
+    if cache._store.current.index.words[word] == value:
         pytest.skip("no damage")
-    cache._store.index.words[word] = value
+    cache._store.current.index.words[word] = value
     for n in range(500):
         assert cache.get(n) == noise(1000, n)
         cache.set(500 + n, noise(1000, n))
@@ -402,8 +402,8 @@ def test_a_change_that_was_interrupted_is_completed(make: Make, directory: Path)
     for n in range(40):
         cache.set(n, b"v")
     in_turn(cache.get, range(10))
-    index = cache._store.index
-    with cache._store.lock:
+    index = cache._store.current.index
+    with cache._store.locks.index:
         index.words[f.W_BUSY] = f.BUSY_SETTING
         index.words[f.W_EVICTION] = CacheSettings(LIMIT, "lfu", 0.15).code
         now = index.words[f.W_CLOCK]
@@ -596,7 +596,7 @@ def test_batches_and_counters_begin_as_the_policy_in_force_has_it(make: Make, co
     cache.incr(20)
     cache.add(21, b"v")
     cache.set(22, bytes(3 << 20))
-    index = cache._store.index
+    index = cache._store.current.index
     assert {index.words[at + f.S_ACCESS] >> 44 for at in index.live_slots()} == {1}
     make(eviction="fifo").close()
     cache.set_many(dict.fromkeys(range(23, 40), b"v"))
@@ -615,13 +615,13 @@ def test_an_entry_appended_before_a_change_is_shown_after_it(
 
     def append_many(*arguments: Any) -> Any:
         done = real(*arguments)
-        with store.lock:
-            store.index.change_settings(CacheSettings(LIMIT, "lfu", 0.15))
+        with store.locks.index:
+            store.current.index.change_settings(CacheSettings(LIMIT, "lfu", 0.15))
         return done
 
     monkeypatch.setattr(store.core, "append_many", append_many)
-    store.put_many(items)
-    index = store.index
+    store.writing.put_many(items)
+    index = store.current.index
     assert {index.words[at + f.S_ACCESS] >> 44 for at in index.live_slots()} == {1}
 
 
@@ -630,14 +630,14 @@ def test_a_rebuild_takes_over_the_order_of_an_older_checkpoint(make: Make, direc
     with make(size_limit=LIMIT) as cache:
         in_turn(lambda n: cache.set(n, b"v"), range(10))
         in_turn(cache.get, (3, 1))
-        checkpoint.write(cache._store)
+        cache._store.checkpoints.write()
     with make(eviction="lfu") as cache:
         in_turn(lambda n: cache.set(n, b"v"), (10,))
     (directory / "index").unlink()
     with make() as cache:
         assert kept(cache)[1] == "lfu"
         assert order(cache) == [0, 2, 4, 5, 6, 7, 8, 9, 3, 1, 10]
-        index = cache._store.index
+        index = cache._store.current.index
         assert {index.words[at + f.S_ACCESS] >> 44 for at in index.live_slots()} == {1}
 
 
@@ -821,15 +821,15 @@ def test_a_damaged_length_asks_for_no_memory(make: Make, monkeypatch: pytest.Mon
     cache = make(size_limit=LIMIT)
     cache.set("k", bytes(1000))
     store = cache._store
-    (at,) = store.index.live_slots()
-    slot = store.index.slot(at)
-    assert store.in_segment(slot)
+    (at,) = store.current.index.live_slots()
+    slot = store.current.index.slot(at)
+    assert store.reading.in_segment(slot)
     for length in (LIMIT, 1 << 34, (1 << 40) - 1):
         lengths = length << 24 | slot.lengths & 0xFFFFFF
-        assert not store.in_segment(slot._replace(lengths=lengths))
-    assert not store.in_segment(slot._replace(place=f.pack_place(99, 64)))
-    store.index.words[at + f.S_LENGTHS] = (1 << 36) << 24 | slot.lengths & 0xFFFFFF
-    store.files.forget(slot.segment)
+        assert not store.reading.in_segment(slot._replace(lengths=lengths))
+    assert not store.reading.in_segment(slot._replace(place=f.pack_place(99, 64)))
+    store.current.index.words[at + f.S_LENGTHS] = (1 << 36) << 24 | slot.lengths & 0xFFFFFF
+    store.files.segments.forget(slot.segment)
     assert cache.get_many(["k"]) == {}
     assert cache.stats().corrupt == 1
 
@@ -860,8 +860,8 @@ def drawn_settings(draw: st.DrawFn) -> dict[str, Any]:
 
 def boundaries(cache: DiskCache, options: dict[str, Any]) -> list[int]:
     store = cache._store
-    marks = [1, 1000, store.large_bytes, store.segment_bytes, store.segment_bytes // 2]
-    marks += [options.get("max_value_size", 1), max(1, store.reclaim.largest_value)]
+    marks = [1, 1000, store.limits.large_bytes, store.limits.segment_bytes, store.limits.segment_bytes // 2]
+    marks += [options.get("max_value_size", 1), max(1, store.budget.largest_value)]
     sizes = {0, *(mark + by for mark in marks for by in (-1, 0, 1))}
     return sorted(size for size in sizes if size <= 2 * options["size_limit"])
 

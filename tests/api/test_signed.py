@@ -141,7 +141,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, backend: str, monkeyp
 def move(cache: DiskCache, source: Key, target: Key) -> None:
     """What somebody does who can write to the files: all checksums are right."""
     data = encode_key(source)
-    found = cache._store.fetch(*key_digest(data, cache._store.seed), data)
+    found = cache._store.reading.fetch(*key_digest(data, cache._store.current.seed), data)
     assert found is not None
     PythonCore(cache._store).put(encode_key(target), found[0], found[1] & CODEC_FLAGS, 0, b"", b"")
 

@@ -239,7 +239,7 @@ def attempt(place, options):
         cache.set_many({(name, "many"): value for name, value in values.items()})
         assert cache.incr("n") == 1 and cache.delete((1, "many"))
         cache.flush()
-        checkpoint.write(cache._lease.store)
+        cache._store.checkpoints.write()
     with DiskCache(place, **options) as cache:
         for name, value in values.items():
             assert cache.get(name) == value, name

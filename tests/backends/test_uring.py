@@ -473,8 +473,8 @@ class Filled:
         """The same where nothing is in memory, and nothing is read ahead, which can be quicker than the batch."""
         store = self.cache._store
         self.cool()
-        for segment in store.index.segments():
-            os.posix_fadvise(store.files.get(segment), 0, 0, os.POSIX_FADV_RANDOM)
+        for segment in store.current.index.segments():
+            os.posix_fadvise(store.files.segments.segments.segments.segments.segments.segments.get(segment), 0, 0, os.POSIX_FADV_RANDOM)
         return self.submitted(function)
 
     def submitted(self, function: Callable[[], Any]) -> int:

@@ -75,11 +75,11 @@ def build(path: Path, name: str) -> Sample:
             values[key] = f"{name} {key} {turn}:".encode() + noise(rng.choice(SIZES), turn)
             cache.set(key, values[key], tag=rng.choice((None, "t")), expire=rng.choice((None, 1e6)))
         if turn == 150:
-            cache._store.reclaim._write_checkpoint()
+            cache._store.checkpoints.write_if()
         if turn % 60 == 59:
-            with cache._store.appending:
-                cache._store.seal_writer()
-            cache._store.reclaim._clean_emptiest()
+            with cache._store.locks.appending:
+                cache._store.active.seal()
+            cache._store.cleaner.clean_emptiest()
     assert cache.check() == []
     cache.close()
     return Sample(path, values, before)
@@ -164,9 +164,9 @@ def use(cache: DiskCache, where: str) -> None:
     for i in range(1, 30):
         assert cache.get(f"fresh{i}") == b"fresh" * 100, where
         assert cache.delete(f"fresh{i}"), where
-    cache._store.reclaim._clean_emptiest()
-    cache._store.reclaim.drop_dead()
-    cache._store.reclaim._write_checkpoint()
+    cache._store.cleaner.clean_emptiest()
+    cache._store.dead.drop_all()
+    cache._store.checkpoints.write_if()
     assert cache.check() == [], where
 
 
@@ -459,9 +459,9 @@ def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample, b
     with DiskCache(sample.path, backend=backend, **OPTIONS) as cache:
         cache.set("key", b"old" * 10)
         cache.set("key", b"new" * 10)
-        writer = cache._store.writer
+        writer = cache._store.active.writer
         assert writer is not None
-        path = Path(cache._store.files.path(writer.segment))
+        path = Path(cache._store.files.segments.segments.segments.segments.segments.segments.path(writer.segment))
         data = path.read_bytes()
         path.write_bytes(data.replace(b"new" * 10, b"bad" * 10))
         assert cache.get("key") is None
@@ -517,8 +517,8 @@ def _steps(
             expected.update({key: [value] for key, value in many.items()})
         yield failure
         if turn in (5, 9):
-            yield attempt("", None, cache._store.reclaim._write_checkpoint)
-            yield attempt("", None, cache._store.reclaim._clean_emptiest)
+            yield attempt("", None, cache._store.checkpoints.write_if)
+            yield attempt("", None, cache._store.cleaner.clean_emptiest)
             yield attempt("", None, cache.flush)
 
 

@@ -70,7 +70,7 @@ def test_expiring_ends(make: Make, eviction: str, word: int) -> None:
     cache = make(size_limit=LIMIT, eviction=eviction)
     for i in range(60):
         cache.set(f"k{i}", b"v" * 100, expire=0.01)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index):
         index.words[at + word] ^= 4 - 3 * word  # another place in its partition, or another partition
     time.sleep(0.02)
@@ -84,12 +84,12 @@ def test_expiring_ends(make: Make, eviction: str, word: int) -> None:
 
 def test_a_slot_in_another_partition_goes(make: Make) -> None:
     cache = filled(make)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index)[:50]:
         index.words[at + 1] ^= 1
     for i in range(1500):
         cache.set(f"n{i}", noise(700, i))
-    index = cache._store.index  # it may have been made anew
+    index = cache._store.current.index  # it may have been made anew
     assert not [at for at in live(index) if not index.leads_to(at)]
     put_in_order_if_needed(cache)
 
@@ -102,10 +102,10 @@ def put_in_order_if_needed(cache: DiskCache) -> None:
 def hidden_keys(cache: DiskCache) -> list[str]:
     """Keys `k0` ... that are one behind the slot that their digests lead to; their slots, after those before them
     are emptied."""
-    index, found = cache._store.index, []
+    index, found = cache._store.current.index, []
     taken: set[int] = set()
     for i in range(400):
-        low, high = f.key_digest(encode_key(f"k{i}"), cache._store.seed)
+        low, high = f.key_digest(encode_key(f"k{i}"), cache._store.current.seed)
         slots = index.partition_slots(high & f.PARTITION_MASK)
         at, start = index.find(low, high), slots[low % len(slots)]
         has_room = 2 * len(index.column(slots, 0)) > 3 * sum(map(bool, index.column(slots, 0)))
@@ -125,12 +125,12 @@ WRITES: dict[str, Callable[[DiskCache, list[str]], Any]] = {
     "touch": lambda cache, keys: [cache.touch(key, 100) for key in keys],
     "pop": lambda cache, keys: [cache.pop(key) for key in keys],
     "grow": lambda cache, keys: [cache.set(f"n{i}", b"n") for i in range(1000)],
-    "shrink": lambda cache, keys: locked(cache, cache._store.shrink_index),
+    "shrink": lambda cache, keys: locked(cache, cache._store.current.shrink),
 }
 
 
 def locked(cache: DiskCache, change: Callable[[], Any]) -> None:
-    with cache._store.lock:
+    with cache._store.locks.index:
         change()
 
 
@@ -142,12 +142,12 @@ def test_slots_behind_an_empty_one_are_found_again(make: Make, write: str, core:
     hidden = hidden_keys(cache)
     assert hidden and all(cache.get(key) is None for key in hidden)
     WRITES[write](cache, hidden)
-    index = cache._store.index
+    index = cache._store.current.index
     assert all(index.leads_to(at) for at in live(index))
     left = {"set": b"new", "set_many": b"new"}.get(write)
     stays = write in ("add", "touch", "grow", "shrink")
     assert [cache.get(key) for key in hidden] == [value(int(key[1:])) if stays else left for key in hidden]
-    cache._store.reclaim._write_checkpoint()
+    cache._store.checkpoints.write_if()
     put_in_order_if_needed(cache)
     cache.delete_many(hidden)
     assert not any(key in cache for key in hidden)
@@ -160,17 +160,17 @@ def test_a_checkpoint_has_no_hidden_slots(make: Make, directory: Path) -> None:
     """They may be of what was replaced, or deleted, since: it would come back."""
     cache = filled(make, 400, eviction="none")
     hidden = hidden_keys(cache)
-    cache._store.reclaim._write_checkpoint()
+    cache._store.checkpoints.write_if()
     written = checkpoint.read(cache._store.backend, str(directory))
     assert written is not None
-    found = len(live(cache._store.index)) - len(hidden)
+    found = len(live(cache._store.current.index)) - len(hidden)
     assert sum(map(len, written.parts)) <= found * f.SLOT_BYTES
 
 
 def test_slots_that_cannot_be_do_not_spoil_a_checkpoint(make: Make, directory: Path) -> None:
     """All others are in it."""
     cache = filled(make)
-    index = cache._store.index
+    index = cache._store.current.index
     places = live(index)
     for at, field, value in zip(
         places, (f.S_PLACE, f.S_LENGTHS, f.S_STAMP, f.S_PLACE), (1, 0, f.MASK64, 0), strict=False
@@ -178,16 +178,16 @@ def test_slots_that_cannot_be_do_not_spoil_a_checkpoint(make: Make, directory: P
         index.words[at + field] = value
     index.words[places[4]] ^= 2
     index.words[places[5] + 1] ^= 1
-    cache._store.reclaim._write_checkpoint()
+    cache._store.checkpoints.write_if()
     written = checkpoint.read(cache._store.backend, str(directory))
     assert written is not None and sum(map(len, written.parts)) == (200 - 6) * f.SLOT_BYTES
 
 
 def test_removing_what_is_in_no_partition(make: Make) -> None:
     store = filled(make)._store
-    index = store.index
+    index = store.current.index
     header = bytes(index.map[: f.HEADER_BYTES])
-    with store.lock, pytest.raises(IndexDamaged, match="no partition"):
+    with store.locks.index, pytest.raises(IndexDamaged, match="no partition"):
         index.remove(0)
     assert bytes(index.map[: f.HEADER_BYTES]) == header
 
@@ -198,7 +198,7 @@ def test_removing_what_is_in_no_partition(make: Make) -> None:
 @pytest.mark.parametrize("length", [60 << 20, (64 << 20) + 5, 1 << 33, f.MAX_VALUE_BYTES])
 def test_a_length_asks_for_no_memory(make: Make, length: int) -> None:
     cache = filled(make)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index):
         index.words[at + f.S_LENGTHS] = length << 24 | index.words[at + f.S_LENGTHS] & 0xFFFFFF
     with bounded(256 << 20):
@@ -213,7 +213,7 @@ def test_a_length_asks_for_no_memory(make: Make, length: int) -> None:
 
 def test_a_head_of_another_length(make: Make) -> None:
     cache = filled(make)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index):
         index.words[at + f.S_LENGTHS] |= 0xFFFF
     assert cache.get("k0") is None
@@ -240,7 +240,7 @@ def test_a_word_of_the_header(directory: Path, word: int, number: int) -> None:
         for i in range(60):
             cache.set(f"k{i}", value(i))
         cache.delete("k1")
-        cache._store.index.words[word] = number
+        cache._store.current.index.words[word] = number
         for i in range(60, 120):
             cache.set(f"k{i}", value(i), tag="t" if i % 2 else None)
         assert cache.delete("k2") and cache.incr("n") == 1 and cache.touch("k3", 1e6)
@@ -249,7 +249,7 @@ def test_a_word_of_the_header(directory: Path, word: int, number: int) -> None:
         assert [cache.get(f"k{i}") for i in range(3, 120)] == [value(i) for i in range(3, 120)]
         cache.check(fix=True)
         assert cache.check() == []
-        assert cache._store.index.words[f.W_CLOCK] < f.LAST_CLOCK
+        assert cache._store.current.index.words[f.W_CLOCK] < f.LAST_CLOCK
     inode = (directory / "index").stat().st_ino
     with DiskCache(directory, **options) as cache:
         assert (directory / "index").stat().st_ino == inode
@@ -268,14 +268,14 @@ def test_a_word_of_the_table(directory: Path, field: int, number: int) -> None:
         for i in range(200):
             cache.set(f"k{i}", value(i))
         cache.delete("k1")
-        index = cache._store.index
+        index = cache._store.current.index
         for entry in index.table_entries():
             index.words[entry + field] = number
         for i in range(200, 230):
             cache.set(f"k{i}", value(i))
         assert cache.get("k229") == value(229)
         cache.delete("k228")
-        logs = [Path(cache._store.files.path(segment)) for segment in cache._store.index.logs()]
+        logs = [Path(cache._store.files.segments.segments.segments.segments.segments.segments.path(segment)) for segment in cache._store.current.index.logs()]
         assert all(path.stat().st_size < LIMIT for path in logs)
         cache.check(fix=True)
         assert cache.check() == []
@@ -287,13 +287,13 @@ def test_a_word_of_the_table(directory: Path, field: int, number: int) -> None:
 
 def test_a_clock_that_makes_no_sense_is_mended_once(make: Make, directory: Path) -> None:
     cache = filled(make, 20)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index)[:5]:
         index.words[at + f.S_STAMP] = f.MASK64 >> 1
     index.words[f.W_CLOCK] = f.MASK64
     for i in range(20):
         cache.set(f"k{i}", b"new")
-    assert cache._store.index.words[f.W_CLOCK] < time.time_ns() + 10**12
+    assert cache._store.current.index.words[f.W_CLOCK] < time.time_ns() + 10**12
     cache.close()
     (directory / "index").unlink()
     again = make(size_limit=LIMIT)
@@ -344,7 +344,7 @@ def test_a_block_is_lost_in_use(directory: Path, tmp_path: Path, block: int) -> 
 @pytest.mark.parametrize("name", ["checkpoint", "index", "segments"])
 def test_a_file_has_grown(make: Make, directory: Path, name: str, grown: int) -> None:
     cache = filled(make, 500)
-    cache._store.reclaim._write_checkpoint()
+    cache._store.checkpoints.write_if()
     cache.close()
     path = directory / name
     path = sorted(path.iterdir())[0] if path.is_dir() else path
@@ -379,7 +379,7 @@ def test_a_segment_is_lost_and_slots_of_it_are_damaged(make: Make, directory: Pa
     cache = filled(make)
     cache.close()
     again = make(size_limit=LIMIT)
-    index = again._store.index
+    index = again._store.current.index
     for at in live(index)[::3]:
         index.words[at] ^= 1 << 20
     for path in (directory / "segments").iterdir():
@@ -393,10 +393,10 @@ def test_a_segment_that_the_table_lost_is_not_removed(make: Make, directory: Pat
     cache = filled(make)
     cache.close()
     again = make(size_limit=LIMIT)
-    index = again._store.index
+    index = again._store.current.index
     for entry in index.table_entries():
         index.words[entry] = 0
-    again._store.reclaim.reap()
+    again._store.reaper.reap()
     assert [again.get(f"k{i}") for i in range(200)] == [value(i) for i in range(200)]
     put_in_order(again)
     assert [again.get(f"k{i}") for i in range(200)] == [value(i) for i in range(200)]
@@ -406,7 +406,7 @@ def test_a_segment_that_the_table_lost_is_not_removed(make: Make, directory: Pat
 def test_uses_that_cannot_have_been_keep_nothing_for_ever(make: Make, eviction: str) -> None:
     """Many hits, the last of them before the entry was stored; or one that is to come."""
     cache = filled(make, eviction=eviction)
-    index = cache._store.index
+    index = cache._store.current.index
     for at in live(index):
         index.words[at + f.S_ACCESS] = 1 << 63
     put_in_order(cache)

@@ -74,10 +74,10 @@ def build(path: Path, eviction: str) -> dict[str, list[Any]]:
                 had[key].append(value_of(turn, key))
                 cache.set(key, had[key][-1], tag=rng.choice((None, "t")), expire=rng.choice((None, None, 1e6)))
             if turn % 100 == 60:
-                cache._store.reclaim._write_checkpoint()
+                cache._store.checkpoints.write_if()
             if turn % 120 == 119:
-                with cache._store.appending:
-                    cache._store.seal_writer()
+                with cache._store.locks.appending:
+                    cache._store.active.seal()
         cache.touch("k3", 1e6)
         for i in range(30):
             cache.set(f"late{i}", b"x" * 50, expire=0.001)
@@ -179,8 +179,8 @@ class Round:
         for change in (
             lambda: cache.delete("k1"), lambda: cache.touch("k3", 100.0), lambda: cache.incr("n"),
             cache.expire, lambda: cache.evict("t") if self.rng.random() < 0.2 else 0, cache.flush,
-            lambda: cache.add("k7", self.had["k7"][-1] or b""), cache._store.reclaim._clean_emptiest,
-            cache._store.reclaim._write_checkpoint, lambda: cache.delete_many(["k2", "k4"]),
+            lambda: cache.add("k7", self.had["k7"][-1] or b""), cache._store.cleaner.clean_emptiest,
+            cache._store.checkpoints.write_if, lambda: cache.delete_many(["k2", "k4"]),
         ):  # fmt: skip
             self.attempt(change)
 

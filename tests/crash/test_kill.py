@@ -32,8 +32,27 @@ from helpers import at_most, noise
 
 from yatagarasu_cache import DiskCache
 from yatagarasu_cache.codec import KIND_BYTES, encode_key
-from yatagarasu_cache.store import changes, checkpoint, handle, index, reclaim, removal, segment, writing
-from yatagarasu_cache.store import store as store_module
+from yatagarasu_cache.store import (
+    active,
+    changes,
+    checkpointing,
+    cleaning,
+    current,
+    dead_segments,
+    durability,
+    evicting,
+    grants,
+    index,
+    large_writing,
+    leaving_files,
+    presence,
+    reaping,
+    removal,
+    room,
+    segment,
+    showing,
+    writing,
+)
 from yatagarasu_cache.store.format import key_digest
 
 pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
@@ -42,7 +61,10 @@ SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 8192, "eviction"
 TIGHT: dict[str, Any] = {"size_limit": 256 << 10, "segment_size": 4096}  # evicts all the time
 MISSING = "(none)"
 PATIENCE = 10.0  # seconds within which a process that lives must get on
-MODULES = (changes, checkpoint, index, reclaim, segment, handle, removal, writing)
+MODULES = (
+    active, changes, checkpointing, cleaning, current, dead_segments, durability, evicting, grants, index, large_writing,
+    leaving_files, presence, reaping, removal, room, segment, showing, writing,
+)  # fmt: skip
 
 
 # -- processes ----------------------------------------------------------------------------------
@@ -279,7 +301,7 @@ def test_kill_at_random(
     disks: Path, backend: str, core: str, scenario: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = seeded(f"kill {backend} {core} {scenario}")
-    monkeypatch.setattr(reclaim, "_CHECKPOINT_RECORDS", 300)
+    monkeypatch.setattr(checkpointing, "_CHECKPOINT_RECORDS", 300)
     options = {**(SMALL if scenario == "ample" else TIGHT), "backend": backend}
     killed = acknowledged = 0
     for series in range(2):
@@ -409,7 +431,7 @@ class Script(Worker):
         yield _roll, {}
         for i in range(3, 10):
             yield put(f"base{i}", 300)
-        yield lambda c: c._store.reclaim._write_checkpoint(), {}
+        yield lambda c: c._store.checkpoints.write_if(), {}
         yield (
             lambda c: c.delete_many(["many1", "many2", "base3"]),
             dict.fromkeys(("many1", "many2", "base3"), MISSING),
@@ -429,14 +451,14 @@ class Script(Worker):
 
 
 def _roll(cache: DiskCache) -> None:
-    with cache._store.appending:
-        cache._store.seal_writer()
+    with cache._store.locks.appending:
+        cache._store.active.seal()
 
 
 def _clean(cache: DiskCache) -> None:
     for _ in range(4):
-        cache._store.reclaim._clean_emptiest()
-    cache._store.reclaim.drop_dead()
+        cache._store.cleaner.clean_emptiest()
+    cache._store.dead.drop_all()
 
 
 class Base:
@@ -513,9 +535,9 @@ CALLS: dict[str, tuple[Any, str]] = {
     "append": (segment.SegmentWriter, "append"),
     "append_many": (segment.SegmentWriter, "append_many"),
     "seal": (segment.SegmentWriter, "seal"),
-    "show": (store_module.Store, "_install"),
-    "discard": (store_module.Store, "discard"),
-    "doom": (reclaim.Reclaimer, "_doom"),
+    "show": (showing.Showing, "_install"),
+    "discard": (leaving_files.LeavingFiles, "discard"),
+    "doom": (dead_segments.DeadSegments, "_doom"),
     "write": (None, "write"),
     "unlink": (None, "unlink"),
     "replace": (None, "replace"),
@@ -648,7 +670,7 @@ def test_removed_after_its_writer_died(
         monkeypatch.setenv("YATAGARASU_CORE", "python")  # the compiled one appends and shows in one call
         with DiskCache(directory, **options) as cache:
             cache.set("shown", 1)
-            monkeypatch.setattr(store_module.Store, "_install", _never_shown)
+            monkeypatch.setattr(showing.Showing, "_install", _never_shown)
             cache.set(("k", 1), b"dead", tag="tag")
 
     with at_most(60, removal):
@@ -688,10 +710,10 @@ def test_removed_after_a_put_was_interrupted(
     cache = DiskCache(disks / "cache", **options)
     cache.set("shown", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.Store, "_install", _interrupted)
-        low, high = key_digest(key := encode_key(("k", 1)), cache._store.seed)
+        patch.setattr(showing.Showing, "_install", _interrupted)
+        low, high = key_digest(key := encode_key(("k", 1)), cache._store.current.seed)
         with pytest.raises(KeyboardInterrupt):
-            cache._store.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
+            cache._store.writing.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
     assert cache.get(("k", 1)) is None
     assert not REMOVALS[removal](cache)
     shutil.copytree(disks / "cache", disks / "as it is")
@@ -715,7 +737,7 @@ def test_killed_while_it_takes_back_what_was_interrupted(
         cache = DiskCache(directory, **options)
         cache.set("shown", 1)
         monkeypatch.setattr(segment.SegmentWriter, "void", lambda *_: None)
-        monkeypatch.setattr(store_module.Store, "_install", _interrupted)
+        monkeypatch.setattr(showing.Showing, "_install", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache.set("k", b"interrupted")
         monkeypatch.setattr(segment.SegmentWriter, "void", _never_shown)
@@ -740,7 +762,7 @@ def test_an_older_value_stays_where_a_newer_one_was_not_shown(
 
     def work(_: Callable[[], None]) -> None:
         with DiskCache(directory, **options) as cache:
-            monkeypatch.setattr(store_module.Store, "_install", _never_shown)
+            monkeypatch.setattr(showing.Showing, "_install", _never_shown)
             cache.set("k", b"new")
 
     with DiskCache(directory, **options) as cache:

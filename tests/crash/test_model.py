@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from yatagarasu_cache import CacheError, DiskCache, SerializationError, StorageFull, ValueTooLarge
-from yatagarasu_cache.store import reclaim, recovery
+from yatagarasu_cache.store import checkpointing, recovery
 from yatagarasu_cache.store.format import AHEAD, Identity
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
@@ -529,7 +529,7 @@ class Script:
             clock = Clock(patch, start=1_700_000_000 * 10**9)
             # The same hash seed, so that also the index grows at the same moments.
             patch.setattr(recovery, "_new_identity", lambda: Identity(b"i" * 16, 12345))
-            patch.setattr(reclaim, "threading", AtOnce)
+            patch.setattr(checkpointing, "threading", AtOnce)
             turns = itertools.cycle(way)
 
             def reopen() -> DiskCache:

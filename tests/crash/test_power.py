@@ -29,7 +29,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yatagarasu_cache import CacheError, DiskCache
-from yatagarasu_cache.store import handle, reclaim
+from yatagarasu_cache.store import checkpointing
+from yatagarasu_cache.store import store as store_module
 
 pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
 
@@ -56,8 +57,8 @@ def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
         def join(self) -> None:
             pass
 
-    monkeypatch.setattr(reclaim, "_CHECKPOINT_RECORDS", 6)
-    monkeypatch.setattr(reclaim, "threading", SimpleNamespace(**{**vars(threading), "Thread": AtOnce}))
+    monkeypatch.setattr(checkpointing, "_CHECKPOINT_RECORDS", 6)
+    monkeypatch.setattr(checkpointing, "threading", SimpleNamespace(**{**vars(threading), "Thread": AtOnce}))
 
 
 def boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,18 +185,18 @@ class Session:
         self.history.flushed(start)
 
     def checkpoint(self, cache: DiskCache) -> None:
-        cache._store.reclaim._write_checkpoint()
+        cache._store.checkpoints.write_if()
 
     def reclaim(self, cache: DiskCache) -> None:
         """Clean the emptiest segment, and drop the dead ones."""
-        cache._store.reclaim._clean_emptiest()
-        cache._store.reclaim.drop_dead()
+        cache._store.cleaner.clean_emptiest()
+        cache._store.dead.drop_all()
 
     def roll(self, cache: DiskCache) -> None:
         """Begin a new segment."""
         store = cache._store
-        with store.appending:
-            store.seal_writer()
+        with store.locks.appending:
+            store.active.seal()
 
     def close(self, cache: DiskCache) -> None:
         """The last one to close makes everything durable; it counts where durability was promised."""
@@ -223,7 +224,7 @@ class Judge:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, disks: Path, **options: Any) -> None:
         self._monkeypatch, self._disks = monkeypatch, disks
         self._options = {**SMALL, **options}
-        monkeypatch.setattr(handle, "GRACE", 0)  # nobody is inside of an image whose lock was lost
+        monkeypatch.setattr(store_module, "GRACE", 0)  # nobody is inside of an image whose lock was lost
         self._count = itertools.count()
         self.images = 0
 
@@ -453,7 +454,7 @@ def test_nothing_is_lost_behind_a_clean_end(monkeypatch: pytest.MonkeyPatch, dis
                 boot(monkeypatch)
                 backend = backend_for(f"{round_} {label}")
                 with monkeypatch.context() as patch, DiskCache(where, backend=backend, **SMALL) as after:
-                    patch.setattr("yatagarasu_cache.store.recovery.rebuild_index", None)
+                    patch.setattr("yatagarasu_cache.store.recovery.Recovery.rebuild", None)
                     assert {key: after.get(key, MISSING) for key in expected} == expected
                     assert after.check() == []
 

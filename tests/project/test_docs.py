@@ -22,7 +22,7 @@ from helpers import ROOT
 import yatagarasu_cache
 from yatagarasu_cache import AsyncDiskCache, CacheStats, DiskCache, cli, codec, errors
 from yatagarasu_cache.config import RingSettings, Settings
-from yatagarasu_cache.store import directory, handle, reclaim, removal
+from yatagarasu_cache.store import checkpointing, directory, limits, removal
 from yatagarasu_cache.store import eviction as eviction_module
 from yatagarasu_cache.store import format as layout
 
@@ -317,12 +317,12 @@ def test_scaling(row: dict[str, str], tmp_path: Path) -> None:
     limit, segment, large, room, largest = map(kibibytes, row.values())
     with DiskCache(tmp_path / "cache", size_limit=limit * 1024, backend="threads") as cache:
         inner = cache._store
-        assert inner.segment_bytes == segment * 1024
-        assert inner.large_bytes == large * 1024
-        exact = inner.reclaim.live_limit
+        assert inner.limits.segment_bytes == segment * 1024
+        assert inner.limits.large_bytes == large * 1024
+        exact = inner.budget.live_limit
         unit = 1 if row["Room for entries and index"].endswith("KiB") else 1024
         assert room == exact // 1024 // unit * unit
-        assert largest == inner.reclaim.largest_value // 1024 // unit * unit
+        assert largest == inner.budget.largest_value // 1024 // unit * unit
 
 
 @pytest.mark.parametrize(
@@ -437,14 +437,14 @@ def test_messages_in_troubleshooting() -> None:
         ("docs/operations.md", f"{layout.MAX_HEAD_BYTES - layout.RECORD_BYTES:,} bytes; in small caches"),
         ("docs/operations.md", f"{layout.CAPACITY_MASK:,} slots in each of {layout.PARTITIONS} partitions"),
         ("docs/operations.md", f"| {codec.MAX_KEY_DEPTH}, {codec.MAX_VALUE_DEPTH} |"),
-        ("docs/operations.md", f"Values from {handle.LARGE_VALUE_BYTES >> 20} MiB on"),
-        ("docs/operations.md", f"{reclaim._CHECKPOINT_RECORDS:,} at least"),
+        ("docs/operations.md", f"Values from {limits.LARGE_VALUE_BYTES >> 20} MiB on"),
+        ("docs/operations.md", f"{checkpointing._CHECKPOINT_RECORDS:,} at least"),
         ("docs/operations.md", f"up to {eviction_module.EXACT_ENTRIES:,} entries"),
         ("docs/operations.md", f"`max_open_files` ({Settings.max_open_files})"),
         ("docs/operations.md", f"`headroom` ({Settings.headroom * 100:.0f} %"),
         ("docs/operations.md", f"default {Settings.size_limit >> 30} GiB"),
         ("docs/format.md", f"at most {removal._REMOVAL_BATCH} of them"),
-        ("README.md", f"a file for each value from {handle.LARGE_VALUE_BYTES >> 20} MiB on"),
+        ("README.md", f"a file for each value from {limits.LARGE_VALUE_BYTES >> 20} MiB on"),
     ],
 )
 def test_numbers(name: str, phrase: str) -> None:

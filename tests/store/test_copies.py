@@ -89,10 +89,10 @@ def test_moved_and_closed_ones_are_as_they_were(
 def test_an_index_that_is_made_anew_says_which_file_it_is(make: Make, directory: Path) -> None:
     cache = make()
     cache.set("k", 1)
-    for renew in (lambda: cache._store.rebuild("for a test"), cache._store.shrink_index, lambda: None):
-        with cache._store.lock:
+    for renew in (lambda: cache._store.current.rebuild("for a test"), cache._store.current.shrink, lambda: None):
+        with cache._store.locks.index:
             renew()
-        index = cache._store.index
+        index = cache._store.current.index
         status = os.stat(directory / "index")
         assert (index.words[f.W_FILE], index.words[f.W_FILE + 1]) == (status.st_dev, status.st_ino)
         assert not index.is_copied()

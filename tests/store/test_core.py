@@ -229,13 +229,13 @@ def test_a_hit_is_a_use(
     cache = opened(core, eviction=eviction)
     cache.set("k", b"v")
     store = cache._store
-    low, high = f.key_digest(encode_key("k"), store.seed)
-    first = store.lookup(low, high)
+    low, high = f.key_digest(encode_key("k"), store.current.seed)
+    first = store.finding.lookup(low, high)
     clock.advance(1)
     assert cache.get("k") == b"v"
-    second = store.lookup(low, high)
+    second = store.finding.lookup(low, high)
     assert first is not None and second is not None
-    assert second.access == (store.policy.touched(first.access, clock.now))
+    assert second.access == (store.limits.policy.touched(first.access, clock.now))
     assert (second.access == first.access) == (eviction == "fifo")
 
 
@@ -319,14 +319,14 @@ def test_reading_in_two_steps_is_a_use(opened: Callable[..., DiskCache]) -> None
     store = cache._store
     place = store.core.place("k", START)
     cache.set("other", b"v")
-    slots = [store.lookup(*f.key_digest(encode_key(key), store.seed)) for key in ("k", "other")]
+    slots = [store.finding.lookup(*f.key_digest(encode_key(key), store.current.seed)) for key in ("k", "other")]
     assert slots[0] is not None and slots[1] is not None and slots[0].access < slots[1].access
     assert store.core.accept(place, b"v" * 100, START) == b"v" * 100
-    used = store.lookup(*f.key_digest(encode_key("k"), store.seed))
+    used = store.finding.lookup(*f.key_digest(encode_key("k"), store.current.seed))
     assert used is not None and used.access > slots[1].access
     cache.delete("k")
     assert store.core.accept(place, b"v" * 100, START) == b"v" * 100
-    assert store.lookup(*f.key_digest(encode_key("k"), store.seed)) is None
+    assert store.finding.lookup(*f.key_digest(encode_key("k"), store.current.seed)) is None
 
 
 # -- whatever is not plain takes the ordinary path -------------------------------------------------
@@ -341,11 +341,11 @@ class Put:
 
     def __call__(self, key: Any, payload: bytes, stop_after: int = -1, **changed: Any) -> Any:
         store = self.store
-        with store.appending, store.lock:
+        with store.locks.appending, store.locks.index:
             pass  # what the last one left is repaired
-        with store.appending:
-            writer = store.room(len(payload) + 5000)
-            given = {"fd": writer.fd, "lock_fd": store.lock.fd, "segment": writer.segment, **changed}
+        with store.locks.appending:
+            writer = store.room.writer.writer.writer.writer.writer.writer(len(payload) + 5000)
+            given = {"fd": writer.fd, "lock_fd": store.locks.index.fd, "segment": writer.segment, **changed}
             result = self.core._put(
                 given["fd"], given["segment"], writer.tail, given["lock_fd"], encode_key(key), b"", b"",
                 payload, 0, 0, changed.get("now", time.time_ns()), stop_after,
@@ -363,15 +363,15 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     cache.set("k", b"old")
     cache.set("big", bytes(2 << 20))
     put, store = Put(cache), cache._store
-    words = store.index.words
-    with store.appending:
-        store.room(100_000)  # so that no put below has to ask for it
+    words = store.current.index.words
+    with store.locks.appending:
+        store.room.writer.writer.writer.writer.writer.writer(100_000)  # so that no put below has to ask for it
 
     def refused(key: str = "k", **changed: Any) -> tuple[Any, ...]:
-        before = bytes(store.index.map)
+        before = bytes(store.current.index.map)
         result = put(key, b"new", **changed)
         assert type(result) is tuple
-        after = bytearray(store.index.map)
+        after = bytearray(store.current.index.map)
         clock = slice(f.W_CLOCK * 8, f.W_CLOCK * 8 + 8)
         after[clock] = before[clock]
         assert bytes(after) == before
@@ -381,11 +381,11 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     assert cache.get("k") == b"new"
     refused("big")  # the large file has to go
     refused(lock_fd=-1)  # not locked
-    low, high = f.key_digest(encode_key("fresh"), store.seed)
+    low, high = f.key_digest(encode_key("fresh"), store.current.seed)
     words[f.W_DELETED + high % f.PARTITIONS] = f.MASK64 >> 1  # removed at a later time
     refused("fresh")
     words[f.W_DELETED + high % f.PARTITIONS] = 0
-    at = store.find(*f.key_digest(encode_key("k"), store.seed))
+    at = store.finding.find(*f.key_digest(encode_key("k"), store.current.seed))
     stamp = words[at + f.S_STAMP]
     words[at + f.S_STAMP] = f.MASK64 >> 1  # something later is there
     refused()
@@ -398,9 +398,9 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     words[f.W_EPOCH] = f.MASK64 >> 1  # a checkpoint that covers later ones
     refused()
     words[f.W_EPOCH] = epoch
-    entry = store.index.entry(store.writer.segment)  # type: ignore[union-attr]
+    entry = store.current.index.entry(store.active.writer.segment)  # type: ignore[union-attr]
     state = words[entry]
-    words[entry] = f.SEALED | store.writer.segment  # type: ignore[union-attr]
+    words[entry] = f.SEALED | store.active.writer.segment  # type: ignore[union-attr]
     refused()  # others took the segment
     words[entry] = state
     assert type(put("k", b"newest")) is bytes
@@ -429,15 +429,15 @@ def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[...,
     assert cache.get("big") == b"small"
     assert {type(result) for result in results} == {bytes, tuple, type(NotImplemented)}
     store = cache._store
-    assert store.writer is not None
-    segment, tail = store.writer.segment, store.writer.tail
-    with store.lock:  # as if this handle were believed dead
-        store.index.set_state(segment, f.SEALED)
-        store.index.resize_segment(segment, tail)
+    assert store.active.writer is not None
+    segment, tail = store.active.writer.segment, store.active.writer.tail
+    with store.locks.index:  # as if this handle were believed dead
+        store.current.index.set_state(segment, f.SEALED)
+        store.current.index.resize_segment(segment, tail)
     cache.set("k", b"v")
     assert cache.get("k") == b"v"
-    with store.lock:
-        store.index.resize_segment(segment, os.stat(store.files.path(segment)).st_size)
+    with store.locks.index:
+        store.current.index.resize_segment(segment, os.stat(store.files.segments.segments.segments.segments.segments.segments.path(segment)).st_size)
     assert cache.check() == []
 
 
@@ -466,9 +466,9 @@ def test_a_wrong_byte_is_no_hit(opened: Callable[..., DiskCache]) -> None:
     cache.set("k", b"v" * 5000)
     assert cache.get("k") == b"v" * 5000
     store = cache._store
-    slot = store.lookup(*f.key_digest(encode_key("k"), store.seed))
-    assert slot is not None and store.writer is not None
-    os.pwrite(store.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
+    slot = store.finding.lookup(*f.key_digest(encode_key("k"), store.current.seed))
+    assert slot is not None and store.active.writer is not None
+    os.pwrite(store.active.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
     assert store.core.get("k", START) is NotImplemented
     assert cache.get("k") is None
     assert cache.stats().corrupt == 1
@@ -480,9 +480,9 @@ def test_damaged_slots_and_descriptors(opened: Callable[..., DiskCache]) -> None
     cache.set("k", b"value")
     cache.get("k")
     store = cache._store
-    words, core = store.index.words, store.core
-    low, high = f.key_digest(encode_key("k"), store.seed)
-    at = store.find(low, high)
+    words, core = store.current.index.words, store.core
+    low, high = f.key_digest(encode_key("k"), store.current.seed)
+    at = store.finding.find(low, high)
     for word in (at + f.S_PLACE, at + f.S_LENGTHS, at + f.S_SUM, f.W_PARTITIONS + high % f.PARTITIONS):
         was = words[word]
         flipped = (was ^ 1 << bit for bit in (3, 16, 20, 24, 40, 63))
@@ -503,22 +503,22 @@ def test_failed_writes_raise_and_change_nothing(
     cache = opened()
     cache.set("k", b"old")
     store = cache._store
-    assert store.writer is not None
-    tail, fd = store.writer.tail, store.writer.fd
-    file = store.files.path(store.writer.segment)
+    assert store.active.writer is not None
+    tail, fd = store.active.writer.tail, store.active.writer.fd
+    file = store.files.segments.segments.segments.segments.segments.segments.path(store.active.writer.segment)
     full = os.open("/dev/full", os.O_RDWR)
     try:
-        store.writer.fd = full
-        monkeypatch.setattr(store.reclaim, "_make_room", lambda need, made: False)
+        store.active.writer.fd = full
+        monkeypatch.setattr(store.room.writer.writer.writer.writer, "_make_room", lambda need, made: False)
         with pytest.raises(CacheIOError) as caught:
             if way == "set":
                 cache.set("k", bytes(size))
             else:
                 cache.set_many({"k": bytes(size), "other": bytes(size)})
         assert caught.value.errno == errno.ENOSPC
-        assert store.writer.tail == tail == os.stat(file).st_size
+        assert store.active.writer.tail == tail == os.stat(file).st_size
     finally:
-        store.writer.fd = fd
+        store.active.writer.fd = fd
         os.close(full)
     assert cache.get("k") == b"old"
     cache.set("k", b"new")
@@ -660,9 +660,9 @@ def test_get_many_of_damage(opened: Callable[..., DiskCache]) -> None:
     cache = opened()
     cache.set_many((f"k{n}", b"v" * 5000) for n in range(10))
     store = cache._store
-    slot = store.lookup(*f.key_digest(encode_key("k3"), store.seed))
-    assert slot is not None and store.writer is not None
-    os.pwrite(store.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
+    slot = store.finding.lookup(*f.key_digest(encode_key("k3"), store.current.seed))
+    assert slot is not None and store.active.writer is not None
+    os.pwrite(store.active.writer.fd, b"w", slot.offset + slot.head_bytes + 77)
     assert sorted(cache.get_many([f"k{n}" for n in range(10)])) == [f"k{n}" for n in range(10) if n != 3]
     assert cache.stats().corrupt == 1
 
@@ -701,14 +701,14 @@ def test_what_stands_in_the_way_of_a_removal(opened: Callable[..., DiskCache]) -
     cache.set("big", bytes(2 << 20))
     core: Any = cache._store.core
     store = cache._store
-    words = store.index.words
+    words = store.current.index.words
 
     fd, log = store.changes.opened
-    entry = store.index.entry(log)
+    entry = store.current.index.entry(log)
 
     def remove(key: str = "k", **changed: Any) -> Any:
-        given = {"fd": fd, "segment": log, "lock_fd": store.lock.fd, **changed}
-        return core._core.remove(*given.values(), encode_key(key), *store.own_end, START * 2)
+        given = {"fd": fd, "segment": log, "lock_fd": store.locks.index.fd, **changed}
+        return core._core.remove(*given.values(), encode_key(key), *store.active.own_end, START * 2)
 
     assert remove("none") is None
     words[f.W_ACTIVE] += 1  # somebody may have died while putting it: that it is not there is logged
@@ -724,7 +724,7 @@ def test_what_stands_in_the_way_of_a_removal(opened: Callable[..., DiskCache]) -
     assert remove("big") is NotImplemented  # its file has to go
     assert remove(lock_fd=-1) is NotImplemented
     assert remove(segment=1 << 32) is NotImplemented
-    at = store.find(*f.key_digest(encode_key("k"), store.seed))
+    at = store.finding.find(*f.key_digest(encode_key("k"), store.current.seed))
     for word, value in (
         (f.W_BUSY, 1), (f.W_SUPERSEDED, 1), (f.W_EPOCH, f.MASK64 >> 1), (f.W_LIVE_BYTES, 0),
         (entry, f.SEALED | log), (f.W_LOG, log + 1), (entry + f.T_TAIL, words[entry + f.T_SIZE] - 80),
@@ -757,13 +757,13 @@ def test_a_removal_killed_after_every_store(tmp_path: Path, opened: Callable[...
         cache.set(100, b"so that there is a log to write to")
         assert cache.get(5)  # its segment is open then, and the key can be looked at
         store, core = cache._store, cast(Any, cache._store.core)
-        words = store.index.words
+        words = store.current.index.words
         done = core._core.remove(
-            *store.changes.opened, store.lock.fd, encode_key(5), *store.own_end, time.time_ns(), stores
+            *store.changes.opened, store.locks.index.fd, encode_key(5), *store.active.own_end, time.time_ns(), stores
         )
         assert done is True
         dead = words[f.W_BUSY]
-        with store.appending, store.lock:
+        with store.locks.appending, store.locks.index:
             pass  # as the next process would
         found = cache.get(5)
         assert found in (None, b"old 5")
@@ -794,11 +794,11 @@ def test_killed_after_every_store(tmp_path: Path, opened: Callable[..., DiskCach
     while True:
         shutil.copytree(tmp_path / "original", tmp_path / f"killed-{stores}")
         cache = opened(name=f"killed-{stores}")
-        put, words = Put(cache), cache._store.index.words
+        put, words = Put(cache), cache._store.current.index.words
         assert type(put(wanted, b"new", stop_after=stores)) is bytes  # it believes that it is alive
         dead = words[f.W_BUSY]
         shown = cache.get(wanted)
-        with cache._store.lock:
+        with cache._store.locks.index:
             assert not words[f.W_BUSY]
         assert cache.get(wanted) in (old, b"new")
         assert shown in (old, b"new", None)
@@ -909,7 +909,7 @@ def test_batches_of_slots_and_items(opened: Callable[..., DiskCache]) -> None:
     cache.set_many({n: b"v" * n for n in range(10)})
     store = cache._store
     core: Any = store.core._core  # type: ignore[attr-defined]
-    writer = store.writer
+    writer = store.active.writer
     assert writer is not None
     item = (1, 2, b"sk", b"payload", 0, 0, b"", b"")
     for odd in (

@@ -18,8 +18,9 @@ from helpers import Clock, disk_bytes, noise
 from yatagarasu_cache import DiskCache, StorageFull, ValueTooLarge
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.codec import encode_key
-from yatagarasu_cache.store import checkpoint, eviction, reclaim
+from yatagarasu_cache.store import checkpointing, eviction
 from yatagarasu_cache.store import format as f
+from yatagarasu_cache.store.checkpointing import Checkpoints
 from yatagarasu_cache.store.eviction import POLICIES, Victims
 from yatagarasu_cache.store.format import Slot, key_digest
 from yatagarasu_cache.store.index import Index
@@ -33,22 +34,22 @@ SMALL: dict[str, Any] = {"size_limit": 1 << 20, "segment_size": 16 << 10}
 def watch(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The digests of what is removed, in order, as it is removed."""
     removed: list[tuple[int, int]] = []
-    remove_slots = cache._store.remove_slots
+    remove_slots = cache._store.removal.remove_slots
 
     def remove(slots: Any) -> Any:
         removed.extend((slot.low, slot.high) for slot in slots)
         return remove_slots(slots)
 
-    monkeypatch.setattr(cache._store, "remove_slots", remove)
+    monkeypatch.setattr(cache._store.removal, "remove_slots", remove)
     return removed
 
 
 def digest(cache: DiskCache, key: Any) -> tuple[int, int]:
-    return key_digest(encode_key(key), cache._store.seed)
+    return key_digest(encode_key(key), cache._store.current.seed)
 
 
 def evict_one_by_one(cache: DiskCache) -> None:
-    while cache._store.reclaim._evict(lambda: 1):
+    while cache._store.evictor.evict(lambda: 1):
         pass
 
 
@@ -78,13 +79,13 @@ def test_exact_order(make: Make, monkeypatch: pytest.MonkeyPatch, entries: int, 
     removed = watch(cache, monkeypatch)
     while order:
         done = len(removed)
-        assert cache._store.reclaim._evict(lambda: random_.choice((1, 1, 500, 100_000)))
+        assert cache._store.evictor.evict(lambda: random_.choice((1, 1, 500, 100_000)))
         for gone in removed[done:]:
             assert names[gone] == order.popitem(last=False)[0]
         for key in random_.sample(list(order), k=min(len(order), 3)) if len(order) < 7000 else ():
             use(key)
     assert len(cache) == 0
-    assert cache._store.reclaim._evict(lambda: 1) == 0
+    assert cache._store.evictor.evict(lambda: 1) == 0
 
 
 def test_every_way_of_use_counts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,13 +521,13 @@ def test_checkpoints_that_take_long_are_within_the_limit(
     """One follows the other, each larger than the one it replaces, while entries are written."""
     limit, segment = 512 << 10, 8 << 10
     go_on = threading.Semaphore(0)
-    write_file = checkpoint._write_file
+    write_file = Checkpoints._write_file
 
     def write_slowly(*arguments: Any) -> None:
         write_file(*arguments)
         assert go_on.acquire(timeout=60)
 
-    monkeypatch.setattr(checkpoint, "_write_file", write_slowly)
+    monkeypatch.setattr(Checkpoints, "_write_file", write_slowly)
     cache = make(size_limit=limit, segment_size=segment, eviction="fifo")
     random_ = random.Random(1)
     under_way, patience = 0, 800
@@ -623,15 +624,15 @@ def test_moved_entries_keep_everything(make: Make, monkeypatch: pytest.MonkeyPat
     cache.set("large", noise(50_000), tag="large", meta=1)
     created = clock.now / 1e9
     before = {entry.key: entry.size for entry in cache.entries()}
-    places = {key: cache._store.lookup(*digest(cache, key)) for key in before}
+    places = {key: cache._store.finding.lookup(*digest(cache, key)) for key in before}
     for turn in range(6):
         for n in range(350):
             cache.set(("drop", n), noise(700, turn))
             cache.get(("keep", n % 270))
             cache.get("large")
     store = cache._store
-    with store.appending, store.reclaiming:
-        while store.reclaim._clean_emptiest():
+    with store.locks.appending, store.locks.reclaiming:
+        while store.cleaner.clean_emptiest():
             pass
     moved = 0
     kept = [n for n in range(270) if ("keep", n) in cache]
@@ -642,7 +643,7 @@ def test_moved_entries_keep_everything(make: Make, monkeypatch: pytest.MonkeyPat
         assert (entry.value, entry.tag, entry.meta) == (noise(700, n), ("t", n % 3), {"n": n})
         assert entry.created == pytest.approx(created)
         assert entry.expires == pytest.approx(created + 1000 + n)
-        was, now = places[("keep", n)], cache._store.lookup(*digest(cache, ("keep", n)))
+        was, now = places[("keep", n)], cache._store.finding.lookup(*digest(cache, ("keep", n)))
         moved += was is not None and now is not None and was.place != now.place
     assert moved > 50
     entry = cache.get_entry("large")
@@ -669,13 +670,13 @@ def test_a_segment_whose_cleaner_closed_is_cleaned_by_the_next(make: Make) -> No
         cache.set(n, noise(1000, n))
     for n in range(0, 600, 2):
         cache.delete(n)
-    cleaning = cache._store.reclaim._begin_cleaning()
+    cleaning = cache._store.cleaner._begin_cleaning()
     assert cleaning is not None
-    entry = cache._store.index.entry(cleaning.segment)
-    assert cache._store.index.words[entry + f.T_CLEANER]
+    entry = cache._store.current.index.entry(cleaning.segment)
+    assert cache._store.current.index.words[entry + f.T_CLEANER]
     cache.close()
     again = make(**SMALL)
-    assert again._store.index.words[entry + f.T_CLEANER] == 0
+    assert again._store.current.index.words[entry + f.T_CLEANER] == 0
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
@@ -683,7 +684,7 @@ def test_a_segment_whose_cleaner_closed_is_cleaned_by_the_next(make: Make) -> No
 
 def settle(cache: DiskCache) -> None:
     """Wait for the checkpoint that is being written, if one is."""
-    thread = cache._store.reclaim._checkpoint
+    thread = cache._store.checkpoints._thread
     if thread is not None:
         thread.join()
 
@@ -741,7 +742,7 @@ def test_the_index_is_made_anew_from_a_checkpoint(
     make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch, seed: int, handles: int
 ) -> None:
     """The same entries with it; without it, or damaged: the same or misses, and nothing that was replaced."""
-    monkeypatch.setattr(reclaim, "_CHECKPOINT_RECORDS", 40)
+    monkeypatch.setattr(checkpointing, "_CHECKPOINT_RECORDS", 40)
     clock = Clock(monkeypatch)
     options: dict[str, Any] = {"size_limit": 512 << 10, "segment_size": 8 << 10}
     caches = [make(**options) for _ in range(handles)]
@@ -752,7 +753,7 @@ def test_the_index_is_made_anew_from_a_checkpoint(
         for cache in caches:
             churn(cache, clock, seed * 100 + turn, 100, history)
             settle(cache)
-        floors.append(caches[0]._store.index.words[f.W_FLOOR])
+        floors.append(caches[0]._store.current.index.words[f.W_FLOOR])
         if turn == 8:
             stale = (directory / "checkpoint").read_bytes()
     assert len(set(floors)) > 6
@@ -832,7 +833,7 @@ def test_a_checkpoint_while_others_write(
     for thread in threads:
         thread.start()
     for _ in range(15):
-        checkpoint.write(cache._store)
+        cache._store.checkpoints.write()
     done.set()
     for thread in threads:
         thread.join()
@@ -855,7 +856,7 @@ def test_removals_a_checkpoint_covers_leave_the_log(make: Make, directory: Path)
         cache.delete(n % 50)
         cache.get("old")
     settle(cache)
-    assert cache._store.index.words[f.W_FLOOR] > 0
+    assert cache._store.current.index.words[f.W_FLOOR] > 0
     assert cache.get("old") == 1
     assert list(cache) == ["old"]
     assert cache.volume() < 512 << 10

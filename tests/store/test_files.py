@@ -59,7 +59,7 @@ def fill(directory: Path) -> None:
         cache.set("big", noise(9000))
         cache.delete(0)
         cache.flush()
-        assert cache._store.reclaim._write_checkpoint()
+        assert cache._store.checkpoints.write_if()
     (directory / MARK).write_bytes((1).to_bytes(8, "little"))
     (directory / "tmp" / f.temporary_name(0xAA, 1, value=False)).write_bytes(b"left")
 
@@ -214,8 +214,8 @@ def test_nobodys_directories_are_in_nobodys_way(
     cache = make(**SMALL)
     store = cache._store
     for _ in range(2):
-        store.reclaim.reap()
-        store.reclaim.look_for_orphans()
+        store.reaper.reap()
+        store.reaper.look_for_orphans()
     assert cache.set("big", noise(9000, 1)) and cache.get("big") == noise(9000, 1)
     assert cache.check(fix=True) == []
     cache.close()

@@ -237,10 +237,10 @@ def test_giving_up_while_a_segment_is_sealed(make: Make) -> None:
     store = cache._store
 
     def seal() -> None:
-        with store.appending:
-            store.seal_writer()
+        with store.locks.appending:
+            store.active.seal()
 
-    writer = store.writer
+    writer = store.active.writer
     fd = os.open(Path(cache.directory) / f.LOCK_NAME, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -250,10 +250,10 @@ def test_giving_up_while_a_segment_is_sealed(make: Make) -> None:
         assert isinstance(work.end(), GivenUp)
     finally:
         os.close(fd)
-    assert writer is not None and store.writer is writer and writer.fd >= 0
+    assert writer is not None and store.active.writer is writer and writer.fd >= 0
     cache.set("k", b"2")
     seal()
-    assert store.writer is None and cache.get("k") == b"2" and cache.check() == []
+    assert store.active.writer is None and cache.get("k") == b"2" and cache.check() == []
 
 
 # -- a process that is stopped ------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_change_within_a_change_is_refused(make: Make) -> None:
     cache = make()
     cache.set("n", 1)
     told: list[type[BaseException]] = []
-    fold = cache._store.follow_settings
+    fold = cache._store.shared_settings.follow
 
     def interrupting() -> None:
         for change in (lambda: cache.set("inner", b"1"), lambda: cache.incr("n"), lambda: cache.delete("n")):
@@ -329,9 +329,9 @@ def test_a_change_within_a_change_is_refused(make: Make) -> None:
                 told.append(type(error))
         fold()
 
-    cache._store.follow_settings = interrupting  # type: ignore[method-assign]
+    cache._store.shared_settings.follow = interrupting  # type: ignore[method-assign]
     assert cache.incr("n") == 2
-    del cache._store.follow_settings  # type: ignore[attr-defined]
+    del cache._store.shared_settings.follow  # type: ignore[attr-defined]
     assert set(told) == {Reentered} and len(told) >= 3
     assert cache.get("inner") is None and cache.get("n") == 2
     assert cache.set("inner", b"1") and cache.check() == []
@@ -419,7 +419,7 @@ def test_a_logging_handler_runs_outside_of_every_lock(make: Make) -> None:
         log.removeHandler(handler)
     assert handler.refused == 3
     assert "checksum" in cache["last warning"] and cache["other"] == b"1"
-    assert cache.set("last", b"plain") and not cache._store.telling
+    assert cache.set("last", b"plain") and not cache._store.notices.telling
 
 
 def test_a_logging_handler_that_fails_is_not_ours(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,7 +432,7 @@ def test_a_logging_handler_that_fails_is_not_ours(make: Make, capsys: pytest.Cap
     log, handler = logging.getLogger("yatagarasu_cache"), Failing()
     log.addHandler(handler)
     try:
-        cache._store.log_once("corrupt", "a line")
+        cache._store.notices.log_once("corrupt", "a line")
     finally:
         log.removeHandler(handler)
     assert "RuntimeError: handler" in capsys.readouterr().err
@@ -601,7 +601,7 @@ def test_the_directory_goes_while_it_is_in_use(
 def test_pop_of_what_cannot_be_dropped_ends(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make()
     cache.set("k", b"value")
-    monkeypatch.setattr(cache._store, "fetch_version", lambda slot: None)
+    monkeypatch.setattr(cache._store.reading, "fetch_version", lambda slot: None)
     with pytest.raises(CacheIOError, match="cannot be read, or changes all the time"):
         cache.pop("k")
     monkeypatch.undo()
@@ -622,9 +622,9 @@ def test_flush_says_what_it_could_not_sync(make: Make, monkeypatch: pytest.Monke
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    other._store.files.forget_all()
-    segment = other._store.index.segments()[0]
-    other._store.index.words[other._store.index.entry(segment) + f.T_SYNCED] = 0
+    other._store.files.segments.segments.segments.segments.segments.segments.forget_all()
+    segment = other._store.current.index.segments()[0]
+    other._store.current.index.words[other._store.current.index.entry(segment) + f.T_SYNCED] = 0
     with pytest.raises(CacheIOError, match="cannot make the cache durable"):
         other.flush()
     monkeypatch.undo()

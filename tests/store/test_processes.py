@@ -257,16 +257,16 @@ def test_half_a_slot_is_no_version(opener: Callable[..., DiskCache], monkeypatch
         slots, pairs = [], set()
         for value in (b"one", b"two"):
             cache.set("k", value, meta=value.decode())
-            (slot,) = map(cache._store.index.slot, cache._store.index.live_slots())
+            (slot,) = map(cache._store.current.index.slot, cache._store.current.index.live_slots())
             slots.append(slot)
-            names = cache._store.read_names(slot)
+            names = cache._store.reading.read_names(slot)
             assert names is not None
             pairs.add((names.meta, value))
         store = reader._store
         torn = [f.Slot(*slots[0][:cut], *slots[1][cut:]) for cut in range(2, 9)]
         for first, second in itertools.product(torn, torn):
-            monkeypatch.setattr(store, "lookup", lambda low, high, slot=second: slot)
-            names, found = store.read_names(first), store.fetch_version(first)
+            monkeypatch.setattr(store.finding, "lookup", lambda low, high, slot=second: slot)
+            names, found = store.reading.read_names(first), store.reading.fetch_version(first)
             if names is not None and found is not None:
                 assert (names.meta, found.payload) in pairs
 
@@ -490,7 +490,7 @@ def test_a_handle_that_cannot_be_renewed_does_not_harm_others(tmp_path: Path, ba
         for cache in lost:
             with pytest.raises(ClosedError):
                 cache.set("k", 1)
-        with caches[0]._store.lock:  # nobody has the same one
+        with caches[0]._store.locks.index:  # nobody has the same one
             time.sleep(0.05)
         return [cache.incr("n") for cache in caches for _ in range(50)]
 
@@ -581,12 +581,12 @@ def test_growth_is_seen_by_others(opener: Callable[..., DiskCache]) -> None:
 
     with opener(size_limit=64 << 20, segment_size=1 << 20) as watcher:
         watcher.set("before", 1)
-        size = watcher._store.index.words[f.W_INDEX_BYTES]
+        size = watcher._store.current.index.words[f.W_INDEX_BYTES]
         assert crew(work) == [count] * WORKERS
         assert len(watcher) == WORKERS * count + 1
         assert all(watcher[(n, i)] == i for n in range(WORKERS) for i in range(count))
         assert watcher["before"] == 1
-        assert watcher._store.index.words[f.W_INDEX_BYTES] > size
+        assert watcher._store.current.index.words[f.W_INDEX_BYTES] > size
         sound(watcher)
 
 
@@ -651,15 +651,15 @@ def test_index_replaced_under_others(opener: Callable[..., DiskCache], how: str)
             time.sleep(0.04)
             store = cache._store
             if how == "bad descriptors":  # as a flipped bit would make them: beyond the file
-                with store.lock:
+                with store.locks.index:
                     for part in range(0, f.PARTITIONS, 7):
-                        store.index.words[f.W_PARTITIONS + part] |= 1 << 62
+                        store.current.index.words[f.W_PARTITIONS + part] |= 1 << 62
             elif how == "rebuilt":
-                store.rebuild("for a test")
+                store.current.rebuild("for a test")
             else:
-                with store.lock:
-                    store.rebuild("for a test")
-                    store.rebuild("and again")
+                with store.locks.index:
+                    store.current.rebuild("for a test")
+                    store.current.rebuild("and again")
             cache.incr("mine")
         cache.set("stop", True)
         turns = running.results()
@@ -684,7 +684,7 @@ def test_disk_use_of_several_writers(
     limit = 4 << 20
     options: dict[str, Any] = {"size_limit": limit, "segment_size": None}
     with opener(**options) as cache:
-        segment = cache._store.segment_bytes
+        segment = cache._store.limits.segment_bytes
 
     turns = 3 * limit // WORKERS // (sum(sizes) // len(sizes) + 150)
 

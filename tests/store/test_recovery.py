@@ -25,8 +25,9 @@ from faulty import seeded
 from helpers import Clock, noise, tree
 
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
-from yatagarasu_cache.store import checkpoint, recovery
 from yatagarasu_cache.store import format as f
+from yatagarasu_cache.store import recovery
+from yatagarasu_cache.store.checkpointing import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("apart", "core", "quiet")  # each handle stands for a process
 
@@ -64,13 +65,13 @@ def rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def abandon(cache: DiskCache) -> None:
     """Leave the cache as the end of the process would: nothing is closed in order."""
     store = cache._store
-    if store.writer is not None:
-        store.writer.abandon()
-        store.writer = None
+    if store.active.writer is not None:
+        store.active.writer.abandon()
+        store.active.writer = None
     if store.owner._fd >= 0:  # the mark stays, its lock goes
         os.close(store.owner._fd)
         store.owner._fd = -1
-    store.closed = True
+    store.life.closed = True
     store._release()
 
 
@@ -116,11 +117,11 @@ def busy_life(cache: DiskCache, rng: random.Random, turns: int = 250) -> dict[st
         else:
             cache.touch(key, 1e4 + turn)
         if turn % 50 == 30:
-            with cache._store.appending:
-                cache._store.seal_writer()
-            cache._store.reclaim._clean_emptiest()
+            with cache._store.locks.appending:
+                cache._store.active.seal()
+            cache._store.cleaner.clean_emptiest()
         if turn in (turns // 3, turns // 2):
-            cache._store.reclaim._write_checkpoint()
+            cache._store.checkpoints.write_if()
         if turn == turns * 2 // 3:
             cache.evict(("t", 1))
             values = {key: value for key, value in values.items() if key in cache}
@@ -142,7 +143,7 @@ def test_rebuild_shows_what_was_there(
     before, count, volume = shown(cache), len(cache), cache.stats().live_bytes
     assert {key: entry.value for key, entry in before.items()} == values
     if how == "asked for":
-        cache._store.rebuild("a test")
+        cache._store.current.rebuild("a test")
     else:
         cache.close() if closed else abandon(cache)
         if how == "index lost":
@@ -179,15 +180,15 @@ def test_times_of_expiry_survive(
         cache.touch(f"k{i}")
     for step in ("seal", "clean", "checkpoint", "seal", "clean"):
         if step == "seal":
-            with cache._store.appending:
-                cache._store.seal_writer()
+            with cache._store.locks.appending:
+                cache._store.active.seal()
         elif step == "clean":
             for i in range(1, 20, 4):  # garbage to clean for
                 cache.set(f"g{i}", noise(600, i))
                 cache.delete(f"g{i}")
-            cache._store.reclaim._clean_emptiest()
+            cache._store.cleaner.clean_emptiest()
         else:
-            cache._store.reclaim._write_checkpoint()
+            cache._store.checkpoints.write_if()
     for wait, left in ((0, set(range(20))), (101, set(range(0, 20, 2))), (1000, set(range(0, 20, 4)))):
         clock.advance(wait)
         cache.close()
@@ -206,14 +207,14 @@ def test_order_of_eviction_survives_through_a_checkpoint(
     used = [7, 3, 41, 20]
     for i in used:
         cache.get(i)
-    cache._store.reclaim._write_checkpoint()
+    cache._store.checkpoints.write_if()
     cache.close()
     (directory / "index").unlink()
     cache = make(**options)
     evicted: list[int] = []
     for _ in range(60):
         before = set(cache)
-        cache._store.reclaim._evict(lambda: 1)
+        cache._store.evictor.evict(lambda: 1)
         evicted += before - set(cache)
     expected = [i for i in range(60) if i not in used] + used
     assert evicted == expected
@@ -345,7 +346,7 @@ def leave_things_behind(directory: Path) -> dict[str, Path]:
     """What a process leaves that is killed at the wrong moments."""
     with DiskCache(directory, backend="threads", **SMALL) as cache:
         cache.set("kept", noise(LARGE))
-        identity = cache._store.index.identity
+        identity = cache._store.current.index.identity
     things = {
         "temporary": directory / "tmp" / "00000000deadbeef-1.tmp",
         "orphan": directory / "large" / f.large_name(2, 1, 1),
@@ -380,8 +381,8 @@ def test_leftovers_stay_while_others_are_alive(directory: Path, make: Callable[.
     """They may be theirs, just being made."""
     first = make(**SMALL)
     first.set("kept", noise(LARGE))
-    identity = first._store.index.identity
-    recent = first._store.index.stamp()
+    identity = first._store.current.index.identity
+    recent = first._store.current.index.stamp()
     things = [
         directory / "tmp" / "00000000deadbeef-1.tmp",
         directory / "large" / f.large_name(2, 1, recent),
@@ -407,20 +408,20 @@ def test_a_dead_writers_segment_is_taken_over(directory: Path, make: Callable[..
     dead, alive = make(**SMALL), make(**SMALL)
     for i in range(20):
         dead.set(i, noise(300, i))
-    dead._store.reclaim._begin_cleaning()
+    dead._store.cleaner._begin_cleaning()
     mark = directory / "writers" / f"{dead._store.owner.token:016x}.lock"
     abandon(dead)
     assert mark.exists()
-    active = [s for s in alive._store.index.segments() if alive._store.index.state(s) == f.ACTIVE]
+    active = [s for s in alive._store.current.index.segments() if alive._store.current.index.state(s) == f.ACTIVE]
     assert active
-    assert alive._store.reclaim.reap() > 0
-    index = alive._store.index
+    assert alive._store.reaper.reap() > 0
+    index = alive._store.current.index
     assert not [s for s in index.segments() if index.words[index.entry(s) + f.T_OWNER]]
     assert [alive.get(i) for i in range(20)] == [noise(300, i) for i in range(20)]
     assert alive.check() == []
     alive.clear()
     alive.set("k", b"v")
-    writer = alive._store.writer
+    writer = alive._store.active.writer
     assert writer is not None  # it may go on with the one that was left
     left = {f.parse_segment_name(path.name) for path in (directory / "segments").iterdir()}
     assert left & set(active) <= {writer.segment}
@@ -473,7 +474,7 @@ def test_what_is_not_ours_is_left_alone(
     cache.check(fix=True)
     cache.clear()
     cache.set("k", b"v")
-    cache._store.rebuild("a test")
+    cache._store.current.rebuild("a test")
     cache.close()
     (directory / "index").unlink()
     assert make(**SMALL).get("k") == b"v"
@@ -561,15 +562,15 @@ def test_a_number_is_not_used_twice(directory: Path, make: Callable[..., DiskCac
     with make(**SMALL) as cache:
         for i in range(30):
             cache.set(i, noise(900, i))
-        cache._store.reclaim._write_checkpoint()
-        highest = max(cache._store.index.segments())
+        cache._store.checkpoints.write_if()
+        highest = max(cache._store.current.index.segments())
     for path in sorted((directory / "segments").iterdir())[-2:]:
         path.unlink()
     (directory / "segments" / f.segment_name(highest + 5)).write_bytes(b"no segment at all" * 99)
     (directory / "index").unlink()
     cache = make(**SMALL)
     cache.set("k", b"v")
-    writer = cache._store.writer
+    writer = cache._store.active.writer
     assert writer is not None
     assert writer.segment > highest + 5
 
@@ -578,20 +579,20 @@ def test_segments_that_share_an_entry_of_the_table(directory: Path, make: Callab
     """Numbers that a larger table held apart, or the removal of one was undone by a power cut."""
     with make(**SMALL) as cache:
         cache.set("first", b"1")
-        with cache._store.appending:
-            cache._store.seal_writer()
-        cache._store.index.words[f.W_NEXT_SEGMENT] += cache._store.index.table_capacity - 1
-        one = max(cache._store.index.segments())
-        cache._store.index.words[f.W_FLOOR] = 0
-        capacity = cache._store.index.table_capacity
+        with cache._store.locks.appending:
+            cache._store.active.seal()
+        cache._store.current.index.words[f.W_NEXT_SEGMENT] += cache._store.current.index.table_capacity - 1
+        one = max(cache._store.current.index.segments())
+        cache._store.current.index.words[f.W_FLOOR] = 0
+        capacity = cache._store.current.index.table_capacity
         kept = (directory / "segments" / f.segment_name(one)).read_bytes()
         cache.delete("first")
-        with cache._store.appending:
-            cache._store.seal_writer()
-        cache._store.reclaim.drop_dead()
-        cache._store.index.words[f.W_NEXT_SEGMENT] = one + capacity
+        with cache._store.locks.appending:
+            cache._store.active.seal()
+        cache._store.dead.drop_all()
+        cache._store.current.index.words[f.W_NEXT_SEGMENT] = one + capacity
         cache.set("second", b"2")
-        writer = cache._store.writer
+        writer = cache._store.active.writer
         assert writer is not None
         assert writer.segment == one + capacity
     (directory / "segments" / f.segment_name(one)).write_bytes(kept)
@@ -612,7 +613,7 @@ def test_the_clock_word_lost_a_race(
     word back. What was set and removed then counts all the same, also for a rebuild."""
     clock = Clock(monkeypatch)
     cache = make(**SMALL)
-    words = cache._store.index.words
+    words = cache._store.current.index.words
     cache.set("a", b"old")
     cache.set("b", b"old")
     cache.set("large", noise(LARGE))
@@ -638,7 +639,7 @@ def test_the_clock_word_lost_a_race(
         cache.set("large", noise(LARGE, turn))
         assert cache.touch("d", 1e6)
         if turn == 10:
-            cache._store.reclaim._write_checkpoint()
+            cache._store.checkpoints.write_if()
     cache.delete("d")
     seen = shown(cache)
     assert {key: seen[key].value for key in ("a", "b", "c", "n")} == {"a": 19, "b": 19, "c": -19, "n": 20}
@@ -654,8 +655,8 @@ def test_checkpoints_are_written_one_at_a_time(
     one, two = make(**SMALL), make(**SMALL)
     one.set("a", b"1")
     one.set("gone", b"1")
-    write, floors = checkpoint._write_file, []
-    second = threading.Thread(target=checkpoint.write, args=(two._store,))
+    write, floors = Checkpoints._write_file, []
+    second = threading.Thread(target=two._store.checkpoints.write)
 
     def slow(store: Any, index: Any, path: str, floor: int, sealed: Any) -> None:
         floors.append(floor)
@@ -667,8 +668,8 @@ def test_checkpoints_are_written_one_at_a_time(
             two.delete("gone")
         write(store, index, path, floor, sealed)
 
-    monkeypatch.setattr(checkpoint, "_write_file", slow)
-    checkpoint.write(one._store)
+    monkeypatch.setattr(Checkpoints, "_write_file", slow)
+    one._store.checkpoints.write()
     second.join()
     assert sorted(floors) == floors and len(floors) == 2
     two.set("c", b"3")
@@ -676,7 +677,7 @@ def test_checkpoints_are_written_one_at_a_time(
     two.close()
     (directory / "index").unlink()
     cache = make(**SMALL)
-    assert cache._store.index.words[f.W_FLOOR] == floors[1]
+    assert cache._store.current.index.words[f.W_FLOOR] == floors[1]
     assert [cache.get(key) for key in ("a", "b", "c", "gone")] == [b"1", b"2", b"3", None]
 
 
@@ -687,7 +688,7 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
     with make(**SMALL) as cache:
         cache.set("a", b"1")
     one = make(**SMALL)
-    write = checkpoint._write_file
+    write = Checkpoints._write_file
     others: list[DiskCache] = []
 
     def slow(*arguments: Any) -> None:
@@ -696,8 +697,8 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
         write(*arguments)
         others[-1].set("c", b"3")
 
-    monkeypatch.setattr(checkpoint, "_write_file", slow)
-    checkpoint.write(one._store)
+    monkeypatch.setattr(Checkpoints, "_write_file", slow)
+    one._store.checkpoints.write()
     for cache in (one, *others):
         cache.close()
     (directory / "index").unlink()
@@ -706,7 +707,7 @@ def test_a_segment_that_a_checkpoint_will_list_is_not_continued(
 
 
 def logs(cache: DiskCache) -> list[int]:
-    return cache._store.index.logs()
+    return cache._store.current.index.logs()
 
 
 def test_logs_go_when_a_checkpoint_covers_them(make: Callable[..., DiskCache], directory: Path) -> None:
@@ -716,7 +717,7 @@ def test_logs_go_when_a_checkpoint_covers_them(make: Callable[..., DiskCache], d
     cache.delete(1)
     cache.touch(2, 1000)
     (first,) = logs(cache)
-    checkpoint.write(cache._store)
+    cache._store.checkpoints.write()
     (second,) = logs(cache)  # that tells of the checkpoint
     assert second != first
     assert not (directory / "segments" / f.segment_name(first)).exists()
@@ -729,7 +730,7 @@ def test_logs_go_when_a_checkpoint_covers_them(make: Callable[..., DiskCache], d
     assert cache.get_entry(2).expires == expires  # type: ignore[union-attr]
     cache.delete(4)
     assert len(logs(cache)) == 2
-    checkpoint.write(cache._store)
+    cache._store.checkpoints.write()
     assert len(logs(cache)) == 1
     assert cache.check() == []
 
@@ -742,7 +743,7 @@ def test_without_the_checkpoint_that_a_log_tells_of_nothing_older_counts(
     cache.set("gone", b"old")
     cache.set("kept", b"old")
     cache.delete("gone")
-    checkpoint.write(cache._store)
+    cache._store.checkpoints.write()
     cache.set("new", b"new")
     cache.close()
     for name in ("index", "checkpoint"):
@@ -761,7 +762,7 @@ def test_a_change_whose_author_died_is_overwritten(
         cache.set(key, b"v")
     cache.delete("a")
     (log,) = logs(cache)
-    index = cache._store.index
+    index = cache._store.current.index
     tail = index.words[index.entry(log) + f.T_TAIL]
     change = f.pack_change(index.identity.seed, f.pack_place(log, tail), f.REMOVE, f.pack_digest(5, 6), index.stamp())
     with (directory / "segments" / f.segment_name(log)).open("r+b") as file:
@@ -821,8 +822,8 @@ def test_an_index_much_too_large_is_made_anew(make: Callable[..., DiskCache], di
     cache.set_many(dict.fromkeys(range(6000), b""))
     before = cache.stats().index_bytes
     cache.delete_many(range(100, 6000))
-    assert cache._store.reclaim._shrink_index()
-    assert not cache._store.reclaim._shrink_index()
+    assert cache._store.evictor._shrink_index()
+    assert not cache._store.evictor._shrink_index()
     assert cache.stats().index_bytes < before / 5
     assert (directory / "index").stat().st_size == cache.stats().index_bytes
     for handle in (other, cache):

@@ -22,8 +22,8 @@ from helpers import descriptors, noise, tree
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.concurrency.locks import GRACE, LOOK_EVERY, FileLock, has_name
-from yatagarasu_cache.store import checkpoint, recovery
 from yatagarasu_cache.store import format as f
+from yatagarasu_cache.store import recovery
 
 Make = Callable[..., DiskCache]
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "large_value_size": 4000}
@@ -47,7 +47,7 @@ def use(cache: DiskCache, first: int) -> None:
     cache.delete(first)
     cache.set(("stream", first), iter([noise(3000), noise(3000, 1)]))
     cache.flush()
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
 
 
 def holds(cache: DiskCache, first: int, lost: bool = False) -> bool:
@@ -289,10 +289,10 @@ def test_removals_are_logged_where_they_are_found(make: Make, directory: Path) -
         cache[n] = b"value"
     cache.delete(0)
     store = cache._lease.store
-    os.unlink(store.files.path(store.index.logs()[0]))
+    os.unlink(store.files.segments.path(store.current.index.logs()[0]))
     until_they_look()
     cache.delete(1)
-    assert store.index.logs() and os.path.exists(store.files.path(store.changes.segment))
+    assert store.current.index.logs() and os.path.exists(store.files.segments.path(store.changes.segment))
     assert cache.check(fix=True) == [] or cache.check() == []
     cache.close()
     (directory / f.INDEX_NAME).unlink()
@@ -309,13 +309,13 @@ def test_who_is_not_alone_is_not_taken_to_be(make: Make, directory: Path, how: s
     (directory / f.USERS_NAME).unlink()
     if how == "noticed":
         until_they_look()
-        with cache._lease.store.lock:
+        with cache._lease.store.locks.index:
             pass
     other = make()
-    with other._lease.store.lock:
+    with other._lease.store.locks.index:
         assert not other._lease.store.users_alone()
     other.close()
-    assert not cache._lease.store.index.words[f.W_CLEAN]
+    assert not cache._lease.store.current.index.words[f.W_CLEAN]
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)
@@ -331,7 +331,7 @@ def test_directories_are_put_back(make: Make, directory: Path, name: str) -> Non
     shutil.rmtree(directory / name, ignore_errors=True)
     cache.set("stream", iter([noise(10_000)]))
     shutil.rmtree(directory / name, ignore_errors=True)
-    checkpoint.write(cache._lease.store)
+    cache._store.checkpoints.write()
     cache.stats()
     list(cache)
     cache.check(fix=True)
@@ -344,7 +344,7 @@ def test_a_value_that_is_removed_while_it_is_stored(
 ) -> None:
     """One that is all there is stored again; of a stream that is half read nothing is left."""
     cache = make(**SMALL)
-    large, removed = cache._lease.store.large, []
+    large, removed = cache._lease.store.files.large, []
     publish = large.publish
 
     def interfered(temporary: str, *arguments: Any, **options: Any) -> None:
@@ -375,10 +375,10 @@ def test_keys_are_looked_up_in_the_cache_that_is_there(make: Make, directory: Pa
     new = make(**SMALL)
     new.set_many(dict.fromkeys(range(20), b"new"))
     new["n"] = 5
-    assert old._lease.store.seed != new._lease.store.seed
+    assert old._lease.store.current.seed != new._lease.store.current.seed
     until_they_look()
     assert old.incr("n") == 6
-    assert old._lease.store.seed == new._lease.store.seed
+    assert old._lease.store.current.seed == new._lease.store.current.seed
 
     def replaced() -> DiskCache:
         remove(directory)
@@ -518,12 +518,12 @@ def test_the_index_is_removed_when_another_has_just_replaced_it(make: Any, direc
     for n in range(50):
         cache.set(n, noise(500, n))
     store = cache._store
-    with store.lock:
-        other = recovery.remake_index(store, store.index, store.index.table_capacity)
+    with store.locks.index:
+        other = recovery.remake_index(store, store.current.index, store.current.index.table_capacity)
         other.close()
-        assert store.index.words[f.W_SUPERSEDED]
+        assert store.current.index.words[f.W_SUPERSEDED]
         (directory / f.INDEX_NAME).unlink()
-        store._follow_removed()
+        store.presence._follow_removed()
     assert all(cache.get(n) == noise(500, n) for n in range(50))
     cache.set("new", 1)
     assert cache.check() == []

@@ -22,9 +22,9 @@ import pytest
 from helpers import ROOT, disk_blocks, disk_bytes, noise, run_python
 
 from yatagarasu_cache import DiskCache, StorageFull
-from yatagarasu_cache.store import checkpoint
+from yatagarasu_cache.store import cleaning, room
 from yatagarasu_cache.store import format as f
-from yatagarasu_cache.store import reclaim as reclaim_module
+from yatagarasu_cache.store.checkpointing import Checkpoints
 
 Make = Callable[..., DiskCache]
 MIB = 1 << 20
@@ -176,7 +176,7 @@ def test_one_room_grows_with_what_is_written(make: Make) -> None:
     most = 0.0
     for n in range(3000):
         cache.set(n, noise(1000, n))
-        writer = cache._store.writer
+        writer = cache._store.active.writer
         assert writer is not None
         assert writer.used <= writer.granted <= writer.capacity
         if writer.tail > 1 << 14:
@@ -207,12 +207,12 @@ def test_garbage_in_the_segments_of_idle_handles_is_had_back(make: Make, idle: A
 def test_whoever_was_taken_its_segment_goes_on(make: Make, idle: Any) -> None:
     cache = make(**SMALL)
     one = idle("a:3000,b:3000")
-    index = cache._store.index
+    index = cache._store.current.index
     (entry,) = [e for e in index.table_entries() if index.words[e] & ~f.MASK32 == f.ACTIVE]
     segment = index.words[entry] & f.MASK32
     cache.set("a", b"mine")  # garbage in the other's segment
-    assert cache._store.reclaim._clean_active()
-    assert cache._store.index.state(segment) == 0
+    assert cache._store.cleaner.clean_active()
+    assert cache._store.current.index.state(segment) == 0
     one.set("c", 5000)
     one.set("a", 5000)
     assert cache.get("b") == b"i" * 3000
@@ -220,8 +220,8 @@ def test_whoever_was_taken_its_segment_goes_on(make: Make, idle: Any) -> None:
     assert cache.check() == []
     one.kill()
     cache.set("d", b"1")
-    assert cache._store.reclaim.reap() == 1
-    assert cache._store.index.words[f.W_ACTIVE] == 1
+    assert cache._store.reaper.reap() == 1
+    assert cache._store.current.index.words[f.W_ACTIVE] == 1
     assert cache.check() == []
 
 
@@ -232,8 +232,8 @@ def test_a_cleaner_that_idles_does_not_keep_others_from_cleaning(make: Make, idl
     for n in range(300):
         if n % 3:
             cache.delete(n)
-    with cache._store.lock:
-        index = cache._store.index
+    with cache._store.locks.index:
+        index = cache._store.current.index
         for entry in index.table_entries():
             if index.words[entry] & ~f.MASK32 == f.SEALED:
                 index.words[entry + f.T_CLEANER] = 12345  # of handles that live, for all we can see
@@ -250,13 +250,13 @@ def test_a_checkpoint_under_way_is_waited_for_before_anything_is_evicted(
 ) -> None:
     """The log that it covers, beside the new one, takes the room that copies need."""
     cache = make(**SMALL)
-    reclaim, changes = cache._store.reclaim, cache._store.changes
-    monkeypatch.setattr(reclaim, "_is_checkpoint_due", lambda: False)
+    cleaner, changes = cache._store.cleaner, cache._store.changes
+    monkeypatch.setattr(cache._store.checkpoints, "_is_due", lambda: False)
     for n in range(400):
         cache.set(n, noise(1000, n))
     cache.delete_many([n for n in range(400) if n % 2])
     begun, copies, refused = threading.Event(), threading.Event(), []
-    write, copy_room = checkpoint._write_file, reclaim._copy_room
+    write, copy_room = Checkpoints._write_file, cleaner._copy_room
 
     def write_slowly(*args: Any) -> None:
         begun.set()
@@ -268,12 +268,12 @@ def test_a_checkpoint_under_way_is_waited_for_before_anything_is_evicted(
         if changes.total_size > changes.size:  # one that the checkpoint covers
             copies.set()
             refused.append(size)
-            raise reclaim_module._NoRoom
+            raise cleaning._NoRoom
         return copy_room(size, segment)
 
-    monkeypatch.setattr(checkpoint, "_write_file", write_slowly)
-    monkeypatch.setattr(reclaim, "_copy_room", without_room)
-    thread = threading.Thread(target=checkpoint.write, args=(cache._store,))
+    monkeypatch.setattr(Checkpoints, "_write_file", write_slowly)
+    monkeypatch.setattr(cleaner, "_copy_room", without_room)
+    thread = threading.Thread(target=cache._store.checkpoints.write)
     thread.start()
     assert begun.wait(10)
     for n in range(400, 800):
@@ -294,7 +294,7 @@ def test_the_dead_are_reaped_before_anything_is_evicted(make: Make, idle: Any) -
     assert cache.stats().evictions == 0
     assert all(cache.get(str(p)) is not None for p in range(8))
     assert all(cache.get(n) is not None for n in range(70))
-    assert cache._store.index.words[f.W_ACTIVE] == 1
+    assert cache._store.current.index.words[f.W_ACTIVE] == 1
 
 
 def test_the_dead_are_looked_for_now_and_then(
@@ -303,24 +303,24 @@ def test_the_dead_are_looked_for_now_and_then(
     cache = make(size_limit=64 * MIB)
     cache.set("mine", b"1")
     idle("a:1000").kill()
-    monkeypatch.setattr("yatagarasu_cache.store.reclaim._REAP_SECONDS", 0.0)
+    monkeypatch.setattr("yatagarasu_cache.store.reaping._REAP_SECONDS", 0.0)
     for n in range(600):
         cache.set(n, noise(1000))
-    assert cache._store.index.words[f.W_ACTIVE] == 1
+    assert cache._store.current.index.words[f.W_ACTIVE] == 1
 
 
 # -- lists of segments -------------------------------------------------------------------------------
 
 
 def test_the_segment_table_grows(make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yatagarasu_cache.store.recovery._table_capacity", lambda store, segments: 16)
+    monkeypatch.setattr("yatagarasu_cache.store.recovery.Recovery._table_capacity", lambda recovery, segments: 16)
     cache = make(size_limit=8 * MIB, segment_size=4096)
     other = DiskCache(directory, backend="threads")
     for n in range(1000):
         cache.set(n, noise(900, n))
         cache.delete(n - 1) if n % 100 == 0 else None
-    assert cache._store.index.table_capacity >= 256
-    assert len(cache._store.index.segments()) > 250
+    assert cache._store.current.index.table_capacity >= 256
+    assert len(cache._store.current.index.segments()) > 250
     assert all(other.get(n) == noise(900, n) for n in range(1000) if n % 100 != 99)
     other.set("more", b"1")
     assert cache.get("more") == b"1"
@@ -345,7 +345,7 @@ def test_full_says_what_fills_it_and_what_helps(make: Make) -> None:
         assert part in text
     assert "eviction" in text
     evicting = make(cache.directory + "-evicting", **SMALL)
-    assert "eviction" not in str(evicting._store.reclaim._full())
+    assert "eviction" not in str(evicting._store.room.writer.writer.writer.writer.writer._full())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -355,8 +355,8 @@ def test_taken_segments_of_handles_that_die(make: Make, idle: Any, how: int) -> 
     one = idle("a:6000,b:6000")
     cache.set("a", b"mine")
     store = cache._store
-    with store.lock:
-        index = store.index
+    with store.locks.index:
+        index = store.current.index
         (segment,) = [
             index.words[e] & f.MASK32
             for e in index.table_entries()
@@ -366,9 +366,9 @@ def test_taken_segments_of_handles_that_die(make: Make, idle: Any, how: int) -> 
         index.set_state(segment, f.TAKEN)
     os.kill(one.process.pid, how)
     one.process.communicate()
-    assert store.others_append()  # it may have died in the middle of an append
-    store.reclaim.reap()
-    assert not store.others_append()
+    assert store.active.others_append()  # it may have died in the middle of an append
+    store.reaper.reap()
+    assert not store.active.others_append()
     assert index.state(segment) == f.SEALED
     assert cache.get("b") == b"i" * 6000
     assert cache.check() == []
@@ -396,15 +396,15 @@ def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory
         with pytest.raises(AssertionError):
             run_python(KILLED, directory)
         assert os.listdir(directory / "tmp")
-        cache._store.reclaim.reap()
+        cache._store.reaper.reap()
         assert os.listdir(directory / "tmp") == []
         assert cache.volume() - before < MIB
     segment = directory / "segments" / "000000ff.seg"
-    header = f.pack_segment_header(255, cache._store.index.identity, 1, 0)
+    header = f.pack_segment_header(255, cache._store.current.index.identity, 1, 0)
     segment.write_bytes(header)  # of one that was killed as it began it
     with pytest.raises(AssertionError):
         run_python(KILLED, directory)
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     assert not segment.exists()
     assert cache.check() == [] and cache["there"] == b"1"
 
@@ -424,14 +424,14 @@ def test_segments_count_as_the_blocks_that_they_take(
 ) -> None:
     """However small they are."""
     cache = make(size_limit=MIB, segment_size=segment)
-    most, pick = MIB + cache._store.segment_bytes, random.Random(size)
+    most, pick = MIB + cache._store.limits.segment_bytes, random.Random(size)
     for n in range(min(4 * MIB // size, 4000)):
         cache.set(n % 2500, noise(size // 2 + pick.randrange(size), n))
         if n % 100 == 0:
             assert disk_blocks(directory) <= most
     assert disk_blocks(directory) <= most
     assert cache.check() == []
-    words = cache._store.index.words
+    words = cache._store.current.index.words
     assert words[f.W_SLACK] < words[f.W_SEGMENT_BYTES]
     cache.close()
     (directory / f.INDEX_NAME).unlink()
@@ -450,7 +450,7 @@ def test_files_count_as_the_blocks_that_they_take(
 ) -> None:
     """However small large values are: the disk that is used stays within the limit."""
     cache = make(size_limit=limit, large_value_size=large)
-    smallest, segment = cache._store.large_bytes, cache._store.segment_bytes
+    smallest, segment = cache._store.limits.large_bytes, cache._store.limits.segment_bytes
 
     def put(cache: DiskCache, n: int) -> None:
         length = smallest + (n * 37) % 4097
@@ -477,7 +477,7 @@ def test_files_count_as_the_blocks_that_they_take(
             put(again, n)
         assert disk_blocks(directory) <= limit + segment
         again.clear()
-        assert again._store.index.words[f.W_LARGE_BYTES] == 0
+        assert again._store.current.index.words[f.W_LARGE_BYTES] == 0
 
 
 # -- segments that were removed -----------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_removed_segments_take_no_room(make: Make, directory: Path, idle: Any) -
         if n % 500 == 0:
             assert cache.get(n % 40) == noise(8000, n)
     segment = SMALL["segment_size"]
-    checkpoint = cache._store.reclaim._checkpoint
+    checkpoint = cache._store.checkpoints._thread
     if checkpoint is not None and checkpoint.ident is not None:  # it may be amidst removing one
         checkpoint.join()
     assert held_bytes("self", directory) <= segment
@@ -571,7 +571,7 @@ def filled(make: Make, **options: Any) -> tuple[DiskCache, int]:
 def beyond(cache: DiskCache) -> bytes:
     """A value that is a little longer than what there is room for."""
     store = cache._store
-    return noise(store.reclaim._limit - store.index.used_bytes + LARGE // 2)
+    return noise(store.budget.limit - store.current.index.used_bytes + LARGE // 2)
 
 
 class Removing:
@@ -579,8 +579,8 @@ class Removing:
 
     def __init__(self, cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun, self._may = threading.Event(), threading.Event()
-        self._remove = cache._store.large.remove
-        monkeypatch.setattr(cache._store.large, "remove", self)
+        self._remove = cache._store.files.segments.segments.segments.segments.segments.large.remove
+        monkeypatch.setattr(cache._store.files.segments.segments.segments.segments.segments.large, "remove", self)
 
     def __call__(self, low: int, high: int, pointer: int) -> bool:
         self._begun.set()
@@ -610,7 +610,7 @@ class Removing:
 def test_a_large_value_counts_until_its_file_is_gone(
     directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 60.0)
+    monkeypatch.setattr(room, "_REMOVAL_SECONDS", 60.0)
     cache, _ = filled(make)
     other = make(**LARGES, max_open_files=99)  # a store of its own
     if way == "replaced":
@@ -627,13 +627,13 @@ def test_a_large_value_counts_until_its_file_is_gone(
     there, waits = removing.while_held(changes[way], directory, lambda: other.set("new", beyond(other)))
     assert waits and there <= 4 * MIB
     assert "new" in other
-    assert other._store.index.words[f.W_LEAVING] == 0 and cache.check() == []
+    assert other._store.current.index.words[f.W_LEAVING] == 0 and cache.check() == []
 
 
 def test_nothing_is_evicted_for_what_is_being_removed(
     directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 60.0)
+    monkeypatch.setattr(room, "_REMOVAL_SECONDS", 60.0)
     options = {**LARGES, "eviction": "lru", "headroom": 0.02}
     cache, other = make(**options), make(**options, max_open_files=99)
     for n in range(40):
@@ -657,7 +657,7 @@ DIES_REMOVING = """
 import os, sys
 from yatagarasu_cache import DiskCache
 cache = DiskCache(sys.argv[1])
-cache._store.large.remove = lambda *name: os._exit(0)
+cache._store.files.segments.segments.segments.segments.segments.large.remove = lambda *name: os._exit(0)
 cache.delete_many(range(1, 5))
 """
 
@@ -666,10 +666,10 @@ cache.delete_many(range(1, 5))
 def test_who_dies_removing_large_values_is_not_waited_for_long(
     directory: Path, make: Make, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
-    monkeypatch.setattr(reclaim_module, "_REMOVAL_SECONDS", 0.1)
+    monkeypatch.setattr(room, "_REMOVAL_SECONDS", 0.1)
     cache, count = filled(make)
     run_python(DIES_REMOVING, directory)
-    words = cache._store.index.words
+    words = cache._store.current.index.words
     assert len(cache) == count - 4 and words[f.W_LEAVING] == 4 * f.file_bytes(LARGE)
     if waits:
         cache.set("new", beyond(cache))
@@ -678,4 +678,4 @@ def test_who_dies_removing_large_values_is_not_waited_for_long(
     cache.close()
     again = make(**LARGES)  # else who closes last tidies up
     assert len(os.listdir(directory / "large")) == len(again) == count - 4 + waits
-    assert again._store.index.words[f.W_LEAVING] == 0 and again.check() == []
+    assert again._store.current.index.words[f.W_LEAVING] == 0 and again.check() == []

@@ -43,7 +43,7 @@ import os, signal, sys
 from yatagarasu_cache import DiskCache
 from yatagarasu_cache.store.core import PythonCore
 from yatagarasu_cache.store.large import LargeFiles
-from yatagarasu_cache.store.store import Store
+from yatagarasu_cache.store.showing import Showing
 from yatagarasu_cache.store.under_way import UnderWay
 
 directory, place, times, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -76,7 +76,7 @@ WHERE = {
     "half written": (setattr, LargeFiles, "_fill", half_written),
     "written": (dies_before, LargeFiles, "publish"),
     "in its place": (dies_behind, LargeFiles, "publish"),
-    "shown": (dies_behind, Store, "_install"),
+    "shown": (dies_behind, Showing, "_install"),
     "replaced": (dies_before, LargeFiles, "remove"),
     "leaving": (dies_behind, UnderWay, "leave"),
     "removed, not unlinked": (dies_before, LargeFiles, "remove"),
@@ -125,13 +125,13 @@ def filled(make: Make) -> DiskCache:
 def ensure_exact(cache: DiskCache) -> None:
     """Nothing but entries counts, and nothing else has a file."""
     store = cache._store
-    with store.lock:
-        counted = store.index.words[f.W_LARGE_BYTES], store.index.words[f.W_LEAVING]
-        assert counted == (store.index.large_bytes(), 0)
-    files = [bytes_ for _, bytes_, _ in store.large.listed()]
+    with store.locks.index:
+        counted = store.current.index.words[f.W_LARGE_BYTES], store.current.index.words[f.W_LEAVING]
+        assert counted == (store.current.index.large_bytes(), 0)
+    files = [bytes_ for _, bytes_, _ in store.files.segments.segments.segments.segments.segments.large.listed()]
     assert sum(map(f.file_bytes, files)) == counted[0]
     # Of values: a checkpoint of the living may be under way there.
-    assert not [name for name in os.listdir(store.large.temporary) if name.endswith(f.VALUE_SUFFIX)]
+    assert not [name for name in os.listdir(store.files.segments.segments.segments.segments.segments.large.temporary) if name.endswith(f.VALUE_SUFFIX)]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -142,7 +142,7 @@ def test_what_the_dead_had_under_way_counts_no_more(make: Make, directory: Path,
     assert disk_blocks(directory) <= LIMIT["size_limit"]
     assert all(cache[("kept", n)] == noise(LARGE, n) for n in range(KEPT))
     assert cache.stats().evictions == 0
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     ensure_exact(cache)
     assert cache.check() == []
 
@@ -217,7 +217,7 @@ def test_whoever_is_stopped_while_he_removes_takes_no_room(
             process.send_signal(end)
     assert cache.stats().evictions == 0
     assert all(cache[("new", n)] == noise(LARGE, n) for n in range(20))
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     ensure_exact(cache)
     assert cache.check() == []
 
@@ -231,21 +231,21 @@ def test_what_was_promised_is_durable_before_an_orphan_goes(
     cache.flush()
     run_python(DYING, directory, "removed, not unlinked", "1", str(LARGE))
     done: list[int] = []  # files that were there when it was synced
-    sync = cache._store.reclaim.sync_dirty
+    sync = cache._store.durability.sync_dirty
 
     def noted() -> None:
-        done.append(len(list(cache._store.large.listed())))
+        done.append(len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())))
         sync()
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._store.reclaim, "sync_dirty", noted)
+        patch.setattr(cache._store.durability, "sync_dirty", noted)
         if by == "check":
-            patch.setattr(cache._store.reclaim, "reap", lambda: 0)
+            patch.setattr(cache._store.reaper, "reap", lambda: 0)
             assert [problem.kind for problem in cache.check(fix=True)] == ["large"]
         else:
-            cache._store.reclaim.reap()
+            cache._store.reaper.reap()
     assert done[:1] == [KEPT + 1]
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     ensure_exact(cache)
 
 
@@ -256,7 +256,7 @@ def test_evicting_does_not_depend_on_looking_for_the_dead(make: Make, monkeypatc
         if n == 20:
             refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             monkeypatch.setattr(cache._store.owner, "marks", Mock(side_effect=refused))
-        cache._store.reclaim._reaped = 0.0
+        cache._store.reaper._reaped = 0.0
         assert cache.set(n, noise(LARGE, n))
         assert cache[n] == noise(LARGE, n)
     monkeypatch.undo()
@@ -296,7 +296,7 @@ def test_kills_at_random(make: Make, directory: Path) -> None:
         assert disk_blocks(directory) <= LIMIT["size_limit"], f"seed {SEED}, kill {n}"
     assert cache.stats().evictions == 0, f"seed {SEED}"
     assert all(cache[("kept", n)] == noise(LARGE, n) for n in range(KEPT))
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     ensure_exact(cache)
     assert cache.check() == []
 
@@ -330,7 +330,7 @@ def test_what_was_interrupted_counts_no_more(
     store = cache._store
     assert other._store is not store
     what, name, behind = STEPS[step]
-    owner: Any = {"large": store.large, "store": store, "under_way": store.under_way}[what]
+    owner: Any = {"large": store.files.segments.segments.segments.segments.segments.large, "store": store, "under_way": store.under_way}[what]
     function = getattr(owner, name)
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -375,25 +375,25 @@ def test_what_others_have_under_way_still_counts(make: Make, directory: Path) ->
         yield noise(LARGE, 10)  # two parts are looked at before anything is stored
         for n in range(3):
             yield noise(LARGE, n)
-            with cache._store.lock:
-                count_anew(cache._store.owner, cache._store.index)
-                words = cache._store.index.words
-                seen.append((words[f.W_LARGE_BYTES] - words[f.W_LEAVING], cache._store.index.large_bytes()))
+            with cache._store.locks.index:
+                count_anew(cache._store.owner, cache._store.current.index)
+                words = cache._store.current.index.words
+                seen.append((words[f.W_LARGE_BYTES] - words[f.W_LEAVING], cache._store.current.index.large_bytes()))
 
     other.set("stream", parts())
     assert [counted - entries for counted, entries in seen] == [f.file_bytes(LARGE * n) for n in (2, 3, 4)]
     ensure_exact(cache)
-    remove = other._store.large.remove
+    remove = other._store.files.segments.segments.segments.segments.segments.large.remove
 
     def removing(*name: int) -> bool:
-        with cache._store.lock:
-            cache._store.count_large()
-            words = cache._store.index.words
+        with cache._store.locks.index:
+            cache._store.under_way.count_anew()
+            words = cache._store.current.index.words
             assert words[f.W_LEAVING] == f.file_bytes(4 * LARGE)
-            assert words[f.W_LARGE_BYTES] == cache._store.index.large_bytes() + words[f.W_LEAVING]
+            assert words[f.W_LARGE_BYTES] == cache._store.current.index.large_bytes() + words[f.W_LEAVING]
         return remove(*name)
 
-    other._store.large.remove = removing  # type: ignore[method-assign]
+    other._store.files.segments.segments.segments.segments.segments.large.remove = removing  # type: ignore[method-assign]
     other.delete("stream")
     ensure_exact(cache)
 
@@ -408,14 +408,14 @@ def test_what_the_dead_had_stored_goes_while_others_are_storing(make: Make, dire
         yield noise(LARGE)
         for place in ("in its place", "replaced", "removed, not unlinked"):
             run_python(DYING, directory, place, "5", str(LARGE))
-            cache._store.reclaim.reap()
-            assert len(list(cache._store.large.listed())) == KEPT + ("k" in cache)
+            cache._store.reaper.reap()
+            assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + ("k" in cache)
             cache.delete("k")
         yield noise(LARGE)
 
     other.set("stream", parts())
-    cache._store.reclaim.reap()
-    assert len(list(cache._store.large.listed())) == KEPT + 1
+    cache._store.reaper.reap()
+    assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + 1
     ensure_exact(cache)
     assert other["stream"] == noise(LARGE) * 3
 
@@ -449,12 +449,12 @@ def test_what_a_stopped_process_is_about_to_show_is_spared(make: Make, directory
         if what == "check":
             assert cache.check(fix=True) == []
         elif what == "reap":
-            cache._store.reclaim.look_for_orphans()
+            cache._store.reaper.look_for_orphans()
         elif what == "fill":
             cache.set_many({("new", n): noise(LARGE, n) for n in range(40)})
         elif what == "a killed one":
             run_python(DYING, directory, "in its place", "3", str(LARGE))
-            cache._store.reclaim.reap()
+            cache._store.reaper.reap()
         else:
             cache.close()
             cache = make(directory, **LIMIT)
@@ -462,7 +462,7 @@ def test_what_a_stopped_process_is_about_to_show_is_spared(make: Make, directory
     assert process.returncode == 0
     assert cache["k"] == bytes(range(256)) * 300
     assert cache.stats().corrupt == 0
-    cache._store.reclaim.reap()
+    cache._store.reaper.reap()
     ensure_exact(cache)
     assert cache.check() == []
 
@@ -474,15 +474,15 @@ def test_what_is_removed_before_it_is_shown_is_stored_again_or_fails(
     """By whoever may remove files; a stream cannot be had again."""
     cache = filled(make)
     store, first = cache._store, [True]
-    publish = store.large.publish
+    publish = store.files.segments.segments.segments.segments.segments.large.publish
 
     def removed(temporary: str, low: int, high: int, pointer: int, **options: Any) -> None:
         publish(temporary, low, high, pointer, **options)
         if first.pop():
-            store.large.remove(low, high, pointer)
+            store.files.segments.segments.segments.segments.segments.large.remove(low, high, pointer)
         first.append(False)
 
-    monkeypatch.setattr(store.large, "publish", removed)
+    monkeypatch.setattr(store.files.segments.segments.segments.segments.segments.large, "publish", removed)
     if way == "set":
         assert cache.set(("kept", 0), noise(2 * LARGE))
         assert cache["kept", 0] == noise(2 * LARGE)
@@ -516,7 +516,7 @@ def test_who_begins_while_the_dead_are_looked_for_is_not_taken_for_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "remove_unfinished", removing)
-        cache._store.reclaim.reap()
+        cache._store.reaper.reap()
     thread.join()
     assert cache["stream"] == noise(LARGE) * 3
     ensure_exact(cache)
@@ -530,8 +530,8 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
     cache = filled(make)
     store = cache._store
 
-    at = store.find(*f.key_digest(encode_key(("kept", 0)), store.seed))
-    lost, pointer = store.index.slot(at).place, store.pointer
+    at = store.finding.find(*f.key_digest(encode_key(("kept", 0)), store.current.seed))
+    lost, pointer = store.current.index.slot(at).place, store.files.segments.segments.segments.segments.segments.segments.pointer
 
     def pointer_of(slot: f.Slot) -> int:
         if slot.place == lost:
@@ -539,12 +539,12 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
         return pointer(slot)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "pointer", pointer_of)
+        patch.setattr(store.files.segments.segments.segments, "pointer", pointer_of)
         if change == "delete":
             assert cache.delete(("kept", 0))
         else:
             cache["kept", 0] = noise(2 * LARGE)
-    assert len(list(store.large.listed())) == KEPT - (change == "delete")
+    assert len(list(store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT - (change == "delete")
     assert all(cache["kept", n] == noise(LARGE, n) for n in range(1, KEPT))
     ensure_exact(cache)
 
@@ -582,7 +582,7 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
             cache.flush()
 
     other.set("stream", parts())
-    assert len(list(cache._store.large.listed())) == KEPT + 1
+    assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + 1
     synced = synced_by(cache, monkeypatch)
     cache.flush()
     assert len(synced) == 1
@@ -622,14 +622,14 @@ def test_of_many_the_lowest_are_named() -> None:
 def test_what_others_are_removing_is_no_problem(make: Make, directory: Path) -> None:
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)
-    remove, begun = other._store.large.remove, threading.Event()
+    remove, begun = other._store.files.segments.segments.segments.segments.segments.large.remove, threading.Event()
 
     def slowly(*name: int) -> bool:
         begun.set()
         time.sleep(0.3)
         return remove(*name)
 
-    other._store.large.remove = slowly  # type: ignore[method-assign]
+    other._store.files.segments.segments.segments.segments.segments.large.remove = slowly  # type: ignore[method-assign]
     thread = threading.Thread(target=other.set, args=(("kept", 0), noise(LARGE, 0)))
     thread.start()
     assert begun.wait(60)

@@ -86,9 +86,9 @@ def build(path: Path) -> Sample:
             put(f"a{i}", 400 + i)
         gone = [f"a{i}" for i in range(10)]
         cache.delete_many(gone)
-        with cache._store.appending:
-            cache._store.seal_writer()
-        assert cache._store.reclaim._write_checkpoint()
+        with cache._store.locks.appending:
+            cache._store.active.seal()
+        assert cache._store.checkpoints.write_if()
         for i in range(70):
             put(f"b{i}", 700 + i)
         put("large", 9000)
@@ -111,7 +111,7 @@ def build(path: Path) -> Sample:
 
 
 def _slot(cache: DiskCache, key: str) -> f.Slot:
-    slot = cache._store.lookup(*key_digest(encode_key(key), cache._store.seed))
+    slot = cache._store.finding.lookup(*key_digest(encode_key(key), cache._store.current.seed))
     assert slot is not None
     return slot
 
@@ -240,12 +240,12 @@ def test_an_index_damaged_in_use_is_kept_where_a_file_cannot_be_read(
 ) -> None:
     backend = FaultyBackend()
     with open_faulty(monkeypatch, sample.path, backend, **OPTIONS) as cache:
-        index = cache._store.index
+        index = cache._store.current.index
         for call, error in CASES:
             backend.plan = [At(call, error=error, times=ALWAYS, where=sample.files[kind])]
             with pytest.raises(CacheIOError, match=sample.files[kind]):
-                cache._store.rebuild("for a test")
-            assert cache._store.index is index
+                cache._store.current.rebuild("for a test")
+            assert cache._store.current.index is index
         backend.plan = []
         assert sample.judge(cache) == set()
         assert cache.check() == []
@@ -280,7 +280,7 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
     "incr": lambda cache: cache.incr("number", 0),
     "evict": lambda cache: cache.evict("no such tag"),
     "delete_prefix": lambda cache: cache.delete_prefix("no such prefix"),
-    "clean": lambda cache: cache._store.reclaim._clean_emptiest(),
+    "clean": lambda cache: cache._store.cleaner.clean_emptiest(),
     "set": lambda cache: cache.set("number", 7),
     "async get": lambda cache: asyncio.run(_get(cache)),
 }  # fmt: skip
@@ -368,7 +368,7 @@ def test_check_gives_nothing_up_for_what_is_wrong_with_this_process(
     with open_faulty(monkeypatch, sample.path, backend, **OPTIONS) as cache:
         for kind in CHECKED:
             backend.plan = [At("open", error=error, times=ALWAYS, where=sample.files[kind])]
-            cache._store.files.forget_all()
+            cache._store.files.segments.segments.segments.segments.segments.segments.forget_all()
             with pytest.raises(CacheIOError) as raised:
                 cache.check(fix=True, drop_unreadable=True)
             assert raised.value.errno == error
@@ -587,8 +587,8 @@ def test_what_is_known_of_a_newer_value_keeps_the_older_from_coming_back(
             for i in range(5):
                 cache.set(f"k{i}", version.encode() + bytes(3000))
             number = _slot(cache, "k0").segment
-            with cache._store.appending:
-                cache._store.seal_writer()
+            with cache._store.locks.appending:
+                cache._store.active.seal()
     (path / "index").unlink()
     use(monkeypatch, WornBackend({f"segments/{f.segment_name(number)}": {block}}, heals=False))
     assert all(problem.fixed for problem in repair(path, **OPTIONS))

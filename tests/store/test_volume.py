@@ -17,7 +17,7 @@ from helpers import Make, noise, run_python
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, StorageFull
 from yatagarasu_cache.store import format as f
-from yatagarasu_cache.store.reclaim import Reclaimer
+from yatagarasu_cache.store.room import Room
 
 pytestmark = pytest.mark.usefixtures("core")
 
@@ -129,7 +129,7 @@ def test_a_volume_that_others_fill_and_leave(volume: Path, make: Make, monkeypat
     entries = len(cache)
     assert 200 < entries < 500 and cache["n" if "n" in cache else 999] == noise(3000, 999)
     (volume / "filler").unlink()
-    monkeypatch.setattr("yatagarasu_cache.store.reclaim._VOLUME_SECONDS", 0.0)
+    monkeypatch.setattr("yatagarasu_cache.store.budget._VOLUME_SECONDS", 0.0)
     for n in range(1000):
         cache.set(n, noise(3000, n))
     assert len(cache) > 2 * entries and cache.check() == []
@@ -181,13 +181,13 @@ def test_a_large_value_without_room_is_not_tried_again_and_again(
     with pytest.raises(StorageFull):
         for n in range(VOLUME):
             cache.set(n, noise(3000, n))
-    make_room, tried = Reclaimer._make_room, []
+    make_room, tried = Room._make_room, []
 
-    def counted(self: Reclaimer, need: int, made: int) -> bool:
+    def counted(self: Room, need: int, made: int) -> bool:
         tried.append(need)
         return make_room(self, need, made)
 
-    monkeypatch.setattr(Reclaimer, "_make_room", counted)
+    monkeypatch.setattr(Room, "_make_room", counted)
     for _ in range(3):
         with pytest.raises(StorageFull, match="No space left on device"):
             store_large(cache, way, noise(MIB), options)
@@ -255,7 +255,7 @@ def test_what_is_stored_after_a_removal_without_room_is_kept(volume: Path, make:
     (copy / "index").unlink()
     gone, kept = run_python(REBUILT, copy).splitlines()
     assert (gone, kept) == ("[]", "20")
-    assert cache._store.reclaim._write_checkpoint()
+    assert cache._store.checkpoints.write_if()
     (volume / "cache" / "index").rename(volume / "index")
     gone, kept = run_python(REBUILT, cache.directory).splitlines()
     assert gone == str(list(range(2901, 3000))) and kept == "70"
@@ -265,7 +265,7 @@ def test_a_torn_floor_leaves_the_one_before(volume: Path, make: Make) -> None:
     cache = make(volume / "cache", eviction="none", durability="sync")
     cache.set_many(dict.fromkeys(range(2000), b"old" * 50))
     fill_up(volume)
-    changes, index = cache._store.changes, cache._store.index
+    changes, index = cache._store.changes, cache._store.current.index
     n = 0
     while not changes.segment or changes._floors(changes.segment, changes.size) is None:
         assert cache.delete(n)

@@ -16,12 +16,10 @@ from xxhash import xxh3_64_intdigest
 from ..concurrency.interruption import ours
 from ..config import MAX_HEADROOM, MAX_SIZE_LIMIT, MIN_HEADROOM, MIN_SIZE_LIMIT, Settings
 from . import format as f
-from .unreadable import is_absence, is_given_up
+from .unreadable import is_absence
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
-    from .handle import Handle
-    from .index import Index
 
 _log = logging.getLogger("yatagarasu_cache")
 
@@ -107,76 +105,3 @@ def read(backend: Backend, root: str) -> CacheSettings | None:
     if (magic, version) != (f.SETTINGS_MAGIC, f.FORMAT_VERSION) or xxh3_64_intdigest(data[:-8]) != checksum:
         return None
     return _checked(size_limit, eviction, headroom)
-
-
-def write(store: Handle, settings: CacheSettings) -> None:
-    """Put the file in place, durably. The lock is held."""
-    backend = store.backend
-    temporary = store.passing_path()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    try:
-        mode = store.settings.file_mode
-        with store.made(lambda: backend.opened(temporary, flags, mode)) as fd:
-            backend.write(fd, [pack(settings)], 0)
-            backend.sync(fd)
-        backend.replace(temporary, os.path.join(store.root, f.SETTINGS_NAME))
-        store.sync_directory(store.root)
-    finally:
-        backend.clear_away(temporary)
-
-
-# -- a handle opens ---------------------------------------------------------------------------
-
-
-def for_new_index(store: Handle, old: Index | None) -> CacheSettings:
-    """What an index that is made anew says: what the file does, else the index before."""
-    try:
-        kept = read(store.backend, store.root)
-    except ours(OSError) as error:
-        if not is_given_up(error):
-            raise
-        store.give_up("settings", f.SETTINGS_NAME, error)
-        kept = None
-    return kept or (old.settings if old is not None else None) or store.in_force
-
-
-def join(store: Handle, settings: Settings) -> None:
-    """A handle with such settings gets a share in a store that is open."""
-    if settings.named.isdisjoint(CacheSettings._fields) or store.read_only:
-        return
-    store.follow_settings()
-    if _wanted(store, settings) != store.in_force:
-        with store.lock:
-            settle(store, settings)
-
-
-def _wanted(store: Handle, settings: Settings) -> CacheSettings:
-    """Those in force, but for what the caller named."""
-    there = store.in_force
-    return there._replace(
-        **{name: getattr(settings, name) for name in there._fields if name in settings.named}
-    )
-
-
-def settle(store: Handle, settings: Settings) -> None:
-    """From now on what the caller named holds for everybody. The lock is held."""
-    there, wanted = store.in_force, _wanted(store, settings)
-    if wanted != there:
-        changes = ", ".join(
-            f"{name} from {was} to {new}"
-            for name, was, new in zip(there._fields, there, wanted, strict=True)
-            if was != new
-        )
-        store.index.change_settings(wanted)
-        store.follow_settings()
-        _log.warning("%s: the settings of the cache change for all who use it: %s", store.root, changes)
-    keep(store)
-
-
-def keep(store: Handle) -> None:
-    """Have the settings in force in the file. The lock is held."""
-    try:
-        if read(store.backend, store.root) != store.in_force:
-            write(store, store.in_force)
-    except ours(OSError) as error:  # they are in the index; what asked for it may be what makes room
-        store.log_once("settings", f"cannot store the settings, a lost index would take them along: {error}")

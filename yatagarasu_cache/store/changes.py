@@ -15,18 +15,20 @@ nothing that was removed comes back.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import has_name, new_long_lock
 from ..errors import from_os_error, is_volume_full
 from . import format as f
+from .cache_files import CacheFiles
+from .current import CurrentIndex
+from .index import Index
+from .limits import Limits
+from .locking import Locks
+from .notices import Notices
 from .segment import void_record
-
-if TYPE_CHECKING:
-    from .handle import Handle
-    from .index import Index
-
+from .segment_table import SegmentTable
 
 _STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
 _LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
@@ -44,21 +46,24 @@ class Mark(NamedTuple):
 class ChangeLog:
     """One handle's access to the log. "The lock" is the index lock."""
 
-    def __init__(self, store: Handle) -> None:
-        self._store = store
+    def __init__(
+        self, locks: Locks, files: CacheFiles, limits: Limits, current: CurrentIndex, table: SegmentTable,
+        notices: Notices,
+    ) -> None:  # fmt: skip
+        self._locks, self._files, self._limits, self._current = locks, files, limits, current
+        self._table, self._notices = table, notices
         self._segment, self._fd = 0, -1
         self._syncing = new_long_lock()
         self._synced = Mark(0, 0)
-        self.follow_settings()
+        limits.follow(self._follow_limits)
 
-    def follow_settings(self) -> None:
-        """Take over what the store's settings have become."""
-        step = self._store.size_limit // _STEP_SHARE & -_LEAST_STEP
+    def _follow_limits(self) -> None:
+        step = self._limits.size_limit // _STEP_SHARE & -_LEAST_STEP
         self._step = min(max(step, _LEAST_STEP), _MOST_STEP)
 
     @property
     def _index(self) -> Index:
-        return self._store.index
+        return self._current.index
 
     @property
     def segment(self) -> int:
@@ -101,10 +106,10 @@ class ChangeLog:
             if not self._allocate(segment, end):
                 return self._distrust(segment, stamp)
             try:
-                self._store.backend.write(self._fd, [record], start)
+                self._files.backend.write(self._fd, [record], start)
             except ours(OSError):  # a recovery would find what was written of it
                 with suppressing(OSError):
-                    self._store.backend.truncate(self._fd, start)
+                    self._files.backend.truncate(self._fd, start)
                     index.resize_segment(segment, start)
                 raise
         except ours(OSError) as error:
@@ -121,10 +126,10 @@ class ChangeLog:
         if mark.segment == self._segment and mark.end < f.MASK64:
             index, start = self._index, mark.end - length
             try:
-                void_record(self._store.backend, self._fd, start)
+                void_record(self._files.backend, self._fd, start)
             except ours(OSError) as error:
                 line = f"cannot take back a change that failed, an index made anew will make it: {error}"
-                return self._store.log_once("untaken", line)
+                return self._notices.log_once("untaken", line)
             index.words[index.entry(mark.segment) + f.T_TAIL] = start
 
     def _allocate(self, segment: int, end: int) -> bool:
@@ -134,7 +139,7 @@ class ChangeLog:
         if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
             step = max(self._step, end + _LEAST_STEP // 2 - size)
             try:
-                self._store.backend.allocate(self._fd, size, step)
+                self._files.backend.allocate(self._fd, size, step)
             except ours(OSError) as error:
                 return not is_volume_full(error) or end + _RESERVE <= size
             self._index.resize_segment(segment, size + step)
@@ -156,7 +161,7 @@ class ChangeLog:
         else:
             places = [end - _RESERVE + f.RECORD_BYTES * (floors[1] < floors[0])]
         records = [f.pack_change(seed, f.pack_place(segment, at), f.FLOOR, b"", stamp) for at in places]
-        self._store.backend.write(self._fd, records, places[0])
+        self._files.backend.write(self._fd, records, places[0])
         index.words[entry + f.T_TAIL] = end
         index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], index.count() + _OVERDUE)
         return Mark(segment, f.MASK64)  # it may be written over: every sync of it is a new one
@@ -166,7 +171,7 @@ class ChangeLog:
         other records."""
         if end < f.SEGMENT_HEADER_BYTES + _RESERVE:
             return None
-        data, stamps = self._store.backend.read(self._fd, _RESERVE, end - _RESERVE), []
+        data, stamps = self._files.backend.read(self._fd, _RESERVE, end - _RESERVE), []
         for at in range(0, _RESERVE, f.RECORD_BYTES):
             head, place = f.unpack_head(data, at), f.pack_place(segment, end - _RESERVE + at)
             sound = head is not None and f.verify_head(data, at, head, self._index.identity.seed, place)
@@ -189,25 +194,24 @@ class ChangeLog:
         """The log to write to, open in `_fd`; a new one if there is none, or its file is gone."""
         segment = self.segment
         if segment and not self._ends_within(segment):
-            self._store.log_once("log", "the log of changes ends nowhere: a new one is begun")
+            self._notices.log_once("log", "the log of changes ends nowhere: a new one is begun")
             self.retire(segment)
             segment = 0
         if segment and segment == self._segment:
             return segment
-        store = self._store
         if segment:
             try:
-                self._use(segment, store.backend.open(store.files.path(segment), os.O_RDWR))
+                self._use(segment, self._files.backend.open(self._files.segments.path(segment), os.O_RDWR))
                 return segment
             except FileNotFoundError:
-                store.log_once("log", "the log of changes is missing: a new one is begun")
+                self._notices.log_once("log", "the log of changes is missing: a new one is begun")
                 self.retire(segment)
         try:
             return self._begin()
         except ours(OSError) as error:
             if not is_volume_full(error) or not (closed := self._newest_closed()):
                 raise
-            self._use(closed, store.backend.open(store.files.path(closed), os.O_RDWR))
+            self._use(closed, self._files.backend.open(self._files.segments.path(closed), os.O_RDWR))
             index = self._index
             index.words[index.entry(closed) + f.T_CLOSED] = 0
             index.words[f.W_LOG] = closed
@@ -230,17 +234,16 @@ class ChangeLog:
         return max(closed, default=(0, 0))[1]
 
     def _begin(self) -> int:
-        store = self._store
-        segment, fd = store.new_segment_file()
+        segment, fd = self._table.new_file()
         index = self._index  # not before: its table may have become larger
         created = index.stamp()
         try:
             header = f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR], log=True)
-            store.backend.allocate(fd, 0, self._step)
-            store.backend.write(fd, [header], 0)
+            self._files.backend.allocate(fd, 0, self._step)
+            self._files.backend.write(fd, [header], 0)
             index.words[index.add_segment(segment, f.LOG, self._step, 0, created) + f.T_TAIL] = len(header)
         except BaseException:
-            store.give_up_segment(segment, fd)
+            self._table.give_up(segment, fd)
             raise
         index.words[f.W_LOG] = segment
         self._use(segment, fd)
@@ -249,28 +252,27 @@ class ChangeLog:
     def _use(self, segment: int, fd: int) -> None:
         self._segment, self._fd, old = segment, fd, self._fd
         if old >= 0:
-            self._store.backend.let_go(old)
+            self._files.backend.let_go(old)
 
     # -- durability ---------------------------------------------------------------------------
 
     def sync(self, mark: Mark) -> None:
         """Make everything before `mark` durable. Callers that wait together share one sync."""
-        store = self._store
         with self._syncing:
             known = self._synced
             if known.segment == mark.segment and known.end >= mark.end:
                 return
-            with store.lock:
-                index = store.index
+            with self._locks.index:
+                index = self._current.index
                 same = index.state(mark.segment) == f.LOG
                 reached = index.words[index.entry(mark.segment) + f.T_TAIL] if same else mark.end
             try:
-                with store.files.reading(mark.segment) as fd:
-                    store.backend.sync(fd)
+                with self._files.segments.reading(mark.segment) as fd:
+                    self._files.backend.sync(fd)
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
             if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
-                store.sync_directory(store.segments_path)
+                self._files.sync_directory(self._files.segments.directory)
             self._synced = Mark(mark.segment, reached)
 
     # -- checkpoints (the lock is held) ---------------------------------------------------------
@@ -314,18 +316,18 @@ class ChangeLog:
 
     def ensure_in_place(self) -> None:
         """Write to the file that has the name, or to a new log if none has. The lock is held."""
-        if self._fd >= 0 and not has_name(self._fd, self._store.files.path(self._segment)):
+        if self._fd >= 0 and not has_name(self._fd, self._files.segments.path(self._segment)):
             self.close()
 
     def close(self) -> None:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
             self._segment = 0
-            self._store.backend.let_go(fd)
+            self._files.backend.let_go(fd)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:  # an exception came before it was closed
-            self._store.backend.let_go(self._fd)
+            self._files.backend.let_go(self._fd)
 
     def after_fork(self) -> None:
         """The descriptor may be shared: every write names its place. Locks and syncs may not."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..concurrency.cancelling import ensure_wanted
 from ..concurrency.interruption import ours
 from ..errors import CacheIOError, from_os_error
-from . import cache_settings, checkpoint, recovery, under_way, unreadable
+from . import cache_settings, checkpoint, under_way, unreadable
 from . import format as f
 from .directory import content, has_tag, keep_tag
 from .format import PARTITIONS, Slot
@@ -69,9 +69,9 @@ def check(store: Store, fix: bool, drop_unreadable: bool = False) -> list[Proble
 def _problems(store: Store, fix: bool) -> list[Problem]:
     problems: list[Problem] = []
     try:
-        with store.lock:  # a change half made would look like damage
-            store.index.validate()
-            store.index.ensure_reachable()
+        with store.locks.index:  # a change half made would look like damage
+            store.current.index.validate()
+            store.current.index.ensure_reachable()
             _ensure_listed(store)
             if fix:
                 _ensure_counted(store)
@@ -80,7 +80,7 @@ def _problems(store: Store, fix: bool) -> list[Problem]:
         problems.append(Problem("index", f.INDEX_NAME, str(error), fix))
         if not fix:
             return [*problems, *_given_up(store, fix)]
-        store.rebuild(str(error))
+        store.current.rebuild(str(error))
     for kind, step in _STEPS:
         _take(kind, step, store, fix, problems)
     if any(problem.fixed and isinstance(problem.detail, _Unreadable) for problem in problems):
@@ -107,18 +107,18 @@ def _mends(fix: bool, detail: str) -> bool:
 
 def _given_up(store: Store, fix: bool) -> Iterator[Problem]:
     """What an index that was made anew had to do without: nothing is looked for there any more."""
-    if fix and store.given_up and unreadable.is_giving_up():
+    if fix and store.losses.noted and unreadable.is_giving_up():
         failed = list(_write_checkpoint(store, fix))
         yield from failed
-        for (kind, name), detail in store.given_up.items():
+        for (kind, name), detail in store.losses.noted.items():
             yield Problem(kind, name, detail, not failed)
         if not failed:
-            store.given_up.clear()
+            store.losses.noted.clear()
 
 
 def _write_checkpoint(store: Store, _: bool) -> Iterator[Problem]:
     try:
-        checkpoint.write(store)
+        store.checkpoints.write()
     except ours(OSError) as error:
         yield Problem("checkpoint", f.CHECKPOINT_NAME, f"cannot be written: {error.strerror or error}")
 
@@ -126,29 +126,29 @@ def _write_checkpoint(store: Store, _: bool) -> Iterator[Problem]:
 def _ensure_listed(store: Store) -> None:
     """Raise `IndexDamaged` if entries are in a segment that is there, and that the table does not list: what
     is not listed would be taken for a stray, and removed. The lock is held."""
-    index = store.index
+    index = store.current.index
     for segment in index.named_segments():
-        if not index.state(segment) and store.backend.exists(store.files.path(segment)):
+        if not index.state(segment) and store.backend.exists(store.files.segments.path(segment)):
             raise IndexDamaged("its table does not list a segment that entries are in")
 
 
 def _ensure_all_listed(store: Store) -> None:
     """Raise `IndexDamaged` if records of this cache are in a file that the table does not list: those of a
     log tell what was removed, and it would come back some day."""
-    for name in content(store.scandir(store.segments_path)):
+    for name in content(store.files.scandir(store.files.segments.directory)):
         segment = f.parse_segment_name(name)
-        if segment is not None and not store.index.state(segment) and _has_records(store, segment):
+        if segment is not None and not store.current.index.state(segment) and _has_records(store, segment):
             raise IndexDamaged(f"its table does not list {name}, which has records")
 
 
 def _has_records(store: Store, segment: int) -> bool:
     try:
-        with store.backend.reading(store.files.path(segment)) as fd:
+        with store.backend.reading(store.files.segments.path(segment)) as fd:
             header = read_segment_header(store.backend, fd)
             return (
                 header is not None
-                and (header.segment, header.identity) == (segment, store.index.identity)
-                and next(scan(store.backend, fd, segment, store.seed), None) is not None
+                and (header.segment, header.identity) == (segment, store.current.index.identity)
+                and next(scan(store.backend, fd, segment, store.current.seed), None) is not None
             )
     except ours(OSError):  # whoever looks at strays tells of it
         return False
@@ -157,7 +157,7 @@ def _has_records(store: Store, segment: int) -> bool:
 def _ensure_counted(store: Store) -> None:
     """Raise `IndexDamaged` if a segment counts more than lives in it: slots were damaged, whose entries a new
     index shows again. Without it their segment would go, and what they had replaced come back some day."""
-    index = store.index
+    index = store.current.index
     live = _live_bytes(index)
     for entry in index.table_entries():
         segment = index.words[entry] & f.MASK32
@@ -196,8 +196,8 @@ def _tag_problem(store: Store) -> str:
 def _words(store: Store, fix: bool) -> Iterator[Problem]:
     """The words of the header and of the segment table say what can be. (Others are looked at where they are
     counted anew, or by `Index.validate`.)"""
-    with store.lock:
-        index = store.index
+    with store.locks.index:
+        index = store.current.index
         wrong = [*_wrong_words(store), *_wrong_table_words(index)]
         for word, value, what in wrong:
             yield Problem("count", f"{f.INDEX_NAME}, word {word}", f"{what} is {index.words[word]}", fix)
@@ -209,7 +209,7 @@ def _words(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
     """(word, what it is to be, what it says) of those of the header that make no sense. The lock is held."""
-    index, words = store.index, store.index.words
+    index, words = store.current.index, store.current.index.words
     clock, latest = words[f.W_CLOCK], words[f.W_CLOCK] + _CLOCK_SLACK
     for i, name in enumerate(f.COUNTERS):
         if words[f.W_COUNTERS + i] > _MOST_COUNTED:
@@ -225,7 +225,7 @@ def _wrong_words(store: Store) -> Iterator[tuple[int, int, str]]:
         yield f.W_PROMISED, 1, "whether durability was promised"
     if words[f.W_LOG] and index.state(words[f.W_LOG]) != f.LOG:
         yield f.W_LOG, 0, "the log that is written to"
-    if store.read_only:
+    if store.life.read_only:
         return
     if words[f.W_CLEAN]:
         yield f.W_CLEAN, 0, "whether nobody has it open"
@@ -259,43 +259,43 @@ def _wrong_table_words(index: Index) -> Iterator[tuple[int, int, str]]:
 def _segments(store: Store, fix: bool) -> Iterator[Problem]:
     """Every segment in the table has its file, and the file is the one that the table means."""
     changes_lost = False
-    for segment in store.index.segments() + store.index.logs():
+    for segment in store.current.index.segments() + store.current.index.logs():
         ensure_wanted()
         if not _segment_problem(store, segment):
             continue
-        with store.appending, store.lock:  # it may have been sealed or removed while we looked
+        with store.locks.appending, store.locks.index:  # it may have been sealed or removed while we looked
             detail = _segment_problem(store, segment)
-            if not detail or store.index.state(segment) in (0, f.DOOMED):
+            if not detail or store.current.index.state(segment) in (0, f.DOOMED):
                 continue
             mends = _mends(fix, detail)
-            if mends and store.index.state(segment) == f.LOG:
+            if mends and store.current.index.state(segment) == f.LOG:
                 store.changes.retire(segment)
                 changes_lost = True
             elif mends:
                 _mend_segment(store, segment, detail)
             yield Problem("segment", f.segment_name(segment), detail, mends)
     if changes_lost:  # but not what they did: a checkpoint keeps that, and drops the log
-        checkpoint.write(store)
+        store.checkpoints.write()
 
 
 def _mend_segment(store: Store, segment: int, detail: str) -> None:
     """Drop what is lost of a segment; what is left of it is in order then. Both locks are held."""
-    index = store.index
+    index = store.current.index
     entry = index.entry(segment)
-    store.files.forget(segment)
-    if store.writer is not None and store.writer.segment == segment:
-        writer, store.writer = store.writer, None
+    store.files.segments.forget(segment)
+    if store.active.writer is not None and store.active.writer.segment == segment:
+        writer, store.active.writer = store.active.writer, None
         writer.abandon()
     for at in list(index.live_slots()):
         slot = index.slot(at)
         if slot.segment == segment and not index.leads_to(at):
             index.remove(at)
         elif slot.segment == segment and (problem := _entry_problem(store, slot)) and _mends(True, problem):
-            store.drop_corrupt(slot)
-    path = store.files.path(segment)
+            store.removal.drop_corrupt(slot)
+    path = store.files.segments.path(segment)
     if isinstance(detail, _Unreadable) and index.slots_in(segment) and not _made_readable(store, segment):
         for slot in index.slots_in(segment):
-            store.drop_corrupt(slot)
+            store.removal.drop_corrupt(slot)
     # Not by the count of live bytes, which may be damaged too.
     if index.slots_in(segment):
         with store.backend.opened(path, os.O_RDWR) as fd:
@@ -312,7 +312,7 @@ def _mend_segment(store: Store, segment: int, detail: str) -> None:
 
 
 def _header_of(store: Store, segment: int) -> bytes:
-    index = store.index
+    index = store.current.index
     created = index.words[index.entry(segment) + f.T_CREATED]
     return f.pack_segment_header(segment, index.identity, created, index.words[f.W_FLOOR])
 
@@ -320,10 +320,10 @@ def _header_of(store: Store, segment: int) -> bytes:
 def _made_readable(store: Store, segment: int) -> bool:
     """Have whoever goes through a segment, or to one of its entries, hear of no more errors. False if that
     cannot be. Both locks are held."""
-    kept = store.index.slots_in(segment)
+    kept = store.current.index.slots_in(segment)
     for cure in (_overwrite, _list_anew):
         try:
-            with store.backend.opened(store.files.path(segment), os.O_RDWR) as fd:
+            with store.backend.opened(store.files.segments.path(segment), os.O_RDWR) as fd:
                 cure(store, fd, kept)
                 store.backend.write(fd, [_header_of(store, segment)], 0)
         except ours(OSError) as error:
@@ -356,7 +356,7 @@ def _list_anew(store: Store, fd: int, kept: list[Slot]) -> None:
 
 def _segment_problem(store: Store, segment: int) -> str:
     try:
-        with store.files.reading(segment) as fd:
+        with store.files.segments.reading(segment) as fd:
             return _content_problem(store, segment, fd)
     except ours(OSError) as error:
         return _fault(error)
@@ -376,16 +376,20 @@ def _content_problem(store: Store, segment: int, fd: int) -> str:
     header = read_segment_header(store.backend, fd)
     if header is None:
         return "its header is damaged"
-    state = store.index.state(segment)
-    if (header.identity, header.segment, header.log) != (store.index.identity, segment, state == f.LOG):
+    state = store.current.index.state(segment)
+    if (header.identity, header.segment, header.log) != (
+        store.current.index.identity,
+        segment,
+        state == f.LOG,
+    ):
         return "it belongs to another place or another cache"
-    entry = store.index.entry(segment)
-    expected = store.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
+    entry = store.current.index.entry(segment)
+    expected = store.current.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
     size = os.fstat(fd).st_size
     if state != f.LOG and read_footer(store.backend, fd) is None:  # whoever goes through it reads all
-        for offset in range(0, min(size, max(expected, store.segment_bytes)), CHUNK_BYTES):
+        for offset in range(0, min(size, max(expected, store.limits.segment_bytes)), CHUNK_BYTES):
             store.backend.read(fd, CHUNK_BYTES, offset)
-    if state == f.SEALED and size != expected and not store.index.words[entry + f.T_OWNER]:
+    if state == f.SEALED and size != expected and not store.current.index.words[entry + f.T_OWNER]:
         return f"it has {size} bytes instead of {expected}"
     if state == f.LOG and (end := _sound_bytes(store, fd, segment)) < expected:
         return f"its changes can be read up to {end} of {expected} bytes"
@@ -395,7 +399,7 @@ def _content_problem(store: Store, segment: int, fd: int) -> str:
 def _sound_bytes(store: Store, fd: int, segment: int) -> int:
     """Where the first record of a log begins that is not what was written."""
     end = f.SEGMENT_HEADER_BYTES
-    for record in scan(store.backend, fd, segment, store.index.identity.seed):
+    for record in scan(store.backend, fd, segment, store.current.index.identity.seed):
         if record.offset != end:
             break
         end += record.head.record_bytes
@@ -405,7 +409,7 @@ def _sound_bytes(store: Store, fd: int, segment: int) -> int:
 def _entries(store: Store, fix: bool) -> Iterator[Problem]:
     """Every entry's record and value are what was written, and its key leads to it."""
     for part, at in _suspects(store):
-        with store.appending, store.lock:  # it may have been moved or replaced while we looked
+        with store.locks.appending, store.locks.index:  # it may have been moved or replaced while we looked
             problem = _lasting_problem(store, part, at, fix)
         if problem:
             yield problem
@@ -416,11 +420,11 @@ def _suspects(store: Store) -> Iterator[tuple[int, int]]:
     for part in range(PARTITIONS):
         batch: list[tuple[int, Slot]] = []
         size = 0
-        for at, slot in store.look(functools.partial(_slots_of, part)):
+        for at, slot in store.current.look(functools.partial(_slots_of, part)):
             if slot.low <= f.REMOVED:
                 continue
             batch.append((at, slot))
-            size += slot.head_bytes + (slot.value_length if store.place_of(slot) is not None else 0)
+            size += slot.head_bytes + (slot.value_length if store.reading.place_of(slot) is not None else 0)
             if len(batch) >= _BATCH or size >= _BATCH_BYTES:
                 ensure_wanted()
                 yield from ((part, at) for at in _not_sound(store, batch))
@@ -436,8 +440,8 @@ def _not_sound(store: Store, batch: list[tuple[int, Slot]]) -> Iterator[int]:
     """Those of some slots that are not right. What is in segments is read in one batch."""
     whole: list[tuple[int, Slot, int]] = []
     for at, slot in batch:
-        fd = store.place_of(slot)
-        if store.find(slot.low, slot.high) != at:
+        fd = store.reading.place_of(slot)
+        if store.finding.find(slot.low, slot.high) != at:
             yield at
         elif fd is not None:
             whole.append((at, slot, fd))
@@ -452,20 +456,20 @@ def _not_sound(store: Store, batch: list[tuple[int, Slot]]) -> Iterator[int]:
 def _is_record(store: Store, slot: Slot, data: bytes) -> bool:
     """True if `data` is the record that the slot shows, key and value included."""
     head = f.unpack_head(data, 0)
-    if head is None or not f.verify_head(data, 0, head, store.seed, slot.place):
+    if head is None or not f.verify_head(data, 0, head, store.current.seed, slot.place):
         return False
     key = data[f.RECORD_BYTES : f.RECORD_BYTES + head.key_length]
     value = memoryview(data)[slot.head_bytes :]
     if (head.stamp, head.lengths) != (slot.stamp, slot.lengths) or not _can_be_used(store, slot):
         return False
-    return f.key_digest(key, store.seed) == (slot.low, slot.high) and (
+    return f.key_digest(key, store.current.seed) == (slot.low, slot.high) and (
         f.value_sum(value, slot.low, slot.flags) == slot.value_sum and len(value) == slot.value_length
     )
 
 
 def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | None:
     """What is wrong with a slot, both locks being held."""
-    index = store.index
+    index = store.current.index
     if at not in index.partition_slots(part):
         return None
     slot = index.slot(at)
@@ -479,7 +483,7 @@ def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | N
     elif detail := _entry_problem(store, slot):
         fix = _mends(fix, detail)
         if fix:
-            store.drop_corrupt(slot)
+            store.removal.drop_corrupt(slot)
     elif detail := _slot_problem(store, at, fix):
         pass
     if not detail:
@@ -489,14 +493,14 @@ def _lasting_problem(store: Store, part: int, at: int, fix: bool) -> Problem | N
 
 def _slot_problem(store: Store, at: int, fix: bool) -> str:
     """What a slot, whose record and value are sound, says beside them: when it was stored, and used."""
-    index, slot = store.index, store.index.slot(at)
-    data = store.backend.read(store.files.get(slot.segment), f.RECORD_BYTES, slot.offset)
+    index, slot = store.current.index, store.current.index.slot(at)
+    data = store.backend.read(store.files.segments.get(slot.segment), f.RECORD_BYTES, slot.offset)
     head, is_used = f.unpack_head(data, 0), _can_be_used(store, slot)
     stamp = head.stamp if head is not None else slot.stamp
     if fix and stamp != slot.stamp:
         index.words[at + f.S_STAMP] = stamp
     if fix and not is_used:
-        index.words[at + f.S_ACCESS] = store.policy.first(stamp)
+        index.words[at + f.S_ACCESS] = store.limits.policy.first(stamp)
     if stamp != slot.stamp:
         return "its slot is of another time than its record"
     return "" if is_used else "when it was used makes no sense"
@@ -504,17 +508,19 @@ def _slot_problem(store: Store, at: int, fix: bool) -> str:
 
 def _can_be_used(store: Store, slot: Slot) -> bool:
     """Whether the access word is one that the policy can have written."""
-    return store.policy.is_possible(slot.access, slot.stamp, store.index.words[f.W_CLOCK] + _CLOCK_SLACK)
+    return store.limits.policy.is_possible(
+        slot.access, slot.stamp, store.current.index.words[f.W_CLOCK] + _CLOCK_SLACK
+    )
 
 
 def _entry_problem(store: Store, slot: Slot) -> str:
     try:
-        names = store.read_names(slot)
+        names = store.reading.read_names(slot)
         if names is None:
             return "its record is damaged"
-        if f.key_digest(names.key, store.seed) != (slot.low, slot.high):
+        if f.key_digest(names.key, store.current.seed) != (slot.low, slot.high):
             return "its record is of another key"
-        location = store.locate(slot)
+        location = store.reading.locate(slot)
         if location is None:
             return "its value fails its checksum"
         location.close()
@@ -528,8 +534,8 @@ def _entry_problem(store: Store, slot: Slot) -> str:
 def _counts(store: Store, fix: bool) -> Iterator[Problem]:
     """The index's counts are those of its slots."""
     for part in range(PARTITIONS):
-        with store.lock:
-            index = store.index
+        with store.locks.index:
+            index = store.current.index
             lows = index.column(index.partition_slots(part), 0)
             live = sum(low > f.REMOVED for low in lows)
             used = live + lows.count(f.REMOVED)
@@ -543,8 +549,8 @@ def _counts(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _space(store: Store, fix: bool) -> Iterator[Problem]:
     """Live bytes of each segment, and the totals, are the sums of what they count."""
-    with store.lock:
-        index = store.index
+    with store.locks.index:
+        index = store.current.index
         live = _live_bytes(index)
         for entry in index.table_entries():
             segment = index.words[entry] & f.MASK32
@@ -571,8 +577,8 @@ def _space(store: Store, fix: bool) -> Iterator[Problem]:
 def _large(store: Store, fix: bool) -> Iterator[Problem]:
     """Every large file belongs to an entry, and what they take is counted."""
     if fix:
-        store.reclaim.reap()
-    paths = store.reclaim.orphans() if fix else recovery.orphans(store)
+        store.reaper.reap()
+    paths = store.reaper.orphans() if fix else store.reaper.find_orphans()
     # Others may be removing some, of entries that are gone just now.
     until = time.monotonic() + _PATIENCE
     while paths and time.monotonic() < until:
@@ -587,14 +593,14 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
             except (IsADirectoryError, PermissionError):
                 fixed = False
         yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
-    with store.lock:
+    with store.locks.index:
         if store.owner.any_dead():  # what they had under way counts until they are reaped
             return
-        words = store.index.words
+        words = store.current.index.words
         counted = words[f.W_LARGE_BYTES], words[f.W_LEAVING]
-        found = under_way.count(store.owner, store.index)
+        found = under_way.count(store.owner, store.current.index)
         if fix and counted != found:
-            store.count_large()
+            store.under_way.count_anew()
     for what, number, right in zip(("", " being removed"), counted, found, strict=True):
         if number != right:
             yield Problem("space", f.LARGE_NAME, f"{number} bytes{what} counted, {right} found", fix)
@@ -602,20 +608,22 @@ def _large(store: Store, fix: bool) -> Iterator[Problem]:
 
 def _stray(store: Store, fix: bool) -> Iterator[Problem]:
     """Segment files are in the table; other names in our directories are not ours, and are left alone."""
-    for name in content(store.scandir(store.segments_path)):
+    for name in content(store.files.scandir(store.files.segments.directory)):
         segment = f.parse_segment_name(name)
         if segment is None:
             yield Problem("stray", name, "not a file of this cache: left alone")
         else:
-            with store.lock:
-                unknown = not store.index.state(segment) and store.backend.exists(store.files.path(segment))
+            with store.locks.index:
+                unknown = not store.current.index.state(segment) and store.backend.exists(
+                    store.files.segments.path(segment)
+                )
             if unknown:
                 yield _unlisted(store, segment, fix)
 
 
 def _unlisted(store: Store, segment: int, fix: bool) -> Problem:
     """A segment file that is ours is removed; one of another cache is left alone."""
-    path, header = store.files.path(segment), None
+    path, header = store.files.segments.path(segment), None
     detail, name = "a segment that the index does not list", f.segment_name(segment)
     try:
         with store.backend.reading(path) as fd:
@@ -624,23 +632,23 @@ def _unlisted(store: Store, segment: int, fix: bool) -> Problem:
         if unreadable.is_absence(error):
             return Problem("stray", name, detail)
         detail = _fault(error)
-    is_ours = header is None or header.identity == store.index.identity
+    is_ours = header is None or header.identity == store.current.index.identity
     return Problem("stray", name, detail, is_ours and _mends(fix, detail) and store.backend.unlink(path))
 
 
 def _checkpoint(store: Store, fix: bool) -> Iterator[Problem]:
     """The checkpoint, if there is one, can be read."""
-    with store.lock:
+    with store.locks.index:
         detail = _checkpoint_problem(store)
-        counted = store.index.words[f.W_CHECKPOINT_BYTES]
+        counted = store.current.index.words[f.W_CHECKPOINT_BYTES]
         if fix:
-            checkpoint.account(store, store.index)
+            checkpoint.account(store.files, store.current.index)
         # Whoever died when he had just put one in place has not counted it: that is no damage.
-        most = max(checkpoint.file_size(store), checkpoint.most_bytes(store.index))
+        most = max(checkpoint.file_size(store.files), checkpoint.most_bytes(store.current.index))
     if detail:
         if fix := _mends(fix, detail):
             try:
-                checkpoint.write(store)
+                store.checkpoints.write()
             except ours(OSError):
                 fix = False
         yield Problem("checkpoint", f.CHECKPOINT_NAME, detail, fix)
@@ -659,23 +667,23 @@ def _checkpoint_problem(store: Store) -> str:
 
 def _settings(store: Store, fix: bool) -> Iterator[Problem]:
     """The file of the cache's settings says what the index does."""
-    with store.lock:
-        store.follow_settings()
+    with store.locks.index:
+        store.shared_settings.follow()
         detail = _settings_problem(store)
         if not detail:
             return
         if fix := _mends(fix, detail):
             if isinstance(detail, _Unreadable):
-                cache_settings.write(store, store.in_force)
+                store.settings_file.write(store.limits.in_force)
             else:
-                cache_settings.keep(store)
+                store.settings_file.keep()
             fix = not _settings_problem(store)
     yield Problem("settings", f.SETTINGS_NAME, detail, fix)
 
 
 def _settings_problem(store: Store) -> str:
     try:
-        same = cache_settings.read(store.backend, store.root) == store.in_force
+        same = cache_settings.read(store.backend, store.root) == store.limits.in_force
     except ours(OSError) as error:
         return _fault(error)
     return "" if same else "it is missing or damaged"

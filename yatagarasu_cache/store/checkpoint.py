@@ -10,21 +10,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from xxhash import xxh3_64
 
+from ..backends.base import Backend
 from ..concurrency.interruption import ours
 from . import format as f
+from .cache_files import CacheFiles
 from .format import PARTITIONS, SLOT_BYTES
-from .index import reachable
+from .index import Index, reachable
 from .unreadable import is_absence
-
-if TYPE_CHECKING:
-    from ..backends.base import Backend
-    from .handle import Handle
-    from .index import Index
-
 
 _PIECE_SLOTS = 1 << 14  # read at once, one MiB
 _LEAST_OFFSET, _LEAST_HEAD = f.SEGMENT_HEADER_BYTES // f.ALIGN, f.RECORD_BYTES // f.ALIGN
@@ -41,118 +37,45 @@ class Checkpoint(NamedTuple):
     parts: list[bytes]
 
 
-def write(store: Handle) -> None:
-    """Write a checkpoint, part by part, while others go on. Atomic: the old one stands until then.
-
-    Every change that is stamped up to the floor is either in it, or is appended again with a later
-    stamp: changes whose append and index change lie on both sides of the beginning notice that
-    the epoch has changed. One is written at a time. The index lock is not held.
-    """
-    with store.checkpointing:
-        with store.lock:
-            floor = store.index.stamp()
-            store.changes.rotate(floor)  # first: it may find no room
-            index = store.index
-            index.words[f.W_EPOCH] = floor
-            index.words[f.W_WRITTEN] = 0
-            sealed = [
-                (index.words[entry] & f.MASK32, index.words[entry + f.T_SIZE])
-                for entry in index.table_entries()
-                if index.words[entry] & ~f.MASK32 == f.SEALED
-            ]
-        temporary = store.temporary_path()
-        try:
-            _write_file(store, index, temporary, floor, sealed)
-            # Now, not before: the parts name records that came after the floor, and what these
-            # replaced is not trusted any more once the checkpoint stands.
-            store.reclaim.sync_dirty()
-            with store.lock:
-                if store.index is index:
-                    store.backend.replace(temporary, os.path.join(store.root, f.CHECKPOINT_NAME))
-                    account(store, index)
-                    store.sync_directory(store.root)
-                    index.words[f.W_FLOOR] = floor
-                    store.changes.cover(floor)
-        except _Replaced:  # it would be about an index that is no more
-            pass
-        finally:
-            store.backend.clear_away(temporary)
-        store.reclaim.drop_dead()
-
-
-class _Replaced(Exception):
-    """The index was made anew meanwhile."""
-
-
-def _write_file(
-    store: Handle, index: Index, path: str, floor: int, sealed: list[tuple[int, int]]
-) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with store.made(lambda: store.backend.opened(path, flags, store.settings.file_mode)) as fd:
-        checksum, size = xxh3_64(), 0
-        for part in _parts(store, index, floor, sealed):
-            checksum.update(part)
-            store.backend.write(fd, [part], size)
-            size += len(part)
-        store.backend.write(fd, [f.CHECKPOINT_SUM.pack(checksum.intdigest())], size)
-        store.backend.sync(fd)
-
-
 def most_bytes(index: Index) -> int:
     """What a checkpoint of the index as it is would take, rounded up."""
     return 4096 + index.count() * SLOT_BYTES + index.table_capacity * f.CHECKPOINT_SEGMENT.size
 
 
-def account(store: Handle, index: Index) -> None:
+def account(files: CacheFiles, index: Index) -> None:
     """Count the bytes of the checkpoint that there is. The lock is held.
 
     Not those of a damaged one beyond what one can have: no entry goes for them, and another one is due.
     """
-    size, most = file_size(store), most_bytes(index)
-    if size > most and read(store.backend, store.root) is None:
+    size, most = file_size(files), most_bytes(index)
+    if size > most and read(files.backend, files.root) is None:
         size = most
         index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], OVERDUE)
     index.words[f.W_CHECKPOINT_BYTES] = size
 
 
-def file_size(store: Handle) -> int:
+def file_size(files: CacheFiles) -> int:
     try:
-        status = store.backend.lstat(os.path.join(store.root, f.CHECKPOINT_NAME))
+        status = files.backend.lstat(files.path(f.CHECKPOINT_NAME))
     except FileNotFoundError:
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _parts(store: Handle, index: Index, floor: int, sealed: list[tuple[int, int]]) -> Iterator[bytes]:
-    yield f.CHECKPOINT_HEADER.pack(
-        f.CHECKPOINT_MAGIC, f.FORMAT_VERSION, PARTITIONS, *index.identity, floor, len(sealed),
-        index.words[f.W_EVICTION],
-    )  # fmt: skip
-    yield b"".join(f.CHECKPOINT_SEGMENT.pack(*entry) for entry in sealed)
-    for part in range(PARTITIONS):
-        with store.lock:
-            if store.index is not index:
-                raise _Replaced
-            slots = index.partition_slots(part)
-            image = index.map[slots.start * 8 : slots.stop * 8]
-        live = _live(part, image)
-        yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join(live)
-
-
-def _live(part: int, image: bytes) -> list[bytes]:
+def live(part: int, image: bytes) -> list[bytes]:
     """The slots of a partition in use. What damage has left there would be damage of the checkpoint."""
     words = memoryview(image).cast("Q")
     lows = reachable(part, words[:: f.SLOT_WORDS].tolist(), words[1 :: f.SLOT_WORDS].tolist())
-    live = [
+    slots = [
         image[at : at + SLOT_BYTES]
         for at, low in zip(range(0, len(image), SLOT_BYTES), lows, strict=True)
         if low > f.REMOVED
     ]
     try:
-        _digests(b"".join(live), part)
+        _digests(b"".join(slots), part)
     except _Damaged:
-        live = [slot for slot in live if f.Slot._make(f.SLOT.unpack(slot)).is_possible]
-    return live
+        slots = [slot for slot in slots if f.Slot._make(f.SLOT.unpack(slot)).is_possible]
+    return slots
 
 
 def read(backend: Backend, root: str) -> Checkpoint | None:

@@ -20,6 +20,7 @@ from ..concurrency.locks import await_lock
 from ..errors import StorageFull, from_os_error, is_volume_full
 from . import compiled
 from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .item import Item
 
 if TYPE_CHECKING:
     from ..backends.base import Buffer
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .reading import Found
     from .segment import SegmentWriter
     from .store import Store
-    from .writing import Item
 
 _MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
 _REMOVAL_BYTES = RECORD_BYTES + 16
@@ -70,7 +70,7 @@ class PythonCore:
         uses = self._hits + self._misses
         if uses >= self._due or not 0 <= now - self._told < USES_NANOSECONDS:
             self._due, self._told = uses + USES_MORE, now
-            self._store.try_to_fold()
+            self._store.counters.try_to_fold()
 
     def counted(self) -> tuple[int, int]:
         """Hits and misses since this was last asked."""
@@ -118,7 +118,7 @@ class PythonCore:
         """`get` of whatever is not plain."""
         self._store.entering()
         data = encode_key(key)
-        return self._store.get(*key_digest(data, self._store.seed), data)
+        return self._store.reading.get(*key_digest(data, self._store.current.seed), data)
 
     def set(self, key: Key, value: bytes) -> bool:
         """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
@@ -127,16 +127,17 @@ class PythonCore:
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
     ) -> None:
-        """`Store.put` of an encoded key."""
-        self._store.put(*key_digest(key, self._store.seed), key, payload, flags, expires, tag, meta)
+        """`Writing.put` of an encoded key."""
+        digest = key_digest(key, self._store.current.seed)
+        self._store.writing.put(Item(*digest, key, payload, flags, expires, tag, meta))
 
     def delete(self, key: bytes) -> bool:
-        """`Store.delete` of an encoded key."""
+        """`Removal.delete` of an encoded key."""
         store = self._store
-        seed = store.seed
-        done = store.delete(*key_digest(key, seed), key)
+        seed = store.current.seed
+        done = store.removal.delete(*key_digest(key, seed), key)
         # Another cache may have come in the place of ours meanwhile.
-        return done or seed != store.seed and PythonCore.delete(self, key)
+        return done or seed != store.current.seed and PythonCore.delete(self, key)
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
@@ -176,16 +177,16 @@ class CompiledCore(PythonCore):
         self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]
         self.follow_settings()
         self._index: Index | None = None
-        if store.read_only:
+        if store.life.read_only:
             for name in ("set", "put", "delete"):
                 setattr(self, name, getattr(super(), name))
 
     def follow_settings(self) -> None:
-        self._longest = min(self._store.unchecked_bytes, self._store.large_bytes)
+        self._longest = min(self._store.limits.unchecked_bytes, self._store.limits.large_bytes)
 
     def attach(self, index: Index) -> None:
         if self._index is None:
-            self._core.tell(self._store.try_to_fold, time.time_ns())
+            self._core.tell(self._store.counters.try_to_fold, time.time_ns())
         self._forget_index()
         self._index = index
         self._map()
@@ -197,7 +198,7 @@ class CompiledCore(PythonCore):
         if index is not None:
             self._core.attach(
                 index.fd, len(index.map), index.table_word, index.table_capacity, index.identity.seed,
-                self._store.files.table(index.table_capacity), index.writable, *self._paths,
+                self._store.files.segments.table(index.table_capacity), index.writable, *self._paths,
             )  # fmt: skip
 
     def _forget_index(self) -> None:
@@ -214,7 +215,7 @@ class CompiledCore(PythonCore):
         found: Any = self._core.get_encoded(data, time.time_ns())
         if found is NotImplemented:
             self._store.entering()
-            return self._store.get(*key_digest(data, self._store.seed), data)
+            return self._store.reading.get(*key_digest(data, self._store.current.seed), data)
         return (found, 0) if type(found) is bytes else found
 
     def get_many(self, keys: list[Key], now: int) -> list[Any]:
@@ -223,7 +224,7 @@ class CompiledCore(PythonCore):
         if unopened:
             for segment in unopened:
                 with suppressing(OSError):  # whoever reads the value hears of it
-                    self._store.file_of(segment)
+                    self._store.files.segments.file_of(segment)
             again = [i for i, hit in enumerate(found) if type(hit) is int]
             hits = self._core.get_many([keys[i] for i in again], now)
             for i, hit in zip(again, hits, strict=True):
@@ -232,16 +233,16 @@ class CompiledCore(PythonCore):
 
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
-        lock: Any = store.lock
+        lock: Any = store.locks.index
         if (
-            length >= self._longest or store.appending._is_owned() or lock.threads._is_owned()
-            or store.telling
+            length >= self._longest or store.locks.appending._is_owned() or lock.threads._is_owned()
+            or store.notices.telling
         ):  # fmt: skip
             return False
         size = _MOST_ROOM + length & ~15
-        store.appending.acquire()  # cheaper than by `with`, and no task waits for this
+        store.locks.appending.acquire()  # cheaper than by `with`, and no task waits for this
         try:
-            writer = store.writer
+            writer = store.active.writer
             if writer is None or size > writer.room:
                 return False
             start = writer.tail
@@ -269,14 +270,14 @@ class CompiledCore(PythonCore):
             writer.enlist(start, entry)
             size = 2 * len(entry) + _ROOM_BESIDE_ENTRY + length
         finally:
-            store.appending.release()
+            store.locks.appending.release()
         if type(done) is bytes:
-            store.sets += 1
-            store.reclaim.pace(size)
+            store.counters.sets += 1
+            store.pace.spend(size)
             return True
         if self._show(done, size):
             return True
-        store.let_go_if_lost(writer)
+        store.active.let_go_if_lost(writer)
         return False
 
     def put(
@@ -284,17 +285,17 @@ class CompiledCore(PythonCore):
     ) -> None:
         store = self._store
         length = len(payload)
-        if length >= store.large_bytes or type(payload) is not bytes:
+        if length >= store.limits.large_bytes or type(payload) is not bytes:
             return super().put(key, payload, flags, expires, tag, meta)
         names = len(key) + len(tag) + len(meta)
         size = room_for(names, length)
-        lock: Any = store.lock
-        if not store.appending.acquire(False):  # cheaper than by `with`
-            await_lock(store.appending)
+        lock: Any = store.locks.index
+        if not store.locks.appending.acquire(False):  # cheaper than by `with`
+            await_lock(store.locks.appending)
         try:
-            writer = store.writer
+            writer = store.active.writer
             if writer is None or size > writer.room:
-                writer = store.reclaim.in_room(size, partial(store.room, size))
+                writer = store.room.in_room(size, partial(store.room.writer, size))
             start = writer.tail
             # Moved first: wherever this is interrupted, nobody will write here again.
             writer.tail = start + (RECORD_BYTES + names + 15 & ~15) + (length + 15 & ~15)
@@ -318,12 +319,12 @@ class CompiledCore(PythonCore):
                 writer.unlist()
                 raise
         finally:
-            store.appending.release()
+            store.locks.appending.release()
         if type(done) is bytes:
-            store.sets += 1
-            store.reclaim.pace(size)
+            store.counters.sets += 1
+            store.pace.spend(size)
         elif done is NotImplemented or not self._show(done, size):
-            store.let_go_if_lost(writer)
+            store.active.let_go_if_lost(writer)
             super().put(key, payload, flags, expires, tag, meta)
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
@@ -342,12 +343,12 @@ class CompiledCore(PythonCore):
 
     def delete(self, key: bytes) -> bool:
         store = self._store
-        lock: Any = store.lock
+        lock: Any = store.locks.index
         if not lock.threads.acquire(False):
             await_lock(lock.threads)
         try:
             done: Any = self._core.remove(
-                *store.changes.opened, lock.fd, key, *store.own_end, time.time_ns()
+                *store.changes.opened, lock.fd, key, *store.active.own_end, time.time_ns()
             )
         finally:
             lock.threads.release()
@@ -355,8 +356,8 @@ class CompiledCore(PythonCore):
             return super().delete(key)
         if done is None:
             return False
-        store.deletes += done
-        store.reclaim.pace(_REMOVAL_BYTES)
+        store.counters.deletes += done
+        store.pace.spend(_REMOVAL_BYTES)
         return bool(done)
 
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
@@ -375,7 +376,7 @@ class CompiledCore(PythonCore):
     def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
         _, slot, epoch = appended
         try:
-            return self._store.show(Slot._make(slot), epoch, size)
+            return self._store.showing.show(Slot._make(slot), epoch, size)
         except StorageFull as error:
             if not is_volume_full(error):
                 raise

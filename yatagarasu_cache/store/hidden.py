@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
 from ..concurrency.interruption import ours
 from . import format as f
+from .cache_files import CacheFiles
 from .checkpoint import Checkpoint
 from .format import SLOT_WORDS, SegmentHeader
 from .index import Index
 from .segment import Record, read_footer, scan
 from .unreadable import Sparing, is_absence, is_given_up
-
-if TYPE_CHECKING:
-    from .handle import Handle
 
 _DATA = frozenset({f.ACTIVE, f.SEALED, f.TAKEN})
 _CHANGES = frozenset({f.REMOVE, f.CLEAR, f.TOUCH})
@@ -29,10 +26,10 @@ class Hidden:
     """What is known of such files. `headers` are those of the cache that can be read."""
 
     def __init__(
-        self, store: Handle, identity: f.Identity, headers: dict[int, SegmentHeader],
+        self, files: CacheFiles, identity: f.Identity, headers: dict[int, SegmentHeader],
         saved: Checkpoint | None, old: Index | None,
     ) -> None:  # fmt: skip
-        self._store, self._identity, self._headers, self._old = store, identity, headers, old
+        self._files, self._identity, self._headers, self._old = files, identity, headers, old
         self._saved = set() if saved is None else _segments_in(saved)
 
     def header(self, segment: int, size: int) -> SegmentHeader:
@@ -46,7 +43,7 @@ class Hidden:
             return False
         if self._old is not None and self._old.state(segment):
             return self._old.state(segment) not in _DATA
-        with contextlib.closing(readable(self._store, segment, self._identity)) as records:
+        with contextlib.closing(readable(self._files, segment, self._identity)) as records:
             for record in records:
                 return record.head.kind > f.LARGE
         if size % f.ALIGN:  # it ends with a footer
@@ -60,7 +57,7 @@ class Hidden:
         return any(self._last_change(log) > begun for log in logs)
 
     def _last_change(self, log: int) -> int:
-        records = readable(self._store, log, self._identity)
+        records = readable(self._files, log, self._identity)
         return max((r.head.stamp for r in records if r.head.kind in _CHANGES), default=0)
 
 
@@ -70,11 +67,11 @@ def _segments_in(saved: Checkpoint) -> set[int]:
     return {*saved.sealed, *(place >> 32 for part in places for place in part)}
 
 
-def readable(store: Handle, segment: int, identity: f.Identity) -> Generator[Record, None, None]:
+def readable(files: CacheFiles, segment: int, identity: f.Identity) -> Generator[Record, None, None]:
     """What can be read of a file: the records that its footer lists, and those that are found."""
-    reader = Sparing(store.backend)
+    reader = Sparing(files.backend)
     try:
-        with store.files.reading(segment) as fd:
+        with files.segments.reading(segment) as fd:
             yield from read_footer(reader, fd) or ()
             yield from scan(reader, fd, segment, identity.seed)
     except ours(OSError) as error:

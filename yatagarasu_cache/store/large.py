@@ -29,20 +29,16 @@ class InRoom(Protocol):
 
 
 class LargeFiles:
-    """The directory of large values, and the temporary one beside it."""
+    """The directory of large values."""
 
     def __init__(
         self, backend: Backend, root: str, mode: int, core: PythonCore, made: Made, files: Files
     ) -> None:
         self._backend, self._mode, self._core, self._made, self._files = backend, mode, core, made, files
         self.directory = os.path.join(root, f.LARGE_NAME)
-        self.temporary = os.path.join(root, f.TEMPORARY_NAME)
 
     def path(self, low: int, high: int, pointer: int) -> str:
         return os.path.join(self.directory, f.large_name(low, high, pointer))
-
-    def temporary_path(self, owner: int, number: int, *, value: bool = False) -> str:
-        return os.path.join(self.temporary, f.temporary_name(owner, number, value=value))
 
     def write(
         self, path: str, parts: Iterable[Buffer], seed: int, *, sync: bool, account: Callable[[int], None],

@@ -14,10 +14,16 @@ from ..backends.base import name_file
 from ..concurrency.interruption import ours
 from ..entry import OwnLocation
 from . import format as f
+from .cache_files import CacheFiles
+from .counters import Counters
+from .current import CurrentIndex
+from .finding import Finding
 from .format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
-from .handle import closed_error
 from .index import IndexDamaged
 from .large import CHUNK_BYTES
+from .life import Life
+from .limits import Limits
+from .locking import Locks
 from .removal import Removal
 from .unreadable import is_absence
 
@@ -41,30 +47,38 @@ class Names(NamedTuple):
     meta: bytes
     created: int
 
+class Reading:
+    """Reads, and drops what lastingly fails its checksum."""
 
-class Reading(Removal):
-    """A handle that reads."""
+    def __init__(
+        self, life: Life, locks: Locks, limits: Limits, files: CacheFiles, current: CurrentIndex,
+        finding: Finding, removal: Removal, counters: Counters,
+    ) -> None:  # fmt: skip
+        self._life, self._locks, self._limits, self._files = life, locks, limits, files
+        self._current, self._finding, self._removal = current, finding, removal
+        self._counters = counters
+        self._read_once, self._touched = files.backend.read_once, finding.touched  # looked up once
 
     # -- one entry ---------------------------------------------------------------------------
 
     def get(self, low: int, high: int, key: bytes) -> Found | tuple[bytes, int] | None:
         """(payload, flags) of the live entry of an encoded key, verified; None is a miss. Counted."""
         try:
-            index = self.index
+            index = self._current.index
             at = index.find(low, high)
             if not at:
-                self.use(False)
+                self._counters.use(False)
                 return None
             _, _, place, lengths, checksum, stamp, expires, access = SLOT.unpack_from(index.map, at * 8)
             if expires:
                 now = time.time_ns()
                 if expires <= now:
-                    self.use(False)
+                    self._counters.use(False)
                     return None
                 if stamp > now + f.AHEAD:
                     return self.get_carefully(low, high, key)
             flags = lengths >> 16 & 0xFF
-            fd = self.files.open_files.get(place >> 32)
+            fd = self._files.segments.open_files.get(place >> 32)
             if fd is not None and lengths < _PLAIN_LENGTHS and not flags & FLAG_LARGE:
                 head = (lengths & 0xFFFF) << 4
                 record = self._read_once(fd, head + (lengths >> 24), (place & MASK32) << 4)
@@ -78,17 +92,17 @@ class Reading(Removal):
                     touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
                     if touched is not None:
                         index.words[at + 7] = touched(access, index.stamp())
-                    self.use(True)
+                    self._counters.use(True)
                     return data, flags
         except ours(IndexDamaged, OSError, ValueError, AttributeError, OverflowError):
-            if self.closed:
-                raise closed_error(self.root) from None
+            if self._life.closed:
+                raise self._life.closed_error() from None
         return self.get_carefully(low, high, key)
 
     def get_carefully(self, low: int, high: int, key: bytes) -> Found | None:
         """For what is not plain: large values, unopened segments, races and damage."""
         found = self.fetch(low, high, key)
-        self.use(found is not None)
+        self._counters.use(found is not None)
         return found
 
     def fetch(self, low: int, high: int, key: bytes) -> Found | None:
@@ -104,30 +118,30 @@ class Reading(Removal):
         """
         load = partial(self._load_of_key, key, load)
         for _ in range(3):
-            slot = self.lookup(low, high)
+            slot = self._finding.lookup(low, high)
             if slot is None:
                 return None
-            loaded = self.attempt(load, slot)
+            loaded = self._finding.attempt(load, slot)
             if loaded is not None:
-                self.touch_slot(low, high)
+                self._finding.touch(low, high)
                 return loaded
             if self._is_anothers(slot, key):
                 return None
-        if self.read_only:
-            self.corrupt += 1
+        if self._life.read_only:
+            self._counters.corrupt += 1
             return None
-        with self.lock:
-            slot = self.lookup(low, high)
+        with self._locks.index:
+            slot = self._finding.lookup(low, high)
             if slot is None:
                 return None
-            self.files.forget(slot.segment)
-            loaded = self.attempt(load, slot)
+            self._files.segments.forget(slot.segment)
+            loaded = self._finding.attempt(load, slot)
             if loaded is None and not self._is_anothers(slot, key):
-                self.drop_corrupt(slot)
+                self._removal.drop_corrupt(slot)
             return loaded
 
     def _load_of_key(self, key: bytes, load: Callable[[Slot], T | None], slot: Slot) -> T | None:
-        return load(slot) if self._is_of(key, slot) else None
+        return load(slot) if self._finding.is_record_of(key, slot) else None
 
     def _is_anothers(self, slot: Slot, key: bytes) -> bool:
         """True if the record is sound, and of another key."""
@@ -135,16 +149,16 @@ class Reading(Removal):
         return names is not None and names.key != key
 
     def _load(self, slot: Slot) -> Found | None:
-        if slot.value_length > self.size_limit and slot.value_length > self.index.used_bytes:
+        if slot.value_length > self._limits.size_limit and slot.value_length > self._current.index.used_bytes:
             return None  # damage: nothing that long is here
         if slot.is_large:
-            pointer, seed = self.pointer(slot), slot.low ^ slot.flags
-            found = self.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
+            pointer, seed = self._files.segments.pointer(slot), slot.low ^ slot.flags
+            found = self._files.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
             return Found(found[0], slot.flags) if found and found[1] == slot.value_sum else None
         if not self.in_segment(slot):
             return None
-        fd = self.files.get(slot.segment)
-        data = self.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+        fd = self._files.segments.get(slot.segment)
+        data = self._files.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
         if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
             return None
         return Found(data, slot.flags)
@@ -152,11 +166,11 @@ class Reading(Removal):
     def fetch_version(self, slot: Slot) -> Found | None:
         """The value of just this version of an entry; None if it was replaced or removed."""
         for _ in range(3):
-            current = self.lookup(slot.low, slot.high)  # it may have been moved
+            current = self._finding.lookup(slot.low, slot.high)  # it may have been moved
             # The checksum too: half of a slot may be read before it is overwritten, and half after.
             if current is None or (current.stamp, current.value_sum) != (slot.stamp, slot.value_sum):
                 return None
-            found = self.attempt(self._load, current)
+            found = self._finding.attempt(self._load, current)
             if found is not None:
                 return found
         names = self.names_of(slot)
@@ -169,17 +183,17 @@ class Reading(Removal):
         offset = 0 if slot.is_large else slot.offset + slot.head_bytes
         location = OwnLocation(-1, offset, slot.value_length, slot.flags)  # first: it owns what is opened
         if slot.is_large:
-            pointer = self.pointer(slot)
-            path = self.large.path(slot.low, slot.high, pointer)
-            location.fd = fd = self.large.open(slot.low, slot.high, pointer)
+            pointer = self._files.segments.pointer(slot)
+            path = self._files.large.path(slot.low, slot.high, pointer)
+            location.fd = fd = self._files.large.open(slot.low, slot.high, pointer)
         else:
-            path = self.files.path(slot.segment)
-            location.fd = fd = self.files.open_kept(slot.segment)
+            path = self._files.segments.path(slot.segment)
+            location.fd = fd = self._files.segments.open_kept(slot.segment)
         try:
             checksum = xxh3_64(seed=slot.low ^ slot.flags)
             done = 0
             while done < slot.value_length:
-                data = self.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
+                data = self._files.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
                 if not data:
                     break
                 checksum.update(data)
@@ -199,10 +213,10 @@ class Reading(Removal):
 
         None if it is damaged, or not the record of the value that the slot promises.
         """
-        fd = self.files.get(slot.segment)
-        data = self.backend.read(fd, slot.head_bytes, slot.offset)
+        fd = self._files.segments.get(slot.segment)
+        data = self._files.backend.read(fd, slot.head_bytes, slot.offset)
         head = f.unpack_head(data, 0)
-        if head is None or not f.verify_head(data, 0, head, self.index.identity.seed, slot.place):
+        if head is None or not f.verify_head(data, 0, head, self._current.index.identity.seed, slot.place):
             return None
         if head.value_sum != slot.value_sum:
             return None
@@ -215,7 +229,7 @@ class Reading(Removal):
 
     def names_of(self, slot: Slot) -> Names | None:
         """`read_names`, whose failures are told as those of the cache."""
-        return self.attempt(self.read_names, slot)
+        return self._finding.attempt(self.read_names, slot)
 
     # -- many at once ------------------------------------------------------------------------
 
@@ -224,9 +238,9 @@ class Reading(Removal):
         results: list[Found | tuple[bytes, int] | None] = [None] * len(keys)
         cold: list[tuple[int, Slot, bytes]] = []
         for i, key in enumerate(keys):
-            slot = self.lookup(*key_digest(key, self.seed))
+            slot = self._finding.lookup(*key_digest(key, self._current.seed))
             if slot is None:
-                self.use(False)
+                self._counters.use(False)
                 continue
             results[i] = self.get_nowait(slot, key)
             if results[i] is None:
@@ -238,14 +252,14 @@ class Reading(Removal):
         """True for a value in a segment. One that is too long for that is damage: no memory is asked for."""
         if slot.is_large:
             return False
-        index, end = self.index, slot.offset + slot.head_bytes + slot.value_length
+        index, end = self._current.index, slot.offset + slot.head_bytes + slot.value_length
         size = index.words[index.entry(slot.segment) + f.T_SIZE]
         if index.state(slot.segment) and end <= size and slot.value_length <= _UNASKED:
             return True
         # The table may be damaged too. And others may write larger segments than the index was told of when
         # it was made anew.
         try:
-            return end <= os.fstat(self.files.get(slot.segment)).st_size
+            return end <= os.fstat(self._files.segments.get(slot.segment)).st_size
         except ours(OSError) as error:
             if is_absence(error):
                 return False
@@ -253,11 +267,11 @@ class Reading(Removal):
 
     def get_nowait(self, slot: Slot, key: bytes) -> Found | None:
         """The value if it is in memory and verifies. Counted only then."""
-        fd = self.files.open_files.get(slot.segment)
+        fd = self._files.segments.open_files.get(slot.segment)
         try:
             if fd is None or not self.in_segment(slot):
                 return None
-            data = self.backend.read_nowait(fd, slot.head_bytes + slot.value_length, slot.offset)
+            data = self._files.backend.read_nowait(fd, slot.head_bytes + slot.value_length, slot.offset)
         except ours(OSError, OverflowError):
             return None
         if data is None:
@@ -269,15 +283,15 @@ class Reading(Removal):
         data = record[slot.head_bytes :]
         if value_sum(data, slot.low, slot.flags) != slot.value_sum or not is_of_key(record, key):
             return None
-        self.touch_slot(slot.low, slot.high)
-        self.use(True)
+        self._finding.touch(slot.low, slot.high)
+        self._counters.use(True)
         return Found(data, slot.flags)
 
     def place_of(self, slot: Slot) -> int | None:
         """A descriptor for a value in a segment; None if that is not to be had, which whoever reads it hears
         of."""
         try:
-            return self.file_of(slot.segment) if self.in_segment(slot) else None
+            return self._files.segments.file_of(slot.segment) if self.in_segment(slot) else None
         except ours(OSError):
             return None
 
@@ -292,7 +306,7 @@ class Reading(Removal):
             else:
                 plain.append((i, slot, key, place))
         plain.sort(key=lambda item: item[1].place)
-        read = self.backend.read_many(
+        read = self._files.backend.read_many(
             [(fd, slot.head_bytes + slot.value_length, slot.offset) for _, slot, _, fd in plain]
         )
         for (i, slot, key, _), data in zip(plain, read, strict=True):

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from ..concurrency.cancelling import ensure_wanted
-from ..concurrency.interruption import is_interruption, ours, suppressing
-from ..errors import CacheIOError, ClosedError, from_os_error
+from ..concurrency.interruption import ours
+from ..errors import CacheIOError, from_os_error
 from . import format as f
-from .changes import Mark
+from .active import ActiveSegment
+from .cache_files import CacheFiles
+from .changes import ChangeLog, Mark
+from .core import PythonCore
+from .counters import Counters
+from .current import ATTEMPTS, CurrentIndex
+from .dead_segments import DeadSegments
+from .durability import Durability
+from .finding import Finding
 from .format import PARTITION_MASK, Slot
-from .handle import ATTEMPTS, Handle
-from .under_way import LargeFile
+from .leaving_files import Gone, LeavingFiles
+from .life import Life
+from .locking import Locks
+from .notices import Notices
+from .pace import Pace
+from .reaping import Reaper
 
 _REMOVAL_BATCH = 128  # digests in one removal record
 
 
-class Gone(NamedTuple):
-    """Large files whose entries were removed or replaced by what stands before `mark`."""
+class Removal:
+    """Removes, and changes what was stored. `durable`: what it does survives a power cut."""
 
-    files: list[LargeFile]
-    mark: Mark
-
-
-class Removal(Handle):
-    """A handle that removes."""
+    def __init__(
+        self, life: Life, locks: Locks, files: CacheFiles, current: CurrentIndex, finding: Finding,
+        active: ActiveSegment, changes: ChangeLog, leaving: LeavingFiles, durability: Durability,
+        reaper: Reaper, dead: DeadSegments, counters: Counters, pace: Pace, core: PythonCore,
+        notices: Notices,
+    ) -> None:  # fmt: skip
+        self._life, self._locks, self._files, self._current = life, locks, files, current
+        self._finding, self._active, self._changes = finding, active, changes
+        self._leaving, self._durability, self._reaper = leaving, durability, reaper
+        self._dead, self._counters, self._pace, self._core = dead, counters, pace, core
+        self._notices = notices
+        self.durable = False
 
     # -- removing ----------------------------------------------------------------------------
 
@@ -35,7 +52,7 @@ class Removal(Handle):
         """Remove the entries of encoded keys; how many were live."""
         alive = 0
         for _ in range(ATTEMPTS):
-            seed, now = self.seed, time.time_ns()
+            seed, now = self._current.seed, time.time_ns()
             wanted: dict[tuple[int, int], list[bytes]] = {}
             for key in keys:
                 wanted.setdefault(f.key_digest(key, seed), []).append(key)
@@ -44,21 +61,28 @@ class Removal(Handle):
                 slot: Slot, wanted: dict[tuple[int, int], list[bytes]] = wanted, now: int = now
             ) -> bool:
                 keys = wanted[slot.low, slot.high]
-                return any(self.core.holds_encoded(key, now) is True or self.is_of(slot, key) for key in keys)
+                return any(
+                    self._core.holds_encoded(key, now) is True or self._finding.is_of(slot, key)
+                    for key in keys
+                )
 
             alive += self.remove(list(wanted), chosen, "deletes")[0]
-            if seed == self.seed:  # else another cache has come in the place of ours meanwhile
+            if seed == self._current.seed:  # else another cache has come in the place of ours meanwhile
                 break
         return alive
 
     def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
         """Remove the entry of an encoded key (only its version with `stamp`, if given). False if there was
         none live."""
-        if not self.find(low, high) and not self.reveals(low, high) and not self.others_append():
+        if (
+            not self._finding.find(low, high)
+            and not self._finding.reveals(low, high)
+            and not self._active.others_append()
+        ):
             return False
 
         def chosen(slot: Slot) -> bool:
-            return self.is_of(slot, key) if stamp is None else slot.stamp == stamp
+            return self._finding.is_of(slot, key) if stamp is None else slot.stamp == stamp
 
         return bool(self.remove([(low, high)], chosen, "deletes")[0])
 
@@ -80,30 +104,30 @@ class Removal(Handle):
     def _remove_batch(
         self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
     ) -> tuple[int, int]:
-        self.ensure_writable("remove an entry")
-        with self.lock:
+        self._life.ensure_writable("remove an entry")
+        with self._locks.index:
             found = self._found(digests)
-            if any(self.reveals(*digest) for digest in digests if digest not in found):
+            if any(self._finding.reveals(*digest) for digest in digests if digest not in found):
                 found = self._found(digests)
-            slots = [slot for at in found.values() if chosen(slot := self.index.slot(at))]
+            slots = [slot for at in found.values() if chosen(slot := self._current.index.slot(at))]
             absent: list[tuple[int, int]] = []
-            if len(found) < len(digests) and self.others_append():
+            if len(found) < len(digests) and self._active.others_append():
                 absent = [digest for digest in digests if digest not in found]
             if not slots and not absent:
                 return 0, 0
-            alive = sum(not self.is_over(slot) for slot in slots)
+            alive = sum(not self._finding.is_over(slot) for slot in slots)
             gone = self.remove_slots(slots, absent)
-            self.count(counter, alive if counter == "deletes" else len(slots))
+            self._counters.count(counter, alive if counter == "deletes" else len(slots))
         synced = False
         try:
             self._log_made(gone.mark)
             synced = self.durable
         finally:
-            self.discard(gone, synced=synced)
+            self._leaving.discard(gone, synced=synced)
         return alive, len(slots)
 
     def _found(self, digests: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
-        return {digest: at for digest in digests if (at := self.find(*digest))}
+        return {digest: at for digest in digests if (at := self._finding.find(*digest))}
 
     def remove_slots(self, slots: Sequence[Slot], absent: Sequence[tuple[int, int]] = ()) -> Gone:
         """Log the removal, then do it. The lock is held. The large files that can go now.
@@ -112,21 +136,21 @@ class Removal(Handle):
         """
         digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
         stamp = self._stamp_beyond(slots)
-        mark = self.changes.append(f.REMOVE, digests, stamp)
-        gone = Gone(self.leaving(slots), mark)
+        mark = self._changes.append(f.REMOVE, digests, stamp)
+        gone = Gone(self._leaving.leaving(slots), mark)
         for _, high in absent:
-            self.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
+            self._current.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
-            self.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
-            if at := self.index.find(slot.low, slot.high):  # else it was damaged just now
-                self.index.remove(at)
+            self._current.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
+            if at := self._current.index.find(slot.low, slot.high):  # else it was damaged just now
+                self._current.index.remove(at)
         return gone
 
     def sound_slots(self, places: Iterable[int]) -> list[Slot]:
         """The slots at some places, which are to be removed. Those that their digests do not lead to, which
         are damaged, are removed here: of what they were nothing can be logged. The lock is held."""
-        index, sound = self.index, []
+        index, sound = self._current.index, []
         for at in places:
             if index.leads_to(at):
                 sound.append(index.slot(at))
@@ -137,32 +161,32 @@ class Removal(Handle):
     def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
         """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
         stamps = [slot.stamp for slot in slots if slot.stamp < f.LAST_STAMP]
-        return self.index.stamp_above(max(stamps, default=0))
+        return self._current.index.stamp_above(max(stamps, default=0))
 
     def clear(self) -> int:
         """Remove everything. Atomic. Values being stored at this moment may survive."""
-        self.ensure_writable("clear the cache")
-        with self.lock:
-            entries = self.index.count()
-            slots = [self.index.slot(at) for at in self.index.live_slots()]
+        self._life.ensure_writable("clear the cache")
+        with self._locks.index:
+            entries = self._current.index.count()
+            slots = [self._current.index.slot(at) for at in self._current.index.live_slots()]
             stamp = self._stamp_beyond(slots)
-            mark = self.changes.append(f.CLEAR, b"", stamp)
+            mark = self._changes.append(f.CLEAR, b"", stamp)
             try:
                 if self.durable:
-                    self.promise()
-                if self.index.words[f.W_PROMISED]:
-                    self.reclaim.sync_dirty()
-                gone = Gone(self.leaving(slots), mark)
+                    self._durability.promise()
+                if self._current.index.words[f.W_PROMISED]:
+                    self._durability.sync_dirty()
+                gone = Gone(self._leaving.leaving(slots), mark)
             except BaseException:  # nothing was cleared, nor will be when an index is made anew
-                self.changes.take_back(mark, f.RECORD_BYTES)
+                self._changes.take_back(mark, f.RECORD_BYTES)
                 raise
             for part in range(f.PARTITIONS):
-                self.index.words[f.W_DELETED + part] = stamp
-            self.index.reset()
-        self.discard(gone, synced=True)
-        self.reclaim.reap()
-        self.reclaim.drop_dead()
-        self.files.let_go()  # whoever clears a cache wants the room
+                self._current.index.words[f.W_DELETED + part] = stamp
+            self._current.index.reset()
+        self._leaving.discard(gone, synced=True)
+        self._reaper.reap()
+        self._dead.drop_all()
+        self._files.segments.let_go()  # whoever clears a cache wants the room
         return entries
 
     def drop_corrupt(self, slot: Slot) -> None:
@@ -170,32 +194,36 @@ class Removal(Handle):
 
         It is logged like any removal: a rebuild would bring back what the entry had replaced.
         """
-        at = self.index.find(slot.low, slot.high)
-        if not at or self.index.words[at + f.S_STAMP] != slot.stamp:
+        at = self._current.index.find(slot.low, slot.high)
+        if not at or self._current.index.words[at + f.S_STAMP] != slot.stamp:
             return
         try:
             gone = self.remove_slots([slot])
         except CacheIOError as error:  # it stays, and is a miss whenever it is asked for
-            self.log_once("undropped", f"an entry failed its checksum and cannot be dropped: {error}")
+            self._notices.log_once(
+                "undropped", f"an entry failed its checksum and cannot be dropped: {error}"
+            )
             return
-        self.discard(gone)
-        self.count("corrupt", 1)
-        self.log_once("corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)")
+        self._leaving.discard(gone)
+        self._counters.count("corrupt", 1)
+        self._notices.log_once(
+            "corrupt", "an entry failed its checksum and was dropped (see stats().corrupt)"
+        )
 
     # -- changing ----------------------------------------------------------------------------
 
     def touch(self, low: int, high: int, key: bytes, expires: int) -> bool:
         """Give the live entry of an encoded key a new time of expiry. Atomic; False if there is none."""
-        self.ensure_writable("touch an entry")
-        with self.lock:
-            slot = self.entry(low, high, key)
+        self._life.ensure_writable("touch an entry")
+        with self._locks.index:
+            slot = self._finding.entry(low, high, key)
             if slot is None:
                 return False
             payload = f.TOUCHED.pack(low, high, expires)
-            mark = self.changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
-            at = self.index.find(low, high)
-            self.index.words[at + f.S_EXPIRES] = expires
-            self.touch_slot(low, high)
+            mark = self._changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
+            at = self._current.index.find(low, high)
+            self._current.index.words[at + f.S_EXPIRES] = expires
+            self._finding.touch(low, high)
         self._log_made(mark)
         return True
 
@@ -203,64 +231,21 @@ class Removal(Handle):
         """What follows a change that was logged and made: it is made durable, and paid for."""
         if self.durable:
             try:
-                self.promise()
-                self.changes.sync(mark)
+                self._durability.promise()
+                self._changes.sync(mark)
             except ours(OSError) as error:
                 raise from_os_error(error, "cannot make a change durable") from error
-        self.reclaim.pace(f.RECORD_BYTES + 16)
+        self._pace.spend(f.RECORD_BYTES + 16)
 
-    # -- large files that are not needed any more --------------------------------------------
 
-    def leaving(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of entries that are about to go, which `discard` is to remove: only then do their
-        bytes count no more. The lock is held."""
-        files = self.large_files(slots)
-        self.under_way.leave(files)
-        return files
 
-    def large_files(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of these entries. The lock is held."""
-        return [self._large_file(slot) for slot in slots if slot.is_large]
 
-    def _large_file(self, slot: Slot) -> LargeFile:
-        pointer = None
-        with suppressing(OSError):  # the record is unreadable
-            pointer = self.pointer(slot)
-        return LargeFile(slot.low, slot.high, pointer, f.file_bytes(slot.value_length))
 
-    def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
-        """Remove large files whose entries were removed, or replaced (by `large` values).
 
-        Where durability was promised, what did so is made durable first (`synced`: it is): with
-        the file gone and the record lost, something older still would take their place.
-        """
-        if not gone.files:
-            return
-        try:
-            self._remove_files(gone, synced=synced, large=large)
-        except ours(OSError) as error:  # what was asked for is done; check() finds what is left
-            self.log_once("discard", f"cannot remove a large value that is not needed any more: {error}")
 
-    def _remove_files(self, gone: Gone, *, synced: bool, large: bool) -> None:
-        try:
-            if self.index.words[f.W_PROMISED] and not synced:
-                if large:
-                    self.sync_large()
-                fd = self.file_of(gone.mark.segment)
-                if fd is not None:
-                    self.backend.sync(fd)
-                self._sync_names()
-            for file in gone.files:
-                if file.pointer is not None:
-                    self.large.remove(file.low, file.high, file.pointer)
-            if any(file.pointer is None for file in gone.files):
-                self.reclaim.look_for_orphans()
-        except BaseException as error:
-            if not is_interruption(error):  # else `UnderWay` tells what is left to do
-                self._count_gone(gone)
-            raise
-        self._count_gone(gone)  # not before: others write as much elsewhere
 
-    def _count_gone(self, gone: Gone) -> None:
-        with contextlib.suppress(ClosedError), self.lock:
-            self.under_way.left(gone.files)
+    def durably(self) -> Removal:
+        """The same, but for making durable what it does."""
+        other = copy.copy(self)
+        other.durable = True
+        return other

@@ -18,12 +18,12 @@ from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64_digest
 
-from ..backends.base import NO_FILE, Backend, Buffer
+from ..backends.base import NO_FILE, Backend, Buffer, name_file
 from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import is_kept, keep, new_lock
 from ..errors import ClosedError
 from . import format as f
-from .format import Head, Identity
+from .format import Head, Identity, Slot
 
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
@@ -64,9 +64,9 @@ class SegmentFiles:
     many others, later. Whoever should still read a recycled one by then is caught by verification.
     """
 
-    def __init__(self, backend: Backend, directory: str, limit: int, alive: Callable[[int], bool]) -> None:
-        self._backend, self._limit, self._alive = backend, limit, alive
-        self._directory = directory
+    def __init__(self, backend: Backend, directory: str, limit: int) -> None:
+        self._backend, self._limit, self.directory = backend, limit, directory
+        self.is_listed: Callable[[int], bool] = lambda _: True  # as far as is known, before there is an index
         self._lock = new_lock()
         self._retired: deque[tuple[float, int]] = deque()
         self._closed = False
@@ -74,7 +74,7 @@ class SegmentFiles:
         self._table = _words(1)
 
     def path(self, segment: int) -> str:
-        return os.path.join(self._directory, f.segment_name(segment))
+        return os.path.join(self.directory, f.segment_name(segment))
 
     def table(self, capacity: int) -> bytearray:
         """The same for compiled code, in words: segment << 32 | descriptor + 1 at segment % capacity.
@@ -93,6 +93,38 @@ class SegmentFiles:
         """A descriptor for reading. FileNotFoundError if the segment is gone."""
         fd = self.open_files.get(segment)
         return fd if fd is not None else self._open(segment)
+
+    def file_of(self, segment: int) -> int | None:
+        """A descriptor of a segment, for reading; None if there is no such file (any more)."""
+        try:
+            return self.get(segment)
+        except ours(OSError) as error:
+            if error.errno in VANISHED:
+                return None
+            raise
+
+    def pointer(self, slot: Slot) -> int:
+        """The number in a large file's name, from the record in the segment."""
+        fd = self.get(slot.segment)
+        try:
+            data = self._backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
+        except ours(OSError) as error:
+            name_file(error, self.path(slot.segment))
+            raise
+        if len(data) < f.LARGE_POINTER.size:
+            raise FileNotFoundError(errno.ENOENT, "the record is gone", self.path(slot.segment))
+        pointer: int = f.LARGE_POINTER.unpack(data)[0]
+        return pointer
+
+    def size(self, segment: int) -> int:
+        """Bytes that the file takes; 0 if there is none."""
+        try:
+            status = self._backend.lstat(self.path(segment))
+            # One that is longer than it can be is damaged, and takes what it has blocks for.
+            long = status.st_size > f.MAX_SEGMENT_BYTES
+            return status.st_blocks * 512 if long else status.st_size
+        except FileNotFoundError:
+            return 0
 
     def open_kept(self, segment: int) -> int:
         """A descriptor of its own, behind which the segment stays as it is also when it is removed."""
@@ -189,7 +221,7 @@ class SegmentFiles:
             self._close_retired(_RETIRED_SECONDS)
 
     def _retire_dead(self) -> None:
-        for segment in [s for s in self.open_files if not self._alive(s)]:
+        for segment in [s for s in self.open_files if not self.is_listed(s)]:
             self._retire(segment)
 
     def forget_all(self) -> None:

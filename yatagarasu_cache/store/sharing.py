@@ -32,7 +32,7 @@ from ..concurrency.interruption import ours, started, suppressing
 from ..concurrency.locks import new_lock, package_of
 from ..config import Settings
 from ..errors import CacheError
-from . import cache_settings, compiled
+from . import compiled
 from . import format as f
 from .directory import resolved
 from .store import DurableStore, Store
@@ -171,15 +171,15 @@ class Shared:
         try:
             self.close()
         except ours(Exception) as error:
-            self.store.log_once("close", f"cannot be closed in order: {error}")
+            self.store.notices.log_once("close", f"cannot be closed in order: {error}")
 
     def rest(self) -> None:
         """Leave everything in order, though others may go on."""
         try:
-            if not self.store.read_only:
+            if not self.store.life.read_only:
                 self.store.rest()
         except ours(Exception) as error:
-            self.store.log_once("close", f"cannot be closed in order: {error}")
+            self.store.notices.log_once("close", f"cannot be closed in order: {error}")
 
     def after_fork(self) -> None:
         self._channels, self._changing = {}, new_lock()
@@ -237,7 +237,7 @@ def acquire(handle: object, settings: Settings, unpickled: bool = False) -> Leas
             _close_kept_that_are_gone()
             lease = _join(handle, settings, unpickled) or _open_store(handle, settings, unpickled)
     try:
-        cache_settings.join(lease.store, settings)
+        lease.store.shared_settings.join(settings)
     except BaseException:
         lease.close()
         raise
@@ -367,7 +367,7 @@ def _forget(shared: Shared) -> None:
             return
         place.stores.remove(shared)
         for name in f.COUNTERS:
-            place.past[name] += getattr(shared.store, name)
+            place.past[name] += getattr(shared.store.counters, name)
         if not place.stores:
             del _places[directory]
 
@@ -379,8 +379,8 @@ def counters(lease: Lease) -> dict[str, int]:
         past = dict(lease.place.past)
     for store in stores:
         with suppressing(CacheError, OSError):  # closed just now
-            store.fold_counters()
-    return {name: past[name] + sum(getattr(store, name) for store in stores) for name in f.COUNTERS}
+            store.counters.fold()
+    return {name: past[name] + sum(getattr(store.counters, name) for store in stores) for name in f.COUNTERS}
 
 
 # -- handles that nobody closed -----------------------------------------------------------------

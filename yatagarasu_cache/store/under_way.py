@@ -146,6 +146,10 @@ class UnderWay:
         self.after_fork()
         self._note(0, 0)
 
+    def count_anew(self) -> None:
+        """Count, exactly, what large files take."""
+        count_anew(self._owner, self._index())
+
     def after_fork(self) -> None:
         """It is the parent's."""
         self._streams, self._leaving = set(), {}

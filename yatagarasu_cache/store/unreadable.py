@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from ..backends.base import Backend
 from ..concurrency.interruption import ours
 from ..errors import CacheIOError, from_os_error
+from .notices import Notices
 from .segment import VANISHED
 
 # What is wrong with this process, this moment or this system, and not with one file: others, or it a little
@@ -82,6 +83,19 @@ def told(error: OSError, what: str) -> CacheIOError:
     if isinstance(error, CacheIOError):
         return error
     return from_os_error(error, f"cannot read {what}", remedy(error))
+
+
+class Losses:
+    """What an index that was made anew had to do without, by kind and file: check() has it replaced."""
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self.noted: dict[tuple[str, str], str] = {}
+
+    def note(self, kind: str, name: str, error: OSError) -> None:
+        """The index is made anew without what cannot be read of a file."""
+        self.noted[kind, name] = fault(error)
+        self._notices.log_once(f"unreadable {name}", f"{name} {fault(error)}: it is given up")
 
 
 class Sparing:

@@ -2,235 +2,89 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import threading
-import time
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
 
 from ..backends.base import Buffer
 from ..concurrency.cancelling import ensure_wanted, putting_in_order
-from ..concurrency.interruption import ours, suppressing
-from ..errors import CacheIOError, ClosedError, StorageFull, ValueTooLarge, from_os_error
-from ..guard import is_callers
+from ..concurrency.interruption import ours
+from ..errors import from_os_error
 from . import format as f
+from .active import ActiveSegment
+from .budget import Budget
 from .changes import Mark
-from .format import FLAG_LARGE, PARTITION_MASK, Slot, value_sum
-from .handle import ATTEMPTS, closed_error
-from .index import IndexDamaged
-from .reading import Reading
-from .removal import Gone
+from .core import PythonCore
+from .counters import Counters
+from .current import ATTEMPTS, CurrentIndex
+from .finding import Finding
+from .format import Slot, value_sum
+from .item import Item
+from .large_writing import LargeWriting, too_many_changes
+from .leaving_files import Gone
+from .life import Life
+from .limits import Limits
+from .locking import Locks
+from .pace import Pace
+from .room import Room
 from .segment import SegmentWriter
+from .showing import Showing, unpacked
 from .under_way import LargeFile
 
 _BATCH_BYTES = 1 << 20  # of records written by one call in put_many
-_W_SETS = f.W_COUNTERS + f.COUNTERS.index("sets")
 
 
-class Item(NamedTuple):
-    """One entry to put. `expires` is in nanoseconds since the epoch, 0 for never."""
+class Writing:
+    """Stores entries, one, many, in parts, or depending on what is there."""
 
-    low: int
-    high: int
-    key: bytes
-    payload: Buffer
-    flags: int
-    expires: int = 0
-    tag: bytes = b""
-    meta: bytes = b""
+    def __init__(
+        self, life: Life, locks: Locks, limits: Limits, current: CurrentIndex, finding: Finding,
+        active: ActiveSegment, room: Room, budget: Budget, showing: Showing, large: LargeWriting,
+        counters: Counters, pace: Pace, core: PythonCore,
+    ) -> None:  # fmt: skip
+        self._life, self._locks, self._limits, self._current = life, locks, limits, current
+        self._finding, self._active, self._room, self._budget = finding, active, room, budget
+        self._showing, self._large, self._counters = showing, large, counters
+        self._pace, self._core = pace, core
 
-
-def _unpacked(slots: bytes) -> list[Slot]:
-    return [Slot._make(fields) for fields in f.SLOT.iter_unpack(slots)]
-
-
-class _Reservation:
-    """Bytes of a large file under way: room is made and counted before they are written.
-
-    `most`: bytes that the value may come to; up to `known` that was looked at. What comes piece by piece
-    evicts no more than was written.
-    """
-
-    def __init__(self, store: Writing, most: int, known: int) -> None:
-        self._store, self._most, self._known = store, most, known
-        self.thread, self.length, self.pointer = threading.get_ident(), 0, 0
-
-    def grow(self, length: int) -> None:
-        grown = self.length + length
-        if grown > self._known:
-            self._store.check_size(grown, self._most)
-        self._store.reclaim.reserve_large(self, grown)
-
-    def release(self) -> None:
-        """Give back what is not used. If the handle was closed meanwhile, the last to close does that."""
-        with contextlib.suppress(ClosedError), putting_in_order(), self._store.lock:
-            self._store.under_way.give_up(self)
-
-
-class Writing(Reading):
-    """A handle that writes."""
+    def durably(self, showing: Showing) -> Writing:
+        """The same, but for making durable what it stores, by `showing`."""
+        other = copy.copy(self)
+        other._showing, other._large = showing, self._large.durably(showing)
+        return other
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def put(
-        self, low: int, high: int, key: bytes, payload: Buffer, flags: int,
-        expires: int = 0, tag: bytes = b"", meta: bytes = b"",
-    ) -> None:  # fmt: skip
+    def put(self, item: Item) -> None:
         """Store an entry, in place of any older one. When it returns, every process sees it;
         with durability="sync" it survives a power cut. If it raises, the old entry is still there.
         """
-        length = len(payload)
-        if length >= self.large_bytes:  # makes room for each of its steps
-            self._put_whole(key, payload, flags, expires, tag, meta)
+        length = len(item.payload)
+        if length >= self._limits.large_bytes:  # makes room for each of its steps
+            self._large.put(item)
         else:
-            put = partial(self._put, low, high, key, payload, flags, expires, tag, meta)
-            self.reclaim.in_room(length, put)
+            self._room.in_room(length, partial(self._put, item))
 
-    def _put(
-        self, low: int, high: int, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes,
-        meta: bytes,
-    ) -> None:  # fmt: skip
-        length = len(payload)
-        size = f.room_for(len(key) + len(tag) + len(meta), length)
-        checksum, seed = value_sum(payload, low, flags), self.seed
+    def _put(self, item: Item) -> None:
+        length, size = len(item.payload), item.room
+        checksum, seed = value_sum(item.payload, item.low, item.flags), self._current.seed
         for _ in range(ATTEMPTS):
             ensure_wanted()
-            with self.appending:
-                writer = self.room(size)
-                if seed != self.seed:  # another cache is in the place of ours, which was removed
-                    return self._put(*f.key_digest(key, self.seed), key, payload, flags, expires, tag, meta)
-                index = self.index
+            with self._locks.appending:
+                writer = self._room.writer(size)
+                if seed != self._current.seed:  # another cache is in the place of ours, which was removed
+                    return self._put(item.under(self._current.seed))
+                index = self._current.index
                 epoch = index.words[f.W_EPOCH]
-                created, stamp = time.time_ns(), index.stamp()
-                place = writer.next_place
-                head = f.pack_record(
-                    index.identity.seed, place, f.PUT, flags, key, tag, meta,
-                    length, stamp, expires, created, checksum,
-                )  # fmt: skip
-                self._append(writer, head, payload)
+                head, slot = item.draft(index, self._limits.policy, writer.next_place, length, checksum)
+                self._showing.append(writer, head, item.payload)
                 end = writer.tail
-            lengths = length << 24 | flags << 16 | len(head) >> 4
-            slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
-            if self.durable:
-                self._make_durable(writer, end, [slot])
-            if self.show(slot, epoch, size):
-                return
-            self.let_go_if_lost(writer)
-        raise _too_many_changes()
-
-    def show(self, slot: Slot, epoch: int, size: int) -> bool:
-        """The second half of `put`: let the index show a record. False if it has to be appended again."""
-        done, replaced = self._show(slot, epoch)
-        if done:
-            if replaced is not None:
-                self.discard(Gone([replaced], Mark(slot.place >> 32, 0)), synced=self.durable)
-            self.sets += 1
-            self.reclaim.pace(size)
-        return done
-
-    def _show(
-        self, slot: Slot, epoch: int, stream: _Reservation | None = None
-    ) -> tuple[bool, LargeFile | None]:
-        """`_install`, with the lock. A record that is not shown then is taken back."""
-        done = False
-        try:
-            with self.lock:
-                done, replaced = self._install(slot, epoch, stream)
-        finally:
-            if not done:
-                self._void([slot])
-        return done, replaced
-
-    def _append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
-        try:
-            writer.append(head, payload, listed)
-        except ours(OSError) as error:
-            raise from_os_error(error, "cannot write an entry") from error
-
-    def _install(
-        self, slot: Slot, epoch: int, stream: _Reservation | None = None
-    ) -> tuple[bool, LargeFile | None]:
-        """Let the index show the record of `slot`. The lock is held.
-
-        (False, None): append it again, because the segment is no longer ours, a checkpoint began
-        that does not cover it, or something else got the same or a later stamp first.
-        Else (True, large file that this entry replaced, if any).
-        """
-        index = self.index
-        if index.words[f.W_EPOCH] != epoch or not self.may_show(slot.place >> 32):
-            return False, None
-        if slot.access != (access := self.policy.first(slot.stamp)):  # the policy changed since it was made
-            slot = slot._replace(access=access)
-        at = self.find(slot.low, slot.high)
-        if self.index is not index:  # it was damaged, and made anew: that may have found the record
-            return self._shown(slot, stream), None
-        words = index.words  # not before: it may have been mapped anew
-        first = words[at + f.S_STAMP] if at else words[f.W_DELETED + (slot.high & PARTITION_MASK)]
-        if slot.stamp <= (least := max(epoch, first if first < f.LAST_STAMP else 0)):
-            index.stamp_above(least)  # the clock word can lose a race while the clock is set back
-            return False, None
-        if stream is not None:  # somebody may have removed the file
-            self.large.ensure_there(slot.low, slot.high, stream.pointer)
-            # Nor may the next flush pass it by, where somebody has removed the mark that names it.
-            words[f.W_FLUSHED] = min(words[f.W_FLUSHED], stream.pointer)
-        replaced = []
-        if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
-            replaced = self.large_files([index.slot(at)])
-            if stream is None:  # else it is noted already that there is something to be looked for
-                self.under_way.leave(replaced)
-        try:
-            index.put(slot, at)
-        except ours(OSError) as error:
-            self.under_way.left(replaced, removed=False)
-            raise from_os_error(error, "cannot make the index larger") from error
-        except IndexDamaged as error:
-            self.under_way.left(replaced, removed=False)
-            self.rebuild(str(error))
-            return self._shown(slot, stream), None
-        if stream is not None:
-            self.under_way.stored(stream, replaced)
-        index.settle(slot.place, f.record_bytes(slot.lengths))
-        index.add(f.W_WRITTEN, 1)
-        index.add(_W_SETS, 1)
-        return True, replaced[0] if replaced else None
-
-    def _shown(self, slot: Slot, stream: _Reservation | None = None) -> bool:
-        """True if the index, which was made anew, shows the very record of `slot`."""
-        at = self.find(slot.low, slot.high)
-        if not at or self.index.slot(at).place != slot.place:
-            return False
-        if stream is not None:
-            self.under_way.stored(stream, ())
-            self.count_large()
-        return True
-
-    def _make_durable(self, writer: SegmentWriter, end: int, slots: Sequence[Slot]) -> None:
-        """Sync what was appended up to `end`. If that fails, the records of `slots` are taken back."""
-        try:
-            self.promise()
-            writer.sync(end)
-            self._sync_names()
-        except BaseException as error:
-            self._void(slots)
-            if not isinstance(error, OSError):
-                raise
-            raise from_os_error(error, "cannot make an entry durable") from error
-
-    def _void(self, slots: Sequence[Slot]) -> None:
-        """Take back records that the index does not show: a rebuild must not find them."""
-        if not self.appending._is_owned():
-            self.lock.give_up_own()  # an exception may have left it, and who is appending waits for it
-        with putting_in_order(), self.appending:
-            self.ensure_completed()  # an interruption may have come while one was shown
-            for slot in slots:
-                writer = self.writer
-                if writer is None or writer.segment != slot.segment:
-                    continue  # taken back when it was sealed
-                if not self._shown(slot):
-                    writer.void(slot.offset)
+            done, replaced = self._showing.show_appended(writer, end, slot, epoch)
+            if done:
+                return self._showing.stored(slot, replaced, size)
+            self._active.let_go_if_lost(writer)
+        raise too_many_changes()
 
     # -- many at once ------------------------------------------------------------------------
 
@@ -247,10 +101,10 @@ class Writing(Reading):
         """`items` in parts, as `put_many` stores them: a large value by itself."""
         batch: list[Item] = []
         size = 0
-        budget = min(_BATCH_BYTES, self.segment_bytes // 2)
+        budget = min(_BATCH_BYTES, self._limits.segment_bytes // 2)
         for item in items:
-            large = len(item.payload) >= self.large_bytes
-            need = _item_bytes(item)
+            large = len(item.payload) >= self._limits.large_bytes
+            need = item.room
             if batch and (large or size + need > budget):
                 yield batch
                 batch, size = [], 0
@@ -266,292 +120,104 @@ class Writing(Reading):
         """Store one of `batches`."""
         for at in self.put_at_once(batch):
             ensure_wanted()
-            self.put(*self._as_now(batch[at : at + 1])[0])
+            self.put(batch[at].under(self._current.seed))
 
     def put_at_once(self, batch: list[Item]) -> list[int]:
         """The same, but for those that have to be put once more: which these are."""
-        if len(batch[0].payload) >= self.large_bytes:
-            self.put(*batch[0])
+        if len(batch[0].payload) >= self._limits.large_bytes:
+            self.put(batch[0])
             return []
-        size = sum(map(_item_bytes, batch))
-        return self.reclaim.in_room(size, partial(self._put_batch, batch, size))
+        size = sum(item.room for item in batch)
+        return self._room.in_room(size, partial(self._put_batch, batch, size))
 
     def _put_batch(self, batch: list[Item], size: int) -> list[int]:
-        with self.appending:
-            writer = self.room(size)
+        showing = self._showing
+        with self._locks.appending:
+            writer = self._room.writer(size)
             batch = self._as_now(batch)
             slots, epoch = self._append_many(batch, writer)
             end = writer.tail
-        if self.durable:
-            self._make_durable(writer, end, _unpacked(slots))
-        again = self._install_many(batch, slots, epoch, Gone([], Mark(writer.segment, 0)))
-        self.sets += len(batch) - len(again)
+        if showing.durable:
+            showing.make_durable(writer, end, unpacked(slots))
+        again = showing.show_many(batch, slots, epoch, Gone([], Mark(writer.segment, 0)))
+        self._counters.sets += len(batch) - len(again)
         if again:
             with putting_in_order():  # whoever took our segment, for its room, waits for us to let it go
-                self.let_go_if_lost(writer)
-        self.reclaim.pace(size)
+                self._active.let_go_if_lost(writer)
+        self._pace.spend(size)
         return again
 
     def _as_now(self, items: list[Item]) -> list[Item]:
         """Items with the digests that their keys have in the cache that is in place now."""
-        seed = self.seed
+        seed = self._current.seed
         if not items or f.key_digest(items[0].key, seed) == items[0][:2]:
             return items
-        digests = [f.key_digest(item.key, seed) for item in items]
-        return [item._replace(low=low, high=high) for item, (low, high) in zip(items, digests, strict=True)]
+        return [item.under(seed) for item in items]
 
     def _append_many(self, batch: list[Item], writer: SegmentWriter) -> tuple[bytes, int]:
         """Append a batch with one write. The slots that name its records, packed, and the epoch before."""
-        done = self.core.append_many(batch, writer)
+        done = self._core.append_many(batch, writer)
         if done is not NotImplemented:
             appended: tuple[bytes, int] = done
             return appended
-        epoch = self.index.words[f.W_EPOCH]
-        records, slots = self._draft(batch, writer)
+        index, policy = self._current.index, self._limits.policy
+        epoch, offset = index.words[f.W_EPOCH], writer.tail
+        records: list[tuple[bytes, Buffer, bytes]] = []
+        slots: list[bytes] = []
+        for item in batch:
+            place = f.pack_place(writer.segment, offset)
+            length, checksum = len(item.payload), value_sum(item.payload, item.low, item.flags)
+            head, slot = item.draft(index, policy, place, length, checksum)
+            records.append((head, item.payload, b""))
+            slots.append(f.SLOT.pack(*slot))
+            offset += len(head) + f.aligned(length)
         try:
             writer.append_many(records)
         except ours(OSError) as error:
             raise from_os_error(error, "cannot write entries") from error
-        return b"".join([f.SLOT.pack(*slot) for slot in slots]), epoch
+        return b"".join(slots), epoch
 
-    def _install_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[int]:
-        """Let the index show a batch with one locking. Which of it have to be put once more."""
-        # Of several with the same key the last one counts: an earlier one is not tried again.
-        last: dict[tuple[int, int], int] = {}
-        again: list[int] = []
-        left: list[Slot] = []  # not shown
-        at = 0
-        try:
-            with self.lock:
-                while at < len(batch):
-                    at += self.core.install_many(slots, at, epoch)
-                    if at == len(batch):
-                        break
-                    slot = Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES))
-                    done, old = self._install(slot, epoch)
-                    if not done:
-                        left.append(slot)
-                        last = last or {(item.low, item.high): number for number, item in enumerate(batch)}
-                        if last[batch[at].low, batch[at].high] == at:
-                            again.append(at)
-                    at += 1
-                    if old is not None:
-                        replaced.files.append(old)
-        finally:
-            if left or at < len(batch):
-                self._void([*left, *_unpacked(slots)[at:]])
-            self.discard(replaced, synced=self.durable)
-        return again
-
-    def _draft(
-        self, batch: list[Item], writer: SegmentWriter
-    ) -> tuple[list[tuple[bytes, Buffer, bytes]], list[Slot]]:
-        """Records for consecutive places from the writer's tail on, and the slots that name them."""
-        records: list[tuple[bytes, Buffer, bytes]] = []
-        slots: list[Slot] = []
-        offset = writer.tail
-        seed, first = self.index.identity.seed, self.policy.first
-        for low, high, key, payload, flags, expires, tag, meta in batch:
-            created, stamp = time.time_ns(), self.index.stamp()
-            place = f.pack_place(writer.segment, offset)
-            checksum = value_sum(payload, low, flags)
-            head = f.pack_record(
-                seed, place, f.PUT, flags, key, tag, meta,
-                len(payload), stamp, expires, created, checksum,
-            )  # fmt: skip
-            lengths = f.pack_lengths(len(payload), flags, len(head))
-            records.append((head, payload, b""))
-            slots.append(Slot(low, high, place, lengths, checksum, stamp, expires, first(stamp)))
-            offset += len(head) + f.aligned(len(payload))
-        return records, slots
-
-    # -- large values ------------------------------------------------------------------------
-
-    def _put_whole(
-        self, key: bytes, payload: Buffer, flags: int, expires: int, tag: bytes, meta: bytes,
-        only_absent: bool = False,
-    ) -> bool:  # fmt: skip
-        """`put_stream` of a value that is all there: again where somebody removed files of it meanwhile."""
-        length = len(payload)
-        for _ in range(ATTEMPTS):
-            ensure_wanted()
-            try:
-                return self.put_stream(
-                    *f.key_digest(key, self.seed), key, iter((payload,)), flags, expires, tag, meta, length,
-                    only_absent,
-                )  # fmt: skip
-            except CacheIOError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-        raise _too_many_changes()
+    # -- in parts ----------------------------------------------------------------------------
 
     def put_stream(
-        self, low: int, high: int, key: bytes, parts: Iterable[Buffer], flags: int,
-        expires: int = 0, tag: bytes = b"", meta: bytes = b"", length: int | None = None,
-        only_absent: bool = False,
-    ) -> bool:  # fmt: skip
+        self, item: Item, parts: Iterable[Buffer], length: int | None = None, only_absent: bool = False
+    ) -> bool:
         """`put` of a value that comes in parts, in constant memory. False if `only_absent` forbade it.
 
         A stream that turns out short is stored like any small value. `length`: bytes that it has, as far as
         is known.
         """
-        self.ensure_writable("store an entry")
+        self._life.ensure_writable("store an entry")
         if length is not None:
-            self.check_size(length)
-        most = max(self.stream_bytes, length or 0)
+            self._budget.ensure_fits(length)
+        most = max(self._limits.stream_bytes, length or 0)
         iterator = iter(parts)
-        start, whole = _first_bytes(iterator, self.large_bytes)
-        if whole:
-            payload = b"".join(start)
-            self.check_size(len(payload), most)
-            if only_absent:
-                return self.add(low, high, key, payload, flags, expires, tag, meta)
-            self.put(low, high, key, payload, flags, expires, tag, meta)
-            return True
-        flags |= FLAG_LARGE
-        if not self.is_in_place():
-            with self.lock:
-                self.ensure_in_place()
-        reserved = _Reservation(self, most, length or 0)
-        self.under_way.begin(reserved)
-        temporary = self.temporary_path(value=True)
-        published: tuple[int, int, int] | None = None
-        installed = False
-        try:
-            size, checksum = self.large.write(
-                temporary, chain(start, iterator), low ^ flags, sync=self.durable, account=reserved.grow,
-                in_room=self.reclaim.in_room,
-            )  # fmt: skip
-            published = (low, high, reserved.pointer)
-            self.large.publish(temporary, *published, sync=self.durable, in_room=self.reclaim.in_room)
-            pointer = f.LARGE_POINTER.pack(published[2])
-            put = partial(self._put_pointer, low, high, key, flags, expires, tag, meta, size, checksum)
-            installed = self.reclaim.in_room(len(key), partial(put, pointer, reserved, only_absent))
-        except ours(OSError) as error:
-            if is_callers(error):  # the stream's own
-                raise
-            if self.closed:  # and tidied up, perhaps
-                raise closed_error(self.root) from error
-            if isinstance(error, CacheIOError):
-                raise
-            raise from_os_error(error, "cannot write a large value") from error
-        finally:
-            # An interruption may have come after it was shown.
-            if not installed and not (published is not None and self._shows(*published)):
-                self.backend.clear_away(temporary)
-                if published is not None:
-                    self.backend.clear_away(self.large.path(*published))
-                reserved.release()
-            self.under_way.end(reserved)
-        if installed:
-            self.sets += 1
-            self.reclaim.pace(0)
-        return installed
-
-    def _shows(self, low: int, high: int, pointer: int) -> bool:
-        """Whether the entry is the one whose value is in this very file. False of a closed cache."""
-        with suppressing(ClosedError):
-            self.ensure_completed()
-            slot = self.lookup(low, high)
-            return slot is not None and slot.is_large and self.attempt(self.pointer, slot) == pointer
-        return False
-
-    def _put_pointer(
-        self, low: int, high: int, key: bytes, flags: int, expires: int, tag: bytes, meta: bytes,
-        size: int, checksum: int, pointer: bytes, stream: _Reservation, only_absent: bool,
-    ) -> bool:  # fmt: skip
-        """Append the record of a large file that is in place, and let the index show it.
-
-        False if there is an entry already (`only_absent`), or a later one came first.
-        """
-        need = f.room_for(len(key) + len(tag) + len(meta), 2 * f.LARGE_POINTER.size)
-        for _ in range(ATTEMPTS):
-            ensure_wanted()
-            with self.appending:
-                writer = self.room(need)
-                index = self.index
-                if f.key_digest(key, self.seed) != (low, high):
-                    line = "another cache has come in the place of this one"
-                    raise FileNotFoundError(errno.ENOENT, line, self.root)
-                epoch, place = index.words[f.W_EPOCH], writer.next_place
-                created, stamp = time.time_ns(), index.stamp()
-                head = f.pack_record(
-                    index.identity.seed, place, f.LARGE, flags, key, tag, meta,
-                    size, stamp, expires, created, checksum,
-                )  # fmt: skip
-                lengths = f.pack_lengths(size, flags, len(head))
-                slot = Slot(low, high, place, lengths, checksum, stamp, expires, self.policy.first(stamp))
-                if only_absent:
-                    with self.lock:
-                        if self.entry(low, high, key) is not None:
-                            return False
-                        self._append(writer, head, pointer, pointer)
-                        done, replaced = self._show_pointer(writer, writer.tail, slot, epoch, stream)
-                else:
-                    self._append(writer, head, pointer, pointer)
-                    end = writer.tail
-            if not only_absent:
-                done, replaced = self._show_pointer(writer, end, slot, epoch, stream)
-            if replaced is not None:
-                self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable, large=True)
-            if done:
-                return True
-            self.let_go_if_lost(writer)
-        raise _too_many_changes()
-
-    def _show_pointer(
-        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int, stream: _Reservation | None = None
-    ) -> tuple[bool, LargeFile | None]:
-        if self.durable:
-            self._make_durable(writer, end, [slot])
-        return self._show(slot, epoch, stream)
-
-    def check_size(self, length: int, most: int | None = None) -> None:
-        """Refuse what can never fit, before anything changes; and a stream that is longer than `most`."""
-        largest = self.settings.max_value_size
-        if largest is not None and length > largest:
-            raise ValueTooLarge(f"the value has {length} bytes and max_value_size is {largest}: raise it")
-        if length > f.MAX_VALUE_BYTES:
-            raise ValueTooLarge(f"the value has {length} bytes, {f.MAX_VALUE_BYTES} are possible: split it")
-        room = self.reclaim.largest_value
-        if length > room:
-            raise ValueTooLarge(
-                f"the value has {length} bytes and a cache with size_limit={self.size_limit} "
-                f"has room for {max(0, room)}: raise size_limit"
-            )
-        if length >= self.large_bytes and length > (room := self.reclaim.largest_on_volume(room)):
-            raise StorageFull(
-                errno.ENOSPC,
-                f"the value has {length} bytes and the volume has room for {max(0, room)}, even without all "
-                "other entries: free space on the volume",
-            )
-        if most is not None and length > most:
-            share = "" if self.settings.max_stream_size else ", an eighth of size_limit"
-            raise ValueTooLarge(
-                f"a stream whose length was not told has more than {most} bytes, and max_stream_size is "
-                f"{self.stream_bytes}{share}: pass length= to set, or raise max_stream_size"
-            )
+        start, whole = _first_bytes(iterator, self._limits.large_bytes)
+        if not whole:
+            return self._large.put_parts(item, chain(start, iterator), most, length or 0, only_absent)
+        item = item._replace(payload=b"".join(start))
+        self._budget.ensure_fits(len(item.payload), most)
+        if only_absent:
+            return self.add(item)
+        self.put(item)
+        return True
 
     # -- changes that depend on what is there ------------------------------------------------
 
-    def add(
-        self, low: int, high: int, key: bytes, payload: Buffer, flags: int,
-        expires: int = 0, tag: bytes = b"", meta: bytes = b"",
-    ) -> bool:  # fmt: skip
+    def add(self, item: Item) -> bool:
         """`put` if there is no live entry. Atomic among all processes."""
-        if self.entry(low, high, key) is not None:
+        if self._finding.entry(item.low, item.high, item.key) is not None:
             return False
-        length = len(payload)
-        if length >= self.large_bytes:
-            return self._put_whole(key, payload, flags, expires, tag, meta, only_absent=True)
+        if len(item.payload) >= self._limits.large_bytes:
+            return self._large.put(item, only_absent=True)
         added = False
 
         def decide(slot: Slot | None) -> Item | None:
             nonlocal added
             added = slot is None
-            return Item(low, high, key, payload, flags, expires, tag, meta) if added else None
+            return item if added else None
 
-        self.change(key, f.room_for(len(key) + len(tag) + len(meta), length), decide)
+        self.change(item.key, item.room, decide)
         return added
 
     def change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
@@ -561,43 +227,36 @@ class Writing(Reading):
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small. Where the
         volume is full, `decide` may be asked once more.
         """
-        self.reclaim.in_room(size, partial(self._change, key, size, decide))
+        self._room.in_room(size, partial(self._change, key, size, decide))
 
     def _change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
         for _ in range(ATTEMPTS):
             ensure_wanted()
-            with self.appending:
-                writer = self.room(size)
-                with self.lock:
-                    low, high = f.key_digest(key, self.seed)  # not before: it may be another cache's by now
-                    item = decide(self.entry(low, high, key))
+            with self._locks.appending:
+                writer = self._room.writer(size)
+                with self._locks.index:
+                    # The digest not before: it may be another cache's by now.
+                    item = decide(self._finding.entry(*f.key_digest(key, self._current.seed), key))
                     if item is None:
                         return
-                    item = item._replace(low=low, high=high)
-                    if not self.may_show(writer.segment):
-                        self.let_go_if_lost(writer)
+                    if not self._active.may_show(writer.segment):
+                        self._active.let_go_if_lost(writer)
                         continue
-                    epoch = self.index.words[f.W_EPOCH]
-                    records, (slot,) = self._draft([item], writer)
-                    self._append(writer, *records[0])
-                    done, replaced = self._show_pointer(writer, writer.tail, slot, epoch)
+                    slot, done, replaced = self._append_and_show(item.under(self._current.seed), writer)
             if done:
-                if replaced is not None:
-                    self.discard(Gone([replaced], Mark(writer.segment, 0)), synced=self.durable)
-                self.sets += 1
-                self.reclaim.pace(size)
-                return
+                return self._showing.stored(slot, replaced, size)
             # else the clock was set back, or the index rebuilt
-        raise _too_many_changes()
+        raise too_many_changes()
 
-
-def _too_many_changes() -> CacheIOError:
-    return CacheIOError(errno.EAGAIN, "could not store an entry: too many concurrent changes; try again")
-
-
-def _item_bytes(item: Item) -> int:
-    """Bytes that the item takes in a segment at most."""
-    return f.room_for(len(item.key) + len(item.tag) + len(item.meta), len(item.payload))
+    def _append_and_show(self, item: Item, writer: SegmentWriter) -> tuple[Slot, bool, LargeFile | None]:
+        """The slot of a record, whether it is shown, and what it has replaced. Both locks are held."""
+        index = self._current.index
+        epoch, checksum = index.words[f.W_EPOCH], value_sum(item.payload, item.low, item.flags)
+        head, slot = item.draft(
+            index, self._limits.policy, writer.next_place, len(item.payload), checksum
+        )
+        self._showing.append(writer, head, item.payload)
+        return slot, *self._showing.show_appended(writer, writer.tail, slot, epoch)
 
 
 def _first_bytes(parts: Iterator[Buffer], wanted: int) -> tuple[list[Buffer], bool]:

@@ -1,0 +1,151 @@
+"""Files that were removed, moved away or replaced while they were in use, by somebody who is not of ours."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from ..concurrency.locks import LOOK_EVERY, FileLock, has_name
+from . import format as f
+from .active import ActiveSegment
+from .cache_files import CacheFiles
+from .changes import ChangeLog
+from .current import CurrentIndex
+from .directory import again_where_it_vanishes
+from .index import Index, IndexDamaged
+from .life import Life
+from .locking import Locks
+from .notices import Notices
+from .owners import Owner, Users
+from .recovery import Recovery
+from .settings_file import SettingsFile
+
+
+class Presence:
+    """Sees to it that what this handle has open still has its name."""
+
+    def __init__(
+        self, life: Life, locks: Locks, files: CacheFiles, owner: Owner, users: Users, recovery: Recovery,
+        current: CurrentIndex, settings_file: SettingsFile, changes: ChangeLog, active: ActiveSegment,
+        notices: Notices,
+    ) -> None:  # fmt: skip
+        self._life, self._locks, self._files, self._owner = life, locks, files, owner
+        self._users, self._recovery, self._current = users, recovery, current
+        self._settings_file, self._changes, self._active = settings_file, changes, active
+        self._notices = notices
+        self._looked = 0.0  # when that was last seen
+        current.on_another_cache(changes.close)
+        current.on_another_cache(self._forget)
+
+    def _forget(self) -> None:
+        self._looked = 0.0
+
+    def ensure(self) -> None:
+        """Before a file is made by its name, and not found by a descriptor. The lock is held."""
+        self._looked = 0.0
+        self.look()
+
+    def look(self) -> None:
+        """See, now and then, that our files have not lost their names to somebody who is not of ours."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        if not self._current.is_in_place() and not self._current.index.words[f.W_SUPERSEDED]:
+            self._refuse_if_closed()
+            again_where_it_vanishes(self._follow_removed)
+        if not self._life.closed:
+            self._files.made(self._look_at_others)
+        self._looked = time.monotonic()
+
+    def _refuse_if_closed(self) -> None:
+        """Whoever closes puts nothing in the place of what was removed."""
+        if self._life.closed:
+            raise FileNotFoundError(errno.ENOENT, "the cache was removed", self._files.root)
+
+    def on_lock_gone(self) -> None:
+        """A lock's file was removed, maybe with all others: have a directory in which to make it anew."""
+        if self._current.is_in_place():  # else it is told what happened to all of it
+            self._notices.log_once(
+                "lock", "a lock file was removed while the cache was in use: it is made anew"
+            )
+        else:
+            self._refuse_if_closed()
+        self._files.prepare()
+
+    def _follow_removed(self) -> None:
+        """The index has lost its name to somebody who is not of ours. The lock is held.
+
+        Where others have put one in its place, that is followed. Where ours is gone, and what it lists is
+        not, it is as good as ever. Else its cache is gone, and what is there now is ours as well.
+        """
+        if isinstance(self._locks.index, FileLock):  # under that which all others take
+            self._locks.index.ensure_in_place()
+        self._files.prepare()
+        self._changes.close()
+        self._files.segments.forget_all()
+        try:
+            there: Index | None = self._recovery.map_index()
+        except FileNotFoundError:
+            there = None
+        except IndexDamaged:
+            return self._current.use(self._recovery.rebuild(self._current.index))
+        if (
+            there is not None
+            and there.identity == self._current.index.identity
+            or there is None
+            and self._has_files()
+        ):
+            line = "the index was removed while the cache was in use: it is put in place again"
+            self._notices.log_once("index", line)
+            try:
+                self._current.use(
+                    there or self._recovery.remake(self._current.index, self._current.index.table_capacity)
+                )
+            except IndexDamaged:  # or superseded, just before we had the lock, by one that is gone as well
+                self._current.use(self._recovery.rebuild(self._current.index))
+        else:
+            if there is not None:
+                there.close()
+            self._begin_anew()
+        self._settings_file.keep()
+
+    def _has_files(self) -> bool:
+        """Whether segments that our index lists are still there, if it lists any."""
+        listed = self._current.index.segments()
+        return not listed or any(
+            self._files.backend.exists(self._files.segments.path(segment)) for segment in listed
+        )
+
+    def _begin_anew(self) -> None:
+        """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
+        self._notices.log_once(
+            "removed", "the cache was removed while it was in use: going on with a new one"
+        )
+        self._owner.release()
+        self._users.leave()
+        self._current.use(self._recovery.open_index(alone=self._users.enter(), seed=self._current.seed))
+
+    def _look_at_others(self) -> None:
+        """What the index is not found by, and others go by, or add to, has to be in its place as well."""
+        self._files.prepare_if_incomplete()
+        if (
+            self._users.ensure_entered() and self._current.index.words[f.W_CLEAN]
+        ):  # somebody believed to be alone
+            self._current.index.words[f.W_CLEAN] = 0
+            self._current.index.sync()
+        self._owner.ensure_marked()
+        self._changes.ensure_in_place()
+        if self._locks.appending.acquire(blocking=False):  # else whoever adds to the segment looks next time
+            try:
+                self._look_at_segment()
+            finally:
+                self._locks.appending.release()
+
+    def _look_at_segment(self) -> None:
+        """Nobody finds what is added to a segment whose file was removed: it is not shown any more."""
+        writer, index = self._active.writer, self._current.index
+        if writer is None or not self._active.may_show(writer.segment):
+            return
+        if not has_name(writer.fd, self._files.segments.path(writer.segment)):
+            index.resize_segment(writer.segment, 0)
+            index.set_state(writer.segment, f.SEALED)
+            index.words[index.entry(writer.segment) + f.T_OWNER] = 0
