@@ -36,8 +36,8 @@ from yatagarasu_cache.concurrency.locks import FileLock
 from yatagarasu_cache.store.changes import ChangeLog
 from yatagarasu_cache.store.large_writing import LargeWriting
 from yatagarasu_cache.store.removal import Removal
-from yatagarasu_cache.store.writing import Writing
 from yatagarasu_cache.store.upkeep import Upkeep
+from yatagarasu_cache.store.writing import Writing
 
 # A coroutine that nobody awaited is a leak too.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
