@@ -34,7 +34,8 @@ from yatagarasu_cache.config import RingSettings, Settings
 from yatagarasu_cache.store import cache_settings
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.cache_settings import CacheSettings
-from yatagarasu_cache.store.eviction import POLICIES, Victims
+from yatagarasu_cache.store.eviction import POLICIES
+from yatagarasu_cache.store.victims import Victims
 
 pytestmark = pytest.mark.once
 

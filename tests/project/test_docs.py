@@ -23,8 +23,8 @@ import yatagarasu_cache
 from yatagarasu_cache import AsyncDiskCache, CacheStats, DiskCache, cli, codec, errors
 from yatagarasu_cache.config import RingSettings, Settings
 from yatagarasu_cache.store import checkpointing, directory, limits, removal
-from yatagarasu_cache.store import eviction as eviction_module
 from yatagarasu_cache.store import format as layout
+from yatagarasu_cache.store import victims as victims_module
 
 PACKAGE = ROOT / "yatagarasu_cache"
 FILES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -439,7 +439,7 @@ def test_messages_in_troubleshooting() -> None:
         ("docs/operations.md", f"| {codec.MAX_KEY_DEPTH}, {codec.MAX_VALUE_DEPTH} |"),
         ("docs/operations.md", f"Values from {limits.LARGE_VALUE_BYTES >> 20} MiB on"),
         ("docs/operations.md", f"{checkpointing._CHECKPOINT_RECORDS:,} at least"),
-        ("docs/operations.md", f"up to {eviction_module.EXACT_ENTRIES:,} entries"),
+        ("docs/operations.md", f"up to {victims_module.EXACT_ENTRIES:,} entries"),
         ("docs/operations.md", f"`max_open_files` ({Settings.max_open_files})"),
         ("docs/operations.md", f"`headroom` ({Settings.headroom * 100:.0f} %"),
         ("docs/operations.md", f"default {Settings.size_limit >> 30} GiB"),

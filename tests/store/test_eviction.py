@@ -18,12 +18,13 @@ from helpers import Clock, disk_bytes, noise
 from yatagarasu_cache import DiskCache, StorageFull, ValueTooLarge
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.codec import encode_key
-from yatagarasu_cache.store import checkpointing, eviction
+from yatagarasu_cache.store import checkpointing, victims
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.checkpointing import Checkpoints
-from yatagarasu_cache.store.eviction import POLICIES, Victims
+from yatagarasu_cache.store.eviction import POLICIES
 from yatagarasu_cache.store.format import Slot, key_digest
 from yatagarasu_cache.store.index import Index
+from yatagarasu_cache.store.victims import Victims
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
@@ -191,7 +192,7 @@ def test_beyond_the_exact_size_victims_are_among_the_oldest(
 ) -> None:
     """Each among the 2 % longest unused, also while others are used and new ones come."""
     entries = 120_000
-    monkeypatch.setattr(eviction, "EXACT_ENTRIES", entries // 2)
+    monkeypatch.setattr(victims, "EXACT_ENTRIES", entries // 2)
     random_ = random.Random(3)
     order = list(range(1, entries + 1))
     random_.shuffle(order)
@@ -223,7 +224,7 @@ def test_up_to_the_exact_size_the_order_does_not_depend_on_the_cache(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the boundary itself it is still exact."""
-    monkeypatch.setattr(eviction, "EXACT_ENTRIES", 3000)
+    monkeypatch.setattr(victims, "EXACT_ENTRIES", 3000)
     order = list(range(1, 3001))
     random.Random(1).shuffle(order)
     fill(index, order)
@@ -246,7 +247,7 @@ def test_a_selection_serves_many_victims(index: Index, monkeypatch: pytest.Monke
         return column(self, slots, field)
 
     monkeypatch.setattr(Index, "column", counted)
-    monkeypatch.setattr(eviction, "EXACT_ENTRIES", 20_000)
+    monkeypatch.setattr(victims, "EXACT_ENTRIES", 20_000)
     for entries in (5_000, 40_000):
         for at in list(index.live_slots()):
             index.remove(at)

@@ -28,6 +28,10 @@ class ActiveSegment:
         self.syncs = False  # when they are sealed: somebody may wait for that
         current.on_use(self._on_index)
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def _on_index(self, _: Index) -> None:
         if self.writer is not None:  # an index made anew counts what is written: more is granted anew
             self.writer.granted = self.writer.tail
@@ -52,18 +56,18 @@ class ActiveSegment:
             self._notices.log_once("seal", f"cannot make a segment durable: {error}")
         with self._locks.index:
             if self.is_ours(writer):
-                self._current.index.resize_segment(writer.segment, size)
-                entry = self._current.index.entry(writer.segment)
+                self._index.resize_segment(writer.segment, size)
+                entry = self._index.entry(writer.segment)
                 if durable:
-                    self._current.index.words[entry + f.T_SYNCED] = size
-                self._current.index.set_state(writer.segment, f.SEALED)
-                self._current.index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
+                    self._index.words[entry + f.T_SYNCED] = size
+                self._index.set_state(writer.segment, f.SEALED)
+                self._index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
     def _take_back_unshown(self, writer: SegmentWriter) -> None:
         """Before our segment is sealed: what was appended, and was not shown, never will be."""
         try:
             with self._locks.index:
-                index = self._current.index
+                index = self._index
                 tail = index.words[index.entry(writer.segment) + f.T_TAIL]
                 if tail != writer.tail and index.state(writer.segment) in APPENDABLE:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
@@ -78,7 +82,7 @@ class ActiveSegment:
         They were appended by puts that did not come to an end; a rebuild would find them, also after
         somebody was told that there is nothing to remove.
         """
-        index = self._current.index
+        index = self._index
         settled = max(index.words[index.entry(segment) + f.T_TAIL], f.SEGMENT_HEADER_BYTES)
         try:
             index.validate()
@@ -91,12 +95,12 @@ class ActiveSegment:
     def _is_unshown(self, record: Record) -> bool:
         if record.head.kind > f.LARGE:
             return False
-        at = self._current.index.find(*record.digest(self._current.seed))
-        return not at or self._current.index.words[at + f.S_STAMP] < record.head.stamp
+        at = self._index.find(*record.digest(self._current.seed))
+        return not at or self._index.words[at + f.S_STAMP] < record.head.stamp
 
     def may_show(self, segment: int) -> bool:
         """True of an active segment of ours: what was appended to it counts. The lock is held."""
-        index = self._current.index
+        index = self._index
         if index.state(segment) != f.ACTIVE:
             return False
         token = self._owner.token
@@ -105,11 +109,11 @@ class ActiveSegment:
     def is_ours(self, writer: SegmentWriter) -> bool:
         """True unless our segment is gone, or was sealed by who believed us dead. The lock is held."""
         state, owner = (
-            self._current.index.state(writer.segment),
-            self._current.index.entry(writer.segment) + f.T_OWNER,
+            self._index.state(writer.segment),
+            self._index.entry(writer.segment) + f.T_OWNER,
         )
         known = state in APPENDABLE or state == f.SEALED
-        return known and self._current.index.words[owner] == self._owner.token != 0
+        return known and self._index.words[owner] == self._owner.token != 0
 
     @property
     def own_end(self) -> tuple[int, int]:
@@ -123,7 +127,7 @@ class ActiveSegment:
         Whoever removes something that is not there has to log that then: should those others be
         dead, a rebuild would find their records, and must not bring back what came before.
         """
-        index, (segment, tail) = self._current.index, self.own_end
+        index, (segment, tail) = self._index, self.own_end
         settled = index.state(segment) == f.ACTIVE and index.words[index.entry(segment) + f.T_TAIL] == tail
         return bool(index.words[f.W_ACTIVE] > settled)
 
@@ -133,7 +137,7 @@ class ActiveSegment:
             if self.writer is not writer:
                 return
             with self._locks.index:
-                active, ours = self._current.index.state(writer.segment) == f.ACTIVE, self.is_ours(writer)
+                active, ours = self._index.state(writer.segment) == f.ACTIVE, self.is_ours(writer)
             if ours and not active:
                 self.seal()
             elif not ours:

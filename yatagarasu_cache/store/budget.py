@@ -14,7 +14,7 @@ from . import format as f
 from .cache_files import CacheFiles
 from .current import CurrentIndex
 from .format import PARTITIONS
-from .index import IndexDamaged
+from .index import Index, IndexDamaged
 from .limits import Limits
 from .locking import Locks
 from .shared_settings import SharedSettings
@@ -45,6 +45,10 @@ class Budget:
         self._recounted = -_RECOUNT_SECONDS
 
     @property
+    def _index(self) -> Index:
+        return self._current.index
+
+    @property
     def limit_in_force(self) -> int:
         """That of the cache, as of now."""
         self._shared_settings.follow()
@@ -71,7 +75,7 @@ class Budget:
         return self.within(self.size_limit)
 
     def within(self, size_limit: int) -> int:
-        index = self._current.index
+        index = self._index
         growth = index.words[f.W_INDEX_BYTES] // _GROWTH_SHARE + _LEAST_GROWTH
         most = checkpoint.most_bytes(index)
         standing = max(0, most - index.words[f.W_CHECKPOINT_BYTES])
@@ -84,7 +88,7 @@ class Budget:
         return self.live_within(self.limit_in_force)
 
     def live_within(self, size_limit: int) -> int:
-        index, limit, fixed = self._current.index, self.within(size_limit), self.fixed_bytes
+        index, limit, fixed = self._index, self.within(size_limit), self.fixed_bytes
         least = min(3 * self._limits.segment_bytes, size_limit // _LEAST_FREE)
         slack = index.words[f.W_SLACK]  # of blocks, which cleaning does not bring back
         least = max(least, slack + size_limit // _BESIDE_SLACK)
@@ -112,31 +116,31 @@ class Budget:
             status = os.statvfs(self._files.root)
             if status.f_blocks:  # else the file system does not say
                 free: int = status.f_bfree * status.f_frsize
-                return self._current.index.used_bytes + free
+                return self._index.used_bytes + free
         return self._limits.size_limit
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes that no eviction gives back: those of the index and of the checkpoint."""
-        words = self._current.index.words
+        words = self._index.words
         fixed: int = words[f.W_INDEX_BYTES] + words[f.W_CHECKPOINT_BYTES]
         return fixed
 
     @property
     def is_far_above(self) -> bool:
         """True where the limit was lowered, and the cache does not keep it yet."""
-        return self._current.index.used_bytes > self.limit + self._limits.segment_bytes
+        return self._index.used_bytes > self.limit + self._limits.segment_bytes
 
     @property
     def counts_too_much(self) -> bool:
         """More is said to live than there can be, unless the limit was lowered just now: what is evicted for
         a damaged count is lost for nothing."""
-        return self._current.index.live_bytes - self.within(self.limit_in_force) > self._limits.size_limit
+        return self._index.live_bytes - self.within(self.limit_in_force) > self._limits.size_limit
 
     def beyond(self, segment: int) -> int:
         """Bytes above `_limit` that there may be while `segment` is cleaned."""
         index = (
-            self._current.index
+            self._index
         )  # of old segments each may be longer than those of a limit that was lowered
         one = max(self._limits.segment_bytes, index.words[index.entry(segment) + f.T_SIZE])
         beyond = self.whole_limit - self.limit + one
@@ -153,7 +157,7 @@ class Budget:
         """Count anew what can be: a damaged count makes a cache look full."""
         self._recounted = time.monotonic()
         with self._locks.index:
-            index = self._current.index
+            index = self._index
             try:
                 index.validate()
             except IndexDamaged as error:

@@ -89,7 +89,7 @@ class Temporaries:
         self._numbers = count(1)
 
     def path(self, *, value: bool = False) -> str:
-        """A new one, which is cleared away should this handle die; `value`: of a large value, which counts."""
+        """A new one, cleared away should this handle die; `value`: of a large value, which counts."""
         return self._path(self._owner.acquire(), next(self._numbers), value)
 
     def passing_path(self) -> str:

@@ -21,6 +21,7 @@ from .dead_segments import CLEANABLE, DeadSegments
 from .evicting import WHOLE
 from .format import Slot
 from .grants import Grants
+from .index import Index
 from .leaving_files import LeavingFiles
 from .limits import Limits
 from .locking import Locks
@@ -72,10 +73,14 @@ class Cleaner:
         self._cleaning: Cleaning | None = None
         self._overheads: dict[int, int] = {}
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def _emptiest(self, allowed: Callable[[int], bool], least: int = MIN_GARBAGE) -> int | None:
         """The segment that is worth most to clean, of those whose table entries are `allowed`: fewest
         live bytes for its size. At least 1/`least` of it has to be garbage."""
-        index, best, best_share = self._current.index, None, 1.0
+        index, best, best_share = self._index, None, 1.0
         writer = self._active.writer
         for entry in index.table_entries():
             size, live = index.words[entry + f.T_SIZE], index.words[entry + f.T_LIVE]
@@ -90,7 +95,7 @@ class Cleaner:
 
     def _is_unclaimed(self, entry: int) -> bool:
         """True of a segment that nobody appends to any more, and that no other handle is cleaning."""
-        words = self._current.index.words
+        words = self._index.words
         cleaner, owner = words[entry + f.T_CLEANER], words[entry + f.T_OWNER]
         state = words[entry] & ~f.MASK32
         mine = not cleaner or cleaner == self._owner.token
@@ -98,15 +103,15 @@ class Cleaner:
 
     def _is_appendable(self, entry: int) -> bool:
         """True of what others, or this handle, append to or clean: it can be taken from them."""
-        return self._current.index.words[entry] & ~f.MASK32 in (f.ACTIVE, *CLEANABLE)
+        return self._index.words[entry] & ~f.MASK32 in (f.ACTIVE, *CLEANABLE)
 
     def _overhead(self, segment: int) -> int:
         """Bytes of a sealed segment that are no records: copies would have as many."""
         known = self._overheads.get(segment)
         if known is None:
-            if len(self._overheads) > 4 * self._current.index.table_capacity:
+            if len(self._overheads) > 4 * self._index.table_capacity:
                 self._overheads.clear()
-            if self._current.index.state(segment) != f.SEALED:  # it may get a footer
+            if self._index.state(segment) != f.SEALED:  # it may get a footer
                 return f.SEGMENT_HEADER_BYTES
             try:
                 fd = self._files.segments.file_of(segment)
@@ -164,9 +169,9 @@ class Cleaner:
         if writer is not None and writer.segment == segment:
             self._active.seal()
         with self._locks.index:
-            if self._current.index.state(segment) == f.ACTIVE:
-                self._current.index.set_state(segment, f.TAKEN)
-                self._current.index.resize_segment(segment, self._files.segments.size(segment))
+            if self._index.state(segment) == f.ACTIVE:
+                self._index.set_state(segment, f.TAKEN)
+                self._index.resize_segment(segment, self._files.segments.size(segment))
             if self._cleaning is not None and self._cleaning.segment != segment:
                 self._cleaning.close()
                 self._cleaning = None
@@ -179,9 +184,9 @@ class Cleaner:
             return False
         with self._locks.appending:
             with self._locks.index:
-                words = self._current.index.words
+                words = self._index.words
                 entries = [
-                    entry for entry in self._current.index.table_entries() if self._is_appendable(entry)
+                    entry for entry in self._index.table_entries() if self._is_appendable(entry)
                 ]
                 if not entries:
                     return False
@@ -214,7 +219,7 @@ class Cleaner:
 
     def _claim(self, segment: int) -> Cleaning:
         """Let others see that this handle cleans a segment. The lock is held."""
-        index = self._current.index
+        index = self._index
         index.words[index.entry(segment) + f.T_CLEANER] = self._owner.acquire()
         return Cleaning(segment, self._walks.records(segment))
 
@@ -248,7 +253,7 @@ class Cleaner:
         """All live records moved. If the count says otherwise, records are damaged, or slots were: before
         what these showed is gone, and what it replaced is all that is left, the index is made anew."""
         with self._locks.index:
-            index = self._current.index
+            index = self._index
             if index.state(segment) not in CLEANABLE:
                 return
             entry = index.entry(segment)
@@ -283,7 +288,7 @@ class Cleaner:
             heads = [record.head for record, _, _ in sound]
             size = sum(f.room_for(h.names_length, h.payload_length) for h in heads)
             writer = self._copy_room(size, segment if beyond else 0)
-            epoch = self._current.index.words[f.W_EPOCH]
+            epoch = self._index.words[f.W_EPOCH]
             places, copies = self._moved(sound, writer)
             try:
                 writer.append_many(copies)
@@ -291,7 +296,7 @@ class Cleaner:
                 raise from_os_error(error, "cannot copy entries while cleaning") from error
         again = []
         with self._locks.index:
-            index = self._current.index
+            index = self._index
             valid = index.words[f.W_EPOCH] == epoch and self._active.may_show(writer.segment)
             for (record, slot, _), place in zip(sound, places, strict=True):
                 at = index.find(slot.low, slot.high)
@@ -313,7 +318,7 @@ class Cleaner:
         """Check a record before it is copied; one that is damaged is dropped here."""
         head = record.head
         sound = len(data) == head.record_bytes and f.verify_head(
-            data, 0, head, self._current.index.identity.seed, slot.place
+            data, 0, head, self._index.identity.seed, slot.place
         )
         if sound and head.kind == f.PUT:
             value = memoryview(data)[head.head_bytes : head.head_bytes + head.value_length]
@@ -332,7 +337,7 @@ class Cleaner:
         offset = writer.tail
         places: list[int] = []
         copies: list[tuple[bytes, Buffer, bytes]] = []
-        seed = self._current.index.identity.seed
+        seed = self._index.identity.seed
         for record, slot, data in sound:
             head, place = record.head, f.pack_place(writer.segment, offset)
             at = f.RECORD_BYTES + head.key_length + head.tag_length

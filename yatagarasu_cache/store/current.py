@@ -79,12 +79,15 @@ class CurrentIndex:
     def mend(self, error: IndexDamaged) -> None:
         if self._life.read_only:
             if not self.index.superseded:
-                raise FormatError(
-                    f"the index in {self._files.root!r} is damaged ({error}): open the cache once without read_only"
-                )
+                raise self._refused(error)
             self.follow()
         else:
             self.rebuild(str(error))
+
+    def _refused(self, error: Exception) -> FormatError:
+        """What a handle that only reads says of a damaged index."""
+        root = self._files.root
+        return FormatError(f"the index in {root!r} is damaged ({error}): open the cache once without read_only")
 
     def follow(self) -> None:
         """Another process has put a rebuilt index in place: use that. The lock is held."""
@@ -94,9 +97,7 @@ class CurrentIndex:
             sound = not index.superseded
         except (IndexDamaged, FileNotFoundError) as error:
             if self._life.read_only:
-                raise FormatError(
-                    f"the index in {self._files.root!r} is damaged ({error}): open the cache once without read_only"
-                ) from error
+                raise self._refused(error) from error
             sound = False
         if index is None or not sound and not self._life.read_only:
             unsound = index

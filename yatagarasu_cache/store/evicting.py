@@ -10,7 +10,6 @@ from . import format as f
 from .budget import Budget
 from .counters import Counters
 from .current import CurrentIndex
-from .eviction import Victims, ahead, expired
 from .finding import Finding
 from .format import PARTITIONS, Slot
 from .index import Index, IndexDamaged
@@ -19,6 +18,7 @@ from .limits import Limits
 from .locking import Locks
 from .reaping import Reaper
 from .removal import Removal
+from .victims import Victims, ahead, expired
 
 _REAP_PAUSE = 0.1  # and before entries are evicted beside large values
 WHOLE = 1 << 60  # bytes: as many as there are

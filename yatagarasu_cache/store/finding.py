@@ -144,4 +144,4 @@ class Finding:
 
     def accessed(self, slot: Slot) -> float | None:
         """Seconds since the epoch of the last hit, where the policy keeps that."""
-        return slot.access / 1e9 if policy_of(self._current.index).name == "lru" else None
+        return slot.access / 1e9 if policy_of(self._current.index.words).name == "lru" else None

@@ -15,6 +15,7 @@ from .changes import ChangeLog
 from .core import PythonCore
 from .current import CurrentIndex
 from .durability import Durability
+from .index import Index
 from .limits import Limits, segment_bytes_of
 from .locking import Locks
 from .owners import Owner
@@ -47,6 +48,10 @@ class Grants:
         self._presence, self._table, self._changes, self._active = presence, table, changes, active
         self._durability, self._reaper, self._core = durability, reaper, core
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def grant(self, size: int, *, beyond: int = 0, exactly: bool = False) -> bool:
         """Give the writer room for `size` bytes, in a segment that is begun if need be, and for some
         more unless `exactly`. False if that exceeds the limit by more than `beyond`.
@@ -66,12 +71,12 @@ class Grants:
                 if self._active.writer is not None and not self._active.may_show(self._active.writer.segment):
                     return True  # taken just now: the caller asks again
                 limit = self._budget.limit + beyond
-                if self._current.index.used_bytes + self.least(size) > limit:
+                if self._index.used_bytes + self.least(size) > limit:
                     return False
                 writer = self._active.writer or self._next_writer(size, first=first)
                 if not self._changes.segment:  # there was no room for it, or it was removed
                     self._changes.prepare()
-                least, left = writer.used + size, limit - self._current.index.used_bytes
+                least, left = writer.used + size, limit - self._index.used_bytes
                 wanted = least if exactly else max(least, self._usual_size(writer))
                 self._extend(writer, min(wanted, max(writer.granted + left, least)))
         except FileNotFoundError:  # somebody has removed files just now: the caller asks again
@@ -96,7 +101,7 @@ class Grants:
         """
         share = self._budget.size_limit // _GRANT_SHARE
         first = min(max(share // _FIRST_GRANTS, _FIRST_LEAST), _FIRST_MOST)
-        part: int = share // max(1, self._current.index.words[f.W_ACTIVE])
+        part: int = share // max(1, self._index.words[f.W_ACTIVE])
         grant = min(max(writer.used, first - writer.used), part, _MOST_GRANT)
         size = writer.used + grant
         return size if grant < _MOST_GRANT else -(-size // _MOST_GRANT) * _MOST_GRANT
@@ -104,7 +109,7 @@ class Grants:
     def _extend(self, writer: SegmentWriter, granted: int) -> None:
         """Let `granted` bytes of the writer's segment count. The lock is held."""
         writer.granted = max(min(granted, writer.capacity), writer.granted)
-        self._current.index.resize_segment(writer.segment, writer.granted)
+        self._index.resize_segment(writer.segment, writer.granted)
 
     def _next_writer(self, size: int, *, first: bool) -> SegmentWriter:
         """Begin a segment, or, if it is the handle's first, go on with a small one. The lock is held."""
@@ -127,7 +132,7 @@ class Grants:
         try:
             token = self._owner.acquire()
             claim(fd)
-            index = self._current.index  # not before: its table may have become larger
+            index = self._index  # not before: its table may have become larger
             created, floor = index.stamp(), index.words[f.W_FLOOR]
             header = f.pack_segment_header(segment, index.identity, created, floor)
             self._files.backend.write(fd, [header], 0)
@@ -147,9 +152,9 @@ class Grants:
         Not with one that a checkpoint lists as complete, or one being written will: recovery would
         not look into it.
         """
-        if self._current.index.words[f.W_ACTIVE]:
+        if self._index.words[f.W_ACTIVE]:
             self._reaper.reap()
-        index = self._current.index
+        index = self._index
         most = min(self._limits.segment_bytes // 2, _ADOPTED_MOST)
         for entry in index.table_entries():
             words = index.words[entry : entry + f.ENTRY_WORDS]
@@ -159,7 +164,7 @@ class Grants:
         return None
 
     def _take_over(self, segment: int) -> SegmentWriter | None:
-        index, capacity = self._current.index, self._capacity(0)
+        index, capacity = self._index, self._capacity(0)
         try:
             fd = self._files.backend.open(self._files.segments.path(segment), os.O_RDWR)
         except ours(OSError):  # then another one is begun, and this one stays as it is
@@ -186,7 +191,7 @@ class Grants:
     def _adopts(self, writer: SegmentWriter) -> bool:
         """Have the writer go on behind what is in its segment. False if that is damaged, or the disk cannot
         read it: there are other segments to go on with."""
-        identity = self._current.index.identity
+        identity = self._index.identity
         try:
             header = read_segment_header(self._files.backend, writer.fd)
             if header is None or (header.segment, header.identity) != (writer.segment, identity):

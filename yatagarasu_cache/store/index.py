@@ -247,7 +247,7 @@ class Index:
 
     def _reorder(self) -> None:
         """Make all access words those of the policy in force."""
-        policy, now = eviction.policy_of(self), self.words[W_CLOCK] + _CLOCK_SLACK
+        policy, now = eviction.policy_of(self.words), self.words[W_CLOCK] + _CLOCK_SLACK
         for part in range(PARTITIONS):
             slots = self.partition_slots(part)
             eviction.take_over(self.words, slots, policy, now)

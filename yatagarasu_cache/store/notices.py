@@ -14,7 +14,7 @@ _log = logging.getLogger("yatagarasu_cache")
 
 
 class Notices:
-    """Lines for the log. `is_busy` tells whether this thread holds a lock: handlers run whatever they like."""
+    """Lines for the log. `is_busy` tells whether this thread holds a lock: handlers run what they like."""
 
     def __init__(self, root: str, is_busy: Callable[[], bool]) -> None:
         self._root, self._is_busy = root, is_busy

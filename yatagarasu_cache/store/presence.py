@@ -37,6 +37,10 @@ class Presence:
         current.on_another_cache(changes.close)
         current.on_another_cache(self._forget)
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def _forget(self) -> None:
         self._looked = 0.0
 
@@ -49,7 +53,7 @@ class Presence:
         """See, now and then, that our files have not lost their names to somebody who is not of ours."""
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
-        if not self._current.is_in_place() and not self._current.index.words[f.W_SUPERSEDED]:
+        if not self._current.is_in_place() and not self._index.words[f.W_SUPERSEDED]:
             self._refuse_if_closed()
             again_where_it_vanishes(self._follow_removed)
         if not self._life.closed:
@@ -87,10 +91,10 @@ class Presence:
         except FileNotFoundError:
             there = None
         except IndexDamaged:
-            return self._current.use(self._recovery.rebuild(self._current.index))
+            return self._current.use(self._recovery.rebuild(self._index))
         if (
             there is not None
-            and there.identity == self._current.index.identity
+            and there.identity == self._index.identity
             or there is None
             and self._has_files()
         ):
@@ -98,10 +102,10 @@ class Presence:
             self._notices.log_once("index", line)
             try:
                 self._current.use(
-                    there or self._recovery.remake(self._current.index, self._current.index.table_capacity)
+                    there or self._recovery.remake(self._index, self._index.table_capacity)
                 )
             except IndexDamaged:  # or superseded, just before we had the lock, by one that is gone as well
-                self._current.use(self._recovery.rebuild(self._current.index))
+                self._current.use(self._recovery.rebuild(self._index))
         else:
             if there is not None:
                 there.close()
@@ -110,7 +114,7 @@ class Presence:
 
     def _has_files(self) -> bool:
         """Whether segments that our index lists are still there, if it lists any."""
-        listed = self._current.index.segments()
+        listed = self._index.segments()
         return not listed or any(
             self._files.backend.exists(self._files.segments.path(segment)) for segment in listed
         )
@@ -128,10 +132,10 @@ class Presence:
         """What the index is not found by, and others go by, or add to, has to be in its place as well."""
         self._files.prepare_if_incomplete()
         if (
-            self._users.ensure_entered() and self._current.index.words[f.W_CLEAN]
+            self._users.ensure_entered() and self._index.words[f.W_CLEAN]
         ):  # somebody believed to be alone
-            self._current.index.words[f.W_CLEAN] = 0
-            self._current.index.sync()
+            self._index.words[f.W_CLEAN] = 0
+            self._index.sync()
         self._owner.ensure_marked()
         self._changes.ensure_in_place()
         if self._locks.appending.acquire(blocking=False):  # else whoever adds to the segment looks next time
@@ -142,7 +146,7 @@ class Presence:
 
     def _look_at_segment(self) -> None:
         """Nobody finds what is added to a segment whose file was removed: it is not shown any more."""
-        writer, index = self._active.writer, self._current.index
+        writer, index = self._active.writer, self._index
         if writer is None or not self._active.may_show(writer.segment):
             return
         if not has_name(writer.fd, self._files.segments.path(writer.segment)):

@@ -14,6 +14,7 @@ from .active import ActiveSegment
 from .cache_files import CacheFiles
 from .current import CurrentIndex
 from .durability import Durability
+from .index import Index
 from .locking import Locks
 from .notices import Notices
 from .owners import Owner
@@ -38,6 +39,10 @@ class Reaper:
         self._reaped = time.monotonic()
         self._orphans = False  # large files that no entry stands for are to be looked for again
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def reap(self, *, opening: bool = False) -> int:
         """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
 
@@ -51,13 +56,13 @@ class Reaper:
             dead = self._named_owners() - alive
             lost = [token for token in marked if self._left_files(token)]
             if marked:
-                self._recovery.remove_unfinished(self._current.index, self._owner.is_alive)
+                self._recovery.remove_unfinished(self._index, self._owner.is_alive)
             if lost:
                 self._under_way.count_anew()
-            for segment in self._current.index.segments() if dead else ():
+            for segment in self._index.segments() if dead else ():
                 words, entry = (
-                    self._current.index.words,
-                    self._current.index.entry(segment),
+                    self._index.words,
+                    self._index.entry(segment),
                 )  # a rebuild may replace it
                 if words[entry + f.T_CLEANER] in dead:
                     words[entry + f.T_CLEANER] = 0
@@ -87,7 +92,7 @@ class Reaper:
         self._orphans = False
 
     def find_orphans(self) -> list[str]:
-        """Paths of large files that no entry stands for, nor will. The lock is not held: others are at work."""
+        """Paths of large files that no entry stands for, nor will. The lock is not held: others go on."""
         files, found = list(self._files.large.listed()), []
         with self._locks.index:  # not before: whoever shows one later has named it by now
             named = self._owner.named()
@@ -96,7 +101,7 @@ class Reaper:
             if pointer not in named:
                 with self._locks.index:
                     if not self._recovery.refers(
-                        self._current.index, low, high, pointer
+                        self._index, low, high, pointer
                     ) and self._files.backend.exists(path):
                         found.append(path)
         return found
@@ -104,23 +109,23 @@ class Reaper:
     def orphans(self) -> list[str]:
         """Paths of large files that no entry stands for, and that may go now."""
         found = self.find_orphans()
-        if found and self._current.index.words[f.W_PROMISED]:  # what removed their entries is durable first
+        if found and self._index.words[f.W_PROMISED]:  # what removed their entries is durable first
             self._durability.sync_dirty()
         return found
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""
-        words = self._current.index.words
+        words = self._index.words
         return {
             words[entry + field]
-            for entry in self._current.index.table_entries()
+            for entry in self._index.table_entries()
             if words[entry] & ~f.MASK32 not in (f.LOG, f.DOOMED)
             for field in (f.T_OWNER, f.T_CLEANER)
         } - {0, self._owner.token}
 
     def reap_if_due(self) -> None:
         """Now and then, so that what dead handles leave does not pile up until there is need."""
-        words = self._current.index.words
+        words = self._index.words
         if words[f.W_ACTIVE] > 1 or words[f.W_LARGE_BYTES]:
             self.reap_after(_REAP_SECONDS)
 
@@ -140,13 +145,13 @@ class Reaper:
 
     def _seal_of_dead(self, segment: int) -> bool:
         """Seal a segment that a dead handle was writing, or sealing. The lock is held."""
-        if self._current.index.state(segment) != f.DOOMED:
+        if self._index.state(segment) != f.DOOMED:
             if not self._take_back(segment):
                 return False
-            index = self._current.index
+            index = self._index
             index.resize_segment(segment, self._files.segments.size(segment))
             index.set_state(segment, f.SEALED)
-        self._current.index.words[self._current.index.entry(segment) + f.T_OWNER] = 0
+        self._index.words[self._index.entry(segment) + f.T_OWNER] = 0
         return True
 
     def _take_back(self, segment: int) -> bool:
@@ -160,7 +165,7 @@ class Reaper:
                 for offset in unshown:
                     void_record(self._files.backend, fd, offset)
                 self._files.backend.truncate(fd, os.fstat(fd).st_size)  # what was allocated ahead goes
-                if unshown and self._current.index.words[f.W_PROMISED]:
+                if unshown and self._index.words[f.W_PROMISED]:
                     self._files.backend.sync(fd)
         except FileNotFoundError:
             pass

@@ -49,8 +49,8 @@ class Rebuild:
     """
 
     def __init__(
-        self, files: CacheFiles, owner: Owner, losses: Losses, index: Index, saved: Checkpoint | None, headers: dict[int, f.SegmentHeader],
-        hidden: frozenset[int], verify: bool,
+        self, files: CacheFiles, owner: Owner, losses: Losses, index: Index, saved: Checkpoint | None,
+        headers: dict[int, f.SegmentHeader], hidden: frozenset[int], verify: bool,
     ) -> None:  # fmt: skip
         self._files, self._owner, self._losses = files, owner, losses
         self._index, self._headers, self._verify = index, headers, verify
@@ -104,7 +104,7 @@ class Rebuild:
             self._tick(header.created)
 
     def _collect_saved(self, saved: Checkpoint) -> None:
-        policy = policy_of(self._index)
+        policy = policy_of(self._index.words)
         same = saved.eviction == self._index.words[f.W_EVICTION]
         for slots, part in zip(self._slots, saved.parts, strict=True):
             image = part if same else bytearray(part)
@@ -205,7 +205,7 @@ class Rebuild:
         """
         index, size = self._index, self._sizes[segment]
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
-        seed, first, slots, pack = index.identity.seed, policy_of(index).first, self._slots, SLOT.pack
+        seed, first, slots, pack = index.identity.seed, policy_of(index.words).first, self._slots, SLOT.pack
         for record in records:
             head = record.head
             stamp = head.stamp

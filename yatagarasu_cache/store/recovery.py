@@ -205,7 +205,7 @@ class Recovery:
             raise
 
     def _header_if_readable(self, segment: int) -> f.SegmentHeader | None:
-        """One that cannot be read tells nothing of whose it is, and nothing follows from that: the index can be
+        """One that cannot be read does not tell whose it is, and nothing follows from that: the index can be
         used without, whoever reads an entry there hears of it, and only an open cache can be checked."""
         try:
             return self._header(segment)
@@ -243,11 +243,11 @@ class Recovery:
         return capacity
 
     def fitting_table(self, index: Index) -> int:
-        """How many segments an index has to have room for: fewer, if the limit was lowered since it was made."""
+        """How many segments an index needs room for: fewer, if the limit was lowered since it was made."""
         return min(index.table_capacity, self._table_capacity(index.segments() + index.logs()))
 
     def _new_index(self, seed: int | None) -> Index:
-        """An empty index in its place; whoever only reads, and takes no lock, finds it whole or not at all."""
+        """An empty index in its place; who only reads, and takes no lock, finds it whole or not at all."""
         self._limits.take_over(self._settings_file.for_new_index(None))
         path = self._temporaries.passing_path()
         identity = _new_identity()
@@ -373,7 +373,7 @@ class Recovery:
                 raise
 
     def _headers(self) -> tuple[dict[int, f.SegmentHeader], dict[int, int]]:
-        """Sound headers of all segment files, by the number in the file's name; and the sizes of those files that
+        """Sound headers of all segment files, by the number in the file's name; and the sizes of those that
         are given up because theirs cannot be read."""
         headers, hidden = {}, {}
         for name, status in self._files.scandir(self._files.segments.directory):

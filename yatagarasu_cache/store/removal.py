@@ -20,6 +20,7 @@ from .dead_segments import DeadSegments
 from .durability import Durability
 from .finding import Finding
 from .format import PARTITION_MASK, Slot
+from .index import Index
 from .leaving_files import Gone, LeavingFiles
 from .life import Life
 from .locking import Locks
@@ -45,6 +46,10 @@ class Removal:
         self._dead, self._counters, self._pace, self._core = dead, counters, pace, core
         self._notices = notices
         self.durable = False
+
+    @property
+    def _index(self) -> Index:
+        return self._current.index
 
     # -- removing ----------------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ class Removal:
             found = self._found(digests)
             if any(self._finding.reveals(*digest) for digest in digests if digest not in found):
                 found = self._found(digests)
-            slots = [slot for at in found.values() if chosen(slot := self._current.index.slot(at))]
+            slots = [slot for at in found.values() if chosen(slot := self._index.slot(at))]
             absent: list[tuple[int, int]] = []
             if len(found) < len(digests) and self._active.others_append():
                 absent = [digest for digest in digests if digest not in found]
@@ -139,18 +144,18 @@ class Removal:
         mark = self._changes.append(f.REMOVE, digests, stamp)
         gone = Gone(self._leaving.leaving(slots), mark)
         for _, high in absent:
-            self._current.index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
+            self._index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
             # First: should we be killed here, nothing older comes in where this was logged as gone.
-            self._current.index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
-            if at := self._current.index.find(slot.low, slot.high):  # else it was damaged just now
-                self._current.index.remove(at)
+            self._index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
+            if at := self._index.find(slot.low, slot.high):  # else it was damaged just now
+                self._index.remove(at)
         return gone
 
     def sound_slots(self, places: Iterable[int]) -> list[Slot]:
         """The slots at some places, which are to be removed. Those that their digests do not lead to, which
         are damaged, are removed here: of what they were nothing can be logged. The lock is held."""
-        index, sound = self._current.index, []
+        index, sound = self._index, []
         for at in places:
             if index.leads_to(at):
                 sound.append(index.slot(at))
@@ -161,28 +166,28 @@ class Removal:
     def _stamp_beyond(self, slots: Iterable[Slot]) -> int:
         """A stamp above those of `slots` and of the checkpoint, also if the clock was set back."""
         stamps = [slot.stamp for slot in slots if slot.stamp < f.LAST_STAMP]
-        return self._current.index.stamp_above(max(stamps, default=0))
+        return self._index.stamp_above(max(stamps, default=0))
 
     def clear(self) -> int:
         """Remove everything. Atomic. Values being stored at this moment may survive."""
         self._life.ensure_writable("clear the cache")
         with self._locks.index:
-            entries = self._current.index.count()
-            slots = [self._current.index.slot(at) for at in self._current.index.live_slots()]
+            entries = self._index.count()
+            slots = [self._index.slot(at) for at in self._index.live_slots()]
             stamp = self._stamp_beyond(slots)
             mark = self._changes.append(f.CLEAR, b"", stamp)
             try:
                 if self.durable:
                     self._durability.promise()
-                if self._current.index.words[f.W_PROMISED]:
+                if self._index.words[f.W_PROMISED]:
                     self._durability.sync_dirty()
                 gone = Gone(self._leaving.leaving(slots), mark)
             except BaseException:  # nothing was cleared, nor will be when an index is made anew
                 self._changes.take_back(mark, f.RECORD_BYTES)
                 raise
             for part in range(f.PARTITIONS):
-                self._current.index.words[f.W_DELETED + part] = stamp
-            self._current.index.reset()
+                self._index.words[f.W_DELETED + part] = stamp
+            self._index.reset()
         self._leaving.discard(gone, synced=True)
         self._reaper.reap()
         self._dead.drop_all()
@@ -194,8 +199,8 @@ class Removal:
 
         It is logged like any removal: a rebuild would bring back what the entry had replaced.
         """
-        at = self._current.index.find(slot.low, slot.high)
-        if not at or self._current.index.words[at + f.S_STAMP] != slot.stamp:
+        at = self._index.find(slot.low, slot.high)
+        if not at or self._index.words[at + f.S_STAMP] != slot.stamp:
             return
         try:
             gone = self.remove_slots([slot])
@@ -221,8 +226,8 @@ class Removal:
                 return False
             payload = f.TOUCHED.pack(low, high, expires)
             mark = self._changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
-            at = self._current.index.find(low, high)
-            self._current.index.words[at + f.S_EXPIRES] = expires
+            at = self._index.find(low, high)
+            self._index.words[at + f.S_EXPIRES] = expires
             self._finding.touch(low, high)
         self._log_made(mark)
         return True

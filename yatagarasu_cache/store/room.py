@@ -38,7 +38,7 @@ from .current import CurrentIndex
 from .dead_segments import DeadSegments
 from .evicting import Evictor
 from .grants import Grants
-from .index import APPENDABLE
+from .index import APPENDABLE, Index
 from .life import Life
 from .limits import Limits
 from .locking import Locks
@@ -74,6 +74,10 @@ class Room:
         self._counters = counters
         self._made_room = 0  # times that room was made because the volume was full
 
+    @property
+    def _index(self) -> Index:
+        return self._current.index
+
     def writer(self, size: int) -> SegmentWriter:
         """The writer, with room for `size` bytes more. `appending` is held."""
         writer = self._active.writer
@@ -94,7 +98,7 @@ class Room:
 
     def make(self, need: int) -> None:
         """Reclaim until `need` more bytes fit. `StorageFull` if they can't."""
-        if self._current.index.used_bytes + need > self._budget.limit:
+        if self._index.used_bytes + need > self._budget.limit:
             with self._locks.appending, self._locks.reclaiming:  # one at a time: who waited may find room
                 try:
                     self._reclaim(need)
@@ -135,7 +139,7 @@ class Room:
 
     def _go_on_smaller(self, need: int) -> bool:
         """Let what the cache has now be its limit, and make room within that. `reclaiming` is held."""
-        self._budget.volume, self._budget.volume_seen = self._current.index.used_bytes, time.monotonic()
+        self._budget.volume, self._budget.volume_seen = self._index.used_bytes, time.monotonic()
         try:
             self._reclaim(need)
         except StorageFull:
@@ -151,7 +155,7 @@ class Room:
         for _ in range(_GRANTS):
             self.make(size)
             with self._locks.index:
-                if self._current.index.used_bytes + size <= self._budget.limit:
+                if self._index.used_bytes + size <= self._budget.limit:
                     self._under_way.grow(stream, length)
                     return
         raise self._full()
@@ -166,17 +170,17 @@ class Room:
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
         rounds = 0  # of one of the last means
-        while (used := self._current.index.used_bytes) + need > self._budget.limit:
+        while (used := self._index.used_bytes) + need > self._budget.limit:
             ensure_wanted()
             if self._await_removals(need, suffice=True):
                 continue
-            live = self._current.index.live_bytes
+            live = self._index.live_bytes
             stalled = 0 if used < least_used or live < least_live else stalled + 1
             least_used, least_live = min(least_used, used), min(least_live, live)
-            if stalled <= _PATIENCE + 2 * len(self._current.index.table_entries()) and self._make_some(need):
+            if stalled <= _PATIENCE + 2 * len(self._index.table_entries()) and self._make_some(need):
                 continue
             if last_means:
-                if not last_means[0]() or rounds > len(self._current.index.table_entries()):
+                if not last_means[0]() or rounds > len(self._index.table_entries()):
                     del last_means[0]
                     stalled = rounds = 0
                 rounds += 1
@@ -190,16 +194,16 @@ class Room:
         Whoever was killed while he removed some is not waited for, and whoever was stopped not for long.
         """
         stuck, reaped, began = f.MASK64, False, time.monotonic()
-        while (lacking := self._current.index.used_bytes + need - self._budget.limit) > 0:
-            leaving = self._current.index.words[f.W_LEAVING]
+        while (lacking := self._index.used_bytes + need - self._budget.limit) > 0:
+            leaving = self._index.words[f.W_LEAVING]
             if leaving < (lacking if suffice else 1):
                 break
             stuck = min(stuck, leaving)
             if time.monotonic() > began + _REMOVAL_SECONDS:
                 self._reaper.attempt(self._reaper.look_for_orphans)  # what is given up must be gone
                 with self._locks.index:
-                    counted = self._current.index.words[f.W_LARGE_BYTES]
-                    give_up(self._current.index.words, stuck if stuck <= counted else 0)
+                    counted = self._index.words[f.W_LARGE_BYTES]
+                    give_up(self._index.words, stuck if stuck <= counted else 0)
                 break
             time.sleep(_REMOVAL_LOOK)
             if not reaped and time.monotonic() > began + _REAP_PAUSE:
@@ -215,7 +219,7 @@ class Room:
         return True
 
     def _full(self) -> StorageFull:
-        index, words = self._current.index, self._current.index.words
+        index, words = self._index, self._index.words
         writers = words[f.W_ACTIVE]
         active = sum(
             words[entry + f.T_SIZE] - words[entry + f.T_LIVE]
@@ -236,12 +240,12 @@ class Room:
     def _shrink_index(self) -> bool:
         """Make an index anew that has grown for many more entries than there are, or was made for many more
         segments. False if it has not."""
-        index = self._current.index
+        index = self._index
         if not self._current.is_loose(_LITTLE_LOOSE if self._budget.is_far_above else _LOOSE):
             return False
         try:
             with self._locks.index:
-                if self._current.index is index:
+                if self._index is index:
                     self._current.shrink()
             return True
         except ours(OSError) as error:
@@ -263,7 +267,7 @@ class Room:
     def cull(self) -> int:
         """Evict until the live bytes are within their share of the limit. How many went."""
         before = self._counters.evictions + self._counters.expirations
-        while self._limits.policy.evicts and self._current.index.live_bytes > self._budget.live_within(
+        while self._limits.policy.evicts and self._index.live_bytes > self._budget.live_within(
             self._budget.size_limit
         ):
             ensure_wanted()

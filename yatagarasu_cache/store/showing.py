@@ -179,7 +179,8 @@ class Showing:
     def void(self, slots: Sequence[Slot]) -> None:
         """Take back records that the index does not show: a rebuild must not find them."""
         if not self._locks.appending._is_owned():
-            self._locks.index.give_up_own()  # an exception may have left it, and who is appending waits for it
+            # An exception may have left it, and who is appending waits for it.
+            self._locks.index.give_up_own()
         with putting_in_order(), self._locks.appending:
             self._current.ensure_completed()  # an interruption may have come while one was shown
             for slot in slots:
