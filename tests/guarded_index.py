@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache.concurrency.locks import FileLock
+from yatagarasu_cache.concurrency.file_locks import FileLock
 from yatagarasu_cache.store.current import CurrentIndex
 from yatagarasu_cache.store.index import Index
 

@@ -32,7 +32,7 @@ from watched import (
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, LockTimeout
 from yatagarasu_cache.backends.threads import DEFAULT_WORKERS
-from yatagarasu_cache.concurrency.locks import FileLock
+from yatagarasu_cache.concurrency.file_locks import FileLock
 from yatagarasu_cache.store.changes import ChangeLog
 from yatagarasu_cache.store.large_writing import LargeWriting
 from yatagarasu_cache.store.removal import Removal

@@ -120,7 +120,7 @@ def free_of_locks(cache: DiskCache) -> None:
     found: list[str] = []
 
     def look() -> None:
-        for lock in [*locks._thread_locks, *(one.threads for one in locks._file_locks)]:
+        for lock in [*locks._thread_locks, *(one.threads for one in locks.file_locks)]:
             if lock.acquire(blocking=False):
                 lock.release()
             else:

@@ -18,8 +18,9 @@ from helpers import Clock, disk_bytes, noise
 from yatagarasu_cache import DiskCache, StorageFull, ValueTooLarge
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.codec import encode_key
-from yatagarasu_cache.store import checkpointing, victims
+from yatagarasu_cache.store import checkpointing
 from yatagarasu_cache.store import format as f
+from yatagarasu_cache.store import victims as victims_module
 from yatagarasu_cache.store.checkpointing import Checkpoints
 from yatagarasu_cache.store.eviction import POLICIES
 from yatagarasu_cache.store.format import Slot, key_digest
@@ -192,7 +193,7 @@ def test_beyond_the_exact_size_victims_are_among_the_oldest(
 ) -> None:
     """Each among the 2 % longest unused, also while others are used and new ones come."""
     entries = 120_000
-    monkeypatch.setattr(victims, "EXACT_ENTRIES", entries // 2)
+    monkeypatch.setattr(victims_module, "EXACT_ENTRIES", entries // 2)
     random_ = random.Random(3)
     order = list(range(1, entries + 1))
     random_.shuffle(order)
@@ -224,7 +225,7 @@ def test_up_to_the_exact_size_the_order_does_not_depend_on_the_cache(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the boundary itself it is still exact."""
-    monkeypatch.setattr(victims, "EXACT_ENTRIES", 3000)
+    monkeypatch.setattr(victims_module, "EXACT_ENTRIES", 3000)
     order = list(range(1, 3001))
     random.Random(1).shuffle(order)
     fill(index, order)
@@ -247,7 +248,7 @@ def test_a_selection_serves_many_victims(index: Index, monkeypatch: pytest.Monke
         return column(self, slots, field)
 
     monkeypatch.setattr(Index, "column", counted)
-    monkeypatch.setattr(victims, "EXACT_ENTRIES", 20_000)
+    monkeypatch.setattr(victims_module, "EXACT_ENTRIES", 20_000)
     for entries in (5_000, 40_000):
         for at in list(index.live_slots()):
             index.remove(at)

@@ -26,7 +26,7 @@ from helpers import noise, run_python
 from yatagarasu_cache import CacheIOError, ClosedError, DiskCache, LockTimeout, Reentered
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.concurrency.cancelling import Call, GivenUp
-from yatagarasu_cache.concurrency.locks import LOOK_EVERY, FileLock
+from yatagarasu_cache.concurrency.file_locks import LOOK_EVERY, FileLock
 from yatagarasu_cache.store import format as f
 
 Make = Callable[..., DiskCache]

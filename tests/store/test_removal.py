@@ -21,7 +21,7 @@ from helpers import descriptors, noise, tree
 
 from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.backends.threads import ThreadsBackend
-from yatagarasu_cache.concurrency.locks import GRACE, LOOK_EVERY, FileLock, has_name
+from yatagarasu_cache.concurrency.file_locks import GRACE, LOOK_EVERY, FileLock, has_name
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store import recovery
 

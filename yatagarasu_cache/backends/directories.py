@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
+from ..concurrency.file_locks import LOOK_EVERY
 from ..concurrency.interruption import descriptor_of, ours
-from ..concurrency.locks import LOOK_EVERY
 from ..errors import user_name
 
 __all__ = ["Check", "Directories", "Directory", "Foreign", "Place", "Trust", "ensure_file", "open_at"]

@@ -1,4 +1,4 @@
-"""Locks of threads and of processes, such that nothing leaves them taken.
+"""Locks of threads, such that nothing leaves them taken; and what this thread holds of these and of others.
 
 An exception may come between any two steps of the interpreter: that of Ctrl-C or of another signal's
 handler, one that a thread throws into another, want of memory. No `finally` helps where it comes before
@@ -12,55 +12,20 @@ is in the middle of a change. A cache that is used there would change what is ha
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
-import os
-import stat
-import struct
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import CacheIOError, ClosedError, LockTimeout, Reentered
+from ..errors import Reentered
 from .cancelling import heed, is_heeding
-from .interruption import ours, suppressing
-
-if TYPE_CHECKING:
-    from ..backends.base import Backend
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no flock; opening says so
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = [
-    "GRACE", "LOOK_EVERY", "FileLock", "NoLock", "at_the_outside", "await_lock", "claim", "ensure_not_within",
-    "fcntl", "give_back", "has_name", "is_holding", "is_kept", "keep", "lock_mode", "narrow", "new_lock",
-    "new_long_lock", "package_of", "runs_alone", "share",
-]  # fmt: skip
 
 _PACKAGE = __name__.partition(".")[0]
-_TRIES = 30  # for the lock file, before waiting asleep
-_FEW_TRIES = 8  # where nobody is waited for
-# Seconds between tries: with 256 processes waiting, shorter ones at last take the processors from whoever
-# has the lock.
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01
-# Seconds for which a file is taken to have its name still; and for which whoever puts another one in its
-# place waits, so that all others have looked meanwhile, and are out of the one that was removed.
-LOOK_EVERY = 0.01
-GRACE = 0.05
 _HEED_EVERY = 0.02  # seconds for which a thread that works for a task waits before it looks whether to go on
-_RENEWALS = 100  # of a lock file that is removed again and again
-_WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
-# Locks of open files, not of processes, and apart from those of flock. Elsewhere than on Linux files are not
-# kept, and not emptied.
-_OFD_LOCK: int = getattr(fcntl, "F_OFD_SETLK", 0)
-_FLOCK = "hhqqi"  # struct flock: type, whence, start, length (0: all of it), process
 _alone: set[CodeType] = set()
 
 
@@ -83,7 +48,7 @@ class _Registry:
 
 
 _thread_locks = _Registry()
-_file_locks = _Registry()
+file_locks = _Registry()  # of processes: see file_locks.py
 
 
 def new_lock() -> Any:
@@ -145,14 +110,14 @@ def package_of(frame: FrameType) -> str:
 
 def is_holding() -> bool:
     """Whether this thread holds any lock of ours."""
-    return any(lock.threads._is_owned() for lock in _file_locks) or any(
+    return any(lock.threads._is_owned() for lock in file_locks) or any(
         lock._is_owned() for lock in _thread_locks
     )
 
 
 def give_back() -> None:
     """Release whatever this thread holds. What it was about to change is mended as after a kill."""
-    for file_lock in _file_locks:
+    for file_lock in file_locks:
         file_lock.give_up_own()
     for lock in _thread_locks:
         while lock._is_owned():
@@ -173,353 +138,3 @@ def ensure_not_within(root: str) -> None:
             "logging handler has interrupted: have that use the cache later, or in another thread"
         )
     give_back()
-
-
-def has_name(fd: int, path: str) -> bool:
-    """Whether an open file is the one at `path`: it was not removed, moved away or replaced."""
-    own = os.fstat(fd)
-    if not own.st_nlink:
-        return False
-    try:
-        return os.path.samestat(own, os.lstat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except ours(OSError):  # this user may not look there any more
-        return True
-
-
-class FileLock:
-    """Excludes other threads and processes; may be taken again by the thread that has it.
-
-    The lock file is of its own and is never handed to a ring: the kernel may keep a registered
-    file, and so its lock, alive after the process was killed.
-
-    A file that was removed excludes nobody: whoever gets the lock looks whether it still has its name,
-    and goes on with the one that has. `timeout`: seconds to wait for it, None for any time.
-    """
-
-    def __init__(
-        self, backend: Backend, path: str, mode: int, timeout: float | None = None,
-        on_gone: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
-        self._backend, self._path, self._mode = backend, path, mode
-        self._timeout = timeout
-        self.threads: Any = threading.RLock()
-        self._depth = 0
-        self.fd = -1
-        self._looked = 0.0
-        self.on_enter: Any = None  # called once the lock is held by a new owner
-        self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
-        self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
-        self.on_exit: Any = None  # this is called
-        self.fd, self.made = self._open()
-        narrow(self.fd)
-        _file_locks.add(self)
-
-    def _open(self) -> tuple[int, bool]:
-        """The file, and whether it had to be made."""
-        made = not self._backend.exists(self._path)
-        return self._backend.open(self._path, os.O_RDWR | os.O_CREAT, lock_mode(self._mode)), made
-
-    def ensure_in_place(self) -> None:
-        """Look now whether the file still has its name, and go on with the one that has. The lock is held."""
-        self._looked = 0.0
-        self._lock_file()
-
-    # -- taking it ----------------------------------------------------------------------------
-
-    def __enter__(self) -> FileLock:
-        if not self.threads.acquire(False) and not await_lock(self.threads, self._timeout):
-            raise self._timed_out("another thread of this process")
-        if not self._depth:
-            try:
-                self._lock_file()
-            except BaseException as error:
-                self.give_up()  # it may have come just after the file was locked
-                if self.fd < 0:
-                    raise ClosedError("the cache is closed: open it anew") from error
-                raise
-            self._entered()
-        else:
-            self._depth += 1
-        return self
-
-    def _entered(self) -> None:
-        self._depth = 1
-        if self.on_enter is not None:
-            try:
-                self.on_enter()
-            except BaseException:
-                self.__exit__()
-                raise
-
-    def try_to_enter(self) -> bool:
-        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
-        if not self.threads.acquire(False):
-            return False
-        if self._depth:
-            self._depth += 1
-            return True
-        try:
-            taken = self._try(_FEW_TRIES) and self._is_in_place()
-            if not taken and not has_name(self.fd, self._path):
-                self._renew()
-                taken = self._try(_FEW_TRIES) and self._is_in_place()
-        except BaseException:
-            self.give_up()
-            raise
-        if taken:
-            self._entered()
-        else:
-            self._unlock()
-            self.threads.release()
-        return taken
-
-    def _is_in_place(self) -> bool:
-        """Whether the file still has its name. The lock is held."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_EVERY:
-            return True
-        if not has_name(self.fd, self._path):
-            return False
-        self._looked = now
-        return True
-
-    def _lock_file(self) -> None:
-        for _ in range(_RENEWALS):
-            # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
-            # processors are busy: so first it is tried for a while.
-            if (self._try(_TRIES) or self._wait()) and self._is_in_place():
-                return
-            self._renew()
-        line = "the lock file is removed again and again: find out by whom"
-        raise CacheIOError(errno.ESTALE, line, self._path)
-
-    def _try(self, times: int) -> bool:
-        for _ in range(times):
-            try:
-                fcntl.flock(self.fd, _WITHOUT_WAITING)
-                return True
-            except BlockingIOError:
-                pass
-        return False
-
-    def _wait(self) -> bool:
-        """Wait until the others give it up; False if the file they hold is removed meanwhile.
-
-        Not by the call that waits by itself: that knows no bound.
-        """
-        if self._is_mine_elsewhere():
-            raise Reentered(
-                f"this thread has locked {self._path!r} by another handle, whose work a signal handler, a "
-                "destructor or a logging handler has interrupted: have that use the cache in another thread"
-            )
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        sleep, look_at = _SHORTEST_SLEEP, time.monotonic() + GRACE
-        while not self._try(1):
-            heed()
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                raise self._timed_out(_holder(self.fd))
-            if now >= look_at:
-                if not has_name(self.fd, self._path):
-                    return False
-                look_at = now + GRACE
-            time.sleep(sleep)
-            sleep = min(1.5 * sleep, _LONGEST_SLEEP)
-        return True
-
-    def _is_mine_elsewhere(self) -> bool:
-        """Whether this thread has the same file locked, and so waits for itself."""
-        own = os.fstat(self.fd)
-        for other in _file_locks:
-            if other is not self and other.fd >= 0 and other.threads._is_owned():
-                with suppressing(OSError):
-                    if os.path.samestat(own, os.fstat(other.fd)):
-                        return True
-        return False
-
-    def _timed_out(self, holder: str) -> LockTimeout:
-        return _timed_out(self._path, self._timeout, holder)
-
-    def _renew(self) -> None:
-        """The file was removed. Go on with the one that has its name now, or make it."""
-        if self.on_gone is not None:
-            self.on_gone()
-        try:
-            fd, made = self._open()
-        except FileNotFoundError:  # the directory, once more
-            return
-        self.fd, old = fd, self.fd
-        self._backend.let_go(old)
-        narrow(self.fd)
-        if made and self._try(1):
-            time.sleep(GRACE)  # and nobody gets it: somebody may still be inside of the one that was removed
-
-    # -- giving it back -----------------------------------------------------------------------
-
-    def __exit__(self, *_: object) -> None:
-        # In this order: as long as the thread's lock is held, `give_back` finds what an exception left.
-        if self._depth == 1:
-            try:
-                self._unlock()
-            except ours(OSError):  # others of this process must not wait for ever
-                self.give_up()
-                raise
-        self._depth -= 1
-        self.threads.release()
-        if self.waiting and not self._depth:
-            self.on_exit()
-
-    def _unlock(self) -> None:
-        if self.fd >= 0:  # else it was closed, which gave it up
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
-
-    def give_up(self) -> None:
-        """Give it back, however often this thread has taken it, and however far it came with that."""
-        self._depth = 0
-        with suppressing(OSError):
-            self._unlock()
-        while self.threads._is_owned():
-            self.threads.release()
-
-    def give_up_own(self) -> None:
-        """The same, if this thread has it."""
-        if self.threads._is_owned():
-            self.give_up()
-
-    def let_go_in_child(self) -> None:
-        """Without giving it up: the parent may have it."""
-        inherited, self.fd = self.fd, -1
-        if inherited >= 0:
-            os.close(inherited)
-
-    def after_fork(self) -> None:
-        """A child needs an open file of its own: it shares the parent's lock otherwise."""
-        self.let_go_in_child()
-        self.threads, self._depth = threading.RLock(), 0
-        self.fd, _ = self._open()
-
-    def close(self) -> None:
-        """Whoever waits for the lock finds it closed; whoever has it goes on first, or closes it himself."""
-        with self.threads:
-            if self.fd >= 0:
-                # A child that is forked just now may keep the file open, and with it the lock.
-                self._unlock()
-                self.fd, fd = -1, self.fd
-                self._backend.let_go(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
-            self._backend.let_go(self.fd)
-
-
-class NoLock(contextlib.nullcontext[None]):
-    """For a cache opened read-only: there is nothing to exclude others from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: Any = threading.RLock()
-
-    def give_up_own(self) -> None:
-        pass
-
-    def let_go_in_child(self) -> None:
-        pass
-
-    def after_fork(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def lock_mode(mode: int) -> int:
-    """`mode`, of a file that is locked: whoever may only read it could lock it too, and keep all others
-    waiting, so he may do nothing with it."""
-    return 0o600 | sum(bits for bits in (0o060, 0o006) if mode & bits == bits)
-
-
-def narrow(fd: int) -> None:
-    """Take from those who may only read a lock file what an earlier release gave them. Its owner can."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    if mode & 0o077 & ~lock_mode(mode):
-        with suppressing(OSError):
-            os.fchmod(fd, mode & lock_mode(mode))
-
-
-def share(fd: int, path: str, timeout: float | None) -> None:
-    """Lock a file together with others; wait `timeout` seconds at most for whoever has it for himself."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    sleep = _SHORTEST_SLEEP
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise _timed_out(path, timeout, _holder(fd)) from None
-        heed()
-        time.sleep(sleep)
-        sleep = min(1.5 * sleep, _LONGEST_SLEEP)
-
-
-def _timed_out(path: str, timeout: float | None, holder: str) -> LockTimeout:
-    return LockTimeout(
-        errno.ETIMEDOUT,
-        f"waited {timeout:g} s (lock_timeout) for the lock, which is held by {holder}: "
-        "end it, or let it go on",
-        path,
-    )
-
-
-def claim(fd: int) -> bool:
-    """Lock a file for as long as it is open. False if another open file of it is locked."""
-    try:
-        fcntl.flock(fd, _WITHOUT_WAITING)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def keep(fd: int) -> None:
-    """Have nobody empty a file that is removed, for as long as this descriptor of it is open. Not one that is
-    being emptied: that has no name any more."""
-    if _OFD_LOCK:
-        with suppressing(OSError):
-            fcntl.fcntl(fd, _OFD_LOCK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
-
-
-def is_kept(fd: int) -> bool:
-    """Whether anybody else keeps the file, or that is not known. `fd` may write to it."""
-    if not _OFD_LOCK:
-        return True
-    try:
-        fcntl.fcntl(fd, _OFD_LOCK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except ours(OSError):
-        return True
-    return False
-
-
-def _holder(fd: int) -> str:
-    """Who has locked a file, as far as the system tells."""
-    status = os.fstat(fd)
-    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                fields = line.split()  # 1: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF
-                if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
-                    return _process(int(fields[4]))
-    except ours(OSError, ValueError):
-        pass
-    return "another process"
-
-
-def _process(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            name, _, rest = file.read().partition("(")[2].rpartition(")")
-    except ours(OSError):
-        return f"process {pid}"
-    stopped = rest.split()[:1] in (["T"], ["t"])
-    return f"process {pid} ({name}{', which is stopped' if stopped else ''})"

@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..concurrency.file_locks import has_name
 from ..concurrency.interruption import ours, suppressing
-from ..concurrency.locks import has_name, new_long_lock
+from ..concurrency.locks import new_long_lock
 from ..errors import from_os_error, is_volume_full
 from . import format as f
 from .cache_files import CacheFiles

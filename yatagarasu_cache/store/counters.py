@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from ..concurrency.file_locks import FileLock, NoLock
 from ..concurrency.interruption import suppressing
-from ..concurrency.locks import FileLock, NoLock
 from . import format as f
 from .cache_files import CacheFiles
 from .core import PythonCore

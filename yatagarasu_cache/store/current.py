@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..concurrency.file_locks import has_name
 from ..concurrency.interruption import ours
-from ..concurrency.locks import has_name
 from ..errors import CacheError, CacheIOError, ClosedError, FormatError
 from . import format as f
 from .cache_files import CacheFiles
@@ -86,8 +86,9 @@ class CurrentIndex:
 
     def _refused(self, error: Exception) -> FormatError:
         """What a handle that only reads says of a damaged index."""
-        root = self._files.root
-        return FormatError(f"the index in {root!r} is damaged ({error}): open the cache once without read_only")
+        return FormatError(
+            f"the index in {self._files.root!r} is damaged ({error}): open the cache once without read_only"
+        )
 
     def follow(self) -> None:
         """Another process has put a rebuilt index in place: use that. The lock is held."""

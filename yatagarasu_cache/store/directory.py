@@ -15,8 +15,8 @@ from typing import TypeVar
 from ..backends.base import NO_FILE, Backend, Entry
 from ..backends.creating import make_directory, patiently
 from ..backends.directories import Place, Trust
+from ..concurrency.file_locks import fcntl
 from ..concurrency.interruption import ours, suppressing
-from ..concurrency.locks import fcntl
 from ..config import Settings
 from ..errors import (
     REFUSED,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ..concurrency.file_locks import claim
 from ..concurrency.interruption import ours
-from ..concurrency.locks import claim
 from ..errors import CacheIOError, from_os_error
 from . import format as f
 from .active import ActiveSegment

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 
 from ..backends.base import Backend
-from ..concurrency.locks import FileLock, NoLock, new_long_lock
+from ..concurrency.file_locks import FileLock, NoLock
+from ..concurrency.locks import new_long_lock
 from ..config import Settings
 from . import format as f
 from .notices import Notices

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..backends.base import NO_FILE, Backend, Entry
+from ..concurrency.file_locks import claim, fcntl, has_name, lock_mode, narrow, share
 from ..concurrency.interruption import ours
-from ..concurrency.locks import claim, fcntl, has_name, lock_mode, narrow, new_lock, share
+from ..concurrency.locks import new_lock
 from ..errors import LockTimeout
 from . import format as f
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 
-from ..concurrency.locks import LOOK_EVERY, FileLock, has_name
+from ..concurrency.file_locks import LOOK_EVERY, FileLock, has_name
 from . import format as f
 from .active import ActiveSegment
 from .cache_files import CacheFiles

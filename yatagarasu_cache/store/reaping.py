@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from ..concurrency.cancelling import ensure_wanted
+from ..concurrency.file_locks import claim
 from ..concurrency.interruption import ours
-from ..concurrency.locks import claim
 from . import format as f
 from .active import ActiveSegment
 from .cache_files import CacheFiles

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..concurrency.file_locks import GRACE
 from ..concurrency.interruption import ours, suppressing
-from ..concurrency.locks import GRACE
 from ..errors import CacheIOError, FormatError, ReadOnlyError, from_os_error
 from . import checkpoint
 from . import format as f

@@ -165,7 +165,8 @@ class Room:
             self._budget.recount()
         last_means: list[Callable[[], object]] = [
             partial(self._await_removals, need, suffice=False), self._reaper.reap, self._cleaner.clean_active,
-            self._cleaner.clean_little, self._cleaner.let_segment_go, self._checkpoints.cover_changes, self._budget.recount,
+            self._cleaner.clean_little, self._cleaner.let_segment_go, self._checkpoints.cover_changes,
+            self._budget.recount,
         ]  # fmt: skip
         least_used = least_live = f.MASK64
         stalled = 0  # steps since there was last less than ever before in this call
@@ -226,13 +227,13 @@ class Room:
             for entry in index.table_entries()
             if words[entry] & ~f.MASK32 in APPENDABLE
         )
-        live = words[f.W_LIVE_BYTES] + words[f.W_LARGE_BYTES]
+        live, fixed = words[f.W_LIVE_BYTES] + words[f.W_LARGE_BYTES], self._budget.fixed_bytes
         remedy = "raise it, or delete entries"
         if not self._limits.policy.evicts:
             remedy += ", or choose an eviction other than 'none'"
         return StorageFull(
             errno.ENOSPC,
-            f"size_limit={self._budget.size_limit} is used up: {live} bytes of live entries, {self._budget.fixed_bytes} of "
+            f"size_limit={self._budget.size_limit} is used up: {live} bytes of live entries, {fixed} of "
             f"index and checkpoint, {max(0, active)} granted to {writers} writing handles and not live, "
             f"{index.used_bytes} in all: {remedy}",
         )

@@ -19,8 +19,9 @@ from typing import NamedTuple, Protocol
 from xxhash import xxh3_64_digest
 
 from ..backends.base import NO_FILE, Backend, Buffer, name_file
+from ..concurrency.file_locks import is_kept, keep
 from ..concurrency.interruption import ours, suppressing
-from ..concurrency.locks import is_kept, keep, new_lock
+from ..concurrency.locks import new_lock
 from ..errors import ClosedError
 from . import format as f
 from .format import Head, Identity, Slot

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..backends.base import Backend
 from ..concurrency import forks
+from ..concurrency.file_locks import GRACE
 from ..concurrency.interruption import ours
-from ..concurrency.locks import GRACE, ensure_not_within
+from ..concurrency.locks import ensure_not_within
 from ..config import Settings
 from ..errors import CacheError, CacheIOError, from_os_error
 from . import format as f
@@ -173,8 +174,8 @@ class Store:
             locks, files, current, under_way, durability, reaper, notices
         )
         self.removal = removal = Removal(
-            life, locks, files, current, finding, active, changes, leaving, durability, reaper, dead, counters,
-            pace, core, notices,
+            life, locks, files, current, finding, active, changes, leaving, durability, reaper, dead,
+            counters, pace, core, notices,
         )  # fmt: skip
         self.reading = Reading(life, locks, limits, files, current, finding, removal, counters)
         self.grants = grants = Grants(
@@ -200,8 +201,8 @@ class Store:
             dead,
         )
         self.room = room = Room(
-            life, locks, files, limits, current, budget, under_way, active, reaper, dead, checkpoints, evictor,
-            cleaner, grants, counters, notices,
+            life, locks, files, limits, current, budget, under_way, active, reaper, dead, checkpoints,
+            evictor, cleaner, grants, counters, notices,
         )  # fmt: skip
         self.upkeep = Upkeep(
             limits, current, settings, budget, pace, reaper, dead, checkpoints, evictor, cleaner, room
@@ -221,8 +222,8 @@ class Store:
             core,
         )
         large = LargeWriting(
-            life, locks, limits, files, temporaries, current, presence, finding, active, under_way, room, budget,
-            showing, counters, pace,
+            life, locks, limits, files, temporaries, current, presence, finding, active, under_way, room,
+            budget, showing, counters, pace,
         )  # fmt: skip
         self.writing = Writing(
             life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
@@ -385,8 +386,8 @@ class Store:
         """In a child: keep what may be shared (the mapping), renew what may not."""
         self.backend.after_fork()
         for part in (
-            self.active, self.notices, self.files.segments, self.locks, self.changes, self.owner, self.under_way,
-            self.users, self.upkeep, self.counters,
+            self.active, self.notices, self.files.segments, self.locks, self.changes, self.owner,
+            self.under_way, self.users, self.upkeep, self.counters,
         ):  # fmt: skip
             part.after_fork()
 
