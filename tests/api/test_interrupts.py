@@ -225,10 +225,10 @@ def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch
     monkeypatch.setattr(store.owner, "marks", lambda: ({12345}, []))  # who took it over lives
     with store.locks.index:
         store.current.index.words[store.current.index.entry(segment) + f.T_OWNER] = 12345
-    size = os.path.getsize(store.files.segments.segments.segments.segments.segments.segments.path(segment))
+    size = os.path.getsize(store.files.segments.path(segment))
     assert cache.incr("n") == 2
     assert store.active.writer.segment != segment
-    assert os.path.getsize(store.files.segments.segments.segments.segments.segments.segments.path(segment)) == size
+    assert os.path.getsize(store.files.segments.path(segment)) == size
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor

@@ -474,7 +474,7 @@ class Filled:
         store = self.cache._store
         self.cool()
         for segment in store.current.index.segments():
-            os.posix_fadvise(store.files.segments.segments.segments.segments.segments.segments.get(segment), 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(store.files.segments.get(segment), 0, 0, os.POSIX_FADV_RANDOM)
         return self.submitted(function)
 
     def submitted(self, function: Callable[[], Any]) -> int:

@@ -461,7 +461,7 @@ def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample, b
         cache.set("key", b"new" * 10)
         writer = cache._store.active.writer
         assert writer is not None
-        path = Path(cache._store.files.segments.segments.segments.segments.segments.segments.path(writer.segment))
+        path = Path(cache._store.files.segments.path(writer.segment))
         data = path.read_bytes()
         path.write_bytes(data.replace(b"new" * 10, b"bad" * 10))
         assert cache.get("key") is None

@@ -275,7 +275,7 @@ def test_a_word_of_the_table(directory: Path, field: int, number: int) -> None:
             cache.set(f"k{i}", value(i))
         assert cache.get("k229") == value(229)
         cache.delete("k228")
-        logs = [Path(cache._store.files.segments.segments.segments.segments.segments.segments.path(segment)) for segment in cache._store.current.index.logs()]
+        logs = [Path(cache._store.files.segments.path(segment)) for segment in cache._store.current.index.logs()]
         assert all(path.stat().st_size < LIMIT for path in logs)
         cache.check(fix=True)
         assert cache.check() == []

@@ -344,7 +344,7 @@ class Put:
         with store.locks.appending, store.locks.index:
             pass  # what the last one left is repaired
         with store.locks.appending:
-            writer = store.room.writer.writer.writer.writer.writer.writer(len(payload) + 5000)
+            writer = store.room.writer(len(payload) + 5000)
             given = {"fd": writer.fd, "lock_fd": store.locks.index.fd, "segment": writer.segment, **changed}
             result = self.core._put(
                 given["fd"], given["segment"], writer.tail, given["lock_fd"], encode_key(key), b"", b"",
@@ -365,7 +365,7 @@ def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -
     put, store = Put(cache), cache._store
     words = store.current.index.words
     with store.locks.appending:
-        store.room.writer.writer.writer.writer.writer.writer(100_000)  # so that no put below has to ask for it
+        store.room.writer(100_000)  # so that no put below has to ask for it
 
     def refused(key: str = "k", **changed: Any) -> tuple[Any, ...]:
         before = bytes(store.current.index.map)
@@ -437,7 +437,7 @@ def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[...,
     cache.set("k", b"v")
     assert cache.get("k") == b"v"
     with store.locks.index:
-        store.current.index.resize_segment(segment, os.stat(store.files.segments.segments.segments.segments.segments.segments.path(segment)).st_size)
+        store.current.index.resize_segment(segment, os.stat(store.files.segments.path(segment)).st_size)
     assert cache.check() == []
 
 
@@ -505,11 +505,11 @@ def test_failed_writes_raise_and_change_nothing(
     store = cache._store
     assert store.active.writer is not None
     tail, fd = store.active.writer.tail, store.active.writer.fd
-    file = store.files.segments.segments.segments.segments.segments.segments.path(store.active.writer.segment)
+    file = store.files.segments.path(store.active.writer.segment)
     full = os.open("/dev/full", os.O_RDWR)
     try:
         store.active.writer.fd = full
-        monkeypatch.setattr(store.room.writer.writer.writer.writer, "_make_room", lambda need, made: False)
+        monkeypatch.setattr(store.room, "_make_room", lambda need, made: False)
         with pytest.raises(CacheIOError) as caught:
             if way == "set":
                 cache.set("k", bytes(size))

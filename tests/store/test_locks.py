@@ -622,7 +622,7 @@ def test_flush_says_what_it_could_not_sync(make: Make, monkeypatch: pytest.Monke
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    other._store.files.segments.segments.segments.segments.segments.segments.forget_all()
+    other._store.files.segments.forget_all()
     segment = other._store.current.index.segments()[0]
     other._store.current.index.words[other._store.current.index.entry(segment) + f.T_SYNCED] = 0
     with pytest.raises(CacheIOError, match="cannot make the cache durable"):

@@ -345,7 +345,7 @@ def test_full_says_what_fills_it_and_what_helps(make: Make) -> None:
         assert part in text
     assert "eviction" in text
     evicting = make(cache.directory + "-evicting", **SMALL)
-    assert "eviction" not in str(evicting._store.room.writer.writer.writer.writer.writer._full())
+    assert "eviction" not in str(evicting._store.room._full())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -579,8 +579,8 @@ class Removing:
 
     def __init__(self, cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun, self._may = threading.Event(), threading.Event()
-        self._remove = cache._store.files.segments.segments.segments.segments.segments.large.remove
-        monkeypatch.setattr(cache._store.files.segments.segments.segments.segments.segments.large, "remove", self)
+        self._remove = cache._store.files.large.remove
+        monkeypatch.setattr(cache._store.files.large, "remove", self)
 
     def __call__(self, low: int, high: int, pointer: int) -> bool:
         self._begun.set()
@@ -657,7 +657,7 @@ DIES_REMOVING = """
 import os, sys
 from yatagarasu_cache import DiskCache
 cache = DiskCache(sys.argv[1])
-cache._store.files.segments.segments.segments.segments.segments.large.remove = lambda *name: os._exit(0)
+cache._store.files.large.remove = lambda *name: os._exit(0)
 cache.delete_many(range(1, 5))
 """
 

@@ -128,10 +128,10 @@ def ensure_exact(cache: DiskCache) -> None:
     with store.locks.index:
         counted = store.current.index.words[f.W_LARGE_BYTES], store.current.index.words[f.W_LEAVING]
         assert counted == (store.current.index.large_bytes(), 0)
-    files = [bytes_ for _, bytes_, _ in store.files.segments.segments.segments.segments.segments.large.listed()]
+    files = [bytes_ for _, bytes_, _ in store.files.large.listed()]
     assert sum(map(f.file_bytes, files)) == counted[0]
     # Of values: a checkpoint of the living may be under way there.
-    assert not [name for name in os.listdir(store.files.segments.segments.segments.segments.segments.large.temporary) if name.endswith(f.VALUE_SUFFIX)]
+    assert not [name for name in os.listdir(store.temporaries.directory) if name.endswith(f.VALUE_SUFFIX)]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -234,7 +234,7 @@ def test_what_was_promised_is_durable_before_an_orphan_goes(
     sync = cache._store.durability.sync_dirty
 
     def noted() -> None:
-        done.append(len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())))
+        done.append(len(list(cache._store.files.large.listed())))
         sync()
 
     with monkeypatch.context() as patch:
@@ -330,7 +330,7 @@ def test_what_was_interrupted_counts_no_more(
     store = cache._store
     assert other._store is not store
     what, name, behind = STEPS[step]
-    owner: Any = {"large": store.files.segments.segments.segments.segments.segments.large, "store": store, "under_way": store.under_way}[what]
+    owner: Any = {"large": store.files.large, "store": store, "under_way": store.under_way}[what]
     function = getattr(owner, name)
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -383,7 +383,7 @@ def test_what_others_have_under_way_still_counts(make: Make, directory: Path) ->
     other.set("stream", parts())
     assert [counted - entries for counted, entries in seen] == [f.file_bytes(LARGE * n) for n in (2, 3, 4)]
     ensure_exact(cache)
-    remove = other._store.files.segments.segments.segments.segments.segments.large.remove
+    remove = other._store.files.large.remove
 
     def removing(*name: int) -> bool:
         with cache._store.locks.index:
@@ -393,7 +393,7 @@ def test_what_others_have_under_way_still_counts(make: Make, directory: Path) ->
             assert words[f.W_LARGE_BYTES] == cache._store.current.index.large_bytes() + words[f.W_LEAVING]
         return remove(*name)
 
-    other._store.files.segments.segments.segments.segments.segments.large.remove = removing  # type: ignore[method-assign]
+    other._store.files.large.remove = removing  # type: ignore[method-assign]
     other.delete("stream")
     ensure_exact(cache)
 
@@ -409,13 +409,13 @@ def test_what_the_dead_had_stored_goes_while_others_are_storing(make: Make, dire
         for place in ("in its place", "replaced", "removed, not unlinked"):
             run_python(DYING, directory, place, "5", str(LARGE))
             cache._store.reaper.reap()
-            assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + ("k" in cache)
+            assert len(list(cache._store.files.large.listed())) == KEPT + ("k" in cache)
             cache.delete("k")
         yield noise(LARGE)
 
     other.set("stream", parts())
     cache._store.reaper.reap()
-    assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + 1
+    assert len(list(cache._store.files.large.listed())) == KEPT + 1
     ensure_exact(cache)
     assert other["stream"] == noise(LARGE) * 3
 
@@ -474,15 +474,15 @@ def test_what_is_removed_before_it_is_shown_is_stored_again_or_fails(
     """By whoever may remove files; a stream cannot be had again."""
     cache = filled(make)
     store, first = cache._store, [True]
-    publish = store.files.segments.segments.segments.segments.segments.large.publish
+    publish = store.files.large.publish
 
     def removed(temporary: str, low: int, high: int, pointer: int, **options: Any) -> None:
         publish(temporary, low, high, pointer, **options)
         if first.pop():
-            store.files.segments.segments.segments.segments.segments.large.remove(low, high, pointer)
+            store.files.large.remove(low, high, pointer)
         first.append(False)
 
-    monkeypatch.setattr(store.files.segments.segments.segments.segments.segments.large, "publish", removed)
+    monkeypatch.setattr(store.files.large, "publish", removed)
     if way == "set":
         assert cache.set(("kept", 0), noise(2 * LARGE))
         assert cache["kept", 0] == noise(2 * LARGE)
@@ -531,7 +531,7 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
     store = cache._store
 
     at = store.finding.find(*f.key_digest(encode_key(("kept", 0)), store.current.seed))
-    lost, pointer = store.current.index.slot(at).place, store.files.segments.segments.segments.segments.segments.segments.pointer
+    lost, pointer = store.current.index.slot(at).place, store.files.segments.pointer
 
     def pointer_of(slot: f.Slot) -> int:
         if slot.place == lost:
@@ -539,12 +539,12 @@ def test_what_cannot_be_read_any_more_goes_and_counts_no_more(
         return pointer(slot)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.files.segments.segments.segments, "pointer", pointer_of)
+        patch.setattr(store.files.segments, "pointer", pointer_of)
         if change == "delete":
             assert cache.delete(("kept", 0))
         else:
             cache["kept", 0] = noise(2 * LARGE)
-    assert len(list(store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT - (change == "delete")
+    assert len(list(store.files.large.listed())) == KEPT - (change == "delete")
     assert all(cache["kept", n] == noise(LARGE, n) for n in range(1, KEPT))
     ensure_exact(cache)
 
@@ -582,7 +582,7 @@ def test_a_flush_makes_durable_what_was_under_way_at_the_one_before(
             cache.flush()
 
     other.set("stream", parts())
-    assert len(list(cache._store.files.segments.segments.segments.segments.segments.large.listed())) == KEPT + 1
+    assert len(list(cache._store.files.large.listed())) == KEPT + 1
     synced = synced_by(cache, monkeypatch)
     cache.flush()
     assert len(synced) == 1
@@ -622,14 +622,14 @@ def test_of_many_the_lowest_are_named() -> None:
 def test_what_others_are_removing_is_no_problem(make: Make, directory: Path) -> None:
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)
-    remove, begun = other._store.files.segments.segments.segments.segments.segments.large.remove, threading.Event()
+    remove, begun = other._store.files.large.remove, threading.Event()
 
     def slowly(*name: int) -> bool:
         begun.set()
         time.sleep(0.3)
         return remove(*name)
 
-    other._store.files.segments.segments.segments.segments.segments.large.remove = slowly  # type: ignore[method-assign]
+    other._store.files.large.remove = slowly  # type: ignore[method-assign]
     thread = threading.Thread(target=other.set, args=(("kept", 0), noise(LARGE, 0)))
     thread.start()
     assert begun.wait(60)

@@ -368,7 +368,7 @@ def test_check_gives_nothing_up_for_what_is_wrong_with_this_process(
     with open_faulty(monkeypatch, sample.path, backend, **OPTIONS) as cache:
         for kind in CHECKED:
             backend.plan = [At("open", error=error, times=ALWAYS, where=sample.files[kind])]
-            cache._store.files.segments.segments.segments.segments.segments.segments.forget_all()
+            cache._store.files.segments.forget_all()
             with pytest.raises(CacheIOError) as raised:
                 cache.check(fix=True, drop_unreadable=True)
             assert raised.value.errno == error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from ..concurrency.interruption import ours
 from . import format as f
@@ -41,7 +42,7 @@ class ActiveSegment:
         writer = self.writer
         if writer is None:
             return
-        self._take_back_unshown(writer)  # first: if waiting for the lock is given up there, it goes on
+        self._take_back_own(writer)  # first: if waiting for the lock is given up there, it goes on
         self.writer = None
         try:
             size = writer.seal()
@@ -63,7 +64,7 @@ class ActiveSegment:
                 self._index.set_state(writer.segment, f.SEALED)
                 self._index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
 
-    def _take_back_unshown(self, writer: SegmentWriter) -> None:
+    def _take_back_own(self, writer: SegmentWriter) -> None:
         """Before our segment is sealed: what was appended, and was not shown, never will be."""
         try:
             with self._locks.index:
@@ -71,17 +72,23 @@ class ActiveSegment:
                 tail = index.words[index.entry(writer.segment) + f.T_TAIL]
                 if tail != writer.tail and index.state(writer.segment) in APPENDABLE:
                     index.set_state(writer.segment, f.SEALED)  # nobody shows it while it is taken back
-                    for offset in self.unshown(writer.segment, writer.fd):
-                        writer.void(offset)
+                    self.take_back(writer.segment, writer.fd, writer.void)
         except ours(OSError) as error:
             self._notices.log_once("unshown", f"cannot take back what was not stored: {error}")
 
-    def unshown(self, segment: int, fd: int) -> list[int]:
-        """Where records of an active segment are that the index does not show. The lock is held.
+    def take_back(self, segment: int, fd: int, void: Callable[[int], None]) -> bool:
+        """Make those records of a segment no records (`void`, by offset) that the index does not show.
+        Whether there were any. The lock is held.
 
         They were appended by puts that did not come to an end; a rebuild would find them, also after
         somebody was told that there is nothing to remove.
         """
+        unshown = self._unshown(segment, fd)
+        for offset in unshown:
+            void(offset)
+        return bool(unshown)
+
+    def _unshown(self, segment: int, fd: int) -> list[int]:
         index = self._index
         settled = max(index.words[index.entry(segment) + f.T_TAIL], f.SEGMENT_HEADER_BYTES)
         try:

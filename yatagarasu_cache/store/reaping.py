@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from collections.abc import Callable
 
 from ..concurrency.cancelling import ensure_wanted
@@ -146,7 +147,7 @@ class Reaper:
     def _seal_of_dead(self, segment: int) -> bool:
         """Seal a segment that a dead handle was writing, or sealing. The lock is held."""
         if self._index.state(segment) != f.DOOMED:
-            if not self._take_back(segment):
+            if not self._take_back_of_dead(segment):
                 return False
             index = self._index
             index.resize_segment(segment, self._files.segments.size(segment))
@@ -154,18 +155,16 @@ class Reaper:
         self._index.words[self._index.entry(segment) + f.T_OWNER] = 0
         return True
 
-    def _take_back(self, segment: int) -> bool:
-        """Make the records no records that a dead handle did not come to show. False, and logged, if
+    def _take_back_of_dead(self, segment: int) -> bool:
+        """Take back what a dead handle appended and did not come to show. False, and logged, if
         that fails: the segment stays active then, and removals reckon with what is in it."""
         try:
             with self._files.backend.opened(self._files.segments.path(segment), os.O_RDWR) as fd:
                 if not claim(fd):  # it lives, and somebody has removed its mark
                     return False
-                unshown = self._active.unshown(segment, fd)
-                for offset in unshown:
-                    void_record(self._files.backend, fd, offset)
+                taken_back = self._active.take_back(segment, fd, partial(void_record, self._files.backend, fd))
                 self._files.backend.truncate(fd, os.fstat(fd).st_size)  # what was allocated ahead goes
-                if unshown and self._index.words[f.W_PROMISED]:
+                if taken_back and self._index.words[f.W_PROMISED]:
                     self._files.backend.sync(fd)
         except FileNotFoundError:
             pass
