@@ -312,7 +312,7 @@ STEPS = {
     "counted": ("large", "_create", False),
     "written": ("large", "publish", False),
     "in its place": ("large", "publish", True),
-    "shown": ("store", "_install", True),
+    "shown": ("showing", "_install", True),
     "noted, not counted": ("under_way", "_note", True),
     "not unlinked": ("large", "remove", False),
     "unlinked": ("large", "remove", True),
@@ -330,7 +330,7 @@ def test_what_was_interrupted_counts_no_more(
     store = cache._store
     assert other._store is not store
     what, name, behind = STEPS[step]
-    owner: Any = {"large": store.files.large, "store": store, "under_way": store.under_way}[what]
+    owner: Any = {"large": store.files.large, "showing": store.showing, "under_way": store.under_way}[what]
     function = getattr(owner, name)
 
     def interrupted(*args: Any, **options: Any) -> Any:
