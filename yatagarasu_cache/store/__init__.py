@@ -1,7 +1,7 @@
 """What a cache is: an index over segments and large files, shared by threads and processes.
 
-The store deals in digests and bytes; `cache.py` turns keys and values into these. The rules that
-keep it right are few:
+Everything here deals in digests and bytes; the faces (`cache.py`, `aio.py`) turn keys and values into
+these. The rules that keep it right are few:
 
 * a record is appended first, then the index is changed under the lock: a failure in between
   leaves the old value;
@@ -10,5 +10,16 @@ keep it right are few:
 * whatever is read is verified against the slot that led there; a mismatch is looked at again
   under the lock, and only then dropped and counted.
 
-Lock order: `appending` (threads of this handle), `reclaiming`, `checkpointing`, `lock` (everybody's).
+A `Store` (`store.py`) is made of parts, each of which may touch what its constructor names, from the bottom
+up:
+
+* files: `format` (every byte), `segment`, `large`, `owners`, `directory`, `cache_files`, `settings_file`;
+* the index: `index` (one mapped file), `core` (compiled code over it), `eviction` (policies),
+  `recovery`, `rebuild`, `checkpoint`, `current` (which index is in use), `presence` (is it still there);
+* what changes it: `locking`, `changes` (the log), `active` (the segment that is appended to), `durability`,
+  `showing`, `writing`, `large_writing`, `leaving_files`, `removal`;
+* what reads it: `finding`, `reading`, `walks`, `check`;
+* what keeps room free: `budget` (how much there may be), `grants`, `room`, `evicting`, `victims`,
+  `cleaning`, `dead_segments`, `checkpointing`, `reaping` (of the dead), `pace` and `upkeep` (when);
+* what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key).
 """
