@@ -109,10 +109,10 @@ class CurrentIndex:
         self.use(index)
 
     def follow_path(self) -> None:
-        """For a handle that only reads: use the index that stands in its place, if it is another one.
+        """For a handle that only reads: use the index at its path, if that is another one by now.
 
-        The directory may have been filled anew, or overlayfs has copied the file because somebody writes
-        to it: then the mapping stays as it was for ever, and so does, on some kernels, the inode.
+        The directory may have been filled anew. Or overlayfs has copied the file because somebody writes to
+        it: then the mapping never changes again and, on some kernels, neither does the inode.
         """
         with self._locks.appending:  # one thread after another
             try:
@@ -146,7 +146,7 @@ class CurrentIndex:
             return False
 
     def complete_begun(self) -> None:
-        """A change of the index that an interruption, or a death, came in the middle of. The lock is held."""
+        """Complete a change of the index that a death or an interruption cut short. The lock is held."""
         try:
             self._recovery.repair(self.index)
         except IndexDamaged as error:

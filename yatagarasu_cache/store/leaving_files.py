@@ -39,8 +39,10 @@ class LeavingFiles:
         self._notices = notices
 
     def leaving(self, slots: Iterable[Slot]) -> list[LargeFile]:
-        """The large files of entries that are about to go, which `discard` is to remove: only then do their
-        bytes count no more. The lock is held."""
+        """Note the large files of entries that are about to be removed. The lock is held.
+
+        Their bytes count until `discard` has removed the files.
+        """
         files = self.files_of(slots)
         self._under_way.leave(files)
         return files
@@ -58,8 +60,9 @@ class LeavingFiles:
     def discard(self, gone: Gone, *, synced: bool = False, large: bool = False) -> None:
         """Remove large files whose entries were removed, or replaced (by `large` values).
 
-        Where durability was promised, what did so is made durable first (`synced`: it is): with
-        the file gone and the record lost, something older still would take their place.
+        Where durability was promised, the removal or the new entry is made durable first, unless it is
+        already (`synced`). Otherwise a power cut could lose that record after the file is gone, and an
+        older entry would take its place.
         """
         if not gone.files:
             return

@@ -76,10 +76,10 @@ class Presence:
         self._files.prepare()
 
     def _follow_removed(self) -> None:
-        """The index has lost its name to somebody who is not of ours. The lock is held.
+        """Something that is no cache has removed the index, or moved it. The lock is held.
 
-        Where others have put one in its place, that is followed. Where ours is gone, and what it lists is
-        not, it is as good as ever. Else its cache is gone, and what is there now is ours as well.
+        Another index in its place is used. If there is none, and the segments that ours lists are still
+        there, ours is put back. Otherwise the cache is gone, and a new one is begun.
         """
         if isinstance(self._locks.index, FileLock):  # under that which all others take
             self._locks.index.ensure_in_place()

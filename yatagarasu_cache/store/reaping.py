@@ -45,10 +45,10 @@ class Reaper:
         return self._current.index
 
     def reap(self, *, opening: bool = False) -> int:
-        """Seal the active segments of handles that are dead, and free what these were cleaning. How many.
+        """Seal the active segments of dead handles and release what they were cleaning. Returns how many.
 
-        What a dead handle had appended, and did not come to show, is taken back. The marks of the dead go;
-        where nothing else is left of one, whoever is `opening` leaves it to others, who have the time.
+        Records that a dead handle appended but did not show are taken back, and its mark is removed.
+        When `opening`, marks without anything else behind them are left to later calls, to save time.
         """
         reaped = 0
         with self._locks.index:

@@ -77,8 +77,9 @@ class Removal:
         return alive
 
     def delete(self, low: int, high: int, key: bytes, stamp: int | None = None) -> bool:
-        """Remove the entry of an encoded key (only its version with `stamp`, if given). False if there was
-        none live."""
+        """Remove the entry of an encoded key; with `stamp`, only that version of it. False if it had none
+        that was live.
+        """
         if (
             not self._finding.find(low, high)
             and not self._finding.reveals(low, high)
@@ -94,10 +95,11 @@ class Removal:
     def remove(
         self, digests: Sequence[tuple[int, int]], chosen: Callable[[Slot], bool], counter: str
     ) -> tuple[int, int]:
-        """Remove those of `digests` whose slots are `chosen`. (of these unexpired, removed).
+        """Remove those of `digests` whose slots are `chosen`. Returns (unexpired, all) of those removed.
 
-        Each batch is atomic, and in the log before it is in the index: nothing comes back, be it
-        that there was nothing to remove but what somebody who died had begun to put.
+        A batch is atomic: it is logged first, then removed from the index. A digest without a slot is
+        logged too where a writer that died may have left a record of it: otherwise a rebuild would find
+        that record.
         """
         alive = removed = 0
         for start in range(0, len(digests), _REMOVAL_BATCH):
@@ -135,9 +137,10 @@ class Removal:
         return {digest: at for digest in digests if (at := self._finding.find(*digest))}
 
     def remove_slots(self, slots: Sequence[Slot], absent: Sequence[tuple[int, int]] = ()) -> Gone:
-        """Log the removal, then do it. The lock is held. The large files that can go now.
+        """Log the removal of some slots, then remove them. The lock is held.
 
-        `absent`: digests without a slot, which are logged as well (see `others_append`).
+        `absent`: digests without a slot that are logged as well (see `ActiveSegment.others_append`).
+        Returns the large files that can be removed now.
         """
         digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
         stamp = self._stamp_beyond(slots)
@@ -153,8 +156,10 @@ class Removal:
         return gone
 
     def sound_slots(self, places: Iterable[int]) -> list[Slot]:
-        """The slots at some places, which are to be removed. Those that their digests do not lead to, which
-        are damaged, are removed here: of what they were nothing can be logged. The lock is held."""
+        """The slots at some places that are about to be removed. The lock is held.
+
+        A damaged slot, to which its digest does not lead, is removed at once: there is nothing to log.
+        """
         index, sound = self._index, []
         for at in places:
             if index.leads_to(at):
@@ -197,7 +202,7 @@ class Removal:
     def drop_corrupt(self, slot: Slot) -> None:
         """Remove an entry whose bytes are not what was written. The lock is held.
 
-        It is logged like any removal: a rebuild would bring back what the entry had replaced.
+        This is logged like any removal. Otherwise a rebuild would bring back what the entry had replaced.
         """
         at = self._index.find(slot.low, slot.high)
         if not at or self._index.words[at + f.S_STAMP] != slot.stamp:
