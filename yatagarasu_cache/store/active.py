@@ -77,11 +77,10 @@ class ActiveSegment:
             self._notices.log_once("unshown", f"cannot take back what was not stored: {error}")
 
     def take_back(self, segment: int, fd: int, void: Callable[[int], None]) -> bool:
-        """Make those records of a segment no records (`void`, by offset) that the index does not show.
-        Whether there were any. The lock is held.
+        """Void the records of a segment that the index does not show (`void`, by offset). The lock is held.
 
-        They were appended by puts that did not come to an end; a rebuild would find them, also after
-        somebody was told that there is nothing to remove.
+        Puts that did not come to an end left them. A rebuild would find them, even after a caller was told
+        that there is nothing to remove. Returns whether there were any.
         """
         unshown = self._unshown(segment, fd)
         for offset in unshown:
@@ -129,10 +128,10 @@ class ActiveSegment:
         return (writer.segment, writer.tail) if writer is not None else (0, 0)
 
     def others_append(self) -> bool:
-        """True if there may be records that the index does not show, by others or by puts of ours.
+        """True if there may be records that the index does not show, of others or of our own puts.
 
-        Whoever removes something that is not there has to log that then: should those others be
-        dead, a rebuild would find their records, and must not bring back what came before.
+        Whoever removes a key that has no slot must log that then: if those writers die, a rebuild finds
+        their records, and must not bring back what came before.
         """
         index, (segment, tail) = self._index, self.own_end
         settled = index.state(segment) == f.ACTIVE and index.words[index.entry(segment) + f.T_TAIL] == tail

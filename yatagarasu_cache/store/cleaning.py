@@ -78,8 +78,10 @@ class Cleaner:
         return self._current.index
 
     def _emptiest(self, allowed: Callable[[int], bool], least: int = MIN_GARBAGE) -> int | None:
-        """The segment that is worth most to clean, of those whose table entries are `allowed`: fewest
-        live bytes for its size. At least 1/`least` of it has to be garbage."""
+        """The segment that is worth most to clean: the one with the fewest live bytes for its size.
+
+        `allowed` chooses by table entry. At least 1/`least` of the segment must be garbage.
+        """
         index, best, best_share = self._index, None, 1.0
         writer = self._active.writer
         for entry in index.table_entries():
@@ -122,9 +124,9 @@ class Cleaner:
         return known
 
     def clean_some(self, budget: int, *, beyond: bool = True) -> bool:
-        """Copy about `budget` bytes of live records out of the segment being cleaned. True if it went.
+        """Copy about `budget` bytes of live records out of the segment being cleaned. True if it is gone.
 
-        `beyond`: copies may be above the limit. `reclaiming` is held then.
+        `beyond`: copies may exceed the limit. `reclaiming` is held then.
         """
         with self._locks.appending:
             cleaning = self._cleaning = self._cleaning or self._begin_cleaning()
@@ -145,8 +147,10 @@ class Cleaner:
         return self.clean_some(WHOLE)
 
     def clean_active(self) -> bool:
-        """Clean one segment that some handle, be it this one, appends to or has begun to clean: it may
-        be idle for ever, and nothing that lives goes for what it holds. False if none is worth it.
+        """Clean a segment that some handle (maybe this one) appends to, or has begun to clean.
+
+        Its writer may be idle for ever, and no live entry is evicted for the room it holds. False if no
+        segment is worth it.
         """
         return self._clean_any(MIN_GARBAGE)
 
@@ -178,8 +182,9 @@ class Cleaner:
             self._cleaning = self._cleaning or self._claim(segment)
 
     def let_segment_go(self) -> bool:
-        """On a volume without room for copies: let one segment go, that with the fewest live bytes for its
-        size, with all that is still in it. False if there is none."""
+        """On a volume without room for copies: give up the segment with the fewest live bytes for its size,
+        and all entries in it. False if there is none.
+        """
         if self._budget.volume is None or not self._limits.policy.evicts:
             return False
         with self._locks.appending:
@@ -250,8 +255,11 @@ class Cleaner:
         return False
 
     def _end_cleaning(self, segment: int) -> None:
-        """All live records moved. If the count says otherwise, records are damaged, or slots were: before
-        what these showed is gone, and what it replaced is all that is left, the index is made anew."""
+        """All live records were moved. If the segment still counts live bytes, records or slots are damaged.
+
+        Damaged records are dropped. If slots are missing, the index is rebuilt first: otherwise the entries
+        that these slots showed are lost, and the ones they replaced come back.
+        """
         with self._locks.index:
             index = self._index
             if index.state(segment) not in CLEANABLE:
@@ -353,10 +361,10 @@ class Cleaner:
         return places, copies
 
     def _copy_room(self, size: int, segment: int) -> SegmentWriter:
-        """Room for copies out of `segment`: up to one segment above the limit, since that is about to go.
-        Without a `segment`, within the limit.
+        """Room for copies out of `segment`: up to one segment above the limit, since that one is about to go.
 
-        Where the limit was lowered, and more than that is above it, one segment above what there is.
+        Without a `segment`, within the limit. Where the limit was lowered and the cache is still above it,
+        one segment above what there is.
         """
         for _ in range(_GRANTS):
             writer = self._active.writer

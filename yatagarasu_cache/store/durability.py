@@ -74,9 +74,9 @@ class Durability:
         self._names += 1
 
     def sync_dirty(self) -> None:
-        """Make all segments and large values durable, and their names.
+        """Make all segments and large values durable, with their names.
 
-        A removal may then destroy what it supersedes.
+        After that a removal may destroy what it supersedes.
         """
         index = self._current.index
         try:
@@ -105,7 +105,7 @@ class Durability:
 
     @staticmethod
     def _note_synced(index: Index, entry: int, before: list[int]) -> None:
-        """A sealed segment, as it was `before`, is durable; unless somebody has gone on with it meanwhile."""
+        """Note that a sealed segment is durable, unless somebody has appended to it since `before`."""
         words = index.words
         if all(words[entry + field] == before[field] for field in (f.T_STATE, f.T_SIZE, f.T_OWNER, f.T_TAIL)):
             words[entry + f.T_SYNCED] = before[f.T_SIZE]

@@ -45,8 +45,10 @@ class Finding:
         return 0
 
     def reveals(self, low: int, high: int) -> bool:
-        """Whether a digest that was not found may be found now: damage may have hidden its slot, and then the
-        index was made anew."""
+        """Whether a digest that was not found can be found now.
+
+        Damage may have hidden its slot. If so, the index is rebuilt, and this is True.
+        """
         try:
             self._current.index.ensure_absent(low, high)
             return False
@@ -73,9 +75,9 @@ class Finding:
         return None
 
     def entry(self, low: int, high: int, key: bytes) -> Slot | None:
-        """The same of an encoded key: an entry of another key, with the same digest, is none of it.
+        """`lookup` of an encoded key. The entry of another key with the same digest does not count.
 
-        Raises `CacheIOError` if that can't be read.
+        Raises `CacheIOError` if the record can't be read.
         """
         slot, place = self.lookup(low, high), 0
         if slot is None and not self._life.read_only and self.reveals(low, high):
@@ -116,8 +118,9 @@ class Finding:
     def is_over(self, slot: Slot) -> bool:
         """Whether an entry has expired.
 
-        One that was made in the future has, if it expires at all: the clock was wrong then, and nobody
-        knows how long it should live. Its stamp alone does not tell, for stamps go on from the highest one.
+        An entry that expires and was made in the future counts as expired: the clock was wrong then, and
+        nobody knows how long it should live. The record says when it was made; its stamp does not, since
+        stamps never go back.
         """
         if not slot.expires:
             return False

@@ -32,10 +32,10 @@ _ADOPTED_MOST = 1 << 20  # a longer segment takes too long to read for whoever g
 
 
 class Grants:
-    """So that a handle which is idle, forgotten or dead costs next to nothing. `appending` is held.
+    """Grants room step by step, so that an idle, forgotten or dead handle holds next to nothing.
 
-    Room is granted under the index lock, and only if it fits then, so that handles that fill the cache
-    together don't exceed the limit together.
+    `appending` is held. Room is granted under the index lock and only if it fits then, so that handles
+    that fill the cache together do not exceed the limit together.
     """
 
     def __init__(
@@ -53,8 +53,9 @@ class Grants:
         return self._current.index
 
     def grant(self, size: int, *, beyond: int = 0, exactly: bool = False) -> bool:
-        """Give the writer room for `size` bytes, in a segment that is begun if need be, and for some
-        more unless `exactly`. False if that exceeds the limit by more than `beyond`.
+        """Give the writer room for `size` bytes, in a new segment if need be, and some more unless `exactly`.
+
+        False if that would exceed the limit by more than `beyond`.
         """
         try:
             # Never once more: other threads may be about to show what they appended to a segment of ours, and
@@ -95,9 +96,9 @@ class Grants:
         return f.SEGMENT_HEADER_BYTES + f.FOOTER_TRAILER_BYTES + size
 
     def _usual_size(self, writer: SegmentWriter) -> int:
-        """What a writer's segment may come to: twice what is used of it, but never by much more of the limit.
+        """What the writer's segment may come to: twice what it uses, within its share of the limit.
 
-        Whole pieces of _MOST_GRANT, where it is that: the compiled core has the file system allocate these.
+        Large grants are whole pieces of _MOST_GRANT: the compiled core allocates file blocks in these.
         """
         share = self._budget.size_limit // _GRANT_SHARE
         first = min(max(share // _FIRST_GRANTS, _FIRST_LEAST), _FIRST_MOST)
@@ -146,11 +147,9 @@ class Grants:
         return writer
 
     def _adopt(self, size: int) -> SegmentWriter | None:
-        """Go on with a small segment that an earlier handle left, so that handles which come and go
-        don't leave one each.
+        """Continue a small segment of an earlier handle, so that short-lived handles don't leave one each.
 
-        Not with one that a checkpoint lists as complete, or one being written will: recovery would
-        not look into it.
+        A segment that a checkpoint lists as complete is not continued: recovery would not read it.
         """
         if self._index.words[f.W_ACTIVE]:
             self._reaper.reap()
@@ -189,8 +188,9 @@ class Grants:
         return writer
 
     def _adopts(self, writer: SegmentWriter) -> bool:
-        """Have the writer go on behind what is in its segment. False if that is damaged, or the disk cannot
-        read it: there are other segments to go on with."""
+        """Let the writer continue behind the records in its segment. False if they are damaged, or the disk
+        can't read them: another segment will do.
+        """
         identity = self._index.identity
         try:
             header = read_segment_header(self._files.backend, writer.fd)

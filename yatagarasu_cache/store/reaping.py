@@ -156,8 +156,10 @@ class Reaper:
         return True
 
     def _take_back_of_dead(self, segment: int) -> bool:
-        """Take back what a dead handle appended and did not come to show. False, and logged, if
-        that fails: the segment stays active then, and removals reckon with what is in it."""
+        """Take back what a dead handle appended but did not show.
+
+        False, and logged, if that fails: the segment stays active then, and removals reckon with it.
+        """
         try:
             with self._files.backend.opened(self._files.segments.path(segment), os.O_RDWR) as fd:
                 if not claim(fd):  # it lives, and somebody has removed its mark

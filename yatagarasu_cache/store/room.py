@@ -109,10 +109,10 @@ class Room:
                     self._reclaim(need)
 
     def in_room(self, need: int, change: Callable[[], T]) -> T:
-        """`change()`, which needs so many bytes; once more when room was made, if the volume is full.
+        """`change()`, which needs `need` bytes; tried again once room was made, if the volume is full.
 
-        Not where the index lock is held: making room means waiting for others who may want it. Nor by a
-        `change()` that does this itself for its parts: what has failed there would be tried again.
+        Never call this with the index lock held: making room waits for others who may need the lock. Nor
+        for a `change()` that calls it for its own parts: what failed there would be tried again here.
         """
         for _ in range(_GRANTS):
             made = self._made_room
@@ -124,9 +124,9 @@ class Room:
         return change()
 
     def _make_room(self, need: int, made: int) -> bool:
-        """Make room on a volume that is full. False if that can't be.
+        """Make room on a full volume. False if that can't be done.
 
-        `made`: how often that had been done when it turned out that the volume is full.
+        `made`: the value of `_made_room` when the volume turned out to be full.
         """
         with self._locks.appending, self._locks.reclaiming:
             if self._made_room != made:  # another thread was faster
@@ -189,10 +189,10 @@ class Room:
                 raise self._full()
 
     def _await_removals(self, need: int, *, suffice: bool) -> bool:
-        """Wait for large files that others are removing; where these have to `suffice`, as long as nothing
-        else is lacking. False if there was nothing to wait for.
+        """Wait for large files that others are removing. False if there was nothing to wait for.
 
-        Whoever was killed while he removed some is not waited for, and whoever was stopped not for long.
+        With `suffice`, wait only as long as these files make up all that is lacking. Nobody waits for a
+        process that was killed, nor for long for one that was stopped.
         """
         stuck, reaped, began = f.MASK64, False, time.monotonic()
         while (lacking := self._index.used_bytes + need - self._budget.limit) > 0:
@@ -239,8 +239,9 @@ class Room:
         )
 
     def _shrink_index(self) -> bool:
-        """Make an index anew that has grown for many more entries than there are, or was made for many more
-        segments. False if it has not."""
+        """Replace an index that grew for many more entries, or was made for many more segments, than there
+        are now. False if it did not.
+        """
         index = self._index
         if not self._current.is_loose(_LITTLE_LOOSE if self._budget.is_far_above else _LOOSE):
             return False

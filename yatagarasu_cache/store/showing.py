@@ -66,7 +66,7 @@ class Showing:
             raise from_os_error(error, "cannot write an entry") from error
 
     def show(self, slot: Slot, epoch: int, size: int) -> bool:
-        """Let the index show a record, and pay for its `size` bytes. False if it has to be appended again."""
+        """Let the index show a record, and account for its `size` bytes. False if it must be appended again."""
         done, replaced = self.show_locked(slot, epoch)
         if done:
             self.stored(slot, replaced, size)
@@ -110,9 +110,9 @@ class Showing:
     ) -> tuple[bool, LargeFile | None]:
         """Let the index show the record of `slot`. The lock is held.
 
-        (False, None): append it again, because the segment is no longer ours, a checkpoint began
-        that does not cover it, or something else got the same or a later stamp first.
-        Else (True, large file that this entry replaced, if any).
+        Returns (True, the large file that this entry replaced, if any). Or (False, None) if the record must
+        be appended again: the segment is no longer ours, a checkpoint began that does not cover it, or
+        another change got the same or a later stamp.
         """
         index = self._current.index
         if index.words[f.W_EPOCH] != epoch or not self._active.may_show(slot.place >> 32):

@@ -24,9 +24,9 @@ class Walks:
         self._life, self._files, self._current, self._finding = life, files, current, finding
 
     def entries(self) -> Iterator[tuple[Record, Slot]]:
-        """Every live entry with its record's names: segment by segment, from their footers.
+        """Every live entry with the names in its record, segment by segment, from the footers.
 
-        Entries written while it runs don't appear, so that it comes to an end; none appears twice.
+        Entries written during the walk are left out, so that it ends. None appears twice.
         """
         self._life.ensure_open()
         if self._life.read_only:
