@@ -50,7 +50,6 @@ int yr_trial(struct io_uring *ring)
     struct io_uring_params p = {0};
     p.flags = IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER;
     int r = io_uring_queue_init_params(8, ring, &p);
-    r |= io_uring_register_buffers_sparse(ring, 8) | io_uring_register_files_sparse(ring, 8);
     r |= io_uring_submit_and_wait_timeout(ring, &cqe, 1, &ts, 0) | io_uring_get_events(ring);
     return r;
 }

@@ -1,5 +1,5 @@
 /* Written by `python -m building.ring_c` with cffi 2.1.1, from ring.cdef.h. Not to be edited.
-   SHA-256 of ring.cdef.h: ea672eab9d5b7454354701da0497b3dc84f4954511ef95e1dea01782199ba048 */
+   SHA-256 of ring.cdef.h: 98507148188711bc151606ff6c1778c7ff5903bb5b8d9450d5364519487d874f */
 #define _CFFI_
 
 /* We try to define Py_LIMITED_API before including Python.h.
@@ -587,148 +587,134 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring * *, struct yr_options const *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // struct yr_ring * *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 136), // struct yr_options const *
-/*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *)
-/*  5 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // struct yr_ring *
-/*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, int)
-/*  8 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
-/* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, uint64_t, uint64_t)
-/* 12 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 13 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
-/* 14 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int)
-/* 17 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, int32_t const *, uint64_t const *, uint32_t const *, uint64_t const *, uint64_t const *, int64_t *, unsigned int, unsigned int, unsigned int, int32_t const *, int32_t *)
-/* 21 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 22 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // int32_t const *
-/* 24 */ _CFFI_OP(_CFFI_OP_POINTER, 13), // uint64_t const *
-/* 25 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // uint32_t const *
-/* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 60), // int64_t *
-/* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 30 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 31 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 32 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 33 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // int32_t *
-/* 34 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, int32_t const *, uint64_t const *, uint32_t const *, uint64_t const *, uint64_t const *, uint8_t const *, uint16_t const *)
-/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 37 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
-/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 42 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // uint8_t const *
-/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 138), // uint16_t const *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring * *, uint32_t, uint32_t, uint32_t)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 7), // struct yr_ring * *
+/*  2 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
+/*  3 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *)
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 124), // struct yr_ring *
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, int)
+/* 10 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
+/* 12 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, int32_t, char const *, int)
+/* 14 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 122), // char const *
+/* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 18 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, int32_t, char const *, int32_t, char const *)
+/* 20 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
+/* 22 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
+/* 23 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
+/* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
+/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, int32_t, char const *, uint32_t)
+/* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
+/* 29 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
+/* 30 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, int64_t)
+/* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 34 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int)
+/* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 38 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
+/* 39 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, int32_t const *, int64_t *)
+/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 15), // int32_t const *
+/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // int64_t *
 /* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, int32_t const *, uint64_t const *, uint64_t const *, uint64_t const *, int64_t *, unsigned int, unsigned int)
-/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, int32_t const *, uint64_t const *, uint32_t const *, uint64_t const *, uint64_t const *, uint8_t const *, uint16_t const *)
+/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 48 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 28),
-/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 43),
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 92), // uint64_t const *
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 2), // uint32_t const *
+/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 54 */ _CFFI_OP(_CFFI_OP_POINTER, 126), // uint8_t const *
+/* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 125), // uint16_t const *
 /* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, int64_t)
-/* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
+/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, int32_t const *, uint64_t const *, uint64_t const *, uint64_t const *, int64_t *, int32_t)
+/* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 60 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, struct yr_op const *)
-/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 64 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 65 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // struct yr_op const *
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 43),
+/* 61 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
+/* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
 /* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, uint32_t const *)
-/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
+/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, int64_t)
+/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
+/* 70 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23),
 /* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, uint64_t *, int32_t *, uint32_t *)
-/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
+/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, uint32_t const *)
+/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 74 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 75 */ _CFFI_OP(_CFFI_OP_POINTER, 13), // uint64_t *
-/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 33),
-/* 77 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // uint32_t *
-/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, uint64_t, uint64_t, int32_t, int)
-/* 80 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 81 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 82 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 84 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 85 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 86 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, unsigned int)
-/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 90 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, unsigned int, int32_t const *)
-/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 94 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 95 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring *, unsigned int, unsigned int, uint64_t const *, uint64_t const *)
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
+/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, uint64_t *, int32_t *)
+/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 79 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 92), // uint64_t *
+/* 81 */ _CFFI_OP(_CFFI_OP_POINTER, 15), // int32_t *
+/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, uint64_t const *, uint64_t const *)
+/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 85 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 87 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 89 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, uint64_t, uint64_t, int32_t, int)
+/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 91 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 92 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
+/* 93 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 94 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
+/* 95 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, unsigned int)
+/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 99 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 100 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 101 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 24),
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring const *, struct yr_info *)
-/* 106 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // struct yr_ring const *
-/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 134), // struct yr_info *
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(struct yr_ring const *, unsigned int)
-/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 106),
-/* 111 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 9), // int()(void)
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 60), // int64_t()(struct yr_ring *, int32_t, uint64_t, uint64_t, uint64_t, uint64_t, unsigned int, unsigned int, unsigned int)
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 5),
-/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21),
-/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 119 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 121 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 123 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 131), // void *()(size_t, size_t)
-/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/* 128 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 141), // void()(void *, size_t)
-/* 131 */ _CFFI_OP(_CFFI_OP_POINTER, 141), // void *
-/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 134 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct yr_info
-/* 135 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct yr_op
-/* 136 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct yr_options
-/* 137 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // struct yr_ring
-/* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
-/* 139 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 141 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring *, unsigned int, unsigned int, int32_t const *)
+/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 104 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 43),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring const *, struct yr_info *)
+/* 109 */ _CFFI_OP(_CFFI_OP_POINTER, 124), // struct yr_ring const *
+/* 110 */ _CFFI_OP(_CFFI_OP_POINTER, 123), // struct yr_info *
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(struct yr_ring const *, unsigned int)
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 109),
+/* 114 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // int()(void)
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 127), // void()(void *, size_t)
+/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 127), // void *
+/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 123 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct yr_info
+/* 124 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct yr_ring
+/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
+/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_d_yr_abi_version(void)
@@ -757,49 +743,9 @@ _cffi_f_yr_abi_version(PyObject *self, PyObject *noarg)
 #  define _cffi_f_yr_abi_version _cffi_d_yr_abi_version
 #endif
 
-static void * _cffi_d_yr_alloc(size_t x0, size_t x1)
+static int _cffi_d_yr_buffers_register(struct yr_ring * x0, unsigned int x1, uint64_t const * x2, uint64_t const * x3)
 {
-  return yr_alloc(x0, x1);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_alloc(PyObject *self, PyObject *args)
-{
-  size_t x0;
-  size_t x1;
-  void * result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-
-  if (!PyArg_UnpackTuple(args, "yr_alloc", 2, 2, &arg0, &arg1))
-    return NULL;
-
-  x0 = _cffi_to_c_int(arg0, size_t);
-  if (x0 == (size_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x1 = _cffi_to_c_int(arg1, size_t);
-  if (x1 == (size_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_alloc(x0, x1); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(131));
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_alloc _cffi_d_yr_alloc
-#endif
-
-static int _cffi_d_yr_buffers_register(struct yr_ring * x0, unsigned int x1)
-{
-  return yr_buffers_register(x0, x1);
+  return yr_buffers_register(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -807,21 +753,25 @@ _cffi_f_yr_buffers_register(PyObject *self, PyObject *args)
 {
   struct yr_ring * x0;
   unsigned int x1;
+  uint64_t const * x2;
+  uint64_t const * x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
   PyObject *pyresult;
   PyObject *arg0;
   PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
 
-  if (!PyArg_UnpackTuple(args, "yr_buffers_register", 2, 2, &arg0, &arg1))
+  if (!PyArg_UnpackTuple(args, "yr_buffers_register", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -830,9 +780,27 @@ _cffi_f_yr_buffers_register(PyObject *self, PyObject *args)
   if (x1 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(50), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(50), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(50), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(50), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_buffers_register(x0, x1); }
+  { result = yr_buffers_register(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -845,57 +813,18 @@ _cffi_f_yr_buffers_register(PyObject *self, PyObject *args)
 #  define _cffi_f_yr_buffers_register _cffi_d_yr_buffers_register
 #endif
 
-static int _cffi_d_yr_buffers_unregister(struct yr_ring * x0)
+static int _cffi_d_yr_create(struct yr_ring * * x0, uint32_t x1, uint32_t x2, uint32_t x3)
 {
-  return yr_buffers_unregister(x0);
+  return yr_create(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_yr_buffers_unregister(PyObject *self, PyObject *arg0)
+_cffi_f_yr_create(PyObject *self, PyObject *args)
 {
-  struct yr_ring * x0;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_buffers_unregister(x0); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_buffers_unregister _cffi_d_yr_buffers_unregister
-#endif
-
-static int _cffi_d_yr_buffers_update(struct yr_ring * x0, unsigned int x1, unsigned int x2, uint64_t const * x3, uint64_t const * x4)
-{
-  return yr_buffers_update(x0, x1, x2, x3, x4);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_buffers_update(PyObject *self, PyObject *args)
-{
-  struct yr_ring * x0;
-  unsigned int x1;
-  unsigned int x2;
-  uint64_t const * x3;
-  uint64_t const * x4;
+  struct yr_ring * * x0;
+  uint32_t x1;
+  uint32_t x2;
+  uint32_t x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -904,133 +833,8 @@ _cffi_f_yr_buffers_update(PyObject *self, PyObject *args)
   PyObject *arg1;
   PyObject *arg2;
   PyObject *arg3;
-  PyObject *arg4;
 
-  if (!PyArg_UnpackTuple(args, "yr_buffers_update", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, unsigned int);
-  if (x1 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, unsigned int);
-  if (x2 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg3, (char **)&x3);
-  if (datasize != 0) {
-    x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg3, (char **)&x3,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg4, (char **)&x4);
-  if (datasize != 0) {
-    x4 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg4, (char **)&x4,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_buffers_update(x0, x1, x2, x3, x4); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_buffers_update _cffi_d_yr_buffers_update
-#endif
-
-static int _cffi_d_yr_cancel(struct yr_ring * x0, uint64_t x1, uint64_t x2)
-{
-  return yr_cancel(x0, x1, x2);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_cancel(PyObject *self, PyObject *args)
-{
-  struct yr_ring * x0;
-  uint64_t x1;
-  uint64_t x2;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-
-  if (!PyArg_UnpackTuple(args, "yr_cancel", 3, 3, &arg0, &arg1, &arg2))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, uint64_t);
-  if (x1 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, uint64_t);
-  if (x2 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_cancel(x0, x1, x2); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_cancel _cffi_d_yr_cancel
-#endif
-
-static int _cffi_d_yr_create(struct yr_ring * * x0, struct yr_options const * x1)
-{
-  return yr_create(x0, x1);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_create(PyObject *self, PyObject *args)
-{
-  struct yr_ring * * x0;
-  struct yr_options const * x1;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-
-  if (!PyArg_UnpackTuple(args, "yr_create", 2, 2, &arg0, &arg1))
+  if (!PyArg_UnpackTuple(args, "yr_create", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -1042,18 +846,21 @@ _cffi_f_yr_create(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(2), arg1, (char **)&x1);
-  if (datasize != 0) {
-    x1 = ((size_t)datasize) <= 640 ? (struct yr_options const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(2), arg1, (char **)&x1,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, uint32_t);
+  if (x2 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint32_t);
+  if (x3 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_create(x0, x1); }
+  { result = yr_create(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -1087,10 +894,10 @@ _cffi_f_yr_destroy(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1129,10 +936,10 @@ _cffi_f_yr_eventfd(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1150,44 +957,6 @@ _cffi_f_yr_eventfd(PyObject *self, PyObject *arg0)
 }
 #else
 #  define _cffi_f_yr_eventfd _cffi_d_yr_eventfd
-#endif
-
-static int _cffi_d_yr_eventfd_close(struct yr_ring * x0)
-{
-  return yr_eventfd_close(x0);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_eventfd_close(PyObject *self, PyObject *arg0)
-{
-  struct yr_ring * x0;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_eventfd_close(x0); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_eventfd_close _cffi_d_yr_eventfd_close
 #endif
 
 static int _cffi_d_yr_files_register(struct yr_ring * x0, unsigned int x1)
@@ -1211,10 +980,10 @@ _cffi_f_yr_files_register(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1236,44 +1005,6 @@ _cffi_f_yr_files_register(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_yr_files_register _cffi_d_yr_files_register
-#endif
-
-static int _cffi_d_yr_files_unregister(struct yr_ring * x0)
-{
-  return yr_files_unregister(x0);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_files_unregister(PyObject *self, PyObject *arg0)
-{
-  struct yr_ring * x0;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_files_unregister(x0); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_files_unregister _cffi_d_yr_files_unregister
 #endif
 
 static int _cffi_d_yr_files_update(struct yr_ring * x0, unsigned int x1, unsigned int x2, int32_t const * x3)
@@ -1301,10 +1032,10 @@ _cffi_f_yr_files_update(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1318,10 +1049,10 @@ _cffi_f_yr_files_update(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg3, (char **)&x3);
+      _cffi_type(43), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(43), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1339,52 +1070,6 @@ _cffi_f_yr_files_update(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_yr_files_update _cffi_d_yr_files_update
-#endif
-
-static void _cffi_d_yr_free(void * x0, size_t x1)
-{
-  yr_free(x0, x1);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_free(PyObject *self, PyObject *args)
-{
-  void * x0;
-  size_t x1;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  PyObject *arg0;
-  PyObject *arg1;
-
-  if (!PyArg_UnpackTuple(args, "yr_free", 2, 2, &arg0, &arg1))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(131), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(131), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, size_t);
-  if (x1 == (size_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { yr_free(x0, x1); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  Py_INCREF(Py_None);
-  return Py_None;
-}
-#else
-#  define _cffi_f_yr_free _cffi_d_yr_free
 #endif
 
 static int _cffi_d_yr_info(struct yr_ring const * x0, struct yr_info * x1)
@@ -1408,19 +1093,19 @@ _cffi_f_yr_info(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(106), arg0, (char **)&x0);
+      _cffi_type(109), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(106), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(107), arg1, (char **)&x1);
+      _cffi_type(110), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (struct yr_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(107), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(110), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1469,10 +1154,10 @@ _cffi_f_yr_inject(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1527,10 +1212,10 @@ _cffi_f_yr_inject_clear(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1550,17 +1235,18 @@ _cffi_f_yr_inject_clear(PyObject *self, PyObject *arg0)
 #  define _cffi_f_yr_inject_clear _cffi_d_yr_inject_clear
 #endif
 
-static int _cffi_d_yr_queue(struct yr_ring * x0, unsigned int x1, struct yr_op const * x2)
+static int _cffi_d_yr_make_directory(struct yr_ring * x0, int32_t x1, char const * x2, uint32_t x3)
 {
-  return yr_queue(x0, x1, x2);
+  return yr_make_directory(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_yr_queue(PyObject *self, PyObject *args)
+_cffi_f_yr_make_directory(PyObject *self, PyObject *args)
 {
   struct yr_ring * x0;
-  unsigned int x1;
-  struct yr_op const * x2;
+  int32_t x1;
+  char const * x2;
+  uint32_t x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -1568,35 +1254,40 @@ _cffi_f_yr_queue(PyObject *self, PyObject *args)
   PyObject *arg0;
   PyObject *arg1;
   PyObject *arg2;
+  PyObject *arg3;
 
-  if (!PyArg_UnpackTuple(args, "yr_queue", 3, 3, &arg0, &arg1, &arg2))
+  if (!PyArg_UnpackTuple(args, "yr_make_directory", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
-  x1 = _cffi_to_c_int(arg1, unsigned int);
-  if (x1 == (unsigned int)-1 && PyErr_Occurred())
+  x1 = _cffi_to_c_int(arg1, int32_t);
+  if (x1 == (int32_t)-1 && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(65), arg2, (char **)&x2);
+      _cffi_type(16), arg2, (char **)&x2);
   if (datasize != 0) {
-    x2 = ((size_t)datasize) <= 640 ? (struct yr_op const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(65), arg2, (char **)&x2,
+    x2 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(16), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
+
+  x3 = _cffi_to_c_int(arg3, uint32_t);
+  if (x3 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_queue(x0, x1, x2); }
+  { result = yr_make_directory(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -1606,7 +1297,7 @@ _cffi_f_yr_queue(PyObject *self, PyObject *args)
   return pyresult;
 }
 #else
-#  define _cffi_f_yr_queue _cffi_d_yr_queue
+#  define _cffi_f_yr_make_directory _cffi_d_yr_make_directory
 #endif
 
 static int _cffi_d_yr_queue_reads(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint32_t const * x4, uint64_t const * x5, uint64_t const * x6, uint8_t const * x7, uint16_t const * x8)
@@ -1644,10 +1335,10 @@ _cffi_f_yr_queue_reads(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1657,64 +1348,64 @@ _cffi_f_yr_queue_reads(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg2, (char **)&x2);
+      _cffi_type(43), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(43), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg3, (char **)&x3);
+      _cffi_type(50), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(25), arg4, (char **)&x4);
+      _cffi_type(51), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(25), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg5, (char **)&x5);
+      _cffi_type(50), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg6, (char **)&x6);
+      _cffi_type(50), arg6, (char **)&x6);
   if (datasize != 0) {
     x6 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg6, (char **)&x6,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg6, (char **)&x6,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(43), arg7, (char **)&x7);
+      _cffi_type(54), arg7, (char **)&x7);
   if (datasize != 0) {
     x7 = ((size_t)datasize) <= 640 ? (uint8_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(43), arg7, (char **)&x7,
+    if (_cffi_convert_array_argument(_cffi_type(54), arg7, (char **)&x7,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(44), arg8, (char **)&x8);
+      _cffi_type(55), arg8, (char **)&x8);
   if (datasize != 0) {
     x8 = ((size_t)datasize) <= 640 ? (uint16_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(44), arg8, (char **)&x8,
+    if (_cffi_convert_array_argument(_cffi_type(55), arg8, (char **)&x8,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1734,134 +1425,9 @@ _cffi_f_yr_queue_reads(PyObject *self, PyObject *args)
 #  define _cffi_f_yr_queue_reads _cffi_d_yr_queue_reads
 #endif
 
-static int _cffi_d_yr_queue_writes(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint32_t const * x4, uint64_t const * x5, uint64_t const * x6, uint8_t const * x7, uint16_t const * x8)
+static int _cffi_d_yr_read_batch(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint64_t const * x4, uint64_t const * x5, int64_t * x6, int32_t x7)
 {
-  return yr_queue_writes(x0, x1, x2, x3, x4, x5, x6, x7, x8);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_queue_writes(PyObject *self, PyObject *args)
-{
-  struct yr_ring * x0;
-  unsigned int x1;
-  int32_t const * x2;
-  uint64_t const * x3;
-  uint32_t const * x4;
-  uint64_t const * x5;
-  uint64_t const * x6;
-  uint8_t const * x7;
-  uint16_t const * x8;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-  PyObject *arg3;
-  PyObject *arg4;
-  PyObject *arg5;
-  PyObject *arg6;
-  PyObject *arg7;
-  PyObject *arg8;
-
-  if (!PyArg_UnpackTuple(args, "yr_queue_writes", 9, 9, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, unsigned int);
-  if (x1 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg2, (char **)&x2);
-  if (datasize != 0) {
-    x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg2, (char **)&x2,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg3, (char **)&x3);
-  if (datasize != 0) {
-    x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg3, (char **)&x3,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(25), arg4, (char **)&x4);
-  if (datasize != 0) {
-    x4 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(25), arg4, (char **)&x4,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg5, (char **)&x5);
-  if (datasize != 0) {
-    x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg5, (char **)&x5,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg6, (char **)&x6);
-  if (datasize != 0) {
-    x6 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg6, (char **)&x6,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(43), arg7, (char **)&x7);
-  if (datasize != 0) {
-    x7 = ((size_t)datasize) <= 640 ? (uint8_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(43), arg7, (char **)&x7,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(44), arg8, (char **)&x8);
-  if (datasize != 0) {
-    x8 = ((size_t)datasize) <= 640 ? (uint16_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(44), arg8, (char **)&x8,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_queue_writes(x0, x1, x2, x3, x4, x5, x6, x7, x8); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_queue_writes _cffi_d_yr_queue_writes
-#endif
-
-static int _cffi_d_yr_read_batch(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint64_t const * x4, uint64_t const * x5, int64_t * x6, unsigned int x7, unsigned int x8)
-{
-  return yr_read_batch(x0, x1, x2, x3, x4, x5, x6, x7, x8);
+  return yr_read_batch(x0, x1, x2, x3, x4, x5, x6, x7);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -1874,8 +1440,7 @@ _cffi_f_yr_read_batch(PyObject *self, PyObject *args)
   uint64_t const * x4;
   uint64_t const * x5;
   int64_t * x6;
-  unsigned int x7;
-  unsigned int x8;
+  int32_t x7;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -1888,16 +1453,15 @@ _cffi_f_yr_read_batch(PyObject *self, PyObject *args)
   PyObject *arg5;
   PyObject *arg6;
   PyObject *arg7;
-  PyObject *arg8;
 
-  if (!PyArg_UnpackTuple(args, "yr_read_batch", 9, 9, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8))
+  if (!PyArg_UnpackTuple(args, "yr_read_batch", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1907,61 +1471,57 @@ _cffi_f_yr_read_batch(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg2, (char **)&x2);
+      _cffi_type(43), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(43), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg3, (char **)&x3);
+      _cffi_type(50), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg4, (char **)&x4);
+      _cffi_type(50), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg5, (char **)&x5);
+      _cffi_type(50), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(28), arg6, (char **)&x6);
+      _cffi_type(44), arg6, (char **)&x6);
   if (datasize != 0) {
     x6 = ((size_t)datasize) <= 640 ? (int64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(28), arg6, (char **)&x6,
+    if (_cffi_convert_array_argument(_cffi_type(44), arg6, (char **)&x6,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
-  x7 = _cffi_to_c_int(arg7, unsigned int);
-  if (x7 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x8 = _cffi_to_c_int(arg8, unsigned int);
-  if (x8 == (unsigned int)-1 && PyErr_Occurred())
+  x7 = _cffi_to_c_int(arg7, int32_t);
+  if (x7 == (int32_t)-1 && PyErr_Occurred())
     return NULL;
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_read_batch(x0, x1, x2, x3, x4, x5, x6, x7, x8); }
+  { result = yr_read_batch(x0, x1, x2, x3, x4, x5, x6, x7); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -1974,99 +1534,9 @@ _cffi_f_yr_read_batch(PyObject *self, PyObject *args)
 #  define _cffi_f_yr_read_batch _cffi_d_yr_read_batch
 #endif
 
-static int64_t _cffi_d_yr_read_chunked(struct yr_ring * x0, int32_t x1, uint64_t x2, uint64_t x3, uint64_t x4, uint64_t x5, unsigned int x6, unsigned int x7, unsigned int x8)
+static int _cffi_d_yr_reap(struct yr_ring * x0, unsigned int x1, uint64_t * x2, int32_t * x3)
 {
-  return yr_read_chunked(x0, x1, x2, x3, x4, x5, x6, x7, x8);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_yr_read_chunked(PyObject *self, PyObject *args)
-{
-  struct yr_ring * x0;
-  int32_t x1;
-  uint64_t x2;
-  uint64_t x3;
-  uint64_t x4;
-  uint64_t x5;
-  unsigned int x6;
-  unsigned int x7;
-  unsigned int x8;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int64_t result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-  PyObject *arg3;
-  PyObject *arg4;
-  PyObject *arg5;
-  PyObject *arg6;
-  PyObject *arg7;
-  PyObject *arg8;
-
-  if (!PyArg_UnpackTuple(args, "yr_read_chunked", 9, 9, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, int32_t);
-  if (x1 == (int32_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, uint64_t);
-  if (x2 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x3 = _cffi_to_c_int(arg3, uint64_t);
-  if (x3 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x4 = _cffi_to_c_int(arg4, uint64_t);
-  if (x4 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x5 = _cffi_to_c_int(arg5, uint64_t);
-  if (x5 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x6 = _cffi_to_c_int(arg6, unsigned int);
-  if (x6 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x7 = _cffi_to_c_int(arg7, unsigned int);
-  if (x7 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x8 = _cffi_to_c_int(arg8, unsigned int);
-  if (x8 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = yr_read_chunked(x0, x1, x2, x3, x4, x5, x6, x7, x8); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int64_t);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_yr_read_chunked _cffi_d_yr_read_chunked
-#endif
-
-static int _cffi_d_yr_reap(struct yr_ring * x0, unsigned int x1, uint64_t * x2, int32_t * x3, uint32_t * x4)
-{
-  return yr_reap(x0, x1, x2, x3, x4);
+  return yr_reap(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -2076,7 +1546,6 @@ _cffi_f_yr_reap(PyObject *self, PyObject *args)
   unsigned int x1;
   uint64_t * x2;
   int32_t * x3;
-  uint32_t * x4;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -2085,16 +1554,15 @@ _cffi_f_yr_reap(PyObject *self, PyObject *args)
   PyObject *arg1;
   PyObject *arg2;
   PyObject *arg3;
-  PyObject *arg4;
 
-  if (!PyArg_UnpackTuple(args, "yr_reap", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+  if (!PyArg_UnpackTuple(args, "yr_reap", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2104,35 +1572,26 @@ _cffi_f_yr_reap(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(75), arg2, (char **)&x2);
+      _cffi_type(80), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(75), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(80), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(33), arg3, (char **)&x3);
+      _cffi_type(81), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(33), arg3, (char **)&x3,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(77), arg4, (char **)&x4);
-  if (datasize != 0) {
-    x4 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(77), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_reap(x0, x1, x2, x3, x4); }
+  { result = yr_reap(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2143,6 +1602,82 @@ _cffi_f_yr_reap(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_yr_reap _cffi_d_yr_reap
+#endif
+
+static int _cffi_d_yr_rename(struct yr_ring * x0, int32_t x1, char const * x2, int32_t x3, char const * x4)
+{
+  return yr_rename(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_yr_rename(PyObject *self, PyObject *args)
+{
+  struct yr_ring * x0;
+  int32_t x1;
+  char const * x2;
+  int32_t x3;
+  char const * x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "yr_rename", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int32_t);
+  if (x1 == (int32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(16), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(16), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x3 = _cffi_to_c_int(arg3, int32_t);
+  if (x3 == (int32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(16), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(16), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = yr_rename(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_yr_rename _cffi_d_yr_rename
 #endif
 
 static int _cffi_d_yr_set_affinity(struct yr_ring * x0, unsigned int x1, uint32_t const * x2)
@@ -2168,10 +1703,10 @@ _cffi_f_yr_set_affinity(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2181,10 +1716,10 @@ _cffi_f_yr_set_affinity(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(25), arg2, (char **)&x2);
+      _cffi_type(51), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(25), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2227,10 +1762,10 @@ _cffi_f_yr_set_workers(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2273,10 +1808,10 @@ _cffi_f_yr_submit(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2317,10 +1852,10 @@ _cffi_f_yr_supports(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(106), arg0, (char **)&x0);
+      _cffi_type(109), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(106), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2344,19 +1879,18 @@ _cffi_f_yr_supports(PyObject *self, PyObject *args)
 #  define _cffi_f_yr_supports _cffi_d_yr_supports
 #endif
 
-static int _cffi_d_yr_turn(struct yr_ring * x0, unsigned int x1, uint64_t * x2, int32_t * x3, uint32_t * x4)
+static int _cffi_d_yr_sync_batch(struct yr_ring * x0, unsigned int x1, int32_t const * x2, int64_t * x3)
 {
-  return yr_turn(x0, x1, x2, x3, x4);
+  return yr_sync_batch(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_yr_turn(PyObject *self, PyObject *args)
+_cffi_f_yr_sync_batch(PyObject *self, PyObject *args)
 {
   struct yr_ring * x0;
   unsigned int x1;
-  uint64_t * x2;
-  int32_t * x3;
-  uint32_t * x4;
+  int32_t const * x2;
+  int64_t * x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -2365,16 +1899,15 @@ _cffi_f_yr_turn(PyObject *self, PyObject *args)
   PyObject *arg1;
   PyObject *arg2;
   PyObject *arg3;
-  PyObject *arg4;
 
-  if (!PyArg_UnpackTuple(args, "yr_turn", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+  if (!PyArg_UnpackTuple(args, "yr_sync_batch", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2384,35 +1917,26 @@ _cffi_f_yr_turn(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(75), arg2, (char **)&x2);
+      _cffi_type(43), arg2, (char **)&x2);
   if (datasize != 0) {
-    x2 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(75), arg2, (char **)&x2,
+    x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(43), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(33), arg3, (char **)&x3);
+      _cffi_type(44), arg3, (char **)&x3);
   if (datasize != 0) {
-    x3 = ((size_t)datasize) <= 640 ? (int32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(33), arg3, (char **)&x3,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(77), arg4, (char **)&x4);
-  if (datasize != 0) {
-    x4 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(77), arg4, (char **)&x4,
+    x3 = ((size_t)datasize) <= 640 ? (int64_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(44), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_turn(x0, x1, x2, x3, x4); }
+  { result = yr_sync_batch(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2422,7 +1946,120 @@ _cffi_f_yr_turn(PyObject *self, PyObject *args)
   return pyresult;
 }
 #else
-#  define _cffi_f_yr_turn _cffi_d_yr_turn
+#  define _cffi_f_yr_sync_batch _cffi_d_yr_sync_batch
+#endif
+
+static int _cffi_d_yr_try_out(struct yr_ring * x0, int64_t x1)
+{
+  return yr_try_out(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_yr_try_out(PyObject *self, PyObject *args)
+{
+  struct yr_ring * x0;
+  int64_t x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "yr_try_out", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int64_t);
+  if (x1 == (int64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = yr_try_out(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_yr_try_out _cffi_d_yr_try_out
+#endif
+
+static int _cffi_d_yr_unlink(struct yr_ring * x0, int32_t x1, char const * x2, int x3)
+{
+  return yr_unlink(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_yr_unlink(PyObject *self, PyObject *args)
+{
+  struct yr_ring * x0;
+  int32_t x1;
+  char const * x2;
+  int x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "yr_unlink", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int32_t);
+  if (x1 == (int32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(16), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(16), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x3 = _cffi_to_c_int(arg3, int);
+  if (x3 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = yr_unlink(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_yr_unlink _cffi_d_yr_unlink
 #endif
 
 static int _cffi_d_yr_wait(struct yr_ring * x0, unsigned int x1, int64_t x2)
@@ -2448,10 +2085,10 @@ _cffi_f_yr_wait(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2498,10 +2135,10 @@ _cffi_f_yr_wipe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(131), arg0, (char **)&x0);
+      _cffi_type(119), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(131), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(119), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2525,9 +2162,9 @@ _cffi_f_yr_wipe(PyObject *self, PyObject *args)
 #  define _cffi_f_yr_wipe _cffi_d_yr_wipe
 #endif
 
-static int _cffi_d_yr_write_batch(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint32_t const * x4, uint64_t const * x5, uint64_t const * x6, int64_t * x7, unsigned int x8, unsigned int x9, unsigned int x10, int32_t const * x11, int32_t * x12)
+static int _cffi_d_yr_write_batch(struct yr_ring * x0, unsigned int x1, int32_t const * x2, uint64_t const * x3, uint64_t const * x4, uint64_t const * x5, int64_t * x6, int32_t x7)
 {
-  return yr_write_batch(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12);
+  return yr_write_batch(x0, x1, x2, x3, x4, x5, x6, x7);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -2537,15 +2174,10 @@ _cffi_f_yr_write_batch(PyObject *self, PyObject *args)
   unsigned int x1;
   int32_t const * x2;
   uint64_t const * x3;
-  uint32_t const * x4;
+  uint64_t const * x4;
   uint64_t const * x5;
-  uint64_t const * x6;
-  int64_t * x7;
-  unsigned int x8;
-  unsigned int x9;
-  unsigned int x10;
-  int32_t const * x11;
-  int32_t * x12;
+  int64_t * x6;
+  int32_t x7;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -2558,20 +2190,15 @@ _cffi_f_yr_write_batch(PyObject *self, PyObject *args)
   PyObject *arg5;
   PyObject *arg6;
   PyObject *arg7;
-  PyObject *arg8;
-  PyObject *arg9;
-  PyObject *arg10;
-  PyObject *arg11;
-  PyObject *arg12;
 
-  if (!PyArg_UnpackTuple(args, "yr_write_batch", 13, 13, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8, &arg9, &arg10, &arg11, &arg12))
+  if (!PyArg_UnpackTuple(args, "yr_write_batch", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(5), arg0, (char **)&x0);
+      _cffi_type(7), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct yr_ring *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(5), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2581,92 +2208,57 @@ _cffi_f_yr_write_batch(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg2, (char **)&x2);
+      _cffi_type(43), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(43), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg3, (char **)&x3);
+      _cffi_type(50), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(25), arg4, (char **)&x4);
+      _cffi_type(50), arg4, (char **)&x4);
   if (datasize != 0) {
-    x4 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(25), arg4, (char **)&x4,
+    x4 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(50), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg5, (char **)&x5);
+      _cffi_type(50), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(50), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(24), arg6, (char **)&x6);
+      _cffi_type(44), arg6, (char **)&x6);
   if (datasize != 0) {
-    x6 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(24), arg6, (char **)&x6,
+    x6 = ((size_t)datasize) <= 640 ? (int64_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(44), arg6, (char **)&x6,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(28), arg7, (char **)&x7);
-  if (datasize != 0) {
-    x7 = ((size_t)datasize) <= 640 ? (int64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(28), arg7, (char **)&x7,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x8 = _cffi_to_c_int(arg8, unsigned int);
-  if (x8 == (unsigned int)-1 && PyErr_Occurred())
+  x7 = _cffi_to_c_int(arg7, int32_t);
+  if (x7 == (int32_t)-1 && PyErr_Occurred())
     return NULL;
-
-  x9 = _cffi_to_c_int(arg9, unsigned int);
-  if (x9 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x10 = _cffi_to_c_int(arg10, unsigned int);
-  if (x10 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg11, (char **)&x11);
-  if (datasize != 0) {
-    x11 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg11, (char **)&x11,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(33), arg12, (char **)&x12);
-  if (datasize != 0) {
-    x12 = ((size_t)datasize) <= 640 ? (int32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(33), arg12, (char **)&x12,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = yr_write_batch(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12); }
+  { result = yr_write_batch(x0, x1, x2, x3, x4, x5, x6, x7); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2683,34 +2275,7 @@ static int _cffi_const_YR_ABI_VERSION(unsigned long long *o)
 {
   int n = (YR_ABI_VERSION) <= 0;
   *o = (unsigned long long)((YR_ABI_VERSION) | 0);  /* check that YR_ABI_VERSION is an integer */
-  if (!_cffi_check_int(*o, n, 1U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_ASYNC(unsigned long long *o)
-{
-  int n = (YR_ASYNC) <= 0;
-  *o = (unsigned long long)((YR_ASYNC) | 0);  /* check that YR_ASYNC is an integer */
-  if (!_cffi_check_int(*o, n, 16U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_DIRECT(unsigned long long *o)
-{
-  int n = (YR_DIRECT) <= 0;
-  *o = (unsigned long long)((YR_DIRECT) | 0);  /* check that YR_DIRECT is an integer */
-  if (!_cffi_check_int(*o, n, 64U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_DRAIN(unsigned long long *o)
-{
-  int n = (YR_DRAIN) <= 0;
-  *o = (unsigned long long)((YR_DRAIN) | 0);  /* check that YR_DRAIN is an integer */
-  if (!_cffi_check_int(*o, n, 32U))
+  if (!_cffi_check_int(*o, n, 2U))
     n |= 2;
   return n;
 }
@@ -2733,29 +2298,20 @@ static int _cffi_const_YR_FIXED_FILE(unsigned long long *o)
   return n;
 }
 
-static int _cffi_const_YR_HARDLINK(unsigned long long *o)
-{
-  int n = (YR_HARDLINK) <= 0;
-  *o = (unsigned long long)((YR_HARDLINK) | 0);  /* check that YR_HARDLINK is an integer */
-  if (!_cffi_check_int(*o, n, 8U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_LINK(unsigned long long *o)
-{
-  int n = (YR_LINK) <= 0;
-  *o = (unsigned long long)((YR_LINK) | 0);  /* check that YR_LINK is an integer */
-  if (!_cffi_check_int(*o, n, 4U))
-    n |= 2;
-  return n;
-}
-
 static int _cffi_const_YR_MAX_IO(unsigned long long *o)
 {
   int n = (YR_MAX_IO) <= 0;
   *o = (unsigned long long)((YR_MAX_IO) | 0);  /* check that YR_MAX_IO is an integer */
   if (!_cffi_check_int(*o, n, 2147479552U))
+    n |= 2;
+  return n;
+}
+
+static int _cffi_const_YR_ONE_THREAD(unsigned long long *o)
+{
+  int n = (YR_ONE_THREAD) <= 0;
+  *o = (unsigned long long)((YR_ONE_THREAD) | 0);  /* check that YR_ONE_THREAD is an integer */
+  if (!_cffi_check_int(*o, n, 1U))
     n |= 2;
   return n;
 }
@@ -2769,29 +2325,11 @@ static int _cffi_const_YR_OP_ANY(unsigned long long *o)
   return n;
 }
 
-static int _cffi_const_YR_OP_CANCEL(unsigned long long *o)
-{
-  int n = (YR_OP_CANCEL) <= 0;
-  *o = (unsigned long long)((YR_OP_CANCEL) | 0);  /* check that YR_OP_CANCEL is an integer */
-  if (!_cffi_check_int(*o, n, 11U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_OP_CLOSE(unsigned long long *o)
-{
-  int n = (YR_OP_CLOSE) <= 0;
-  *o = (unsigned long long)((YR_OP_CLOSE) | 0);  /* check that YR_OP_CLOSE is an integer */
-  if (!_cffi_check_int(*o, n, 7U))
-    n |= 2;
-  return n;
-}
-
 static int _cffi_const_YR_OP_COUNT(unsigned long long *o)
 {
   int n = (YR_OP_COUNT) <= 0;
   *o = (unsigned long long)((YR_OP_COUNT) | 0);  /* check that YR_OP_COUNT is an integer */
-  if (!_cffi_check_int(*o, n, 12U))
+  if (!_cffi_check_int(*o, n, 7U))
     n |= 2;
   return n;
 }
@@ -2800,16 +2338,7 @@ static int _cffi_const_YR_OP_FDATASYNC(unsigned long long *o)
 {
   int n = (YR_OP_FDATASYNC) <= 0;
   *o = (unsigned long long)((YR_OP_FDATASYNC) | 0);  /* check that YR_OP_FDATASYNC is an integer */
-  if (!_cffi_check_int(*o, n, 5U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_OP_FSYNC(unsigned long long *o)
-{
-  int n = (YR_OP_FSYNC) <= 0;
-  *o = (unsigned long long)((YR_OP_FSYNC) | 0);  /* check that YR_OP_FSYNC is an integer */
-  if (!_cffi_check_int(*o, n, 4U))
+  if (!_cffi_check_int(*o, n, 3U))
     n |= 2;
   return n;
 }
@@ -2818,7 +2347,7 @@ static int _cffi_const_YR_OP_MKDIRAT(unsigned long long *o)
 {
   int n = (YR_OP_MKDIRAT) <= 0;
   *o = (unsigned long long)((YR_OP_MKDIRAT) | 0);  /* check that YR_OP_MKDIRAT is an integer */
-  if (!_cffi_check_int(*o, n, 10U))
+  if (!_cffi_check_int(*o, n, 4U))
     n |= 2;
   return n;
 }
@@ -2828,15 +2357,6 @@ static int _cffi_const_YR_OP_NOP(unsigned long long *o)
   int n = (YR_OP_NOP) <= 0;
   *o = (unsigned long long)((YR_OP_NOP) | 0);  /* check that YR_OP_NOP is an integer */
   if (!_cffi_check_int(*o, n, 0))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_OP_OPENAT(unsigned long long *o)
-{
-  int n = (YR_OP_OPENAT) <= 0;
-  *o = (unsigned long long)((YR_OP_OPENAT) | 0);  /* check that YR_OP_OPENAT is an integer */
-  if (!_cffi_check_int(*o, n, 6U))
     n |= 2;
   return n;
 }
@@ -2854,7 +2374,7 @@ static int _cffi_const_YR_OP_RENAMEAT(unsigned long long *o)
 {
   int n = (YR_OP_RENAMEAT) <= 0;
   *o = (unsigned long long)((YR_OP_RENAMEAT) | 0);  /* check that YR_OP_RENAMEAT is an integer */
-  if (!_cffi_check_int(*o, n, 8U))
+  if (!_cffi_check_int(*o, n, 5U))
     n |= 2;
   return n;
 }
@@ -2872,7 +2392,7 @@ static int _cffi_const_YR_OP_UNLINKAT(unsigned long long *o)
 {
   int n = (YR_OP_UNLINKAT) <= 0;
   *o = (unsigned long long)((YR_OP_UNLINKAT) | 0);  /* check that YR_OP_UNLINKAT is an integer */
-  if (!_cffi_check_int(*o, n, 9U))
+  if (!_cffi_check_int(*o, n, 6U))
     n |= 2;
   return n;
 }
@@ -2886,74 +2406,11 @@ static int _cffi_const_YR_OP_WRITE(unsigned long long *o)
   return n;
 }
 
-static int _cffi_const_YR_OP_WRITEV(unsigned long long *o)
+static int _cffi_const_YR_SQPOLL(unsigned long long *o)
 {
-  int n = (YR_OP_WRITEV) <= 0;
-  *o = (unsigned long long)((YR_OP_WRITEV) | 0);  /* check that YR_OP_WRITEV is an integer */
-  if (!_cffi_check_int(*o, n, 3U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_COOP_TASKRUN(unsigned long long *o)
-{
-  int n = (YR_SETUP_COOP_TASKRUN) <= 0;
-  *o = (unsigned long long)((YR_SETUP_COOP_TASKRUN) | 0);  /* check that YR_SETUP_COOP_TASKRUN is an integer */
-  if (!_cffi_check_int(*o, n, 4U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_DEFAULT(unsigned long long *o)
-{
-  int n = (YR_SETUP_DEFAULT) <= 0;
-  *o = (unsigned long long)((YR_SETUP_DEFAULT) | 0);  /* check that YR_SETUP_DEFAULT is an integer */
-  if (!_cffi_check_int(*o, n, 7U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_DEFER_TASKRUN(unsigned long long *o)
-{
-  int n = (YR_SETUP_DEFER_TASKRUN) <= 0;
-  *o = (unsigned long long)((YR_SETUP_DEFER_TASKRUN) | 0);  /* check that YR_SETUP_DEFER_TASKRUN is an integer */
+  int n = (YR_SQPOLL) <= 0;
+  *o = (unsigned long long)((YR_SQPOLL) | 0);  /* check that YR_SQPOLL is an integer */
   if (!_cffi_check_int(*o, n, 2U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_IOPOLL(unsigned long long *o)
-{
-  int n = (YR_SETUP_IOPOLL) <= 0;
-  *o = (unsigned long long)((YR_SETUP_IOPOLL) | 0);  /* check that YR_SETUP_IOPOLL is an integer */
-  if (!_cffi_check_int(*o, n, 16U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_SINGLE_ISSUER(unsigned long long *o)
-{
-  int n = (YR_SETUP_SINGLE_ISSUER) <= 0;
-  *o = (unsigned long long)((YR_SETUP_SINGLE_ISSUER) | 0);  /* check that YR_SETUP_SINGLE_ISSUER is an integer */
-  if (!_cffi_check_int(*o, n, 1U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_SQPOLL(unsigned long long *o)
-{
-  int n = (YR_SETUP_SQPOLL) <= 0;
-  *o = (unsigned long long)((YR_SETUP_SQPOLL) | 0);  /* check that YR_SETUP_SQPOLL is an integer */
-  if (!_cffi_check_int(*o, n, 8U))
-    n |= 2;
-  return n;
-}
-
-static int _cffi_const_YR_SETUP_STRICT(unsigned long long *o)
-{
-  int n = (YR_SETUP_STRICT) <= 0;
-  *o = (unsigned long long)((YR_SETUP_STRICT) | 0);  /* check that YR_SETUP_STRICT is an integer */
-  if (!_cffi_check_int(*o, n, 32U))
     n |= 2;
   return n;
 }
@@ -2963,17 +2420,12 @@ static void _cffi_checkfld_struct_yr_info(struct yr_info *p)
 {
   /* only to generate compile-time warnings or errors */
   (void)p;
-  (void)((p->ring_fd) | 0);  /* check that 'struct yr_info.ring_fd' is an integer */
-  (void)((p->event_fd) | 0);  /* check that 'struct yr_info.event_fd' is an integer */
   (void)((p->setup_flags) | 0);  /* check that 'struct yr_info.setup_flags' is an integer */
-  (void)((p->features) | 0);  /* check that 'struct yr_info.features' is an integer */
   (void)((p->sq_entries) | 0);  /* check that 'struct yr_info.sq_entries' is an integer */
   (void)((p->cq_entries) | 0);  /* check that 'struct yr_info.cq_entries' is an integer */
   (void)((p->max_inflight) | 0);  /* check that 'struct yr_info.max_inflight' is an integer */
   (void)((p->inflight) | 0);  /* check that 'struct yr_info.inflight' is an integer */
   (void)((p->queued) | 0);  /* check that 'struct yr_info.queued' is an integer */
-  (void)((p->buffers) | 0);  /* check that 'struct yr_info.buffers' is an integer */
-  (void)((p->files) | 0);  /* check that 'struct yr_info.files' is an integer */
   (void)((p->broken) | 0);  /* check that 'struct yr_info.broken' is an integer */
   (void)((p->enters) | 0);  /* check that 'struct yr_info.enters' is an integer */
   (void)((p->submitted) | 0);  /* check that 'struct yr_info.submitted' is an integer */
@@ -2985,227 +2437,99 @@ static void _cffi_checkfld_struct_yr_info(struct yr_info *p)
 }
 struct _cffi_align_struct_yr_info { char x; struct yr_info y; };
 
-_CFFI_UNUSED_FN
-static void _cffi_checkfld_struct_yr_op(struct yr_op *p)
-{
-  /* only to generate compile-time warnings or errors */
-  (void)p;
-  (void)((p->op) | 0);  /* check that 'struct yr_op.op' is an integer */
-  (void)((p->flags) | 0);  /* check that 'struct yr_op.flags' is an integer */
-  (void)((p->buffer) | 0);  /* check that 'struct yr_op.buffer' is an integer */
-  (void)((p->fd) | 0);  /* check that 'struct yr_op.fd' is an integer */
-  (void)((p->addr) | 0);  /* check that 'struct yr_op.addr' is an integer */
-  (void)((p->len) | 0);  /* check that 'struct yr_op.len' is an integer */
-  (void)((p->off) | 0);  /* check that 'struct yr_op.off' is an integer */
-  (void)((p->user_data) | 0);  /* check that 'struct yr_op.user_data' is an integer */
-  (void)((p->arg) | 0);  /* check that 'struct yr_op.arg' is an integer */
-  (void)((p->mode) | 0);  /* check that 'struct yr_op.mode' is an integer */
-  (void)((p->file_index) | 0);  /* check that 'struct yr_op.file_index' is an integer */
-  (void)((p->fd2) | 0);  /* check that 'struct yr_op.fd2' is an integer */
-}
-struct _cffi_align_struct_yr_op { char x; struct yr_op y; };
-
-_CFFI_UNUSED_FN
-static void _cffi_checkfld_struct_yr_options(struct yr_options *p)
-{
-  /* only to generate compile-time warnings or errors */
-  (void)p;
-  (void)((p->depth) | 0);  /* check that 'struct yr_options.depth' is an integer */
-  (void)((p->cq_entries) | 0);  /* check that 'struct yr_options.cq_entries' is an integer */
-  (void)((p->max_inflight) | 0);  /* check that 'struct yr_options.max_inflight' is an integer */
-  (void)((p->flags) | 0);  /* check that 'struct yr_options.flags' is an integer */
-  (void)((p->sq_idle_ms) | 0);  /* check that 'struct yr_options.sq_idle_ms' is an integer */
-  (void)((p->sq_cpu) | 0);  /* check that 'struct yr_options.sq_cpu' is an integer */
-}
-struct _cffi_align_struct_yr_options { char x; struct yr_options y; };
-
 static const struct _cffi_global_s _cffi_globals[] = {
   { "YR_ABI_VERSION", (void *)_cffi_const_YR_ABI_VERSION, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_ASYNC", (void *)_cffi_const_YR_ASYNC, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_DIRECT", (void *)_cffi_const_YR_DIRECT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_DRAIN", (void *)_cffi_const_YR_DRAIN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_FIXED_BUFFER", (void *)_cffi_const_YR_FIXED_BUFFER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_FIXED_FILE", (void *)_cffi_const_YR_FIXED_FILE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_HARDLINK", (void *)_cffi_const_YR_HARDLINK, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_LINK", (void *)_cffi_const_YR_LINK, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_MAX_IO", (void *)_cffi_const_YR_MAX_IO, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "YR_ONE_THREAD", (void *)_cffi_const_YR_ONE_THREAD, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_ANY", (void *)_cffi_const_YR_OP_ANY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_OP_CANCEL", (void *)_cffi_const_YR_OP_CANCEL, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_OP_CLOSE", (void *)_cffi_const_YR_OP_CLOSE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_COUNT", (void *)_cffi_const_YR_OP_COUNT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_FDATASYNC", (void *)_cffi_const_YR_OP_FDATASYNC, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_OP_FSYNC", (void *)_cffi_const_YR_OP_FSYNC, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_MKDIRAT", (void *)_cffi_const_YR_OP_MKDIRAT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_NOP", (void *)_cffi_const_YR_OP_NOP, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_OP_OPENAT", (void *)_cffi_const_YR_OP_OPENAT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_READ", (void *)_cffi_const_YR_OP_READ, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_RENAMEAT", (void *)_cffi_const_YR_OP_RENAMEAT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_SUBMIT", (void *)_cffi_const_YR_OP_SUBMIT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_UNLINKAT", (void *)_cffi_const_YR_OP_UNLINKAT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "YR_OP_WRITE", (void *)_cffi_const_YR_OP_WRITE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_OP_WRITEV", (void *)_cffi_const_YR_OP_WRITEV, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_COOP_TASKRUN", (void *)_cffi_const_YR_SETUP_COOP_TASKRUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_DEFAULT", (void *)_cffi_const_YR_SETUP_DEFAULT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_DEFER_TASKRUN", (void *)_cffi_const_YR_SETUP_DEFER_TASKRUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_IOPOLL", (void *)_cffi_const_YR_SETUP_IOPOLL, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_SINGLE_ISSUER", (void *)_cffi_const_YR_SETUP_SINGLE_ISSUER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_SQPOLL", (void *)_cffi_const_YR_SETUP_SQPOLL, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "YR_SETUP_STRICT", (void *)_cffi_const_YR_SETUP_STRICT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "yr_abi_version", (void *)_cffi_f_yr_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 113), (void *)_cffi_d_yr_abi_version },
-  { "yr_alloc", (void *)_cffi_f_yr_alloc, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 126), (void *)_cffi_d_yr_alloc },
-  { "yr_buffers_register", (void *)_cffi_f_yr_buffers_register, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 16), (void *)_cffi_d_yr_buffers_register },
-  { "yr_buffers_unregister", (void *)_cffi_f_yr_buffers_unregister, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_buffers_unregister },
-  { "yr_buffers_update", (void *)_cffi_f_yr_buffers_update, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 98), (void *)_cffi_d_yr_buffers_update },
-  { "yr_cancel", (void *)_cffi_f_yr_cancel, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_yr_cancel },
+  { "YR_SQPOLL", (void *)_cffi_const_YR_SQPOLL, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "yr_abi_version", (void *)_cffi_f_yr_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 116), (void *)_cffi_d_yr_abi_version },
+  { "yr_buffers_register", (void *)_cffi_f_yr_buffers_register, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_yr_buffers_register },
   { "yr_create", (void *)_cffi_f_yr_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_yr_create },
-  { "yr_destroy", (void *)_cffi_f_yr_destroy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 7), (void *)_cffi_d_yr_destroy },
-  { "yr_eventfd", (void *)_cffi_f_yr_eventfd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_eventfd },
-  { "yr_eventfd_close", (void *)_cffi_f_yr_eventfd_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_eventfd_close },
-  { "yr_files_register", (void *)_cffi_f_yr_files_register, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 16), (void *)_cffi_d_yr_files_register },
-  { "yr_files_unregister", (void *)_cffi_f_yr_files_unregister, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_files_unregister },
-  { "yr_files_update", (void *)_cffi_f_yr_files_update, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_yr_files_update },
-  { "yr_free", (void *)_cffi_f_yr_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 130), (void *)_cffi_d_yr_free },
-  { "yr_info", (void *)_cffi_f_yr_info, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 105), (void *)_cffi_d_yr_info },
-  { "yr_inject", (void *)_cffi_f_yr_inject, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 79), (void *)_cffi_d_yr_inject },
-  { "yr_inject_clear", (void *)_cffi_f_yr_inject_clear, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_inject_clear },
-  { "yr_queue", (void *)_cffi_f_yr_queue, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_yr_queue },
-  { "yr_queue_reads", (void *)_cffi_f_yr_queue_reads, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 35), (void *)_cffi_d_yr_queue_reads },
-  { "yr_queue_writes", (void *)_cffi_f_yr_queue_writes, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 35), (void *)_cffi_d_yr_queue_writes },
-  { "yr_read_batch", (void *)_cffi_f_yr_read_batch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_yr_read_batch },
-  { "yr_read_chunked", (void *)_cffi_f_yr_read_chunked, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_yr_read_chunked },
-  { "yr_reap", (void *)_cffi_f_yr_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_yr_reap },
-  { "yr_set_affinity", (void *)_cffi_f_yr_set_affinity, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_yr_set_affinity },
-  { "yr_set_workers", (void *)_cffi_f_yr_set_workers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 87), (void *)_cffi_d_yr_set_workers },
-  { "yr_submit", (void *)_cffi_f_yr_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 4), (void *)_cffi_d_yr_submit },
-  { "yr_supports", (void *)_cffi_f_yr_supports, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_yr_supports },
-  { "yr_turn", (void *)_cffi_f_yr_turn, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_yr_turn },
-  { "yr_wait", (void *)_cffi_f_yr_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_yr_wait },
-  { "yr_wipe", (void *)_cffi_f_yr_wipe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 130), (void *)_cffi_d_yr_wipe },
-  { "yr_write_batch", (void *)_cffi_f_yr_write_batch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 20), (void *)_cffi_d_yr_write_batch },
+  { "yr_destroy", (void *)_cffi_f_yr_destroy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 9), (void *)_cffi_d_yr_destroy },
+  { "yr_eventfd", (void *)_cffi_f_yr_eventfd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_yr_eventfd },
+  { "yr_files_register", (void *)_cffi_f_yr_files_register, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 36), (void *)_cffi_d_yr_files_register },
+  { "yr_files_update", (void *)_cffi_f_yr_files_update, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_yr_files_update },
+  { "yr_info", (void *)_cffi_f_yr_info, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_yr_info },
+  { "yr_inject", (void *)_cffi_f_yr_inject, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 89), (void *)_cffi_d_yr_inject },
+  { "yr_inject_clear", (void *)_cffi_f_yr_inject_clear, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_yr_inject_clear },
+  { "yr_make_directory", (void *)_cffi_f_yr_make_directory, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_yr_make_directory },
+  { "yr_queue_reads", (void *)_cffi_f_yr_queue_reads, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_yr_queue_reads },
+  { "yr_read_batch", (void *)_cffi_f_yr_read_batch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_yr_read_batch },
+  { "yr_reap", (void *)_cffi_f_yr_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 77), (void *)_cffi_d_yr_reap },
+  { "yr_rename", (void *)_cffi_f_yr_rename, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 19), (void *)_cffi_d_yr_rename },
+  { "yr_set_affinity", (void *)_cffi_f_yr_set_affinity, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_yr_set_affinity },
+  { "yr_set_workers", (void *)_cffi_f_yr_set_workers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_yr_set_workers },
+  { "yr_submit", (void *)_cffi_f_yr_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_yr_submit },
+  { "yr_supports", (void *)_cffi_f_yr_supports, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 112), (void *)_cffi_d_yr_supports },
+  { "yr_sync_batch", (void *)_cffi_f_yr_sync_batch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 40), (void *)_cffi_d_yr_sync_batch },
+  { "yr_try_out", (void *)_cffi_f_yr_try_out, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_yr_try_out },
+  { "yr_unlink", (void *)_cffi_f_yr_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 13), (void *)_cffi_d_yr_unlink },
+  { "yr_wait", (void *)_cffi_f_yr_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_yr_wait },
+  { "yr_wipe", (void *)_cffi_f_yr_wipe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_yr_wipe },
+  { "yr_write_batch", (void *)_cffi_f_yr_write_batch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_yr_write_batch },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
-  { "ring_fd", offsetof(struct yr_info, ring_fd),
-               sizeof(((struct yr_info *)0)->ring_fd),
-               _CFFI_OP(_CFFI_OP_NOOP, 84) },
-  { "event_fd", offsetof(struct yr_info, event_fd),
-                sizeof(((struct yr_info *)0)->event_fd),
-                _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "setup_flags", offsetof(struct yr_info, setup_flags),
                    sizeof(((struct yr_info *)0)->setup_flags),
-                   _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "features", offsetof(struct yr_info, features),
-                sizeof(((struct yr_info *)0)->features),
-                _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "sq_entries", offsetof(struct yr_info, sq_entries),
                   sizeof(((struct yr_info *)0)->sq_entries),
-                  _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "cq_entries", offsetof(struct yr_info, cq_entries),
                   sizeof(((struct yr_info *)0)->cq_entries),
-                  _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "max_inflight", offsetof(struct yr_info, max_inflight),
                     sizeof(((struct yr_info *)0)->max_inflight),
-                    _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "inflight", offsetof(struct yr_info, inflight),
                 sizeof(((struct yr_info *)0)->inflight),
-                _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "queued", offsetof(struct yr_info, queued),
               sizeof(((struct yr_info *)0)->queued),
-              _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "buffers", offsetof(struct yr_info, buffers),
-               sizeof(((struct yr_info *)0)->buffers),
-               _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "files", offsetof(struct yr_info, files),
-             sizeof(((struct yr_info *)0)->files),
-             _CFFI_OP(_CFFI_OP_NOOP, 139) },
+              _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "broken", offsetof(struct yr_info, broken),
               sizeof(((struct yr_info *)0)->broken),
-              _CFFI_OP(_CFFI_OP_NOOP, 139) },
+              _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "enters", offsetof(struct yr_info, enters),
               sizeof(((struct yr_info *)0)->enters),
-              _CFFI_OP(_CFFI_OP_NOOP, 13) },
+              _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "submitted", offsetof(struct yr_info, submitted),
                  sizeof(((struct yr_info *)0)->submitted),
-                 _CFFI_OP(_CFFI_OP_NOOP, 13) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "completed", offsetof(struct yr_info, completed),
                  sizeof(((struct yr_info *)0)->completed),
-                 _CFFI_OP(_CFFI_OP_NOOP, 13) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "resumed", offsetof(struct yr_info, resumed),
                sizeof(((struct yr_info *)0)->resumed),
-               _CFFI_OP(_CFFI_OP_NOOP, 13) },
+               _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "retried", offsetof(struct yr_info, retried),
                sizeof(((struct yr_info *)0)->retried),
-               _CFFI_OP(_CFFI_OP_NOOP, 13) },
+               _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "overflows", offsetof(struct yr_info, overflows),
                  sizeof(((struct yr_info *)0)->overflows),
-                 _CFFI_OP(_CFFI_OP_NOOP, 13) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 92) },
   { "injected", offsetof(struct yr_info, injected),
                 sizeof(((struct yr_info *)0)->injected),
-                _CFFI_OP(_CFFI_OP_NOOP, 13) },
-  { "op", offsetof(struct yr_op, op),
-          sizeof(((struct yr_op *)0)->op),
-          _CFFI_OP(_CFFI_OP_NOOP, 140) },
-  { "flags", offsetof(struct yr_op, flags),
-             sizeof(((struct yr_op *)0)->flags),
-             _CFFI_OP(_CFFI_OP_NOOP, 140) },
-  { "buffer", offsetof(struct yr_op, buffer),
-              sizeof(((struct yr_op *)0)->buffer),
-              _CFFI_OP(_CFFI_OP_NOOP, 138) },
-  { "fd", offsetof(struct yr_op, fd),
-          sizeof(((struct yr_op *)0)->fd),
-          _CFFI_OP(_CFFI_OP_NOOP, 84) },
-  { "addr", offsetof(struct yr_op, addr),
-            sizeof(((struct yr_op *)0)->addr),
-            _CFFI_OP(_CFFI_OP_NOOP, 13) },
-  { "len", offsetof(struct yr_op, len),
-           sizeof(((struct yr_op *)0)->len),
-           _CFFI_OP(_CFFI_OP_NOOP, 13) },
-  { "off", offsetof(struct yr_op, off),
-           sizeof(((struct yr_op *)0)->off),
-           _CFFI_OP(_CFFI_OP_NOOP, 13) },
-  { "user_data", offsetof(struct yr_op, user_data),
-                 sizeof(((struct yr_op *)0)->user_data),
-                 _CFFI_OP(_CFFI_OP_NOOP, 13) },
-  { "arg", offsetof(struct yr_op, arg),
-           sizeof(((struct yr_op *)0)->arg),
-           _CFFI_OP(_CFFI_OP_NOOP, 84) },
-  { "mode", offsetof(struct yr_op, mode),
-            sizeof(((struct yr_op *)0)->mode),
-            _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "file_index", offsetof(struct yr_op, file_index),
-                  sizeof(((struct yr_op *)0)->file_index),
-                  _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "fd2", offsetof(struct yr_op, fd2),
-           sizeof(((struct yr_op *)0)->fd2),
-           _CFFI_OP(_CFFI_OP_NOOP, 84) },
-  { "depth", offsetof(struct yr_options, depth),
-             sizeof(((struct yr_options *)0)->depth),
-             _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "cq_entries", offsetof(struct yr_options, cq_entries),
-                  sizeof(((struct yr_options *)0)->cq_entries),
-                  _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "max_inflight", offsetof(struct yr_options, max_inflight),
-                    sizeof(((struct yr_options *)0)->max_inflight),
-                    _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "flags", offsetof(struct yr_options, flags),
-             sizeof(((struct yr_options *)0)->flags),
-             _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "sq_idle_ms", offsetof(struct yr_options, sq_idle_ms),
-                  sizeof(((struct yr_options *)0)->sq_idle_ms),
-                  _CFFI_OP(_CFFI_OP_NOOP, 139) },
-  { "sq_cpu", offsetof(struct yr_options, sq_cpu),
-              sizeof(((struct yr_options *)0)->sq_cpu),
-              _CFFI_OP(_CFFI_OP_NOOP, 84) },
+                _CFFI_OP(_CFFI_OP_NOOP, 92) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "yr_info", 134, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct yr_info), offsetof(struct _cffi_align_struct_yr_info, y), 0, 19 },
-  { "yr_op", 135, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct yr_op), offsetof(struct _cffi_align_struct_yr_op, y), 19, 12 },
-  { "yr_options", 136, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct yr_options), offsetof(struct _cffi_align_struct_yr_options, y), 31, 6 },
-  { "yr_ring", 137, _CFFI_F_OPAQUE,
+  { "yr_info", 123, _CFFI_F_CHECK_FIELDS,
+    sizeof(struct yr_info), offsetof(struct _cffi_align_struct_yr_info, y), 0, 14 },
+  { "yr_ring", 124, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
@@ -3216,12 +2540,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   NULL,  /* no enums */
   NULL,  /* no typenames */
-  62,  /* num_globals */
-  4,  /* num_struct_unions */
+  41,  /* num_globals */
+  2,  /* num_struct_unions */
   0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  142,  /* num_types */
+  128,  /* num_types */
   0,  /* flags */
 };
 

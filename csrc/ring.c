@@ -20,51 +20,41 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/lsan_interface.h>
-#endif
-
 #define MAX_DEPTH 32768u
 #define MAX_INFLIGHT (1u << 20)
-#define MAX_BUFFERS 16384u
+#define MAX_BUFFERS 64u
 #define MAX_FILES 32768u
-#define MAX_VECTOR 1024u
-#define MAX_SYNCS 1024u
 #define MAX_RULES 16u
 #define MAX_RETRIES 16u
 #define MAX_WAITS 10u /* 1 ms, 2 ms, ... about one second in all */
-#define INLINE_VECTOR 4u
 #define REAP_AT_ONCE 64u
-#define NONE UINT32_MAX
-/* Direct transfers move whole sectors: one that ends elsewhere has met the end of the file. */
-#define SECTOR 512u
 
-#define OP_FLAGS \
-    (YR_FIXED_FILE | YR_FIXED_BUFFER | YR_LINK | YR_HARDLINK | YR_ASYNC | YR_DRAIN)
-#define BATCH_FLAGS (YR_FIXED_FILE | YR_FIXED_BUFFER | YR_ASYNC | YR_DIRECT)
-#define SETUP_FLAGS                                                                        \
-    (YR_SETUP_SINGLE_ISSUER | YR_SETUP_DEFER_TASKRUN | YR_SETUP_COOP_TASKRUN |             \
-     YR_SETUP_SQPOLL | YR_SETUP_IOPOLL | YR_SETUP_STRICT)
+/* One operation before it becomes a submission entry. Which of these count depends on `op`. */
+struct operation {
+    uint8_t op;
+    uint8_t flags; /* YR_FIXED_FILE, YR_FIXED_BUFFER */
+    uint16_t buffer;
+    int32_t fd; /* or the directory that `path` begins at */
+    bool async; /* straight to a kernel worker, no attempt in place */
+    uint32_t len;
+    void *memory;
+    uint64_t off;
+    const char *path;
+    int32_t new_fd; /* renaming: the directory that `new_path` begins at */
+    const char *new_path;
+    int arg; /* mode of a new directory, flags of unlinking */
+};
 
-_Static_assert(sizeof(struct yr_op) == 56, "yr_op is packed by struct.pack in Python");
-_Static_assert(sizeof(struct iovec) == 2 * sizeof(void *), "vectors are copied word by word");
-
-/* What must outlive the submission of one operation, until its completion was reaped. */
+/* What is remembered of an operation in flight. The kernel sees nothing of it but its number. */
 struct slot {
-    uint64_t user_data; /* the caller's */
-    uint32_t generation;
+    uint64_t user_data; /* the caller's; in batches the number of the request */
     uint32_t next_free;
-    uint32_t request; /* batch helpers: index of the request, or of the sync */
-    uint32_t asked;   /* batch helpers: bytes that this operation transfers if it is not short */
-    int32_t result;   /* the injected one, if `replaced` */
+    uint32_t asked; /* batches: bytes that this operation transfers if it is not short */
+    int32_t result; /* the injected one, if `replaced` */
     uint8_t op;
     uint8_t retries;
     bool busy;
     bool replaced;
-    bool sync;
-    struct iovec *vector; /* inline_vector or allocated */
-    struct iovec inline_vector[INLINE_VECTOR];
-    char *paths; /* allocated: one or two strings */
 };
 
 struct rule {
@@ -83,8 +73,8 @@ struct yr_ring {
     uint32_t max_inflight;
     uint32_t free_count;
     uint32_t first_free;
-    uint32_t buffers;
-    uint32_t files;
+    uint32_t buffers; /* registered ones */
+    uint32_t files;   /* places for registered ones */
     uint32_t broken;
     int32_t event_fd;
     uint32_t rule_count;
@@ -143,73 +133,34 @@ void yr_wipe(void *memory, size_t size)
         explicit_bzero(memory, size);
 }
 
-void *yr_alloc(size_t size, size_t align)
-{
-    void *memory = NULL;
-
-    if (size == 0 || align == 0 || (align & (align - 1)) != 0)
-        return NULL;
-    if (align < sizeof(void *))
-        align = sizeof(void *);
-    if (posix_memalign(&memory, align, size) != 0)
-        return NULL;
-    memset(memory, 0, size);
-    return memory;
-}
-
-void yr_free(void *memory, size_t size)
-{
-    yr_wipe(memory, size);
-    free(memory);
-}
-
 /* -- slots --------------------------------------------------------------------------------- */
 
-/* The generation tells an operation from an earlier one in the same slot, for cancelling. */
-static uint64_t slot_tag(const struct yr_ring *ring, const struct slot *slot)
+static uint64_t tag_of(const struct yr_ring *ring, const struct slot *slot)
 {
-    return (uint64_t)slot->generation << 32 | (uint64_t)(slot - ring->slots);
+    return (uint64_t)(slot - ring->slots);
 }
 
 static struct slot *slot_of_tag(const struct yr_ring *ring, uint64_t tag)
 {
-    struct slot *slot = &ring->slots[tag & UINT32_MAX];
-
-    assert((tag & UINT32_MAX) < ring->max_inflight);
-    assert(slot->busy && slot->generation == (uint32_t)(tag >> 32));
-    return slot;
+    assert(tag < ring->max_inflight && ring->slots[tag].busy);
+    return &ring->slots[tag];
 }
 
-static struct slot *slot_take(struct yr_ring *ring)
+/* The caller has made sure that there is one. */
+static struct slot *slot_take(struct yr_ring *ring, uint64_t user_data)
 {
-    struct slot *slot;
+    struct slot *slot = &ring->slots[ring->first_free];
 
-    if (ring->free_count == 0)
-        return NULL;
-    slot = &ring->slots[ring->first_free];
-    assert(!slot->busy);
+    assert(ring->free_count > 0 && !slot->busy);
     ring->first_free = slot->next_free;
     ring->free_count--;
-    slot->busy = true;
-    slot->generation++;
-    slot->retries = 0;
-    slot->replaced = false;
-    slot->sync = false;
-    slot->asked = 0;
-    slot->request = NONE;
-    slot->vector = slot->inline_vector;
-    slot->paths = NULL;
+    *slot = (struct slot){.user_data = user_data, .busy = true};
     return slot;
 }
 
 static void slot_release(struct yr_ring *ring, struct slot *slot)
 {
     assert(slot->busy);
-    if (slot->vector != slot->inline_vector)
-        free(slot->vector);
-    free(slot->paths);
-    slot->vector = slot->inline_vector;
-    slot->paths = NULL;
     slot->busy = false;
     slot->next_free = ring->first_free;
     ring->first_free = (uint32_t)(slot - ring->slots);
@@ -217,31 +168,11 @@ static void slot_release(struct yr_ring *ring, struct slot *slot)
     assert(ring->free_count <= ring->max_inflight);
 }
 
-/* Room for `count` vectors; the inline ones serve the common header + value. */
-static bool slot_vector(struct slot *slot, size_t count)
-{
-    struct iovec *more;
-
-    if (count <= INLINE_VECTOR || slot->vector != slot->inline_vector)
-        return true;
-    more = calloc(MAX_VECTOR, sizeof(*more)); /* once, whatever a resumed write needs */
-    if (more == NULL)
-        return false;
-    slot->vector = more;
-    return true;
-}
-
 /* -- injection ----------------------------------------------------------------------------- */
 
-/* Rules name operations as tests think of them: a write is a write, vectored or not. */
 static bool rule_matches(const struct rule *rule, uint8_t op)
 {
-    if (rule->op == op)
-        return true;
-    if (op == YR_OP_SUBMIT)
-        return false;
-    return rule->op == YR_OP_ANY || (rule->op == YR_OP_WRITE && op == YR_OP_WRITEV) ||
-           (rule->op == YR_OP_FSYNC && op == YR_OP_FDATASYNC);
+    return rule->op == op || (rule->op == YR_OP_ANY && op != YR_OP_SUBMIT);
 }
 
 /* Every matching rule counts, so that rules do not change each other's meaning; the first acts. */
@@ -305,8 +236,8 @@ static int32_t filter_result(struct yr_ring *ring, const struct slot *slot, int3
 
     if (ring->rule_count == 0 && !slot->replaced)
         return result;
-    if (slot->replaced) /* one that a broken chain cancelled was never reached */
-        return result == -ECANCELED ? result : slot->result;
+    if (slot->replaced)
+        return slot->result;
     if (!injected(ring, slot->op, false, &other))
         return result;
     if (other < 0)
@@ -316,60 +247,41 @@ static int32_t filter_result(struct yr_ring *ring, const struct slot *slot, int3
 
 /* -- creating and freeing ------------------------------------------------------------------ */
 
-/* Best set first. What is not asked for is never tried; SUBMIT_ALL only saves system calls. */
+/* Sets of flags for the kernel, the best first. What is not asked for is never tried. */
 static unsigned setup_candidates(uint32_t flags, unsigned *sets)
 {
-    unsigned fixed = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
-    unsigned single = flags & YR_SETUP_SINGLE_ISSUER ? IORING_SETUP_SINGLE_ISSUER : 0;
+    const unsigned coop = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+    unsigned single = flags & YR_ONE_THREAD ? IORING_SETUP_SINGLE_ISSUER : 0;
+    unsigned polled = flags & YR_SQPOLL ? IORING_SETUP_SQPOLL : 0;
     unsigned count = 0;
 
-    if (flags & YR_SETUP_IOPOLL)
-        fixed |= IORING_SETUP_IOPOLL;
-    if (flags & YR_SETUP_SQPOLL) {
-        fixed |= IORING_SETUP_SQPOLL;
-        sets[count++] = fixed | single | IORING_SETUP_SUBMIT_ALL;
-        sets[count++] = fixed;
-        return count;
+    if (polled) {
+        sets[count++] = polled | single;
+    } else {
+        if (single) {
+            sets[count++] = single | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+            sets[count++] = single | coop;
+        }
+        sets[count++] = coop;
+        sets[count++] = 0;
     }
-    if (flags & YR_SETUP_DEFER_TASKRUN)
-        sets[count++] = fixed | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-                        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL;
-    if (flags & YR_SETUP_COOP_TASKRUN) {
-        unsigned coop = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
-
-        sets[count++] = fixed | single | coop | IORING_SETUP_SUBMIT_ALL;
-        sets[count++] = fixed | coop | IORING_SETUP_SUBMIT_ALL;
-    }
-    if (single)
-        sets[count++] = fixed | single | IORING_SETUP_SUBMIT_ALL;
-    sets[count++] = fixed | IORING_SETUP_SUBMIT_ALL;
-    sets[count++] = fixed;
+    for (unsigned i = 0; i < count; i++)
+        sets[i] |= IORING_SETUP_SUBMIT_ALL; /* which only saves system calls */
+    sets[count++] = polled;
     return count;
 }
 
 /* Really make a ring: the only probe that containers, sysctls and limits cannot fool. */
-static int setup_ring(struct yr_ring *ring, const struct yr_options *options)
+static int setup_ring(struct yr_ring *ring, uint32_t depth, uint32_t flags)
 {
     unsigned sets[8];
-    unsigned count = setup_candidates(options->flags, sets);
+    unsigned count = setup_candidates(flags, sets);
     int result = -EINVAL;
 
-    if (options->flags & YR_SETUP_STRICT)
-        count = 1;
     for (unsigned i = 0; i < count && result == -EINVAL; i++) {
-        struct io_uring_params params;
+        struct io_uring_params params = {.flags = sets[i]};
 
-        memset(&params, 0, sizeof(params));
-        params.flags = sets[i];
-        params.cq_entries = options->cq_entries ? options->cq_entries : 2 * options->depth;
-        if (options->flags & YR_SETUP_SQPOLL) {
-            params.sq_thread_idle = options->sq_idle_ms;
-            if (options->sq_cpu >= 0) {
-                params.flags |= IORING_SETUP_SQ_AFF;
-                params.sq_thread_cpu = (unsigned)options->sq_cpu;
-            }
-        }
-        result = io_uring_queue_init_params(options->depth, &ring->ring, &params);
+        result = io_uring_queue_init_params(depth, &ring->ring, &params);
         ring->setup_flags = params.flags;
     }
     return result;
@@ -379,12 +291,13 @@ static int setup_ring(struct yr_ring *ring, const struct yr_options *options)
 static int probe_ring(struct yr_ring *ring)
 {
     static const uint8_t opcodes[YR_OP_COUNT] = {
-        [YR_OP_NOP] = IORING_OP_NOP,           [YR_OP_READ] = IORING_OP_READ,
-        [YR_OP_WRITE] = IORING_OP_WRITE,       [YR_OP_WRITEV] = IORING_OP_WRITEV,
-        [YR_OP_FSYNC] = IORING_OP_FSYNC,       [YR_OP_FDATASYNC] = IORING_OP_FSYNC,
-        [YR_OP_OPENAT] = IORING_OP_OPENAT,     [YR_OP_CLOSE] = IORING_OP_CLOSE,
-        [YR_OP_RENAMEAT] = IORING_OP_RENAMEAT, [YR_OP_UNLINKAT] = IORING_OP_UNLINKAT,
-        [YR_OP_MKDIRAT] = IORING_OP_MKDIRAT,   [YR_OP_CANCEL] = IORING_OP_ASYNC_CANCEL,
+        [YR_OP_NOP] = IORING_OP_NOP,
+        [YR_OP_READ] = IORING_OP_READ,
+        [YR_OP_WRITE] = IORING_OP_WRITE,
+        [YR_OP_FDATASYNC] = IORING_OP_FSYNC,
+        [YR_OP_MKDIRAT] = IORING_OP_MKDIRAT,
+        [YR_OP_RENAMEAT] = IORING_OP_RENAMEAT,
+        [YR_OP_UNLINKAT] = IORING_OP_UNLINKAT,
     };
     struct io_uring_probe *probe = io_uring_get_probe_ring(&ring->ring);
 
@@ -396,100 +309,72 @@ static int probe_ring(struct yr_ring *ring)
     return 0;
 }
 
-static int check_options(const struct yr_options *options)
-{
-    if (options == NULL || options->depth == 0 || options->depth > MAX_DEPTH)
-        return -EINVAL;
-    if (options->cq_entries > 2 * MAX_DEPTH || options->max_inflight > MAX_INFLIGHT)
-        return -EINVAL;
-    if (options->cq_entries != 0 && options->cq_entries < options->depth)
-        return -EINVAL;
-    if ((options->flags & ~(uint32_t)SETUP_FLAGS) != 0)
-        return -EINVAL;
-    if ((options->flags & YR_SETUP_DEFER_TASKRUN) && !(options->flags & YR_SETUP_SINGLE_ISSUER))
-        return -EINVAL;
-    return 0;
-}
-
 static int make_slots(struct yr_ring *ring, uint32_t count)
 {
     ring->slots = calloc(count, sizeof(*ring->slots));
     if (ring->slots == NULL)
         return -ENOMEM;
     ring->max_inflight = ring->free_count = count;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++)
         ring->slots[i].next_free = i + 1;
-        ring->slots[i].vector = ring->slots[i].inline_vector;
-    }
     return 0;
 }
 
-int yr_create(struct yr_ring **result, const struct yr_options *options)
+static int open_ring(struct yr_ring *ring, uint32_t depth, uint32_t max_inflight, uint32_t flags)
 {
-    struct yr_ring *ring;
-    int error = check_options(options);
+    int error;
 
-    if (error != 0 || result == NULL)
-        return -EINVAL;
-    *result = NULL;
-    ring = calloc(1, sizeof(*ring));
-    if (ring == NULL)
-        return -ENOMEM;
     ring->pid = getpid();
     ring->tid = thread_id();
     ring->event_fd = -1;
-    error = setup_ring(ring, options);
-    if (error != 0) {
-        free(ring);
+    error = setup_ring(ring, depth, flags);
+    if (error != 0)
         return error;
-    }
     error = probe_ring(ring);
     if (error == 0)
-        error = make_slots(ring, options->max_inflight ? options->max_inflight
-                                                       : ring->ring.cq.ring_entries);
+        error = make_slots(ring, max_inflight);
     if (error != 0) {
         io_uring_queue_exit(&ring->ring);
-        free(ring);
         return error;
     }
     /* Saves looking the descriptor up in each call, but belongs to one thread. */
     if (ring->setup_flags & IORING_SETUP_SINGLE_ISSUER)
         (void)io_uring_register_ring_fd(&ring->ring);
-    *result = ring;
     return 0;
 }
 
-/* The kernel may still be reading vectors and paths: they stay, which is no leak to be reported. */
-static void keep_for_ever(struct slot *slots)
+int yr_create(struct yr_ring **result, uint32_t depth, uint32_t max_inflight, uint32_t flags)
 {
-#ifdef __SANITIZE_ADDRESS__
-    __lsan_ignore_object(slots);
-#else
-    (void)slots;
-#endif
+    struct yr_ring *ring;
+    int error;
+
+    if (result == NULL || depth == 0 || depth > MAX_DEPTH)
+        return -EINVAL;
+    if (max_inflight == 0 || max_inflight > MAX_INFLIGHT || (flags & ~(YR_ONE_THREAD | YR_SQPOLL)) != 0)
+        return -EINVAL;
+    *result = NULL;
+    ring = calloc(1, sizeof(*ring));
+    if (ring == NULL)
+        return -ENOMEM;
+    error = open_ring(ring, depth, max_inflight, flags);
+    if (error != 0)
+        free(ring);
+    else
+        *result = ring;
+    return error;
 }
 
 int yr_destroy(struct yr_ring *ring, int force)
 {
-    bool lost;
-
     if (ring == NULL)
         return 0;
-    lost = inflight(ring) > 0 && getpid() == ring->pid;
-    if (lost && !force)
+    if (inflight(ring) > 0 && getpid() == ring->pid && !force)
         return -EBUSY;
     /* Of another process's ring this only undoes mappings and closes descriptors of our own. */
     io_uring_queue_exit(&ring->ring);
     if (ring->event_fd >= 0)
         close(ring->event_fd);
-    if (lost) {
-        keep_for_ever(ring->slots);
-    } else {
-        for (uint32_t i = 0; i < ring->max_inflight; i++)
-            if (ring->slots[i].busy)
-                slot_release(ring, &ring->slots[i]);
-        free(ring->slots);
-    }
+    free(ring->slots);
     free(ring);
     return 0;
 }
@@ -501,17 +386,12 @@ int yr_info(const struct yr_ring *ring, struct yr_info *info)
     if (ring == NULL || info == NULL)
         return -EINVAL;
     *info = ring->counters;
-    info->ring_fd = ring->ring.ring_fd;
-    info->event_fd = ring->event_fd;
     info->setup_flags = ring->setup_flags;
-    info->features = ring->ring.features;
     info->sq_entries = ring->ring.sq.ring_entries;
     info->cq_entries = ring->ring.cq.ring_entries;
     info->max_inflight = ring->max_inflight;
     info->inflight = inflight(ring);
     info->queued = io_uring_sq_ready(&ring->ring);
-    info->buffers = ring->buffers;
-    info->files = ring->files;
     info->broken = ring->broken;
     return 0;
 }
@@ -559,8 +439,6 @@ int yr_eventfd(struct yr_ring *ring)
         return error;
     if (ring->event_fd >= 0)
         return ring->event_fd;
-    if (ring->setup_flags & IORING_SETUP_IOPOLL)
-        return -EOPNOTSUPP;
     fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (fd < 0)
         return -errno;
@@ -573,78 +451,30 @@ int yr_eventfd(struct yr_ring *ring)
     return fd;
 }
 
-int yr_eventfd_close(struct yr_ring *ring)
-{
-    int error = check_owner(ring);
-
-    if (error != 0 || ring->event_fd < 0)
-        return error;
-    error = io_uring_unregister_eventfd(&ring->ring);
-    close(ring->event_fd);
-    ring->event_fd = -1;
-    return error;
-}
-
 /* -- registered buffers and files ---------------------------------------------------------- */
 
-int yr_buffers_register(struct yr_ring *ring, unsigned count)
+int yr_buffers_register(struct yr_ring *ring, unsigned n, const uint64_t *addrs, const uint64_t *lens)
 {
+    struct iovec vector[MAX_BUFFERS];
     int error = check_owner(ring);
 
     if (error != 0)
         return error;
-    if (count == 0 || count > MAX_BUFFERS)
+    if (n == 0 || n > MAX_BUFFERS || addrs == NULL || lens == NULL)
         return -EINVAL;
     if (ring->buffers != 0)
         return -EBUSY;
-    error = io_uring_register_buffers_sparse(&ring->ring, count);
+    for (unsigned i = 0; i < n; i++)
+        vector[i] = (struct iovec){pointer(addrs[i]), (size_t)lens[i]};
+    error = io_uring_register_buffers(&ring->ring, vector, n);
     if (error == 0)
-        ring->buffers = count;
+        ring->buffers = n;
     return error;
-}
-
-int yr_buffers_update(struct yr_ring *ring, unsigned first, unsigned n, const uint64_t *addrs,
-                      const uint64_t *lens)
-{
-    struct iovec vector[REAP_AT_ONCE];
-    __u64 tags[REAP_AT_ONCE] = {0};
-    unsigned done = 0;
-    int error = check_owner(ring);
-
-    if (error != 0)
-        return error;
-    if (n == 0 || addrs == NULL || lens == NULL || n > ring->buffers || first > ring->buffers - n)
-        return -EINVAL;
-    while (done < n) {
-        unsigned part = n - done < REAP_AT_ONCE ? n - done : REAP_AT_ONCE;
-        int put;
-
-        for (unsigned i = 0; i < part; i++) {
-            vector[i].iov_base = pointer(addrs[done + i]);
-            vector[i].iov_len = (size_t)lens[done + i];
-        }
-        put = io_uring_register_buffers_update_tag(&ring->ring, first + done, vector, tags, part);
-        if (put < 0)
-            return done > 0 ? (int)done : put;
-        done += (unsigned)put;
-        if ((unsigned)put < part)
-            break;
-    }
-    return (int)done;
-}
-
-int yr_buffers_unregister(struct yr_ring *ring)
-{
-    int error = check_owner(ring);
-
-    if (error != 0 || ring->buffers == 0)
-        return error;
-    ring->buffers = 0;
-    return io_uring_unregister_buffers(&ring->ring);
 }
 
 int yr_files_register(struct yr_ring *ring, unsigned count)
 {
+    int *fds;
     int error = check_owner(ring);
 
     if (error != 0)
@@ -653,16 +483,12 @@ int yr_files_register(struct yr_ring *ring, unsigned count)
         return -EINVAL;
     if (ring->files != 0)
         return -EBUSY;
-    error = io_uring_register_files_sparse(&ring->ring, count);
-    if (error == -EINVAL) { /* before 5.19 a table of -1 does the same */
-        int *fds = malloc(count * sizeof(*fds));
-
-        if (fds == NULL)
-            return -ENOMEM;
-        memset(fds, 0xff, count * sizeof(*fds));
-        error = io_uring_register_files(&ring->ring, fds, count);
-        free(fds);
-    }
+    fds = malloc(count * sizeof(*fds));
+    if (fds == NULL)
+        return -ENOMEM;
+    memset(fds, 0xff, count * sizeof(*fds)); /* -1: an empty place, also before 5.19 made such tables */
+    error = io_uring_register_files(&ring->ring, fds, count);
+    free(fds);
     if (error == 0)
         ring->files = count;
     return error;
@@ -679,42 +505,7 @@ int yr_files_update(struct yr_ring *ring, unsigned first, unsigned n, const int3
     return io_uring_register_files_update(&ring->ring, first, fds, n);
 }
 
-int yr_files_unregister(struct yr_ring *ring)
-{
-    int error = check_owner(ring);
-
-    if (error != 0 || ring->files == 0)
-        return error;
-    ring->files = 0;
-    return io_uring_unregister_files(&ring->ring);
-}
-
 /* -- entering the kernel --------------------------------------------------------------------- */
-
-/* The kernel took only the beginning of a chain (it may run out of memory anywhere). What is left
- * would run on its own, perhaps too early, so it is made to fail as a broken chain does. */
-static void cut_chain(struct yr_ring *ring)
-{
-    const unsigned link = IOSQE_IO_LINK | IOSQE_IO_HARDLINK;
-    struct io_uring_sq *sq = &ring->ring.sq;
-    unsigned at = *sq->khead;
-    unsigned linked = sq->sqes[(at - 1) & sq->ring_mask].flags & link;
-
-    for (; linked != 0 && at != sq->sqe_tail; at++) {
-        struct io_uring_sqe *sqe = &sq->sqes[at & sq->ring_mask];
-        struct slot *slot;
-
-        if (sqe->user_data == LIBURING_UDATA_TIMEOUT)
-            break; /* liburing's own, see is_foreign() */
-        slot = slot_of_tag(ring, sqe->user_data);
-        linked = sqe->flags & link;
-        io_uring_prep_read(sqe, -1, NULL, 0, 0);
-        io_uring_sqe_set_flags(sqe, linked);
-        io_uring_sqe_set_data64(sqe, slot_tag(ring, slot));
-        slot->replaced = true;
-        slot->result = -ECANCELED;
-    }
-}
 
 /* For tests: a kernel that takes `some` entries and no more. */
 static int submit_some(struct yr_ring *ring, unsigned some)
@@ -757,11 +548,8 @@ static int enter(struct yr_ring *ring, unsigned want, int64_t timeout_ns)
         result = io_uring_submit(&ring->ring);
     }
     after = io_uring_sq_ready(&ring->ring);
-    if (after < before) { /* liburing's own timeout operation on old kernels is not counted */
+    if (after < before) /* liburing's own timeout operation on old kernels is not counted */
         ring->counters.submitted += before - after;
-        if (after > 0 && !(ring->setup_flags & IORING_SETUP_SQPOLL))
-            cut_chain(ring);
-    }
     return result;
 }
 
@@ -811,160 +599,43 @@ int yr_wait(struct yr_ring *ring, unsigned count, int64_t timeout_ns)
 
 /* -- queueing -------------------------------------------------------------------------------- */
 
-static bool is_transfer(unsigned op)
-{
-    return op == YR_OP_READ || op == YR_OP_WRITE || op == YR_OP_WRITEV;
-}
-
-static bool has_path(unsigned op)
-{
-    return op == YR_OP_OPENAT || op == YR_OP_RENAMEAT || op == YR_OP_UNLINKAT ||
-           op == YR_OP_MKDIRAT;
-}
-
-/* Everything that can be known to be wrong is refused before anything is queued. */
-static int check_op(const struct yr_ring *ring, const struct yr_op *op)
-{
-    unsigned fixed = op->flags & (YR_FIXED_FILE | YR_FIXED_BUFFER);
-
-    if (op->op >= YR_OP_COUNT || (op->flags & ~OP_FLAGS) != 0)
-        return -EINVAL;
-    if (!ring->supported[op->op])
-        return -EOPNOTSUPP;
-    if ((op->flags & YR_FIXED_FILE) &&
-        (op->fd < 0 || (uint32_t)op->fd >= ring->files || has_path(op->op)))
-        return -EINVAL;
-    if ((op->flags & YR_FIXED_BUFFER) &&
-        (op->buffer >= ring->buffers || (op->op != YR_OP_READ && op->op != YR_OP_WRITE)))
-        return -EINVAL;
-    if (op->file_index > ring->files)
-        return -EINVAL;
-    if (is_transfer(op->op)) {
-        uint64_t most = op->op == YR_OP_WRITEV ? MAX_VECTOR : YR_MAX_IO;
-
-        if (op->len > most || (op->addr == 0 && op->len > 0) || op->off > INT64_MAX)
-            return -EINVAL;
-        if (op->op == YR_OP_WRITEV && op->len == 0)
-            return -EINVAL;
-    } else if (fixed != 0 && op->op != YR_OP_FSYNC && op->op != YR_OP_FDATASYNC) {
-        return -EINVAL;
-    }
-    if (has_path(op->op) && op->addr == 0)
-        return -EINVAL;
-    if (op->op == YR_OP_RENAMEAT && op->off == 0)
-        return -EINVAL;
-    return 0;
-}
-
-/* Length of the chain that begins at `i`: operations that must be submitted together. */
-static unsigned chain_length(const struct yr_op *ops, unsigned n, unsigned i)
-{
-    unsigned length = 1;
-
-    while (i < n && (ops[i].flags & (YR_LINK | YR_HARDLINK))) {
-        i++;
-        length++;
-    }
-    return i < n ? length : 0; /* 0: the chain has no end */
-}
-
-/* Copies what the kernel reads at submission at the earliest and at completion at the latest. */
-static int keep_arguments(struct slot *slot, const struct yr_op *op)
-{
-    if (op->op == YR_OP_WRITEV) {
-        const uint64_t *words = pointer(op->addr);
-
-        if (!slot_vector(slot, (size_t)op->len))
-            return -ENOMEM;
-        for (size_t i = 0; i < op->len; i++) {
-            slot->vector[i].iov_base = pointer(words[2 * i]);
-            slot->vector[i].iov_len = (size_t)words[2 * i + 1];
-        }
-    } else if (has_path(op->op)) {
-        size_t one = strlen(pointer(op->addr)) + 1;
-        size_t two = op->op == YR_OP_RENAMEAT ? strlen(pointer(op->off)) + 1 : 0;
-
-        slot->paths = malloc(one + two);
-        if (slot->paths == NULL)
-            return -ENOMEM;
-        memcpy(slot->paths, pointer(op->addr), one);
-        if (two > 0)
-            memcpy(slot->paths + one, pointer(op->off), two);
-    }
-    return 0;
-}
-
 /* The operation's own part of a submission entry. */
-static void prepare(struct io_uring_sqe *sqe, const struct slot *slot, const struct yr_op *op)
+static void prepare(struct io_uring_sqe *sqe, const struct operation *op)
 {
     bool fixed = (op->flags & YR_FIXED_BUFFER) != 0;
-    void *memory = pointer(op->addr);
-    unsigned len = (unsigned)op->len;
 
     switch (op->op) {
     case YR_OP_READ:
         if (fixed)
-            io_uring_prep_read_fixed(sqe, op->fd, memory, len, op->off, op->buffer);
+            io_uring_prep_read_fixed(sqe, op->fd, op->memory, op->len, op->off, op->buffer);
         else
-            io_uring_prep_read(sqe, op->fd, memory, len, op->off);
-        sqe->rw_flags = op->arg;
+            io_uring_prep_read(sqe, op->fd, op->memory, op->len, op->off);
         break;
     case YR_OP_WRITE:
         if (fixed)
-            io_uring_prep_write_fixed(sqe, op->fd, memory, len, op->off, op->buffer);
+            io_uring_prep_write_fixed(sqe, op->fd, op->memory, op->len, op->off, op->buffer);
         else
-            io_uring_prep_write(sqe, op->fd, memory, len, op->off);
-        sqe->rw_flags = op->arg;
-        break;
-    case YR_OP_WRITEV:
-        io_uring_prep_writev2(sqe, op->fd, slot->vector, len, op->off, op->arg);
-        break;
-    case YR_OP_FSYNC:
-        io_uring_prep_fsync(sqe, op->fd, 0);
+            io_uring_prep_write(sqe, op->fd, op->memory, op->len, op->off);
         break;
     case YR_OP_FDATASYNC:
         io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
         break;
-    case YR_OP_OPENAT:
-        if (op->file_index > 0)
-            io_uring_prep_openat_direct(sqe, op->fd, slot->paths, op->arg, (mode_t)op->mode,
-                                        op->file_index - 1);
-        else
-            io_uring_prep_openat(sqe, op->fd, slot->paths, op->arg, (mode_t)op->mode);
-        break;
-    case YR_OP_CLOSE:
-        if (op->file_index > 0)
-            io_uring_prep_close_direct(sqe, op->file_index - 1);
-        else
-            io_uring_prep_close(sqe, op->fd);
+    case YR_OP_MKDIRAT:
+        io_uring_prep_mkdirat(sqe, op->fd, op->path, (mode_t)op->arg);
         break;
     case YR_OP_RENAMEAT:
-        io_uring_prep_renameat(sqe, op->fd, slot->paths, op->fd2,
-                               slot->paths + strlen(slot->paths) + 1, (unsigned)op->arg);
+        io_uring_prep_renameat(sqe, op->fd, op->path, op->new_fd, op->new_path, 0);
         break;
     case YR_OP_UNLINKAT:
-        io_uring_prep_unlinkat(sqe, op->fd, slot->paths, op->arg);
-        break;
-    case YR_OP_MKDIRAT:
-        io_uring_prep_mkdirat(sqe, op->fd, slot->paths, (mode_t)op->mode);
-        break;
-    case YR_OP_CANCEL:
-        io_uring_prep_cancel64(sqe, op->addr, 0);
+        io_uring_prep_unlinkat(sqe, op->fd, op->path, op->arg);
         break;
     default:
         assert(op->op == YR_OP_NOP);
         io_uring_prep_nop(sqe);
         break;
     }
-}
-
-/* The flags that operations share with io_uring under other names. */
-static unsigned sqe_flags(unsigned flags)
-{
-    return (flags & YR_FIXED_FILE ? IOSQE_FIXED_FILE : 0u) |
-           (flags & YR_LINK ? IOSQE_IO_LINK : 0u) |
-           (flags & YR_HARDLINK ? IOSQE_IO_HARDLINK : 0u) |
-           (flags & YR_ASYNC ? IOSQE_ASYNC : 0u) | (flags & YR_DRAIN ? IOSQE_IO_DRAIN : 0u);
+    io_uring_sqe_set_flags(sqe, (op->flags & YR_FIXED_FILE ? IOSQE_FIXED_FILE : 0u) |
+                                    (op->async ? IOSQE_ASYNC : 0u));
 }
 
 /* The next submission entry; the caller has made sure that there is one. A polling kernel may have posted
@@ -983,186 +654,87 @@ static struct io_uring_sqe *next_entry(struct yr_ring *ring)
 }
 
 /* Fills the next submission entry for `slot`. */
-static void fill_entry(struct yr_ring *ring, struct slot *slot, const struct yr_op *op)
+static void fill_entry(struct yr_ring *ring, struct slot *slot, const struct operation *op)
 {
     struct io_uring_sqe *sqe = next_entry(ring);
-    unsigned flags = op->flags;
 
     slot->op = op->op;
     slot->replaced = ring->rule_count > 0 && injected(ring, op->op, true, &slot->result);
-    if (!slot->replaced) {
-        prepare(sqe, slot, op);
-    } else if (slot->result < 0) { /* must fail in the kernel too, so that a chain breaks */
-        io_uring_prep_read(sqe, -1, NULL, 0, 0);
-        flags &= ~(unsigned)YR_FIXED_FILE;
-    } else {
+    if (slot->replaced)
         io_uring_prep_nop(sqe);
-        flags &= ~(unsigned)YR_FIXED_FILE;
-    }
-    io_uring_sqe_set_flags(sqe, sqe_flags(flags));
-    io_uring_sqe_set_data64(sqe, slot_tag(ring, slot));
+    else
+        prepare(sqe, op);
+    io_uring_sqe_set_data64(sqe, tag_of(ring, slot));
 }
 
-/* Room for `count` entries, submitting what is queued if that makes it. */
-static bool entries_free(struct yr_ring *ring, unsigned count)
+/* Room for one operation more, submitting what is queued if that makes it. */
+static bool has_room(struct yr_ring *ring)
 {
-    if (io_uring_sq_space_left(&ring->ring) >= count)
-        return true;
-    (void)yr_submit(ring);
-    return io_uring_sq_space_left(&ring->ring) >= count;
+    if (ring->free_count == 0)
+        return false;
+    if (io_uring_sq_space_left(&ring->ring) == 0)
+        (void)yr_submit(ring);
+    return io_uring_sq_space_left(&ring->ring) > 0;
 }
 
-/* A whole chain (mostly: one operation) or nothing. 1, 0 for no room, or -ENOMEM. */
-static int queue_chain(struct yr_ring *ring, const struct yr_op *ops, unsigned length)
+/* Reads as the caller gives them, one a row. */
+struct columns {
+    const int32_t *fds;
+    const uint64_t *addrs;
+    const uint32_t *lens;
+    const uint64_t *offs;
+    const uint8_t *flags;    /* NULL: none */
+    const uint16_t *buffers; /* NULL: the first */
+};
+
+static struct operation read_of(const struct columns *columns, unsigned i)
 {
-    uint32_t taken = NONE; /* the chain's slots, linked in reverse through next_free */
-    uint32_t ordered = NONE;
-
-    if (ring->free_count < length || !entries_free(ring, length))
-        return 0;
-    for (unsigned i = 0; i < length; i++) {
-        struct slot *slot = slot_take(ring);
-        int error = keep_arguments(slot, &ops[i]);
-
-        slot->user_data = ops[i].user_data;
-        slot->next_free = taken;
-        taken = (uint32_t)(slot - ring->slots);
-        if (error == 0)
-            continue;
-        while (taken != NONE) {
-            slot = &ring->slots[taken];
-            taken = slot->next_free;
-            slot_release(ring, slot);
-        }
-        return error;
-    }
-    while (taken != NONE) {
-        uint32_t next = ring->slots[taken].next_free;
-
-        ring->slots[taken].next_free = ordered;
-        ordered = taken;
-        taken = next;
-    }
-    for (unsigned i = 0; i < length; i++) {
-        struct slot *slot = &ring->slots[ordered];
-
-        ordered = slot->next_free;
-        fill_entry(ring, slot, &ops[i]);
-    }
-    return 1;
+    return (struct operation){
+        .op = YR_OP_READ,
+        .flags = columns->flags != NULL ? columns->flags[i] : 0,
+        .buffer = columns->buffers != NULL ? columns->buffers[i] : 0,
+        .fd = columns->fds[i],
+        .memory = pointer(columns->addrs[i]),
+        .len = columns->lens[i],
+        .off = columns->offs[i],
+    };
 }
 
-int yr_queue(struct yr_ring *ring, unsigned n, const struct yr_op *ops)
+static bool read_is_sound(const struct yr_ring *ring, const struct operation *read)
 {
-    unsigned done = 0;
-    int error = check_owner(ring);
-
-    if (error != 0)
-        return error;
-    if (n > INT_MAX || (n > 0 && ops == NULL))
-        return -EINVAL;
-    for (unsigned i = 0; i < n; i++) {
-        error = ops[i].op == YR_OP_CANCEL ? -EINVAL : check_op(ring, &ops[i]);
-        if (error != 0)
-            return error;
-    }
-    for (unsigned i = 0; i < n;) {
-        unsigned length = chain_length(ops, n, i);
-
-        if (length == 0)
-            return -EINVAL;
-        if (length > ring->ring.sq.ring_entries || length > ring->max_inflight)
-            return -E2BIG;
-        i += length;
-    }
-    while (done < n) {
-        unsigned length = chain_length(ops, n, done);
-        int queued = queue_chain(ring, ops + done, length);
-
-        if (queued < 0 && done == 0)
-            return queued;
-        if (queued <= 0)
-            break;
-        done += length;
-    }
-    return (int)done;
-}
-
-/* Columns to operations; one loop for reads and writes. */
-static int queue_columns(struct yr_ring *ring, uint8_t kind, unsigned n, const int32_t *fds,
-                         const uint64_t *addrs, const uint32_t *lens, const uint64_t *offs,
-                         const uint64_t *user_data, const uint8_t *flags, const uint16_t *buffers)
-{
-    unsigned done = 0;
-    int error = check_owner(ring);
-
-    if (error != 0)
-        return error;
-    if (n > INT_MAX || fds == NULL || addrs == NULL || lens == NULL || offs == NULL ||
-        user_data == NULL)
-        return -EINVAL;
-    for (int checking = 1; checking >= 0; checking--) {
-        for (unsigned i = 0; i < n; i++) {
-            struct yr_op op = {
-                .op = kind,
-                .flags = flags != NULL ? flags[i] : 0,
-                .buffer = buffers != NULL ? buffers[i] : 0,
-                .fd = fds[i],
-                .addr = addrs[i],
-                .len = lens[i],
-                .off = offs[i],
-                .user_data = user_data[i],
-            };
-
-            if (checking) {
-                error = op.flags & (YR_LINK | YR_HARDLINK) ? -EINVAL : check_op(ring, &op);
-                if (error != 0)
-                    return error;
-                continue;
-            }
-            error = queue_chain(ring, &op, 1);
-            if (error < 0 && done == 0)
-                return error;
-            if (error <= 0)
-                return (int)done;
-            done++;
-        }
-    }
-    return (int)done;
+    if ((read->flags & ~(YR_FIXED_FILE | YR_FIXED_BUFFER)) != 0)
+        return false;
+    if ((read->flags & YR_FIXED_FILE) && (read->fd < 0 || (uint32_t)read->fd >= ring->files))
+        return false;
+    if ((read->flags & YR_FIXED_BUFFER) && read->buffer >= ring->buffers)
+        return false;
+    return read->len <= YR_MAX_IO && read->off <= INT64_MAX && (read->memory != NULL || read->len == 0);
 }
 
 int yr_queue_reads(struct yr_ring *ring, unsigned n, const int32_t *fds, const uint64_t *addrs,
                    const uint32_t *lens, const uint64_t *offs, const uint64_t *user_data,
                    const uint8_t *flags, const uint16_t *buffers)
 {
-    return queue_columns(ring, YR_OP_READ, n, fds, addrs, lens, offs, user_data, flags, buffers);
-}
-
-int yr_queue_writes(struct yr_ring *ring, unsigned n, const int32_t *fds, const uint64_t *addrs,
-                    const uint32_t *lens, const uint64_t *offs, const uint64_t *user_data,
-                    const uint8_t *flags, const uint16_t *buffers)
-{
-    return queue_columns(ring, YR_OP_WRITE, n, fds, addrs, lens, offs, user_data, flags, buffers);
-}
-
-int yr_cancel(struct yr_ring *ring, uint64_t target, uint64_t user_data)
-{
-    struct yr_op op = {.op = YR_OP_CANCEL, .fd = -1, .user_data = user_data};
+    const struct columns columns = {fds, addrs, lens, offs, flags, buffers};
+    struct operation read;
+    unsigned done;
     int error = check_owner(ring);
 
     if (error != 0)
         return error;
-    if (!ring->supported[YR_OP_CANCEL])
-        return -EOPNOTSUPP;
-    for (uint32_t i = 0; i < ring->max_inflight; i++) {
-        const struct slot *slot = &ring->slots[i];
-
-        if (!slot->busy || slot->user_data != target || slot->op == YR_OP_CANCEL)
-            continue;
-        op.addr = slot_tag(ring, slot);
-        return queue_chain(ring, &op, 1);
+    if (n > INT_MAX || !fds || !addrs || !lens || !offs || !user_data)
+        return -EINVAL;
+    /* Everything that can be known to be wrong is refused before anything is queued. */
+    for (unsigned i = 0; i < n; i++) {
+        read = read_of(&columns, i);
+        if (!read_is_sound(ring, &read))
+            return -EINVAL;
     }
-    return -ENOENT;
+    for (done = 0; done < n && has_room(ring); done++) {
+        read = read_of(&columns, done);
+        fill_entry(ring, slot_take(ring, user_data[done]), &read);
+    }
+    return (int)done;
 }
 
 /* -- reaping --------------------------------------------------------------------------------- */
@@ -1172,15 +744,13 @@ static unsigned peek(struct yr_ring *ring, struct io_uring_cqe **cqes, unsigned 
 {
     if (IO_URING_READ_ONCE(*ring->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW)
         ring->counters.overflows++;
-    if ((ring->setup_flags & IORING_SETUP_IOPOLL) && inflight(ring) > 0)
-        (void)io_uring_get_events(&ring->ring);
     return io_uring_peek_batch_cqe(&ring->ring, cqes, max);
 }
 
 /* liburing's own timeouts (kernels before 5.11) complete in our queue. */
-static bool is_foreign(const struct io_uring_cqe *cqe)
+static bool is_foreign(uint64_t tag)
 {
-    return cqe->user_data == LIBURING_UDATA_TIMEOUT;
+    return tag == LIBURING_UDATA_TIMEOUT;
 }
 
 /* Read empty before reaping, so that whatever comes after wakes the loop again. Completing what
@@ -1198,8 +768,7 @@ static void clear_eventfd(struct yr_ring *ring)
         return; /* EAGAIN: it was empty */
 }
 
-int yr_reap(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *results,
-            uint32_t *flags)
+int yr_reap(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *results)
 {
     struct io_uring_cqe *cqes[REAP_AT_ONCE];
     unsigned done = 0;
@@ -1219,13 +788,11 @@ int yr_reap(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *re
         for (unsigned i = 0; i < found; i++) {
             struct slot *slot;
 
-            if (is_foreign(cqes[i]))
+            if (is_foreign(cqes[i]->user_data))
                 continue;
             slot = slot_of_tag(ring, cqes[i]->user_data);
             user_data[done] = slot->user_data;
             results[done] = filter_result(ring, slot, cqes[i]->res);
-            if (flags != NULL)
-                flags[done] = cqes[i]->flags;
             slot_release(ring, slot);
             ring->counters.completed++;
             done++;
@@ -1235,342 +802,157 @@ int yr_reap(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *re
     return (int)done;
 }
 
-int yr_turn(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *results,
-            uint32_t *flags)
-{
-    int error = yr_submit(ring);
+/* -- trying out ------------------------------------------------------------------------------ */
 
-    if (error < 0 && !passing(error))
+/* What needs the ring for itself wants it idle and sound, and the kernel able. */
+static int check_idle(const struct yr_ring *ring, uint8_t op)
+{
+    int error = check_owner(ring);
+
+    if (error != 0)
         return error;
-    return yr_reap(ring, max, user_data, results, flags);
+    if (!ring->supported[op])
+        return -EOPNOTSUPP;
+    if (ring->broken != 0)
+        return -(int)ring->broken;
+    return inflight(ring) == 0 ? 0 : -EBUSY;
+}
+
+int yr_try_out(struct yr_ring *ring, int64_t timeout_ns)
+{
+    const struct operation nothing = {.op = YR_OP_NOP, .fd = -1};
+    uint64_t user_data;
+    int32_t result;
+    int found = check_idle(ring, YR_OP_NOP);
+
+    if (found != 0)
+        return found;
+    fill_entry(ring, slot_take(ring, 0), &nothing);
+    found = yr_wait(ring, 1, timeout_ns);
+    if (found == 1)
+        found = yr_reap(ring, 1, &user_data, &result);
+    if (found == 1)
+        return result;
+    return found < 0 ? found : -ETIME;
 }
 
 /* -- whole batches --------------------------------------------------------------------------- */
 
-enum sync_state { SYNC_WAITS, SYNC_READY, SYNC_RUNS, SYNC_DONE };
-
-/* One descriptor that is made durable after the writes to it. */
-struct sync {
-    int32_t fd;
-    uint32_t index;   /* into the caller's columns */
-    uint32_t writes;  /* to this descriptor, in all */
-    uint32_t waiting; /* of these, not ended yet */
-    uint8_t state;
-    bool linked; /* runs in a chain behind its only write */
-    bool redo;   /* what runs does not cover the write: once more after it */
-};
-
+/* Requests in columns, each done by one operation, or by more where a transfer is short. */
 struct batch {
     struct yr_ring *ring;
-    uint8_t kind; /* YR_OP_READ or YR_OP_WRITE */
-    uint8_t flags;
-    uint16_t buffer;
+    uint8_t op;
+    int32_t buffer; /* the registered one that all memory lies in, or -1 */
     unsigned n;
     unsigned window;
     unsigned next;    /* first request not started */
     unsigned running; /* operations in flight */
     int failed;       /* the ring's error after which nothing is started any more */
     const int32_t *fds;
-    const uint64_t *offs;
-    const uint64_t *addrs;
+    const uint64_t *addrs; /* these three: transfers only */
     const uint64_t *lens;
-    const uint32_t *first; /* pieces of writes, or NULL */
-    int64_t *results;      /* bytes so far, then the result */
-    uint64_t chunk;        /* yr_read_chunked: all columns have one row, this long a piece */
-    struct sync *syncs;    /* sorted by descriptor */
-    unsigned nsync;
-    unsigned syncs_ready;
-    unsigned next_sync; /* where to look for a ready one */
-    int32_t *sync_results;
+    const uint64_t *offs;
+    const struct operation *alone; /* instead of columns: the one request */
+    int64_t *results;              /* bytes so far, then the result */
 };
 
-/* A request's place in the file and its length, whichever form the batch has. */
-struct span {
-    int32_t fd;
-    uint64_t off;
-    uint64_t len;
-};
-
-static struct span span_of(const struct batch *b, unsigned i)
+/* What is left to do of request `i`. */
+static struct operation rest_of(const struct batch *b, unsigned i)
 {
-    struct span span;
+    uint64_t done = (uint64_t)b->results[i], rest;
+    struct operation op = {.op = b->op};
 
-    if (b->chunk > 0) {
-        uint64_t start = i * b->chunk;
-
-        span.fd = b->fds[0];
-        span.off = b->offs[0] + start;
-        span.len = b->lens[0] - start < b->chunk ? b->lens[0] - start : b->chunk;
-        return span;
-    }
-    span.fd = b->fds[i];
-    span.off = b->offs[i];
-    span.len = 0;
-    if (b->first == NULL) {
-        span.len = b->lens[i];
-    } else {
-        for (uint32_t k = b->first[i]; k < b->first[i + 1]; k++)
-            span.len += b->lens[k];
-    }
-    return span;
-}
-
-/* Memory of a request in one piece, `done` bytes on. */
-static uint64_t address_of(const struct batch *b, unsigned i, uint64_t done)
-{
-    if (b->chunk > 0)
-        return b->addrs[0] + i * b->chunk + done;
-    return b->addrs[b->first != NULL ? b->first[i] : i] + done;
-}
-
-/* The vector of a write from `done` on; fewer pieces than there are make a short write, which is
- * resumed, so neither the limit of pieces nor want of memory needs an error. */
-static unsigned load_vector(const struct batch *b, struct slot *slot, uint64_t done)
-{
-    uint32_t from = b->first[slot->request], to = b->first[slot->request + 1];
-    unsigned room, count = 0;
-    uint64_t total = 0;
-
-    room = slot_vector(slot, to - from) && slot->vector != slot->inline_vector ? MAX_VECTOR
-                                                                              : INLINE_VECTOR;
-    for (uint32_t k = from; k < to && count < room && total < YR_MAX_IO; k++) {
-        uint64_t part = b->lens[k];
-
-        if (done >= part) {
-            done -= part;
-            continue;
-        }
-        part -= done;
-        if (part > YR_MAX_IO - total)
-            part = YR_MAX_IO - total;
-        slot->vector[count].iov_base = pointer(b->addrs[k] + done);
-        slot->vector[count].iov_len = (size_t)part;
-        count++;
-        total += part;
-        done = 0;
-    }
-    slot->asked = (uint32_t)total;
-    return count;
-}
-
-/* Queue the rest of the request in `slot`. */
-static void start_transfer(struct batch *b, struct slot *slot, unsigned extra_flags)
-{
-    unsigned i = slot->request;
-    uint64_t done = (uint64_t)b->results[i];
-    struct span span = span_of(b, i);
-    uint64_t rest = span.len - done;
-    struct yr_op op = {
-        .op = b->kind,
-        .flags = (uint8_t)((b->flags & OP_FLAGS) | extra_flags),
-        .buffer = b->buffer,
-        .fd = span.fd,
-        .off = span.off + done,
-    };
-
+    if (b->alone != NULL)
+        return *b->alone;
+    op.fd = b->fds[i];
+    if (b->lens == NULL)
+        return op;
+    rest = b->lens[i] - done;
     assert(rest > 0);
-    if (b->first != NULL && b->first[i + 1] - b->first[i] > 1) {
-        op.op = YR_OP_WRITEV;
-        op.flags &= (uint8_t)~YR_FIXED_BUFFER;
-        op.len = load_vector(b, slot, done);
-    } else {
-        op.addr = address_of(b, i, done);
-        op.len = rest < YR_MAX_IO ? rest : YR_MAX_IO;
-        slot->asked = (uint32_t)op.len;
+    op.memory = pointer(b->addrs[i] + done);
+    op.len = (uint32_t)(rest < YR_MAX_IO ? rest : YR_MAX_IO);
+    op.off = b->offs[i] + done;
+    if (b->buffer >= 0) {
+        op.flags = YR_FIXED_BUFFER;
+        op.buffer = (uint16_t)b->buffer;
     }
+    return op;
+}
+
+/* Queue what is left of the request in `slot`. */
+static void start_rest(struct batch *b, struct slot *slot)
+{
+    struct operation op = rest_of(b, (unsigned)slot->user_data);
+
+    slot->asked = op.len;
+    /* What cannot be done without waiting, time and again, is for a worker to wait for. */
+    op.async = slot->retries > 1;
     fill_entry(b->ring, slot, &op);
 }
 
-/* A slot for a batch's operation; the window never exceeds what there is. */
-static struct slot *batch_slot(struct batch *b, uint32_t request, bool sync)
-{
-    struct slot *slot = slot_take(b->ring);
-
-    assert(slot != NULL);
-    slot->request = request;
-    slot->sync = sync;
-    slot->user_data = request;
-    b->running++;
-    return slot;
-}
-
-static void start_sync(struct batch *b, unsigned s)
-{
-    struct yr_op op = {
-        .op = YR_OP_FDATASYNC,
-        .flags = (uint8_t)(b->flags & (YR_FIXED_FILE | YR_ASYNC)),
-        .fd = b->syncs[s].fd,
-    };
-
-    b->syncs[s].state = SYNC_RUNS;
-    fill_entry(b->ring, batch_slot(b, s, true), &op);
-}
-
-static void sync_ready(struct batch *b, struct sync *sync)
-{
-    sync->state = SYNC_READY;
-    b->syncs_ready++;
-}
-
-/* The sync that waits for writes to `fd`, or NULL. */
-static struct sync *sync_of(const struct batch *b, int32_t fd)
-{
-    unsigned low = 0, high = b->nsync;
-
-    while (low < high) {
-        unsigned middle = low + (high - low) / 2;
-
-        if (b->syncs[middle].fd == fd)
-            return &b->syncs[middle];
-        if (b->syncs[middle].fd < fd)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return NULL;
-}
-
-/* A request has its result; the last write to a descriptor lets its sync go. */
-static void finish(struct batch *b, unsigned i, int64_t result)
-{
-    b->results[i] = result;
-    if (b->nsync > 0) {
-        struct sync *sync = sync_of(b, span_of(b, i).fd);
-
-        if (sync != NULL && --sync->waiting == 0 && sync->state == SYNC_WAITS)
-            sync_ready(b, sync);
-    }
-}
-
-static void start_request(struct batch *b, unsigned i)
-{
-    struct span span = span_of(b, i);
-    struct sync *sync = b->nsync > 0 ? sync_of(b, span.fd) : NULL;
-    struct slot *slot;
-
-    if (span.len == 0) {
-        finish(b, i, 0);
-        return;
-    }
-    slot = batch_slot(b, i, false);
-    /* Alone on its descriptor and small enough for one operation: write and sync in one chain. */
-    if (sync != NULL && sync->writes == 1 && span.len <= YR_MAX_IO && b->running < b->window &&
-        (b->first == NULL || b->first[i + 1] - b->first[i] <= INLINE_VECTOR)) {
-        start_transfer(b, slot, YR_LINK);
-        sync->linked = true;
-        start_sync(b, (unsigned)(sync - b->syncs));
-    } else {
-        start_transfer(b, slot, 0);
-    }
-}
-
-/* Start as much as the window allows: syncs first, somebody is waiting longest for those. */
+/* Start as much as the window allows, which never exceeds what there are slots and entries for. */
 static void fill_window(struct batch *b)
 {
-    while (b->failed == 0 && b->running < b->window) {
-        if (b->syncs_ready > 0) {
-            while (b->syncs[b->next_sync].state != SYNC_READY)
-                b->next_sync = (b->next_sync + 1) % b->nsync;
-            b->syncs_ready--;
-            start_sync(b, b->next_sync);
-        } else if (b->next < b->n) {
-            start_request(b, b->next++);
-        } else {
-            break;
-        }
+    while (b->failed == 0 && b->running < b->window && b->next < b->n) {
+        unsigned i = b->next++;
+
+        if (b->lens != NULL && b->lens[i] == 0)
+            continue; /* its result is 0 already */
+        b->running++;
+        start_rest(b, slot_take(b->ring, i));
     }
 }
 
-/* Errors of single operations that are worth another attempt. */
-static bool again(struct slot *slot, int32_t result)
+/* Whether to repeat what failed; a write that makes no progress is repeated as well. */
+static bool again(struct batch *b, struct slot *slot, int32_t result)
 {
-    if (result != -EINTR && result != -EAGAIN && result != -ECANCELED)
+    bool passes = result == 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED;
+
+    if (!passes || slot->retries == MAX_RETRIES)
         return false;
-    return slot->retries++ < MAX_RETRIES;
+    slot->retries++;
+    b->ring->counters.retried++;
+    return true;
 }
 
-/* A sync has completed; whether it counts depends on what became of the write before it. */
-static void sync_done(struct batch *b, struct slot *slot, int32_t result)
+/* Take account of bytes transferred; whether more of the request are to come. */
+static bool resumes(struct batch *b, struct slot *slot, int32_t result)
 {
-    struct sync *sync = &b->syncs[slot->request];
-    bool once_more = sync->redo || sync->waiting > 0 || (sync->linked && result == -ECANCELED);
+    unsigned i = (unsigned)slot->user_data;
 
-    sync->linked = false;
-    sync->redo = false;
-    if (once_more && b->failed == 0) {
-        slot_release(b->ring, slot);
-        b->running--;
-        sync->state = SYNC_WAITS;
-        if (sync->waiting == 0)
-            sync_ready(b, sync);
-        return;
-    }
-    if (!once_more && b->failed == 0 && again(slot, result)) {
-        struct yr_op op = {
-            .op = YR_OP_FDATASYNC,
-            .flags = (uint8_t)((b->flags & YR_FIXED_FILE) | YR_ASYNC),
-            .fd = sync->fd,
-        };
-
-        b->ring->counters.retried++;
-        fill_entry(b->ring, slot, &op);
-        return;
-    }
-    slot_release(b->ring, slot);
-    b->running--;
-    sync->state = SYNC_DONE;
-    b->sync_results[sync->index] = once_more ? b->failed : result < 0 ? result : 0;
+    b->results[i] += result;
+    assert((uint32_t)result <= slot->asked && (uint64_t)b->results[i] <= b->lens[i]);
+    if ((uint64_t)b->results[i] == b->lens[i])
+        return false;
+    slot->retries = 0;
+    b->ring->counters.resumed++;
+    return true;
 }
 
-/* The sync in the chain behind a write that did not end at once does not cover the write. */
-static void not_covered(struct batch *b, unsigned i)
+/* An operation has completed: its request is done, or goes on, or the operation is repeated. */
+static void operation_done(struct batch *b, struct slot *slot, int32_t result)
 {
-    struct sync *sync = b->nsync > 0 ? sync_of(b, span_of(b, i).fd) : NULL;
+    int64_t *outcome = &b->results[slot->user_data];
+    bool more;
 
-    if (sync != NULL && sync->linked)
-        sync->redo = true;
-}
-
-/* A transfer has completed: done, or resumed, or repeated. */
-static void transfer_done(struct batch *b, struct slot *slot, int32_t result)
-{
-    unsigned i = slot->request;
-    uint64_t total = span_of(b, i).len;
-    int64_t final = result;
-    bool more = false;
-
-    if (result > 0) {
-        uint64_t done = (uint64_t)b->results[i] + (uint64_t)result;
-
-        assert((uint32_t)result <= slot->asked && done <= total);
-        b->results[i] = final = (int64_t)done;
-        more = done < total;
-        /* Direct reads end unaligned only at the end of the file, and cannot go on from there. */
-        if (more && (b->flags & YR_DIRECT) && b->kind == YR_OP_READ && result % SECTOR != 0)
-            more = false;
-        if (more) {
-            slot->retries = 0;
-            b->ring->counters.resumed++;
-        }
-    } else if (result == 0 && b->kind == YR_OP_READ) {
-        final = b->results[i];
-    } else {
-        more = again(slot, result == 0 ? -EAGAIN : result);
-        if (more)
-            b->ring->counters.retried++;
-        if (result == 0)
-            final = -EIO; /* a write that makes no progress */
-    }
-    if (result != (int32_t)slot->asked)
-        not_covered(b, i);
+    if (result > 0)
+        more = resumes(b, slot, result);
+    else if (result == 0 && slot->op != YR_OP_WRITE)
+        more = false; /* the end of the file, or done */
+    else
+        more = again(b, slot, result);
     if (more && b->failed == 0) {
-        /* What cannot be done without waiting, time and again, is for a worker to wait for. */
-        start_transfer(b, slot, slot->retries > 1 ? YR_ASYNC : 0);
+        start_rest(b, slot);
         return;
     }
+    if (more)
+        *outcome = b->failed;
+    else if (result < 0)
+        *outcome = result;
+    else if (result == 0 && slot->op == YR_OP_WRITE)
+        *outcome = -EIO;
     slot_release(b->ring, slot);
     b->running--;
-    finish(b, i, more ? b->failed : final);
 }
 
 /* Take every completion that is there; how many. */
@@ -1582,17 +964,12 @@ static unsigned reap_batch(struct batch *b)
     while ((found = peek(b->ring, cqes, REAP_AT_ONCE)) > 0) {
         for (unsigned i = 0; i < found; i++) {
             struct slot *slot;
-            int32_t result;
 
-            if (is_foreign(cqes[i]))
+            if (is_foreign(cqes[i]->user_data))
                 continue;
             slot = slot_of_tag(b->ring, cqes[i]->user_data);
-            result = filter_result(b->ring, slot, cqes[i]->res);
             b->ring->counters.completed++;
-            if (slot->sync)
-                sync_done(b, slot, result);
-            else
-                transfer_done(b, slot, result);
+            operation_done(b, slot, filter_result(b->ring, slot, cqes[i]->res));
         }
         io_uring_cq_advance(&b->ring->ring, found);
         total += found;
@@ -1607,18 +984,13 @@ static void withdraw(struct batch *b)
     unsigned head = *sq->khead;
 
     for (unsigned at = head; at != sq->sqe_tail; at++) {
-        struct io_uring_sqe *sqe = &sq->sqes[at & sq->ring_mask];
+        uint64_t tag = sq->sqes[at & sq->ring_mask].user_data;
         struct slot *slot;
 
-        if (sqe->user_data == LIBURING_UDATA_TIMEOUT)
+        if (is_foreign(tag))
             continue;
-        slot = slot_of_tag(b->ring, sqe->user_data);
-        if (slot->sync) {
-            b->syncs[slot->request].state = SYNC_DONE;
-            b->sync_results[b->syncs[slot->request].index] = b->failed;
-        } else {
-            finish(b, slot->request, b->failed);
-        }
+        slot = slot_of_tag(b->ring, tag);
+        b->results[slot->user_data] = b->failed;
         slot_release(b->ring, slot);
         b->running--;
     }
@@ -1675,15 +1047,9 @@ static void fail_rest(struct batch *b)
 {
     for (unsigned i = b->next; i < b->n; i++)
         b->results[i] = b->failed;
-    for (unsigned s = 0; s < b->nsync; s++)
-        if (b->syncs[s].state != SYNC_DONE)
-            b->sync_results[b->syncs[s].index] = b->failed;
-    for (uint32_t k = 0; b->running > 0 && k < b->ring->max_inflight; k++) {
-        const struct slot *slot = &b->ring->slots[k];
-
-        if (slot->busy && !slot->sync)
-            b->results[slot->request] = b->failed;
-    }
+    for (uint32_t k = 0; b->running > 0 && k < b->ring->max_inflight; k++)
+        if (b->ring->slots[k].busy)
+            b->results[b->ring->slots[k].user_data] = b->failed;
 }
 
 /* The loop of all batches. Ends with nothing in flight, or with the ring marked as broken. */
@@ -1700,7 +1066,7 @@ static void run_batch(struct batch *b)
             break;
         /* While there is more to start, a quarter of the window at a time keeps the device busy
          * with few system calls; at the end everything is waited for. */
-        want = b->next < b->n || b->syncs_ready > 0 ? b->running / 4 : b->running;
+        want = b->next < b->n ? b->running / 4 : b->running;
         if (want == 0)
             want = 1;
         if (b->failed != 0) {
@@ -1722,238 +1088,122 @@ static void run_batch(struct batch *b)
     assert(b->ring->broken != 0 || inflight(b->ring) == 0);
 }
 
-/* What all batch helpers ask of the ring and of their common arguments. */
-static int check_batch(const struct yr_ring *ring, unsigned n, unsigned flags, unsigned buffer)
-{
-    int error = check_owner(ring);
-
-    if (error != 0)
-        return error;
-    if (n > INT_MAX || (flags & ~(unsigned)BATCH_FLAGS) != 0)
-        return -EINVAL;
-    if ((flags & YR_FIXED_BUFFER) ? buffer >= ring->buffers : buffer != 0)
-        return -EINVAL;
-    if (ring->broken != 0)
-        return -(int)ring->broken;
-    return inflight(ring) == 0 ? 0 : -EBUSY;
-}
-
-static int check_fds(const struct yr_ring *ring, unsigned n, const int32_t *fds, unsigned flags)
-{
-    if (n > 0 && fds == NULL)
-        return -EINVAL;
-    if (flags & YR_FIXED_FILE)
-        for (unsigned i = 0; i < n; i++)
-            if (fds[i] < 0 || (uint32_t)fds[i] >= ring->files)
-                return -EINVAL;
-    return 0;
-}
-
-/* Lengths and offsets whose sum has no place in a file are refused before they wrap around. */
-static int check_span(uint64_t addr, uint64_t len, uint64_t off)
-{
-    if (len > INT64_MAX || off > INT64_MAX || len > INT64_MAX - off)
-        return -EINVAL;
-    return addr == 0 && len > 0 ? -EINVAL : 0;
-}
-
 /* How much may run at once: every operation has an entry, a slot and a place to complete. */
-static unsigned window_of(const struct yr_ring *ring, unsigned asked)
+static unsigned window_of(const struct yr_ring *ring)
 {
     unsigned window = ring->ring.sq.ring_entries;
 
     if (window > ring->max_inflight)
         window = ring->max_inflight;
-    if (window > ring->ring.cq.ring_entries)
-        window = ring->ring.cq.ring_entries;
-    return asked > 0 && asked < window ? asked : window;
+    return window < ring->ring.cq.ring_entries ? window : ring->ring.cq.ring_entries;
+}
+
+/* What all batches ask of the ring and of the arguments that they have in common. */
+static int check_batch(const struct batch *b)
+{
+    int error = check_idle(b->ring, b->op);
+
+    if (error != 0 || b->n == 0)
+        return error;
+    return b->n > INT_MAX || b->fds == NULL || b->results == NULL ? -EINVAL : 0;
+}
+
+/* Lengths and offsets whose sum has no place in a file are refused before they wrap around. */
+static bool span_is_sound(uint64_t addr, uint64_t len, uint64_t off)
+{
+    return len <= INT64_MAX && off <= INT64_MAX - len && (addr != 0 || len == 0);
+}
+
+static int check_transfers(const struct batch *b)
+{
+    int error = check_batch(b);
+
+    if (error != 0)
+        return error;
+    if (b->buffer < -1 || (b->buffer >= 0 && (uint32_t)b->buffer >= b->ring->buffers))
+        return -EINVAL;
+    if (b->n > 0 && (b->addrs == NULL || b->lens == NULL || b->offs == NULL))
+        return -EINVAL;
+    for (unsigned i = 0; i < b->n; i++)
+        if (!span_is_sound(b->addrs[i], b->lens[i], b->offs[i]))
+            return -EINVAL;
+    return 0;
+}
+
+/* A batch whose arguments were found to be `error`. */
+static int run_checked(struct batch *b, int error)
+{
+    if (error != 0 || b->n == 0)
+        return error;
+    memset(b->results, 0, b->n * sizeof(*b->results));
+    b->window = window_of(b->ring);
+    run_batch(b);
+    return 0;
 }
 
 int yr_read_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, const uint64_t *addrs,
-                  const uint64_t *lens, const uint64_t *offs, int64_t *results, unsigned flags,
-                  unsigned buffer)
+                  const uint64_t *lens, const uint64_t *offs, int64_t *results, int32_t buffer)
 {
-    struct batch b;
-    int error = check_batch(ring, n, flags, buffer);
-
-    if (error == 0)
-        error = check_fds(ring, n, fds, flags);
-    if (error != 0 || n == 0)
-        return error;
-    if (addrs == NULL || lens == NULL || offs == NULL || results == NULL)
-        return -EINVAL;
-    for (unsigned i = 0; i < n; i++) {
-        error = check_span(addrs[i], lens[i], offs[i]);
-        if (error != 0)
-            return error;
-    }
-    memset(results, 0, n * sizeof(*results));
-    b = (struct batch){
-        .ring = ring,
-        .kind = YR_OP_READ,
-        .flags = (uint8_t)flags,
-        .buffer = (uint16_t)buffer,
-        .n = n,
-        .window = window_of(ring, 0),
-        .fds = fds,
-        .offs = offs,
-        .addrs = addrs,
-        .lens = lens,
-        .results = results,
+    struct batch b = {
+        .ring = ring, .op = YR_OP_READ, .buffer = buffer, .n = n, .fds = fds,
+        .addrs = addrs, .lens = lens, .offs = offs, .results = results,
     };
-    run_batch(&b);
-    return 0;
+
+    return run_checked(&b, check_transfers(&b));
 }
 
-static int compare_syncs(const void *left, const void *right)
+int yr_write_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, const uint64_t *addrs,
+                   const uint64_t *lens, const uint64_t *offs, int64_t *results, int32_t buffer)
 {
-    int32_t a = ((const struct sync *)left)->fd, b = ((const struct sync *)right)->fd;
-
-    return (a > b) - (a < b);
-}
-
-/* The descriptors to be synced, sorted, with the number of writes that each waits for. */
-static int make_syncs(struct batch *b, unsigned nsync, const int32_t *fds)
-{
-    if (nsync == 0)
-        return 0;
-    b->syncs = calloc(nsync, sizeof(*b->syncs));
-    if (b->syncs == NULL)
-        return -ENOMEM;
-    b->nsync = nsync;
-    for (unsigned s = 0; s < nsync; s++) {
-        b->syncs[s].fd = fds[s];
-        b->syncs[s].index = s;
-    }
-    qsort(b->syncs, nsync, sizeof(*b->syncs), compare_syncs);
-    for (unsigned s = 1; s < nsync; s++)
-        if (b->syncs[s].fd == b->syncs[s - 1].fd)
-            return -EINVAL;
-    for (unsigned i = 0; i < b->n; i++) {
-        struct sync *sync = sync_of(b, b->fds[i]);
-
-        if (sync != NULL)
-            sync->waiting = ++sync->writes;
-    }
-    for (unsigned s = 0; s < nsync; s++)
-        if (b->syncs[s].writes == 0)
-            sync_ready(b, &b->syncs[s]);
-    return 0;
-}
-
-static int check_writes(unsigned n, const uint64_t *offs, const uint32_t *first,
-                        const uint64_t *addrs, const uint64_t *lens)
-{
-    for (unsigned i = 0; i < n; i++) {
-        uint32_t from = first != NULL ? first[i] : i;
-        uint32_t to = first != NULL ? first[i + 1] : i + 1;
-        uint64_t total = 0;
-
-        if (to < from)
-            return -EINVAL;
-        for (uint32_t k = from; k < to; k++) {
-            if (check_span(addrs[k], lens[k], total) != 0)
-                return -EINVAL;
-            total += lens[k];
-        }
-        if (check_span(1, total, offs[i]) != 0)
-            return -EINVAL;
-    }
-    return 0;
-}
-
-int yr_write_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, const uint64_t *offs,
-                   const uint32_t *first, const uint64_t *addrs, const uint64_t *lens,
-                   int64_t *results, unsigned flags, unsigned buffer, unsigned nsync,
-                   const int32_t *sync_fds, int32_t *sync_results)
-{
-    struct batch b;
-    int error = check_batch(ring, n, flags, buffer);
-
-    if (error == 0)
-        error = check_fds(ring, n, fds, flags);
-    if (error == 0)
-        error = check_fds(ring, nsync, sync_fds, flags);
-    if (error != 0)
-        return error;
-    if (n > 0 && (offs == NULL || addrs == NULL || lens == NULL || results == NULL))
-        return -EINVAL;
-    if (nsync > MAX_SYNCS || (nsync > 0 && sync_results == NULL))
-        return -EINVAL;
-    error = check_writes(n, offs, first, addrs, lens);
-    if (error != 0)
-        return error;
-    b = (struct batch){
-        .ring = ring,
-        .kind = YR_OP_WRITE,
-        .flags = (uint8_t)flags,
-        .buffer = (uint16_t)buffer,
-        .n = n,
-        .window = window_of(ring, 0),
-        .fds = fds,
-        .offs = offs,
-        .addrs = addrs,
-        .lens = lens,
-        .first = first,
-        .results = results,
-        .sync_results = sync_results,
+    struct batch b = {
+        .ring = ring, .op = YR_OP_WRITE, .buffer = buffer, .n = n, .fds = fds,
+        .addrs = addrs, .lens = lens, .offs = offs, .results = results,
     };
-    error = make_syncs(&b, nsync, sync_fds);
-    if (error == 0) {
-        if (n > 0)
-            memset(results, 0, n * sizeof(*results));
-        run_batch(&b);
-    }
-    free(b.syncs);
-    return error;
+
+    return run_checked(&b, check_transfers(&b));
 }
 
-int64_t yr_read_chunked(struct yr_ring *ring, int32_t fd, uint64_t addr, uint64_t len,
-                        uint64_t off, uint64_t chunk, unsigned window, unsigned flags,
-                        unsigned buffer)
+int yr_sync_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, int64_t *results)
 {
-    struct batch b;
-    uint64_t count;
-    int64_t total = 0;
-    int error = check_batch(ring, 1, flags, buffer);
+    struct batch b = {.ring = ring, .op = YR_OP_FDATASYNC, .n = n, .fds = fds, .results = results};
 
-    if (error == 0)
-        error = check_fds(ring, 1, &fd, flags);
-    if (error == 0)
-        error = check_span(addr, len, off);
-    if (error == 0 && (chunk == 0 || chunk > YR_MAX_IO))
+    return run_checked(&b, check_batch(&b));
+}
+
+/* -- paths ----------------------------------------------------------------------------------- */
+
+/* A batch of one: it waits, so the caller's strings are there for as long as they are needed. */
+static int run_alone(struct yr_ring *ring, const struct operation *op)
+{
+    int64_t result = 0;
+    struct batch b = {.ring = ring, .op = op->op, .n = 1, .alone = op, .results = &result};
+    int error = check_idle(ring, op->op);
+
+    if (op->path == NULL || (op->op == YR_OP_RENAMEAT && op->new_path == NULL))
         error = -EINVAL;
-    if (error != 0 || len == 0)
-        return error;
-    count = (len - 1) / chunk + 1;
-    if (count > INT_MAX)
-        return -EINVAL;
-    b = (struct batch){
-        .ring = ring,
-        .kind = YR_OP_READ,
-        .flags = (uint8_t)flags,
-        .buffer = (uint16_t)buffer,
-        .n = (unsigned)count,
-        .window = window_of(ring, window),
-        .fds = &fd,
-        .offs = &off,
-        .addrs = &addr,
-        .lens = &len,
-        .chunk = chunk,
-        .results = calloc((size_t)count, sizeof(int64_t)),
+    error = run_checked(&b, error);
+    return error != 0 ? error : (int)result;
+}
+
+int yr_make_directory(struct yr_ring *ring, int32_t at, const char *path, uint32_t mode)
+{
+    const struct operation op = {.op = YR_OP_MKDIRAT, .fd = at, .path = path, .arg = (int)mode};
+
+    return run_alone(ring, &op);
+}
+
+int yr_rename(struct yr_ring *ring, int32_t at, const char *path, int32_t new_at, const char *new_path)
+{
+    const struct operation op = {
+        .op = YR_OP_RENAMEAT, .fd = at, .path = path, .new_fd = new_at, .new_path = new_path,
     };
-    if (b.results == NULL)
-        return -ENOMEM;
-    run_batch(&b);
-    for (unsigned i = 0; i < b.n; i++) {
-        if (b.results[i] < 0) {
-            total = b.results[i];
-            break;
-        }
-        total += b.results[i];
-        if ((uint64_t)b.results[i] < span_of(&b, i).len)
-            break;
-    }
-    free(b.results);
-    return total;
+
+    return run_alone(ring, &op);
+}
+
+int yr_unlink(struct yr_ring *ring, int32_t at, const char *path, int flags)
+{
+    const struct operation op = {.op = YR_OP_UNLINKAT, .fd = at, .path = path, .arg = flags};
+
+    return run_alone(ring, &op);
 }

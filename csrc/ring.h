@@ -10,8 +10,8 @@
  *   -EPERM, but for yr_destroy().
  * - An operation is in flight from being queued until its completion was reaped. There are at
  *   most max_inflight of them; with max_inflight <= cq_entries the completion queue cannot overflow.
- * - Memory that an operation names (not: arrays, vectors and paths, which are copied) stays
- *   where it is, unread and unfreed, while the operation is in flight.
+ * - Memory that an operation names (not the columns that name it) stays where it is, unread and
+ *   unfreed, while the operation is in flight.
  * - A thread that ends with operations in flight cancels them (they complete with -ECANCELED,
  *   but nobody may be left to see it): drain first.
  * - Arguments are checked: NULL, an unknown operation or flag, a length above YR_MAX_IO, an index

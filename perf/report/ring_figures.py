@@ -5,9 +5,8 @@
 Both sides are interleaved in one process, on data that is larger than any read-ahead and dropped
 from memory before each sample; what counts is the median of the pairs' ratios. Run as root, or
 inodes and directories stay in memory. The comparison with `fio` and the counting of system calls
-need `fio` and `strace`. `--only options` compares the ring's settings with their defaults, `--only
-chains` what linking would do for writes; `writes`, `recovery` and `warm` measure what is not done on
-a ring.
+need `fio` and `strace`. `--only options` compares the ring's settings with their defaults; `writes`,
+`recovery` and `warm` measure what is not done on a ring.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import os
 import random
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -362,106 +360,6 @@ def durable_sets(beds: Beds) -> Iterator[Row]:
     yield Row("the same, syncs for 1,280 sets (20 would be the fewest)", "", told, True)
 
 
-def chains(beds: Beds) -> Iterator[Row]:
-    """What chains on a ring would gain; the cache makes the separate calls."""
-    yield from write_and_sync(beds)
-    yield from whole_file(beds)
-
-
-def write_and_sync(beds: Beds) -> Iterator[Row]:
-    from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
-    from yatagarasu_cache.config import RingSettings
-
-    ring, data, repeats = Ring(RingSettings(), one_thread=True), value_of(64 * SMALL), 50
-    fd = os.open(os.path.join(beds.path, "chain"), os.O_RDWR | os.O_CREAT)
-    ends = iter(range(0, 1 << 40, len(data)))
-    column, done, synced = ffi.new("int32_t[]", [fd]), ffi.new("int64_t *"), ffi.new("int32_t *")
-
-    def linked(at: int) -> None:
-        offsets, places, lengths = ([at], [address_of(data)], [len(data)])
-        lib.yr_write_batch(
-            ring.handle, 1, column, offsets, ffi.NULL, places, lengths, done, 0, 0, 1, column, synced
-        )
-        assert (done[0], synced[0]) == (len(data), 0)
-
-    def plain(at: int) -> None:
-        os.pwrite(fd, data, at)
-        os.fdatasync(fd)
-
-    runs = {
-        name: lambda run=run: timed(run, [next(ends) for _ in range(repeats)]) / repeats  # type: ignore[misc]
-        for name, run in (("linked", linked), ("two calls", plain))
-    }
-    taken = interleave(runs, ROUNDS)
-    os.close(fd)
-    ring.destroy()
-    got = ratio(taken["linked"], taken["two calls"])
-    yield Row(
-        "write and fdatasync of 256 KiB, linked on a ring, against two calls",
-        "", f"{got:.2f} × {rates(taken)}", True,
-    )  # fmt: skip
-
-
-OPERATION = struct.Struct("=BBHiQQQQiIIi")  # yr_op, see csrc/ring.cdef.h
-
-
-def whole_file(beds: Beds) -> Iterator[Row]:
-    """A large value made durable: open, write, fdatasync, close, rename, in one chain or one by one."""
-    from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
-    from yatagarasu_cache.config import RingSettings
-
-    ring, data, repeats = Ring(RingSettings(), one_thread=True), value_of(4 * MIB), 10
-    needed = (lib.YR_OP_OPENAT, lib.YR_OP_CLOSE, lib.YR_OP_RENAMEAT)
-    if any(lib.yr_supports(ring.handle, one) != 1 for one in needed) or lib.yr_files_register(ring.handle, 1):
-        ring.destroy()
-        return
-    temporary, target = (os.path.join(beds.path, name) for name in ("chain.tmp", "chain.value"))
-    old, new = (ffi.new("char[]", os.fsencode(path)) for path in (temporary, target))
-    old_at, new_at = (int(ffi.cast("uintptr_t", path)) for path in (old, new))
-    here, flags, link, fixed = -100, os.O_WRONLY | os.O_CREAT | os.O_EXCL, lib.YR_LINK, lib.YR_FIXED_FILE
-    packed = b"".join(
-        OPERATION.pack(*one)
-        for one in (
-            # op, flags, buffer, fd, addr, len, off, user_data, arg, mode, file_index, fd2
-            (lib.YR_OP_OPENAT, link, 0, here, old_at, 0, 0, 0, flags, 0o600, 1, 0),
-            (lib.YR_OP_WRITE, link | fixed, 0, 0, address_of(data), len(data), 0, 1, 0, 0, 0, 0),
-            (lib.YR_OP_FDATASYNC, link | fixed, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0),
-            (lib.YR_OP_CLOSE, link, 0, -1, 0, 0, 0, 3, 0, 0, 1, 0),
-            (lib.YR_OP_RENAMEAT, 0, 0, here, old_at, 0, new_at, 4, 0, 0, 0, here),
-        )
-    )
-    operations = ffi.from_buffer("struct yr_op[]", packed)
-    ids, results = ffi.new("uint64_t[5]"), ffi.new("int32_t[5]")
-
-    def linked(number: int) -> None:
-        assert lib.yr_queue(ring.handle, 5, operations) == 5
-        left = 5
-        while left:
-            assert lib.yr_wait(ring.handle, left, -1) >= 0
-            got = lib.yr_reap(ring.handle, left, ids, results, ffi.NULL)
-            for i in range(got):
-                assert results[i] == (len(data) if ids[i] == 1 else 0), (ids[i], results[i])
-            left -= got
-
-    def separate(number: int) -> None:
-        fd = os.open(temporary, flags, 0o600)
-        assert os.pwrite(fd, data, 0) == len(data)
-        os.fdatasync(fd)
-        os.close(fd)
-        os.replace(temporary, target)
-
-    runs = {
-        name: lambda run=run: timed(run, range(repeats)) / repeats  # type: ignore[misc]
-        for name, run in (("linked", linked), ("separate calls", separate))
-    }
-    taken = interleave(runs, ROUNDS)
-    ring.destroy()
-    yield Row(
-        "open, write, fdatasync, close, rename of 4 MiB, linked on a ring, against separate calls",
-        "", f"{ratio(taken['linked'], taken['separate calls']):.2f} × {rates(taken)}", True,
-    )  # fmt: skip
-
-
 def batch_of_writes(beds: Beds) -> Iterator[Row]:
     """128 records as one batch of writes on a ring, against the one `pwritev` of `set_many`."""
     from yatagarasu_cache.backends.ring import Ring, address_of, ffi, lib
@@ -474,10 +372,7 @@ def batch_of_writes(beds: Beds) -> Iterator[Row]:
 
     def on_ring(start: int) -> None:
         offsets = list(range(start, start + number * SMALL, SMALL))
-        lib.yr_write_batch(
-            ring.handle, number, fds, offsets, ffi.NULL, places, [SMALL] * number, done, 0, 0, 0,
-            ffi.NULL, ffi.NULL,
-        )  # fmt: skip
+        lib.yr_write_batch(ring.handle, number, fds, places, [SMALL] * number, offsets, done, -1)
         assert list(done) == [SMALL] * number
 
     def plain(start: int) -> None:
@@ -589,7 +484,7 @@ def for_long(beds: Beds) -> Iterator[Row]:
 STEPS: dict[str, Callable[[Beds], Iterator[Row]]] = {
     "cold": cold_gets, "batches": cold_batches, "large": cold_large, "hot": hot_gets, "mix": mix, "calls": calls,
     "options": options,
-    "durable": durable_sets, "chains": chains, "long": for_long,
+    "durable": durable_sets, "long": for_long,
     "writes": batch_of_writes, "recovery": recovery, "warm": warming,
 }  # fmt: skip
 

@@ -320,7 +320,7 @@ def test_interface_is_declared_once() -> None:
     declarations = (ROOT / "csrc" / "ring.cdef.h").read_text(encoding="utf-8")
     source = (ROOT / "csrc" / "ring.c").read_text(encoding="utf-8")
     names = re.findall(r"^(?:[a-z].*[ *])(yr_\w+)\(", declarations, re.M)
-    assert len(names) > 25
+    assert len(names) >= 25
     for name in names:
         assert re.search(rf"^\w.*[ *]{name}\(", source, re.M), f"{name} is declared but not there"
     assert set(re.findall(r"^[a-z].*[ *](yr_\w+)\(", source, re.M)) == set(names)

@@ -552,10 +552,9 @@ def test_what_is_compared_beside_the_promised_figures(
     beds = ring_figures.Beds(str(tmp_path), 1 / 1024)
     monkeypatch.setattr(ring_figures, "MACRO_ROUNDS", 1)
     rows = [
-        *ring_figures.chains(beds), *ring_figures.options(beds), *ring_figures.batch_of_writes(beds),
-        *ring_figures.recovery(beds), *ring_figures.warming(beds),
+        *ring_figures.options(beds), *ring_figures.batch_of_writes(beds), *ring_figures.recovery(beds),
+        *ring_figures.warming(beds),
     ]  # fmt: skip
-    assert len(rows) == 2 + len(ring_figures.OPTIONS) + 4
+    assert len(rows) == len(ring_figures.OPTIONS) + 4
     for row in rows:
         assert re.match(r"\d+\.\d\d × \(", row.measured), row
-    assert (tmp_path / "chain.value").read_bytes() == bed.value_of(4 << 20)

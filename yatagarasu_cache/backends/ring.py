@@ -41,9 +41,9 @@ __all__ = [
 
 _log = logging.getLogger("yatagarasu_cache")
 
-_ABI = 1
+_ABI = 2
 _OLDEST_KERNEL = (5, 10)
-_NEEDED = {"read": lib.YR_OP_READ, "write": lib.YR_OP_WRITEV, "fdatasync": lib.YR_OP_FDATASYNC}
+_NEEDED = {"read": lib.YR_OP_READ, "fdatasync": lib.YR_OP_FDATASYNC}
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds without new rings after one has failed
 _SYSCTL = "/proc/sys/kernel/io_uring_disabled"
 
@@ -153,19 +153,15 @@ class Ring:
 
         Raises OSError with the errno of the kernel.
         """
-        flags = lib.YR_SETUP_DEFAULT if one_thread else lib.YR_SETUP_COOP_TASKRUN
-        if settings.sqpoll:
-            flags = lib.YR_SETUP_SQPOLL | (lib.YR_SETUP_SINGLE_ISSUER if one_thread else 0)
+        flags = (lib.YR_ONE_THREAD if one_thread else 0) | (lib.YR_SQPOLL if settings.sqpoll else 0)
         holder = ffi.new("struct yr_ring **")
         # Twice the depth are under way at once: the disk need not wait while completions are dealt
         # with. The polling thread may show a completion before it gives back the entry that began it.
         self.most = settings.queue_depth if settings.sqpoll else 2 * settings.queue_depth
-        entries = 2 * settings.queue_depth
-        options = {"depth": entries, "max_inflight": self.most, "flags": flags, "sq_cpu": -1}
         # Frees the ring, unless it is busy; also when nobody has closed it. First: an interruption may come
         # just after it was made.
         self._free = _once(self, _free, holder)
-        error = lib.yr_create(holder, ffi.new("struct yr_options *", options))
+        error = lib.yr_create(holder, 2 * settings.queue_depth, self.most, flags)
         if error:
             raise OSError(-error, os.strerror(-error))
         self.handle = holder[0]
@@ -192,15 +188,9 @@ class Ring:
     def try_out(self) -> None:
         """Do nothing through the ring. OSError if it does not even do that: a filter may allow to
         make rings and not to use them."""
-        nothing = ffi.new("struct yr_op *", {"op": lib.YR_OP_NOP, "fd": -1})
-        result = lib.yr_queue(self.handle, 1, nothing)
-        if result == 1:
-            result = lib.yr_wait(self.handle, 1, 1_000_000_000)
-        if result == 1:
-            result = lib.yr_reap(self.handle, 1, ffi.new("uint64_t[1]"), ffi.new("int32_t[1]"), ffi.NULL)
-        if result != 1:
-            code = -result or errno.ETIME
-            raise OSError(code, os.strerror(code))
+        error = lib.yr_try_out(self.handle, 1_000_000_000)
+        if error:
+            raise OSError(-error, os.strerror(-error))
 
     def lacking(self) -> list[str]:
         """Names of the operations that are needed and missing in this kernel."""
@@ -219,18 +209,13 @@ class Ring:
 
         Nothing is registered either if the process has pinned its share of memory already: 0.
         """
-        size = sum(pool.total_bytes for pool in pools)
-        self._pinned = locked.take(size)
+        addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
+        self._pinned = locked.take(sum(sizes))
         if self._pinned is None:
             return 0
-        error = lib.yr_buffers_register(self.handle, len(pools))
+        error = lib.yr_buffers_register(self.handle, len(pools), addresses, sizes)
         if error == 0:
-            addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
-            done = lib.yr_buffers_update(self.handle, 0, len(pools), addresses, sizes)
-            if done == len(pools):
-                return None
-            lib.yr_buffers_unregister(self.handle)
-            error = done if done < 0 else -errno.ENOMEM
+            return None
         self._pinned = None
         return -int(error)
 

@@ -26,7 +26,6 @@ _CHUNK_BYTES = 256 << 10
 _CHUNKS = 8
 ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
 _COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
-_MOST_SYNCS = 1024  # in one call
 _ALIGN = 4096  # for O_DIRECT; no file system in use asks for more
 _DRAIN_SECONDS = 30.0
 
@@ -41,7 +40,7 @@ class LentRing:
         self.chunks = chunks
         # Not from_buffer(): that locks the view, which garbage collection of a cycle cannot undo.
         self.memory = ffi.cast("void *", chunks.address)
-        self.flags = lib.YR_FIXED_BUFFER if registered else 0
+        self.registered = registered
         self.usable = True
         self._pinned = {threading.get_ident()}
         self._submitted = 0
@@ -190,8 +189,7 @@ def _read_portion(lent: LentRing, requests: Sequence[ReadRequest]) -> list[bytes
         ffi.from_buffer("uint64_t[]", array("Q", lengths)),
         ffi.from_buffer("uint64_t[]", array("Q", offsets)),
         ffi.from_buffer("int64_t[]", results),
-        0 if own else lent.flags,
-        0,
+        0 if lent.registered and not own else -1,
     )
     lent.settle(error, results, len(requests), own)
     view = lent.chunks.view
@@ -215,18 +213,16 @@ def sync_batch(lent: LentRing, fds: Sequence[int]) -> dict[int, int]:
 
     OSError: the ring has done nothing.
     """
-    failed: dict[int, int] = {}
-    for start in range(0, len(fds), _MOST_SYNCS):
-        part = array("i", fds[start : start + _MOST_SYNCS])
-        results = array("i", bytes(4 * len(part)))
-        lent.begin()
-        error = lib.yr_write_batch(
-            lent.handle, 0, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, 0, 0,
-            len(part), ffi.from_buffer("int32_t[]", part), ffi.from_buffer("int32_t[]", results),
-        )  # fmt: skip
-        lent.settle(error, results, len(part), None)
-        failed |= {fd: -result for fd, result in zip(part, results, strict=True) if result < 0}
-    return failed
+    files, results = array("i", fds), array("q", bytes(8 * len(fds)))
+    lent.begin()
+    error = lib.yr_sync_batch(
+        lent.handle,
+        len(files),
+        ffi.from_buffer("int32_t[]", files),
+        ffi.from_buffer("int64_t[]", results),
+    )
+    lent.settle(error, results, len(files), None)
+    return {fd: -result for fd, result in zip(files, results, strict=True) if result < 0}
 
 
 # -- one long read ------------------------------------------------------------------------------
@@ -278,7 +274,7 @@ class DirectRead:
         end = -(-(self._offset + self._length) // _ALIGN) * _ALIGN
         lengths = [min(_CHUNK_BYTES, end - start) for start in starts]
         addresses = [self._running[start].address for start in starts]
-        flags = bytes([self._lent.flags]) * len(starts)
+        flags = bytes([lib.YR_FIXED_BUFFER if self._lent.registered else 0]) * len(starts)
         queued = lib.yr_queue_reads(
             self._lent.handle, len(starts), [self._fd] * len(starts), addresses, lengths, starts, starts,
             ffi.from_buffer("uint8_t[]", flags), ffi.NULL,
@@ -291,7 +287,7 @@ class DirectRead:
         """Wait for completions and copy what they bring. False if one is not as it should be."""
         if lib.yr_wait(self._lent.handle, count, -1) < 0:
             return False
-        found = lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
+        found = lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results)
         if found < 0:
             return False
         results = ffi.unpack(self._results, found)
@@ -317,7 +313,7 @@ class DirectRead:
             if time.monotonic() > limit:
                 return  # the ring is given up, with its memory
             lib.yr_wait(self._lent.handle, _CHUNKS, 50_000_000)
-            lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results, ffi.NULL)
+            lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results)
         for buffer in (*self._running.values(), *self._free):
             self._lent.chunks.release(buffer)
         self._lent.usable = True

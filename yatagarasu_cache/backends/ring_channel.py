@@ -336,7 +336,7 @@ class RingChannel(ThreadChannel):
         """Take every completion that is there. How many."""
         if self._ring is None:
             return 0
-        found: int = lib.yr_reap(self._ring.handle, self._space, self._numbers, self._results, ffi.NULL)
+        found: int = lib.yr_reap(self._ring.handle, self._space, self._numbers, self._results)
         if found < 0:
             self._abandon(-found)
         if found <= 0:
