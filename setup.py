@@ -1,6 +1,6 @@
 """The part of the build that pyproject.toml cannot say: whether the compiled modules are built.
 
-All decisions are in `building/` (the switches are named there); this file puts them into
+All decisions are in `csrc/building/` (the switches are named there); this file puts them into
 setuptools: the extensions, the wheel's tag, and a record of what was done and why in
 `yatagarasu_cache/_build_info.py`, which `stats()` shows where a module is missing.
 """
@@ -24,8 +24,8 @@ except ImportError:  # setuptools before 70.1: the command is the package wheel'
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build starts anywhere, with a path that need not hold this directory
 
-from building import modules, plan  # noqa: E402
-from building.machine import BuildError, limited_api  # noqa: E402
+from csrc.building import modules, plan  # noqa: E402
+from csrc.building.machine import BuildError, limited_api  # noqa: E402
 
 INFO = "yatagarasu_cache/_build_info.py"
 

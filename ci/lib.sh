@@ -112,7 +112,7 @@ measuring_tools() {
 install_stamp() {
     {
         "$1" -c 'import sys; print(sys.version, sys.prefix)'
-        cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT"/building/*.py "$ROOT"/csrc/*
+        cat "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT"/csrc/*.[ch] "$ROOT"/csrc/building/*.py
         printf '%s\n' "$2" "${YATAGARASU_IO_URING:-}" "${YATAGARASU_COMPILED_CORE:-}" "${CFLAGS:-}"
         have_ring_tools "$1" && echo ring
     } | cksum

@@ -1,4 +1,4 @@
-/* Written by `python -m building.ring_c` with cffi 2.1.1, from ring.cdef.h. Not to be edited.
+/* Written by `python -m csrc.building.ring_c` with cffi 2.1.1, from ring.cdef.h. Not to be edited.
    SHA-256 of ring.cdef.h: 98507148188711bc151606ff6c1778c7ff5903bb5b8d9450d5364519487d874f */
 #define _CFFI_
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "building", "csrc", "yatagarasu_cache")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "csrc", "yatagarasu_cache")
 SWITCHES = ("YATAGARASU_IO_URING", "YATAGARASU_COMPILED_CORE")
 MODULES = ("yatagarasu_cache._ring", "yatagarasu_cache._core")
 _IMPORT = """

@@ -281,7 +281,7 @@ def test_options_in_examples_exist(name: str) -> None:
 
 def test_environment_variables() -> None:
     """Those that the documents name exist in the code, and those of the code are documented."""
-    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "building").glob("*.py"), ROOT / "setup.py"]
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "csrc" / "building").glob("*.py"), ROOT / "setup.py"]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     used = set(re.findall(r"\bYATAGARASU_[A-Z_]+\b", code))
     named = set(re.findall(r"\bYATAGARASU_[A-Z_]+\b", "\n".join(TEXTS.values())))

@@ -22,11 +22,11 @@ if not (ROOT / "setup.py").is_file():
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the ring exists on Linux only")
 
 
-if importlib.util.find_spec("building") is None:
+if importlib.util.find_spec("csrc.building") is None:
     sys.path.append(str(ROOT))
 
-from building import machine, plan, ring_c  # noqa: E402
-from building.modules import CORE, RING  # noqa: E402
+from csrc.building import machine, plan, ring_c  # noqa: E402
+from csrc.building.modules import CORE, RING  # noqa: E402
 from yatagarasu_cache.store import compiled  # noqa: E402
 
 MODES = ("auto", "require", "off")
@@ -162,7 +162,7 @@ def test_no_cffi(monkeypatch: pytest.MonkeyPatch, pyproject: dict[str, Any]) -> 
 
 
 def test_what_cffi_wrote_is_current() -> None:
-    """If this fails: python -m building.ring_c"""
+    """If this fails: python -m csrc.building.ring_c"""
     pytest.importorskip("cffi")
     ring_c.check()
     assert ring_c.is_current()
@@ -177,7 +177,7 @@ def test_declarations_that_have_changed_are_noticed(monkeypatch: pytest.MonkeyPa
     changed = tmp_path / "ring.cdef.h"
     changed.write_text(declarations + "int yr_more(void);\n", encoding="utf-8")
     monkeypatch.setattr(ring_c, "DECLARATIONS", changed)
-    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h: run `python -m building.ring_c`"):
+    with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h: run `python -m csrc.building.ring_c`"):
         ring_c.check()
     monkeypatch.setattr(plan, "unsupported", lambda module: None)
     with pytest.raises(machine.BuildError, match=r"another csrc/ring.cdef.h"):

@@ -104,9 +104,9 @@ class Checkpoints:
     def write(self) -> None:
         """Write a checkpoint, part by part, while others go on. Atomic: the old one stands until then.
 
-        Every change that is stamped up to the floor is either in it, or is appended again with a later
-        stamp: changes whose append and index change lie on both sides of the beginning notice that
-        the epoch has changed. One is written at a time. The index lock is not held.
+        Every change stamped up to the floor is in it, or is appended again with a later stamp: one that was
+        appended before the checkpoint began, and comes to the index after that, notices a new epoch.
+        Only one is written at a time. The index lock is not held.
         """
         with self._locks.checkpointing:
             with self._locks.index:

@@ -42,7 +42,7 @@ class DeadSegments:
         return False
 
     def _doom(self, segment: int) -> bool:
-        """Mark a segment for removal: nothing in it is live, and what made it so is durable where promised."""
+        """Mark a segment for removal: nothing in it lives, and what made it so is durable if promised."""
         if self._current.index.words[f.W_PROMISED]:
             self._durability.sync_dirty()
         with self._locks.index:

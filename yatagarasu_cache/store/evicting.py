@@ -44,9 +44,9 @@ class Evictor:
         self._victims = Victims()  # the order may be another one now
 
     def evict_surplus(self, need: int, most: int = WHOLE) -> int:
-        """Evict what does not fit beside `need` more bytes, about `most` at once. Bytes that went.
+        """Evict what does not fit beside `need` more bytes, at most about `most` at once. Returns the bytes.
 
-        How much that is, is looked at under the lock: of several that find too much, one evicts it.
+        The surplus is computed under the lock: of several handles that find too much, one evicts it.
         """
         self._budget.recount_if_due()
         return self.evict(
@@ -80,8 +80,9 @@ class Evictor:
         return freed
 
     def _choose(self, wanted: int) -> tuple[list[Slot], int]:
-        """The next victims, and the bytes that go with them. Damaged ones have gone already: of what they
-        were nothing can be logged."""
+        """The next victims and the bytes that go with them. Damaged slots are removed at once: there is
+        nothing to log.
+        """
         index, freed = self._current.index, 0
         chosen: list[Slot] = []
         seen: set[int] = set()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from collections.abc import Callable
+from functools import partial
 
 from ..concurrency.cancelling import ensure_wanted
 from ..concurrency.file_locks import claim
@@ -164,7 +164,8 @@ class Reaper:
             with self._files.backend.opened(self._files.segments.path(segment), os.O_RDWR) as fd:
                 if not claim(fd):  # it lives, and somebody has removed its mark
                     return False
-                taken_back = self._active.take_back(segment, fd, partial(void_record, self._files.backend, fd))
+                void = partial(void_record, self._files.backend, fd)
+                taken_back = self._active.take_back(segment, fd, void)
                 self._files.backend.truncate(fd, os.fstat(fd).st_size)  # what was allocated ahead goes
                 if taken_back and self._index.words[f.W_PROMISED]:
                     self._files.backend.sync(fd)

@@ -66,7 +66,7 @@ class Showing:
             raise from_os_error(error, "cannot write an entry") from error
 
     def show(self, slot: Slot, epoch: int, size: int) -> bool:
-        """Let the index show a record, and account for its `size` bytes. False if it must be appended again."""
+        """Show a record in the index, and account for its `size` bytes. False: it must be appended again."""
         done, replaced = self.show_locked(slot, epoch)
         if done:
             self.stored(slot, replaced, size)

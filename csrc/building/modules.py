@@ -10,7 +10,7 @@ from typing import Any
 
 from .machine import limited_api
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = "csrc"
 WARNINGS = ("-std=c11", "-Wall", "-Wextra")
 LIMITED_API = "0x030A0000"  # CPython 3.10: one file serves that and every later release

@@ -2,8 +2,8 @@
 
 It is kept beside the sources, so that a build needs no cffi. After a change of the declarations:
 
-    python -m building.ring_c            write it anew (needs cffi)
-    python -m building.ring_c --check    say whether it is what cffi would write
+    python -m csrc.building.ring_c          write it anew (needs cffi)
+    python -m csrc.building.ring_c --check    say whether it is what cffi would write
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .modules import RING, ROOT, SOURCES
 
 DECLARATIONS = ROOT / SOURCES / "ring.cdef.h"
 TARGET = ROOT / SOURCES / "_ring.c"
-COMMAND = "python -m building.ring_c"
+COMMAND = "python -m csrc.building.ring_c"
 # The wrappers that cffi writes leave parameters unused; ring.c itself is held to -Wextra.
 INCLUDE = '#pragma GCC diagnostic ignored "-Wunused-parameter"\n#include "ring.h"\n'
 HEAD = """\
