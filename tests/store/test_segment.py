@@ -529,7 +529,8 @@ def segments(tmp_path: Path) -> Iterator[Path]:
 
 def test_descriptors_are_bounded_and_renewed(segments: Path) -> None:
     alive = set(range(1, 21))
-    files = SegmentFiles(BACKEND, str(segments), 5, alive.__contains__)
+    files = SegmentFiles(BACKEND, str(segments), 5)
+    files.is_listed = alive.__contains__
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         for number in range(1, 21):
@@ -564,7 +565,7 @@ def test_descriptors_are_bounded_and_renewed(segments: Path) -> None:
 
 
 def test_a_retired_descriptor_stays_open_for_a_while(segments: Path) -> None:
-    files = SegmentFiles(BACKEND, str(segments), 50, lambda _: True)
+    files = SegmentFiles(BACKEND, str(segments), 50)
     fd = files.get(1)
     files.forget(1)
     assert os.pread(fd, 8, 0) == struct.pack("<Q", 1)  # whoever had it may go on
@@ -586,7 +587,7 @@ def test_no_descriptors_left_in_the_process(segments: Path) -> None:
             self.opened.discard(fd)
             super().close_file(fd)
 
-    files = SegmentFiles(Few(), str(segments), 50, lambda _: True)
+    files = SegmentFiles(Few(), str(segments), 50)
     for number in range(1, 21):
         assert os.pread(files.get(number), 8, 0) == struct.pack("<Q", number)
     files.close()
