@@ -1,4 +1,7 @@
-"""The engine, loaded when the first cache is opened: importing the package is cheap."""
+"""The engine, and all else that an open cache needs: loaded when the first one is opened.
+
+So importing the package is cheap (tests/api/test_imports.py says what it loads).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _desk: type[Desk] | None = None
 
 
 def loaded() -> type[Desk]:
-    """The class behind which all of it is."""
+    """The class behind which all of it is. It is loaded once, whoever else comes meanwhile, or forks."""
     return _desk or _load()
 
 
