@@ -299,7 +299,7 @@ def test_extras() -> None:
 
 
 def test_scripts_exist() -> None:
-    for name in set(re.findall(r"\bbash (ci/\w+)", "\n".join(TEXTS.values()))):
+    for name in set(re.findall(r"\bbash (ci/[\w-]+)", "\n".join(TEXTS.values()))):
         assert (ROOT / name).is_file(), name
 
 

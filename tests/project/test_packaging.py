@@ -303,6 +303,7 @@ def test_wheels_for_other_systems_are_configured(pyproject: dict[str, Any]) -> N
     assert configured["linux"]["environment"] == {RING.switch: "require", CORE.switch: "require"}
     assert any("manylinux" in build for build in configured["build"])
     assert any("musllinux" in build for build in configured["build"])
+    assert all(build.startswith("cp{310,314,315}-") for build in configured["build"])
     assert (ROOT / "ci" / "wheel-deps").is_file()
 
 
