@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,22 @@ def in_threads(number: int, work: Callable[[int], Any], patience: float = 60.0) 
         raise failures[0]
 
 
+@contextlib.contextmanager
+def bounded(memory: int = 4 << 30, seconds: float = 20.0) -> Iterator[None]:
+    """Whatever is in here ends in time, and does not ask for memory as a damaged length says.
+
+    memory: beyond what the process has.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + memory, hard))
+    try:
+        with at_most(seconds):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 class Clock:
     """`time.time_ns` under control: stands still until it is told to move."""
 
@@ -154,13 +171,18 @@ def noise(length: int, seed: int = 0) -> bytes:
     return hashlib.shake_128(seed.to_bytes(8, "little")).digest(length)
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For a process that imports this very package, and modules of the tests."""
+    folders = sorted(path.parent for path in (ROOT / "tests").glob("*/test_*.py"))
+    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests"), *map(str, dict.fromkeys(folders))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}  # a build under test is first
+
+
 def run_python(code: str, *arguments: object, timeout: float = 100, **options: Any) -> str:
     """Standard output of `code` in a process of its own; it must succeed."""
-    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests")]  # a build under test is first
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout, env=environment, **options,
+        capture_output=True, text=True, timeout=timeout, env=environment(), **options,
     )  # fmt: skip
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from available import CORES
-from helpers import ROOT, Clock, open_apart
+from helpers import ROOT, Clock, environment, open_apart
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache
 from yatagarasu_cache.store import core as core_module
@@ -128,11 +128,8 @@ while True:
 
 
 def python(code: str, *arguments: object, core: str) -> subprocess.Popen[bytes]:
-    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests")]
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "YATAGARASU_CORE": core,
-    }  # fmt: skip
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(YATAGARASU_CORE=core))
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside writers"])

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from available import CORES
-from helpers import ROOT, FailingBackend, noise, tree, wrap_backends
+from helpers import FailingBackend, environment, noise, tree, wrap_backends
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
@@ -83,14 +83,10 @@ cache.close()
 """
 
     def __init__(self, directory: Path, core: str = "", **options: Any) -> None:
-        paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests")]
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            **({"YATAGARASU_CORE": core} if core else {}),
-        }  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-c", self.CODE, str(directory), json.dumps(options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment(**({"YATAGARASU_CORE": core} if core else {})),
         )  # fmt: skip
         self._answer()
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import noise
-from test_damage_rounds import bounded
+from helpers import bounded, noise
 
 from yatagarasu_cache import CacheError, DiskCache
 from yatagarasu_cache.codec import encode_key

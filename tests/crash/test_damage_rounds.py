@@ -10,13 +10,10 @@ YATAGARASU_TEST_DAMAGE=N has N rounds of each kind run, YATAGARASU_TEST_SEED oth
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
-import resource
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,7 +24,7 @@ import pytest
 import wild
 from available import BACKENDS
 from faulty import SEED
-from helpers import TooLong, at_most, noise
+from helpers import TooLong, bounded, in_memory, noise
 
 from yatagarasu_cache import CacheError, DiskCache, FormatError
 from yatagarasu_cache.store import format as f
@@ -39,20 +36,16 @@ ROUNDS = int(os.environ.get("YATAGARASU_TEST_DAMAGE", "8"))
 LIMIT = 1 << 20
 OPTIONS: dict[str, Any] = {"size_limit": LIMIT, "segment_size": 16384}
 SECONDS = 20.0  # a round takes a tenth of one; machines are busy
-MEMORY = 4 << 30  # beyond what the process has
 KEYS = 90
 T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
 def disk() -> Iterator[Path]:
-    memory = "/dev/shm"
-    parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
-    path = tempfile.mkdtemp(prefix="yatagarasu-rounds-", dir=parent)
     logging.getLogger("yatagarasu_cache").disabled = True
-    yield Path(path)
+    with in_memory() as path:
+        yield path
     logging.getLogger("yatagarasu_cache").disabled = False
-    shutil.rmtree(path)
 
 
 def value_of(turn: int, key: str) -> bytes:
@@ -92,20 +85,6 @@ def samples(disk: Path) -> dict[str, tuple[Path, dict[str, list[Any]]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "_new_identity", lambda: f.Identity(b"a damaged cache.", 7))
         return {name: (disk / name, build(disk / name, name)) for name in ("lru", "none", "lfu")}
-
-
-@contextlib.contextmanager
-def bounded(memory: int = MEMORY) -> Iterator[None]:
-    """Whatever is in here ends in time, and does not ask for memory as a damaged length says."""
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + memory, hard))
-    try:
-        with at_most(SECONDS):
-            yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class Round:
@@ -234,7 +213,7 @@ def test_rounds(
         one = Round(path, had, eviction, random.Random(f"{SEED} {eviction} {number}"))
         try:
             began = time.monotonic()
-            with bounded():
+            with bounded(seconds=SECONDS):
                 one.run()
             assert time.monotonic() - began < SECONDS
         except (Exception, TooLong) as error:

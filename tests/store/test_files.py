@@ -31,7 +31,7 @@ from helpers import (
     tree,
     wrap_backends,
 )  # fmt: skip
-from test_interrupts import steps_of
+from interrupting import steps_of
 
 from yatagarasu_cache import CacheError, CacheIOError, DiskCache, FormatError, LockTimeout, StorageFull
 from yatagarasu_cache.backends import directories
