@@ -18,7 +18,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,11 @@ from ..concurrency.interruption import ours, suppressing
 from .buffers import Buffer
 from .reads import make_reads
 from .ring import PASSING, RING_ERRORS, Ring, Rings, address_of, ffi, keep_for_ever, lib, pool_for
-from .threads import ThreadChannel
+from .threads import ThreadChannel, ThreadsBackend
 
 if TYPE_CHECKING:
     import asyncio
 
-    from .uring import UringBackend
 
 SHORT_BYTES = 4 << 10
 MEDIUM_BYTES = 64 << 10
@@ -122,9 +121,14 @@ class _FixedFiles:
 
 
 class RingChannel(ThreadChannel):
-    def __init__(self, backend: UringBackend, loop: asyncio.AbstractEventLoop, rings: Rings) -> None:
+    """`on_close` is told when it is closed."""
+
+    def __init__(
+        self, backend: ThreadsBackend, loop: asyncio.AbstractEventLoop, rings: Rings,
+        on_close: Callable[[RingChannel], None],
+    ) -> None:  # fmt: skip
         super().__init__(backend, loop)
-        self._uring = backend
+        self._on_close = on_close
         self._rings = rings
         self._ring: Ring | None = None
         self._owner = 0  # the thread whose ring it is
@@ -152,9 +156,8 @@ class RingChannel(ThreadChannel):
     # -- asking -----------------------------------------------------------------------------
 
     def read(self, fd: int, length: int, offset: int) -> asyncio.Future[bytes]:
-        uring = self._uring
         if not (0 < length <= LONG_BYTES and 0 <= offset < _MAX_OFFSET and 0 <= fd < _MAX_FD):
-            return self.run(uring.read, fd, length, offset)
+            return self.run(self._backend.read, fd, length, offset)
         future: asyncio.Future[bytes] = self._loop.create_future()
         if length <= SHORT_BYTES:
             waiting = self._reads.add(future, fd, length, offset)
@@ -396,7 +399,7 @@ class RingChannel(ThreadChannel):
                 continue
             self._rings.fallbacks += 1
             try:
-                other = self.run(self._uring.read, read.fd, read.length, read.offset)
+                other = self.run(self._backend.read, read.fd, read.length, read.offset)
             except RuntimeError as error:  # the worker pool is closed
                 future.set_exception(error)
                 continue
@@ -478,7 +481,7 @@ class RingChannel(ThreadChannel):
         if self._ring is not None:
             self._read_otherwise(self._let_go())
         self._read_otherwise(self._take_waiting())
-        self._uring.channel_closed(self)
+        self._on_close(self)
 
     def _drain(self) -> None:
         """Wait for everything that was asked for. A ring that hangs is given up."""

@@ -187,12 +187,9 @@ class UringBackend(ThreadsBackend):
     # -- asyncio ----------------------------------------------------------------------------
 
     def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
-        channel = RingChannel(self, loop, self.rings)
+        channel = RingChannel(self, loop, self.rings, self._channels.discard)
         self._channels.add(channel)
         return channel
-
-    def channel_closed(self, channel: RingChannel) -> None:
-        self._channels.discard(channel)
 
     # -- the backend itself -----------------------------------------------------------------
 
