@@ -54,6 +54,7 @@ from yatagarasu_cache.store import (
     writing,
 )
 from yatagarasu_cache.store.format import key_digest
+from yatagarasu_cache.store.item import Item
 
 pytestmark = pytest.mark.usefixtures("apart", "quiet")  # each handle stands for a process
 
@@ -711,9 +712,9 @@ def test_removed_after_a_put_was_interrupted(
     cache.set("shown", 1)
     with monkeypatch.context() as patch:
         patch.setattr(showing.Showing, "_install", _interrupted)
-        low, high = key_digest(key := encode_key(("k", 1)), cache._store.current.seed)
+        digest = key_digest(key := encode_key(("k", 1)), cache._store.current.seed)
         with pytest.raises(KeyboardInterrupt):
-            cache._store.writing.put(low, high, key, b"interrupted", KIND_BYTES, tag=encode_key("tag"))
+            cache._store.writing.put(Item(*digest, key, b"interrupted", KIND_BYTES, tag=encode_key("tag")))
     assert cache.get(("k", 1)) is None
     assert not REMOVALS[removal](cache)
     shutil.copytree(disks / "cache", disks / "as it is")
