@@ -326,7 +326,7 @@ def core_extension(link: Link, environ: Mapping[str, str] = os.environ) -> Any:
     return Extension(
         CORE_MODULE,
         sources=[os.path.join(sources, name) for name in CORE_SOURCES],
-        depends=[os.path.join(sources, name) for name in ("core.h", "reads.h", "pack.h")],
+        depends=[os.path.join(sources, name) for name in ("core.h", "layout.h", "reads.h", "pack.h")],
         include_dirs=[sources, *link.include_dirs],
         define_macros=[("Py_LIMITED_API", "0x030A0000")] if limited_api() else [],
         extra_compile_args=_compile_args(environ),
