@@ -32,53 +32,26 @@
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "words of the index are changed by one store");
 _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes");
 
-/* As in format.py. */
-#define PARTITIONS 64u
-#define CAPACITY_MASK 0xFFFFFFu
-#define DESCRIPTOR_BITS 24
-#define MASK32 0xFFFFFFFFu
-#define SLOT_WORDS 8u
-#define ENTRY_WORDS 8u
-#define HEADER_WORDS 512u
-#define EMPTY 0u
-#define REMOVED 1u
-#define FLAG_LARGE 0x10u
-#define ACTIVE ((uint64_t)1 << 32)
-#define LOG ((uint64_t)4 << 32)
-#define TOO_LATE 10000000000u /* nanoseconds, AHEAD in format.py */
-#define LAST_CLOCK ((1ull << 63) - (1ull << 56))
-#define LAST_STAMP (LAST_CLOCK + (1ull << 54)) /* a clock that got there is damage */
-#define MOST_BYTES (1ull << 56) /* in one cache: counts beyond are damage */
-#define UNASKED ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its */
-#define UNLOOKED ((uint64_t)1 << 20) /* segment can hold it, up to so many without a look at the file */
-#define SEGMENT_HEADER_BYTES 64u
-#define LOG_AHEAD 2048u /* bytes that a log of changes has behind the last one, or it is made longer */
-#define RECORD_BYTES 64u
-#define RECORD_FIXED 56u
-#define RECORD_KEY_LENGTH 8u /* where a record has that of its key */
-#define RECORD_PUT 1u
-#define RECORD_REMOVE 3u
-#define DIGEST_BYTES 16u
-#define ALIGN 16u
-#define BUSY_CHANGING 0x474e49474e414843u
+#define HEADER_WORDS (HEADER_BYTES / 8)
+#define MAGIC_BYTES 4
+enum { W_SETS = W_COUNTERS + COUNTERS_SETS, W_DELETES = W_COUNTERS + COUNTERS_DELETES };
+enum { LRU = EVICTIONS_LRU + 1, LFU = EVICTIONS_LFU + 1 }; /* W_EVICTION; any other policy notes no uses */
+#define UNASKED ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its
+                                        segment can hold it */
 
-enum { W_SUPERSEDED = 11, W_CLOCK = 12, W_EPOCH = 15, W_LIVE_BYTES = 19, W_WRITTEN = 22, W_SETS = 26, W_DELETES,
-       W_LOG = 31, W_ACTIVE, W_EVICTION = 34, W_BUSY = 40, W_PARTITIONS = 64, W_COUNTS = 128, W_DELETED = 192 };
-enum { J_PARTITION = W_BUSY + 1, J_SLOT, J_NEW_LIVE, J_NOW, J_OLD_LIVE, J_LEFT, J_IMAGE };
-enum { S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS };
-enum { T_SIZE = 1, T_LIVE = 2, T_OWNER = 3, T_TAIL = 7 };
-
-/* As in eviction.py. What W_EVICTION holds: any other policy notes no uses. */
-enum { LRU = 1, LFU = 3 };
-#define COUNT_SHIFT 44
-#define COUNT_MAX 0xFFFFFu
+_Static_assert(SLOT_BYTES == SLOT_WORDS * 8 && S_ACCESS == SLOT_WORDS - 1 && T_TAIL < ENTRY_WORDS, "words");
+_Static_assert(W_BUSY + JOURNAL_SLOT + SLOT_WORDS <= W_PARTITIONS && W_PARTITIONS + PARTITIONS <= W_COUNTS &&
+                   W_COUNTS + PARTITIONS <= W_DELETED && (W_DELETED + PARTITIONS) * 8 <= HEADER_BYTES,
+               "what the header holds does not overlap");
+_Static_assert(CAPACITY_MASK == (1 << DESCRIPTOR_BITS) - 1 && LAST_CLOCK < LAST_STAMP, "masks and limits");
+_Static_assert(EMPTY < REMOVED && REMOVED < DIGEST_BIT, "low words tell slots apart");
+_Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_SIZE + 8, "the head of a record");
 
 #define UNSURE UINT64_MAX /* the index is not as a plain case has it: the ordinary path sorts it out */
 #define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
 #define TRIES 50          /* for the lock file, before waiting asleep */
 #define SHORTEST_PAUSE 50000L /* nanoseconds between further tries; each is half as long again */
 #define LONGEST_WAIT 20000000L
-#define LOOK_EVERY 10000000 /* nanoseconds; LOOK_EVERY of locks.py */
 #ifdef CLOCK_MONOTONIC_COARSE
 #define COARSE_CLOCK CLOCK_MONOTONIC_COARSE
 #else
@@ -88,7 +61,7 @@ enum { LRU = 1, LFU = 3 };
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
 #define GATHER 8192 /* bytes of a record that are written in one piece: a copy is cheaper than two */
 #define TOGETHER 4096 /* bytes of a record that are read so: beyond, the copy costs more than a second piece */
-#define AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
+#define SPACE_AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
 #define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
 #define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
 #define MOST_PIECES 4096
@@ -124,7 +97,7 @@ static uint64_t aligned(uint64_t length)
 static struct digest digest_of(const void *key, uint64_t length, uint64_t seed)
 {
     XXH128_hash_t hash = XXH3_128bits_withSeed(key, length, seed);
-    return (struct digest){__builtin_bswap64(hash.high64) | 2, __builtin_bswap64(hash.low64)};
+    return (struct digest){__builtin_bswap64(hash.high64) | DIGEST_BIT, __builtin_bswap64(hash.low64)};
 }
 
 static uint64_t value_sum(const void *payload, uint64_t length, uint64_t low, uint32_t flags)
@@ -248,14 +221,14 @@ static int locate(const struct yc_view *view, uint64_t at, struct digest digest,
     *found = (struct yc_found){
         .key = key,
         .key_length = key_length,
-        .head = (uint32_t)(lengths & 0xFFFF) * ALIGN,
+        .head = (uint32_t)(lengths & HEAD_MASK) * ALIGN,
         .at = at,
         .low = digest.low,
         .high = digest.high,
         .value_sum = load(view->map, at + S_SUM),
-        .offset = ((place & MASK32) + (lengths & 0xFFFF)) * ALIGN,
-        .length = lengths >> 24,
-        .flags = lengths >> 16 & 0xFF,
+        .offset = ((place & MASK32) + (lengths & HEAD_MASK)) * ALIGN,
+        .length = lengths >> LENGTH_SHIFT,
+        .flags = lengths >> FLAGS_SHIFT & 0xFF,
         .segment = (uint32_t)segment,
         .fd = (int)((file & MASK32) - 1),
     };
@@ -282,7 +255,7 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         bool same = load(view->map, at + S_LOW) == digest.low && load(view->map, at + S_HIGH) == digest.high;
         return same ? YC_MISS : YC_OTHER;
     }
-    if (expires && load(view->map, at + S_STAMP) > now + TOO_LATE)
+    if (expires && load(view->map, at + S_STAMP) > now + AHEAD)
         return YC_OTHER; /* the clock was set back: when it was made is in the record */
     return locate(view, at, digest, key, key_length, found);
 }
@@ -291,7 +264,7 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
 static bool is_of_key(const struct yc_found *found, const char *head)
 {
     uint32_t length;
-    if (RECORD_BYTES + found->key_length > found->head || memcmp(head, "YREC", 4))
+    if (RECORD_BYTES + found->key_length > found->head || memcmp(head, RECORD_MAGIC, MAGIC_BYTES))
         return false;
     memcpy(&length, head + RECORD_KEY_LENGTH, sizeof length);
     return length == found->key_length && !memcmp(head + RECORD_BYTES, found->key, length);
@@ -433,7 +406,7 @@ static bool in_place(const struct yc_view *view, const struct yc_end *end)
     _Atomic int64_t *looked = (_Atomic int64_t *)view->looked;
     clock_gettime(COARSE_CLOCK, &clock);
     int64_t now = clock.tv_sec * 1000000000ll + clock.tv_nsec;
-    if (now - atomic_load_explicit(looked, memory_order_relaxed) < LOOK_EVERY)
+    if (now - atomic_load_explicit(looked, memory_order_relaxed) < (int64_t)(LOOK_EVERY * 1e9))
         return true;
     if (!has_name(end->lock_fd, view->lock_path) || !has_name(view->fd, view->path))
         return false;
@@ -532,11 +505,11 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     uint64_t bytes = aligned(RECORD_BYTES + names_length);
     uint8_t kind[2] = {record_kind, (uint8_t)entry->flags};
     uint16_t tag_length = (uint16_t)entry->tag_length;
-    char *head = record->listed + YC_LISTED_BYTES;
+    char *head = record->listed + FOOTER_ENTRY_SIZE;
     begin_listed(record->listed, (record->slot[S_PLACE] & MASK32) * ALIGN);
     /* First where the checksum is taken: the fields right before the names. */
-    char *fixed = head + RECORD_BYTES - RECORD_FIXED, *to = fixed;
-    put_bytes(&to, "YREC", 4);
+    char *fixed = head + RECORD_BYTES - RECORD_SIZE, *to = fixed;
+    put_bytes(&to, RECORD_MAGIC, MAGIC_BYTES);
     put_bytes(&to, kind, 2);
     put_bytes(&to, &tag_length, 2);
     put_bytes(&to, &entry->key_length, 4);
@@ -551,17 +524,17 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     put_bytes(&to, entry->meta, entry->meta_length);
     memset(to, 0, (size_t)(head + bytes - to));
     uint64_t sum = __builtin_bswap64(
-        XXH3_64bits_withSeed(fixed, RECORD_FIXED + names_length, view->seed ^ record->slot[S_PLACE]));
-    memmove(head, fixed, RECORD_FIXED);
-    memcpy(head + RECORD_FIXED, &sum, 8);
+        XXH3_64bits_withSeed(fixed, RECORD_SIZE + names_length, view->seed ^ record->slot[S_PLACE]));
+    memmove(head, fixed, RECORD_SIZE);
+    memcpy(head + RECORD_SIZE, &sum, 8);
     return bytes;
 }
 
 /* Bytes that the record of a slot takes; the payload of a large value's is a pointer. */
 static uint64_t record_bytes(uint64_t lengths)
 {
-    uint64_t payload = lengths >> 16 & FLAG_LARGE ? 8 : lengths >> 24;
-    return (lengths & 0xFFFF) * ALIGN + aligned(payload);
+    uint64_t payload = lengths >> FLAGS_SHIFT & FLAG_LARGE ? LARGE_POINTER_SIZE : lengths >> LENGTH_SHIFT;
+    return (lengths & HEAD_MASK) * ALIGN + aligned(payload);
 }
 
 static uint64_t live_word(const struct yc_view *view, uint64_t place)
@@ -610,7 +583,7 @@ static uint64_t free_slot(const struct yc_view *view, struct digest key)
     if (!partition_of(view, key.high, &part))
         return UNSURE;
     uint64_t counts = load(view->map, W_COUNTS + key.high % PARTITIONS), used = counts & MASK32;
-    if ((used + 1) * 4 > part.capacity * 3 || counts >> 32 > used)
+    if ((double)(used + 1) > (double)part.capacity * MAX_LOAD || counts >> 32 > used)
         return UNSURE;
     uint64_t slot, end = end_of(view, &part, key, &slot);
     return end != UNSURE && hides(view, &part, end) ? UNSURE : slot;
@@ -654,14 +627,14 @@ static void begin(const struct yc_view *view, struct yc_record *record, uint64_t
         now -= of->less;
         left = now;
     }
-    change(view, record, J_PARTITION, part);
-    change(view, record, J_SLOT, at);
-    change(view, record, J_NEW_LIVE, of->new_live);
-    change(view, record, J_NOW, now);
-    change(view, record, J_OLD_LIVE, of->old_live);
-    change(view, record, J_LEFT, left);
+    change(view, record, W_BUSY + JOURNAL_PART, part);
+    change(view, record, W_BUSY + JOURNAL_AT, at);
+    change(view, record, W_BUSY + JOURNAL_NEW_LIVE, of->new_live);
+    change(view, record, W_BUSY + JOURNAL_NOW, now);
+    change(view, record, W_BUSY + JOURNAL_OLD_LIVE, of->old_live);
+    change(view, record, W_BUSY + JOURNAL_LEFT, left);
     for (uint64_t i = 0; i < SLOT_WORDS; i++)
-        change(view, record, J_IMAGE + i, slot[i]);
+        change(view, record, W_BUSY + JOURNAL_SLOT + i, slot[i]);
     change(view, record, W_BUSY, BUSY_CHANGING);
 }
 
@@ -720,7 +693,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     uint64_t segment = record->slot[S_PLACE] >> 32;
     uint64_t entry = entry_of(view, segment);
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || load(map, W_EPOCH) != record->epoch ||
-        record->slot[S_STAMP] <= record->epoch || load(map, entry) != (ACTIVE | segment) ||
+        record->slot[S_STAMP] <= record->epoch || load(map, entry + T_STATE) != (ACTIVE | segment) ||
         load(map, entry + T_OWNER) != record->owner)
         return false;
     uint64_t at = find(view, key);
@@ -735,7 +708,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
         return false;
     if (!fresh) {
         uint64_t lengths = load(map, at + S_LENGTHS);
-        if (load(map, at + S_STAMP) >= record->slot[S_STAMP] || lengths >> 16 & FLAG_LARGE)
+        if (load(map, at + S_STAMP) >= record->slot[S_STAMP] || lengths >> FLAGS_SHIFT & FLAG_LARGE)
             return false;
         uint64_t size = record_bytes(lengths);
         if (load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size)
@@ -752,9 +725,9 @@ static bool install(const struct yc_view *view, struct yc_record *record)
 static void space_ahead(const struct yc_view *view, const struct yc_end *end, uint64_t bytes)
 {
 #ifdef __linux__
-    uint64_t from = (end->offset + bytes) / AHEAD * AHEAD;
+    uint64_t from = (end->offset + bytes) / SPACE_AHEAD * SPACE_AHEAD;
     uint64_t granted = load(view->map, entry_of(view, end->segment) + T_SIZE);
-    uint64_t length = granted > from + AHEAD ? AHEAD : granted - from;
+    uint64_t length = granted > from + SPACE_AHEAD ? SPACE_AHEAD : granted - from;
     if (end->offset < from && from < granted)
         fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)length);
 #else
@@ -804,9 +777,10 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(load(view->map, W_EVICTION), 0, stamp);
-    record->head_bytes = pack_head(view, record, entry, RECORD_PUT, now);
+    record->head_bytes = pack_head(view, record, entry, PUT, now);
     record->listed_bytes = yc_list(entry, 0, NULL, NULL);
-    slot[S_LENGTHS] = entry->length << 24 | (uint64_t)entry->flags << 16 | record->head_bytes / ALIGN;
+    slot[S_LENGTHS] =
+        entry->length << LENGTH_SHIFT | (uint64_t)entry->flags << FLAGS_SHIFT | record->head_bytes / ALIGN;
     return true;
 }
 
@@ -815,7 +789,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
 {
     if (!draft(view, entry, end->segment, end->offset, now, record))
         return YC_OTHER;
-    record->error = append(view, end, record->listed + YC_LISTED_BYTES, record->head_bytes, entry);
+    record->error = append(view, end, record->listed + FOOTER_ENTRY_SIZE, record->head_bytes, entry);
     if (record->error)
         return YC_FAILED;
     if (!lock(view, end))
@@ -845,9 +819,9 @@ uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *reco
     uint64_t head = RECORD_BYTES + entry->key_length + entry->tag_length;
     if (listed) {
         begin_listed(listed, offset);
-        memcpy(listed + YC_LISTED_BYTES, record, head);
+        memcpy(listed + FOOTER_ENTRY_SIZE, record, head);
     }
-    return YC_LISTED_BYTES + head;
+    return FOOTER_ENTRY_SIZE + head;
 }
 
 int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, size_t count,
@@ -860,7 +834,7 @@ int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, s
         if (!draft(view, entry, end->segment, end->offset + (uint64_t)(to - records), now, &record))
             return YC_OTHER;
         memcpy(&slots[i * SLOT_WORDS], record.slot, sizeof record.slot);
-        put_bytes(&to, record.listed + YC_LISTED_BYTES, record.head_bytes);
+        put_bytes(&to, record.listed + FOOTER_ENTRY_SIZE, record.head_bytes);
         put_bytes(&to, entry->payload, entry->length);
         size_t padding = aligned(entry->length) - entry->length;
         memset(to, 0, padding);
@@ -925,7 +899,8 @@ static void remove_slot(const struct yc_view *view, struct yc_record *record, co
 static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
 {
     uint64_t entry = entry_of(view, log->segment), tail = load(view->map, entry + T_TAIL);
-    return load(view->map, W_LOG) == log->segment && load(view->map, entry) == (LOG | log->segment) &&
+    return load(view->map, W_LOG) == log->segment &&
+           load(view->map, entry + T_STATE) == (LOG | log->segment) &&
            !(tail % ALIGN) && tail >= SEGMENT_HEADER_BYTES && tail / ALIGN <= MASK32 &&
            tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
 }
@@ -938,14 +913,14 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     uint64_t *slot = record->slot, entry = entry_of(view, log->segment);
     uint64_t tail = load(map, entry + T_TAIL), digest[2] = {key.low, key.high};
     struct yc_entry removal = {.length = DIGEST_BYTES};
-    struct iovec vector = {record->listed + YC_LISTED_BYTES, RECORD_BYTES + DIGEST_BYTES};
+    struct iovec vector = {record->listed + FOOTER_ENTRY_SIZE, RECORD_BYTES + DIGEST_BYTES};
     slot[S_LOW] = key.low;
     slot[S_HIGH] = key.high;
     slot[S_PLACE] = log->segment << 32 | tail / ALIGN;
     slot[S_SUM] = value_sum(digest, DIGEST_BYTES, 0, 0);
     slot[S_STAMP] = stamp;
-    pack_head(view, record, &removal, RECORD_REMOVE, stamp);
-    memcpy(record->listed + YC_LISTED_BYTES + RECORD_BYTES, digest, DIGEST_BYTES);
+    pack_head(view, record, &removal, REMOVE, stamp);
+    memcpy(record->listed + FOOTER_ENTRY_SIZE + RECORD_BYTES, digest, DIGEST_BYTES);
     if (write_all(log->fd, &vector, 1, tail)) /* the ordinary path says why */
         return false;
     change(view, record, entry + T_TAIL, tail + RECORD_BYTES + DIGEST_BYTES);
@@ -957,7 +932,7 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
 static bool others_append(const struct yc_view *view, const struct yc_end *own)
 {
     uint64_t entry = entry_of(view, own->segment);
-    bool settled = own->segment && load(view->map, entry) == (ACTIVE | own->segment) &&
+    bool settled = own->segment && load(view->map, entry + T_STATE) == (ACTIVE | own->segment) &&
                    load(view->map, entry + T_TAIL) == own->offset;
     return load(view->map, W_ACTIVE) > settled;
 }
@@ -968,7 +943,7 @@ static bool is_plain(const struct yc_view *view, uint64_t at)
     const void *map = view->map;
     uint64_t lengths = load(map, at + S_LENGTHS), size = record_bytes(lengths);
     uint64_t counts = load(map, W_COUNTS + load(map, at + S_HIGH) % PARTITIONS);
-    return !(lengths >> 16 & FLAG_LARGE) && counts & MASK32 && counts >> 32 &&
+    return !(lengths >> FLAGS_SHIFT & FLAG_LARGE) && counts & MASK32 && counts >> 32 &&
            load(map, live_word(view, load(map, at + S_PLACE))) >= size && load(map, W_LIVE_BYTES) >= size;
 }
 
@@ -980,7 +955,7 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     const void *map = view->map;
     struct partition part;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part) ||
-        (at && (!is_plain(view, at) || (load(map, at + S_EXPIRES) && load(map, at + S_STAMP) > now + TOO_LATE))) ||
+        (at && (!is_plain(view, at) || (load(map, at + S_EXPIRES) && load(map, at + S_STAMP) > now + AHEAD))) ||
         !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);

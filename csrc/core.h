@@ -19,6 +19,8 @@
 #ifndef YATAGARASU_CORE_H
 #define YATAGARASU_CORE_H
 
+#include "layout.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,7 +28,6 @@
 /* Key, tag and metadata of a record that yc_put() takes have this many bytes at most. */
 #define YC_MAX_NAMES 4000
 #define YC_HEAD_BYTES 4080 /* of a record with as many names */
-#define YC_LISTED_BYTES 12 /* what a footer has before a record's head */
 #define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
 
 /* One mapping of an index file. Never changed while a call may use it: a new mapping is a new
@@ -91,13 +92,13 @@ struct yc_end {
 
 /* A record that was appended. */
 struct yc_record {
-    uint64_t slot[8]; /* what its slot shows, or should show */
+    uint64_t slot[SLOT_WORDS]; /* what its slot shows, or should show */
     uint64_t epoch;   /* the index's when the append began */
     uint64_t owner;   /* who appends: nobody else's segment shows it */
     uint64_t head_bytes, listed_bytes;
     int error;          /* of YC_FAILED: a negative errno */
     int64_t stop_after; /* for tests: stores to the index after so many are lost; -1 for none */
-    char listed[YC_LISTED_BYTES + YC_HEAD_BYTES]; /* the footer's entry; the whole head is in it */
+    char listed[FOOTER_ENTRY_SIZE + YC_HEAD_BYTES]; /* the footer's entry; the whole head is in it */
 };
 
 enum { YC_FAILED = -2, YC_APPENDED = 0, YC_INSTALLED = 1, YC_EXPIRED = 2 };
@@ -109,7 +110,7 @@ int yc_put(const struct yc_view *view, const struct yc_entry *entry, const struc
            struct yc_record *record);
 
 /* Append the records of `count` entries, one behind the other, by one write from `records`, which has
- * room for yc_batch_bytes(). Their slots, of eight words each, are not shown yet. 0; YC_FAILED with
+ * room for yc_batch_bytes(). Their slots, of SLOT_WORDS each, are not shown yet. 0; YC_FAILED with
  * *error set; or YC_OTHER if one of them is not plain, and nothing was done. */
 int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, size_t count,
                    const struct yc_end *end, uint64_t now, char *records, uint64_t *slots, int *error);

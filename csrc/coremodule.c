@@ -17,19 +17,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ABI_VERSION 10
 /* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
  * up and getting it back costs more, beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
-#define SHORT_KEY 1024 /* encoded; longer ones are encoded in Python */
-#define HEADER_BYTES 4096 /* of an index: nothing shorter is one */
-#define AHEAD 256         /* reads of a batch that the disk is told of beforehand */
+#define PREFETCHED 256 /* reads of a batch that the disk is told of beforehand */
 #define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for a value is asked for in these */
-/* Uses are told to others when there are so many of them, or some have waited for so long; if that did
- * not come off, after so many more. */
-#define USES_MOST 192u
-#define USES_MORE 16u
-#define USES_NANOSECONDS 1000000000u
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
 struct mapping {
@@ -256,10 +248,10 @@ static Py_ssize_t encode_key(PyObject *key, char *encoded)
     char *bytes;
     if (PyUnicode_CheckExact(key)) {
         text = PyUnicode_AsUTF8AndSize(key, &length);
-        encoded[0] = 's';
+        encoded[0] = *KEY_STR;
     } else if (PyBytes_CheckExact(key)) {
         text = PyBytes_AsStringAndSize(key, &bytes, &length) ? NULL : bytes;
-        encoded[0] = 'b';
+        encoded[0] = *KEY_BYTES;
     } else {
         return 0;
     }
@@ -274,7 +266,7 @@ static Py_ssize_t encode_key(PyObject *key, char *encoded)
 /* A value as it is returned: bytes with no flags as they are. Takes the reference. */
 static PyObject *with_flags(PyObject *value, uint32_t flags)
 {
-    return flags ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
+    return flags != KIND_BYTES ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
 }
 
 /* Look up args: (key, now). NULL if it is found; else what to return, or an error (*found is not set). The key
@@ -362,7 +354,7 @@ static void forget(struct waiting *waiting)
 static void read_waiting(const struct yc_view *view, struct waiting *waiting, Py_ssize_t count, uint64_t now)
 {
     for (Py_ssize_t i = 0, told = 0; i < count; i++) {
-        for (; count > 1 && told < count && told < i + AHEAD; told++)
+        for (; count > 1 && told < count && told < i + PREFETCHED; told++)
             yc_prefetch(&waiting[told].found);
         waiting[i].right = yc_read(&waiting[i].found, waiting[i].bytes) &&
                            yc_verify(view, &waiting[i].found, waiting[i].bytes, now);
@@ -672,7 +664,7 @@ enum { B_VALUE = A_KEY + 1, B_NOW, B_COUNT };
 
 static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
 {
-    struct yc_entry entry = {.flags = 0};
+    struct yc_entry entry = {.flags = KIND_BYTES};
     struct yc_record record;
     Py_ssize_t value;
     char encoded[SHORT_KEY];
@@ -691,17 +683,14 @@ static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
     return put(self, &entry, &end, PyLong_AsUnsignedLongLong(args[B_NOW]), &record);
 }
 
-/* The fields of store/writing.py's Item. */
-enum { I_LOW, I_HIGH, I_KEY, I_PAYLOAD, I_FLAGS, I_EXPIRES, I_TAG, I_META, I_COUNT };
-
 /* False if it is not plain, or with an error. */
 static bool entry_of_item(PyObject *item, struct yc_entry *entry)
 {
     Py_ssize_t key, tag, meta, payload;
-    if (!PyTuple_Check(item) || PyTuple_Size(item) != I_COUNT)
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT)
         return false;
-    PyObject *objects[] = {PyTuple_GetItem(item, I_KEY), PyTuple_GetItem(item, I_TAG),
-                           PyTuple_GetItem(item, I_META), PyTuple_GetItem(item, I_PAYLOAD)};
+    PyObject *objects[] = {PyTuple_GetItem(item, ITEM_KEY), PyTuple_GetItem(item, ITEM_TAG),
+                           PyTuple_GetItem(item, ITEM_META), PyTuple_GetItem(item, ITEM_PAYLOAD)};
     for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
         if (!PyBytes_CheckExact(objects[i]))
             return false;
@@ -713,8 +702,8 @@ static bool entry_of_item(PyObject *item, struct yc_entry *entry)
     entry->tag_length = (uint32_t)tag;
     entry->meta_length = (uint32_t)meta;
     entry->length = (uint64_t)payload;
-    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, I_FLAGS));
-    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, I_EXPIRES));
+    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, ITEM_FLAGS));
+    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, ITEM_EXPIRES));
     return !PyErr_Occurred();
 }
 
@@ -740,7 +729,7 @@ static PyObject *append_many(Core *self, const struct yc_entry *entries, size_t 
 {
     struct mapping *mapping = self->mapping;
     uint64_t bytes = yc_batch_bytes(entries, count), epoch = yc_epoch(&mapping->view);
-    PyObject *slots = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * 64)), *result = NULL;
+    PyObject *slots = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * SLOT_BYTES)), *result = NULL;
     char *records = PyMem_Malloc(bytes);
     int status = YC_OTHER, error = 0;
     if (!slots || !records) {
@@ -805,7 +794,7 @@ static PyObject *core_install_many(Core *self, PyObject *args)
     const void *words;
     if (!PyArg_ParseTuple(args, "SnK", &slots, &first, &epoch) || !bytes_of(slots, &words, &bytes))
         return NULL;
-    if (first < 0 || first > bytes / 64) {
+    if (first < 0 || first > bytes / SLOT_BYTES) {
         PyErr_SetString(PyExc_ValueError, "there are not so many slots");
         return NULL;
     }
@@ -813,8 +802,8 @@ static PyObject *core_install_many(Core *self, PyObject *args)
     size_t done;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    done = yc_install_many(&mapping->view, (const uint64_t *)words + first * 8, (size_t)(bytes / 64 - first), epoch,
-                           self->owner);
+    done = yc_install_many(&mapping->view, (const uint64_t *)words + first * SLOT_WORDS,
+                           (size_t)(bytes / SLOT_BYTES - first), epoch, self->owner);
     Py_END_ALLOW_THREADS
     release(mapping);
     return PyLong_FromSize_t(done);

@@ -21,10 +21,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEADER_WORDS = 512, TABLE = 8, SLOT_WORDS = 8, PARTITIONS = 64, CAPACITY = 8, KEYS = 64, ROUNDS = 16 };
-enum { W_CLOCK = 12, W_LOG = 31, W_ACTIVE = 32, W_EVICTION = 34, W_PARTITIONS = 64, W_COUNTS = 128 };
-enum { T_STATE, T_SIZE, T_LIVE, T_OWNER, T_TAIL = 7 };
-#define FIRST_SLOT (HEADER_WORDS + TABLE * 8u)
+enum { TABLE = 8, CAPACITY = 8, KEYS = 64, ROUNDS = 16 };
+#define HEADER_WORDS (HEADER_BYTES / 8)
+#define FIRST_SLOT (HEADER_WORDS + TABLE * ENTRY_WORDS)
 #define WORDS (FIRST_SLOT + PARTITIONS * CAPACITY * SLOT_WORDS)
 #define SEGMENT 1u
 #define CHANGES 2u
@@ -103,13 +102,14 @@ static void begin(struct cache *cache)
     set_word(cache, W_ACTIVE, 1);
     set_word(cache, W_EVICTION, 1 + below(4));
     for (uint64_t part = 0; part < PARTITIONS; part++)
-        set_word(cache, W_PARTITIONS + part, (FIRST_SLOT / SLOT_WORDS + part * CAPACITY) << 24 | CAPACITY);
+        set_word(cache, W_PARTITIONS + part,
+                 (FIRST_SLOT / SLOT_WORDS + part * CAPACITY) << DESCRIPTOR_BITS | CAPACITY);
     for (uint64_t segment = SEGMENT; segment <= CHANGES; segment++) {
-        uint64_t entry = HEADER_WORDS + segment * 8;
-        set_word(cache, entry + T_STATE, (segment == CHANGES ? 4ull : 1ull) << 32 | segment);
+        uint64_t entry = HEADER_WORDS + segment * ENTRY_WORDS;
+        set_word(cache, entry + T_STATE, (segment == CHANGES ? LOG : ACTIVE) | segment);
         set_word(cache, entry + T_SIZE, FILE_BYTES);
         set_word(cache, entry + T_OWNER, OWNER);
-        set_word(cache, entry + T_TAIL, 64);
+        set_word(cache, entry + T_TAIL, SEGMENT_HEADER_BYTES);
     }
     cache->files[SEGMENT] = (uint64_t)SEGMENT << 32 | (uint64_t)(cache->segment + 1);
     cache->files[CHANGES] = (uint64_t)CHANGES << 32 | (uint64_t)(cache->changes + 1);
@@ -174,7 +174,7 @@ static bool is_missed(struct cache *cache, const char *key, uint64_t length)
 static void use(struct cache *cache)
 {
     static char payload[4096], records[64 << 10];
-    uint64_t tail = 64, slots[4 * SLOT_WORDS];
+    uint64_t tail = SEGMENT_HEADER_BYTES, slots[4 * SLOT_WORDS];
     for (int step = 0; step < 40; step++) {
         char key[16];
         struct yc_record record = {.stop_after = -1, .owner = OWNER};
@@ -209,7 +209,7 @@ static void use(struct cache *cache)
             look(cache, key, (uint64_t)length);
         }
         if (tail > FILE_BYTES - 8192)
-            tail = 64;
+            tail = SEGMENT_HEADER_BYTES;
     }
 }
 

@@ -9,12 +9,13 @@
  */
 #include "pack.h"
 
+#include "layout.h"
+
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-#define DEPTH 255            /* the deepest that ormsgpack reads */
 #define FIRST_BYTES 4096     /* on the stack */
 #define HEAD_BYTES 16        /* a head or a number at most */
 #define WATCH_BYTES (1 << 24) /* once there are so many, `watch` is asked whether to go on */
@@ -258,7 +259,7 @@ static enum status pack_extension(struct packer *self, PyObject *pair)
 static enum status pack_container(struct packer *self, PyObject *value, int depth)
 {
     enum status status;
-    if (depth >= DEPTH)
+    if (depth >= DEEPEST)
         return NOT_PLAIN;
     Py_INCREF(value);
     status = PyList_CheckExact(value) ? pack_list(self, value, depth) : pack_dict(self, value, depth);

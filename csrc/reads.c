@@ -10,11 +10,12 @@
  */
 #include "reads.h"
 
+#include "layout.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
-#define OURS ((uint64_t)1 << 63) /* in the numbers of these reads; those of other reads lack it */
 #define FIRST_ROOM 64u
 
 struct read {

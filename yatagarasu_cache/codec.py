@@ -70,6 +70,8 @@ KIND_MSGPACK = 7
 KIND_CUSTOM = 8
 KIND_MASK = 0x0F
 
+KEY_STR, KEY_BYTES = b"s", b"b"  # first bytes of encoded keys
+
 MAX_KEY_BYTES = 65_535
 """Longest encoded key; also what the two-byte lengths inside tuple keys can say."""
 
@@ -140,15 +142,15 @@ def encode_key(key: Key) -> bytes:
         if len(key) > _SURELY_SHORT:
             return _encode_long_key(key)
         try:
-            return b"s" + key.encode()
+            return KEY_STR + key.encode()
         except UnicodeEncodeError:
-            return b"s" + _utf8(key)
+            return KEY_STR + _utf8(key)
     return _encode_rare_key(key)
 
 
 def _encode_long_key(key: str) -> bytes:
     _check_key_length(1 + len(key))  # before there is a copy of it
-    data = b"s" + _utf8(key)
+    data = KEY_STR + _utf8(key)
     _check_key_length(len(data))
     return data
 
@@ -165,7 +167,7 @@ def _encode_rare_key(key: Any) -> bytes:
     if kind is bytes:
         if len(key) >= MAX_KEY_BYTES:
             _check_key_length(1 + len(key))
-        data: bytes = b"b" + key
+        data: bytes = KEY_BYTES + key
         return data
     if kind is float:
         return _encode_float(key)
@@ -282,9 +284,9 @@ def decode_key(data: bytes) -> Key:
 def _decode_key(data: bytes, depth: int) -> Key:
     """`decode_key` for a key inside of `depth` tuples; ValueError when damaged."""
     tag, rest = data[:1], data[1:]
-    if tag == b"s":
+    if tag == KEY_STR:
         return _from_utf8(rest)
-    if tag == b"b":
+    if tag == KEY_BYTES:
         return rest
     if tag == b"i":
         return _to_int(rest)
@@ -488,7 +490,7 @@ def _measure(value: Any, most: int, container: int = 0) -> set[type]:
         top = stack[-1]
         for item in top.inner:
             size = sizes.setdefault(id(item), _NOT_SEEN)
-            if size is None or len(stack) > _DEEPEST:
+            if size is None or len(stack) > DEEPEST:
                 raise _too_deep()
             if size is _NOT_SEEN:
                 sizes[id(item)] = None
@@ -679,7 +681,7 @@ def _too_many_collisions() -> SerializationError:
 
 _WATCH_ITEMS = 1 << 16
 _CONTAINER_COST = 128  # bytes that are written in the time in which one container is taken apart
-_DEEPEST = 255  # that ormsgpack writes and reads
+DEEPEST = 255  # that ormsgpack writes and reads
 _STEPS: dict[type, int] = {list: _LIST, tuple: _TUPLE, set: _SET, frozenset: _FROZENSET, dict: _DICT}
 
 

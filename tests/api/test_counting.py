@@ -21,7 +21,6 @@ from available import CORES
 from helpers import ROOT, Clock, environment, open_apart
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache
-from yatagarasu_cache.store import core as core_module
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.index import IndexDamaged
 
@@ -315,11 +314,3 @@ def test_a_call_that_counts_may_close_the_cache(directory: Path, core: str) -> N
         store.core._told = 0
     assert cache.get("k") == b"v" * 100
     assert cache.closed
-
-
-def test_both_cores_have_the_same_thresholds() -> None:
-    source = (ROOT / "csrc" / "coremodule.c").read_text()
-    for name in ("USES_MOST", "USES_MORE", "USES_NANOSECONDS"):
-        assert f"#define {name} {getattr(core_module, name)}u" in source
-
-

@@ -120,7 +120,7 @@ def struct_items(form: struct.Struct) -> list[tuple[int, int]]:
 
 def unpacked_names(name: str, module: str) -> list[list[str]]:
     """The names that the code of `module` gives to the items of the struct `name`."""
-    tree = ast.parse((ROOT / "yatagarasu_cache" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "yatagarasu_cache" / "store" / f"{module}.py").read_text(encoding="utf-8"))
     return [
         [target.id for target in node.targets[0].elts if isinstance(target, ast.Name)]
         for node in ast.walk(tree)

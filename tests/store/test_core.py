@@ -1033,31 +1033,6 @@ def test_a_wrapped_backend_sees_every_read_and_write(monkeypatch: pytest.MonkeyP
         assert cache.stats().core == "python"
 
 
-def test_numbers_are_those_of_the_format() -> None:
-    """Where core.c repeats what format.py says, it says the same."""
-    source = (ROOT / "csrc" / "core.c").read_text(encoding="utf-8")
-    names = {
-        "W_SUPERSEDED": f.W_SUPERSEDED, "W_CLOCK": f.W_CLOCK, "W_EPOCH": f.W_EPOCH,
-        "W_LIVE_BYTES": f.W_LIVE_BYTES, "W_WRITTEN": f.W_WRITTEN, "W_BUSY": f.W_BUSY,
-        "W_SETS": f.W_COUNTERS + f.COUNTERS.index("sets"), "W_PARTITIONS": f.W_PARTITIONS,
-        "W_COUNTS": f.W_COUNTS, "W_DELETED": f.W_DELETED, "T_LIVE": f.T_LIVE,
-    }  # fmt: skip
-    for name, value in names.items():
-        assert f"{name} = {value}" in source, name
-    for text in (
-        f"#define PARTITIONS {f.PARTITIONS}u",
-        f"#define CAPACITY_MASK {f.CAPACITY_MASK:#X}u".replace("0X", "0x"),
-        f"#define SLOT_WORDS {f.SLOT_WORDS}u",
-        f"#define ENTRY_WORDS {f.ENTRY_WORDS}u",
-        f"#define HEADER_WORDS {f.HEADER_BYTES // 8}u",
-        f"#define FLAG_LARGE {f.FLAG_LARGE:#x}u",
-        f"#define RECORD_BYTES {f.RECORD_BYTES}u",
-        f"#define ALIGN {f.ALIGN}u",
-        f"#define BUSY_CHANGING {f.BUSY_CHANGING:#x}u",
-    ):
-        assert text in source, text
-
-
 def test_built_with_newer_headers_it_runs_on_older_interpreters() -> None:
     """Formats with '#' call other functions, and singletons lose a reference, with newer headers."""
     source = (ROOT / "csrc" / "coremodule.c").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reads", "make_reads"]
 
-_OURS = 1 << 63  # in the numbers of these reads; those of other reads lack it
+OURS = 1 << 63  # in the numbers of these reads; those of other reads lack it
 
 
 class _Request(NamedTuple):
@@ -91,7 +91,7 @@ class Reads:
             self._running[slot] = request
             self._staged.append(slot)
             files[row], lengths[row], offsets[row] = request.fd, request.length, request.offset
-            addresses[row], numbers[row] = self._address + slot * self._stride, _OURS | slot
+            addresses[row], numbers[row] = self._address + slot * self._stride, OURS | slot
         return len(self._staged)
 
     def unstage(self, queued: int) -> None:
@@ -114,13 +114,13 @@ class Reads:
             strict=True,
         )
         for number, result in found:
-            if not number & _OURS:
+            if not number & OURS:
                 others.append((result, number))
                 continue
-            request = self._running.pop(number & ~_OURS, None)
+            request = self._running.pop(number & ~OURS, None)
             if request is None:
                 continue
-            data = self._empty(number & ~_OURS, request.length)
+            data = self._empty(number & ~OURS, request.length)
             if result != request.length:
                 others.append((result, *request))
             elif wanted and not request.future.done():

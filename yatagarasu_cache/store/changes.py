@@ -33,6 +33,7 @@ from .segment_table import SegmentTable
 
 _STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
 _LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
+LOG_AHEAD = _LEAST_STEP // 2  # bytes behind the last record, or it is made longer: left when a volume is full
 _RESERVE = 2 * f.RECORD_BYTES  # of what a log has, for floors in turn: one that is torn leaves the other
 _OVERDUE = 1 << 16  # changes, as many as make a checkpoint due
 
@@ -137,8 +138,8 @@ class ChangeLog:
         """Keep the file longer than `end`. On a full volume what it has is used up first, but for the
         reserve; False if that does not reach."""
         size = self._index.words[self._index.entry(segment) + f.T_SIZE]
-        if end + _LEAST_STEP // 2 > size:  # up to this much is left when a volume is full
-            step = max(self._step, end + _LEAST_STEP // 2 - size)
+        if end + LOG_AHEAD > size:
+            step = max(self._step, end + LOG_AHEAD - size)
             try:
                 self._files.backend.allocate(self._fd, size, step)
             except ours(OSError) as error:

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from .segment import SegmentWriter
     from .store import Store
 
-_MOST_NAMES = 1024  # bytes of an encoded key that `set` takes
+SHORT_KEY = 1024  # bytes of an encoded key that compiled code encodes itself at most
 _REMOVAL_BYTES = RECORD_BYTES + 16
 _LISTED = FOOTER_ENTRY.size - 15
 # `room_for` of the longest such key, and of a key by the length of its entry in the footer, without a call.
-_MOST_ROOM = room_for(_MOST_NAMES, 0)
+_MOST_ROOM = room_for(SHORT_KEY, 0)
 _ROOM_BESIDE_ENTRY = room_for(-RECORD_BYTES - FOOTER_ENTRY.size, 0)
 # Uses go to the cache's totals when there are so many, or some have waited for so long; where that did not
-# come off, because others had the lock, after so many more. As in coremodule.c.
+# come off, because others had the lock, after so many more.
 USES_MOST, USES_MORE, USES_NANOSECONDS = 192, 16, 10**9
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from . import format as f
 
-_COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
-_COUNT_MAX = (1 << 20) - 1
-_STAMP_SHIFT = 64 - _COUNT_SHIFT
-_STAMP_MASK = (1 << _COUNT_SHIFT) - 1
+COUNT_SHIFT = 44  # LFU: hits above, the stamp in milliseconds below, for ties by age
+COUNT_MAX = (1 << 20) - 1
+_STAMP_SHIFT = 64 - COUNT_SHIFT
+_STAMP_MASK = (1 << COUNT_SHIFT) - 1
 
 
 class Policy:
@@ -69,8 +69,8 @@ class LeastFrequentlyUsed(Policy):
         return self.touched(0, stamp)
 
     def touched(self, word: int, stamp: int) -> int:
-        count = min(_COUNT_MAX, (word >> _COUNT_SHIFT) + 1)
-        return count << _COUNT_SHIFT | stamp >> _STAMP_SHIFT
+        count = min(COUNT_MAX, (word >> COUNT_SHIFT) + 1)
+        return count << COUNT_SHIFT | stamp >> _STAMP_SHIFT
 
     def is_possible(self, word: int, stamp: int, now: int) -> bool:
         # A hit may have been noted just when the entry was replaced by one that is a little later.

@@ -96,7 +96,7 @@ BUSY_COUNTING = int.from_bytes(b"COUNTING", "little")
 BUSY_SETTING = int.from_bytes(b"SETTINGS", "little")
 BUSY_STORING = int.from_bytes(b"STORINGS", "little")  # what large files take, and what is noted of it
 W_SLACK = 56  # of W_SEGMENT_BYTES: what segments leave of their last blocks
-JOURNAL = struct.Struct("@QQQQQQQ64s")  # busy, partition, slot, (table entry, live) twice, the slot to be
+JOURNAL = struct.Struct("@QQQQQQQ64s")  # the fields of Journal
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
 W_DELETED = 192  # highest stamp of a committed removal, per partition
@@ -111,7 +111,10 @@ SLOT = struct.Struct("@8Q")
 SLOT_TAIL = struct.Struct("@6Q")  # all but the digest
 EMPTY = 0  # digest low of a slot never used
 REMOVED = 1  # digest low of a tombstone slot
-S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 2, 3, 4, 5, 6, 7
+DIGEST_BIT = 2  # of all others: always set
+S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 0, 1, 2, 3, 4, 5, 6, 7
+# S_LENGTHS: bytes of the value << LENGTH_SHIFT | flags << FLAGS_SHIFT | bytes before the value / ALIGN
+LENGTH_SHIFT, FLAGS_SHIFT, HEAD_MASK = 24, 16, 0xFFFF
 
 # the segment table: one entry of 8 words for each id modulo its capacity
 ENTRY_WORDS = 8
@@ -138,10 +141,12 @@ RECORD_MAGIC = b"YREC"
 # value checksum; then 8 bytes: checksum of these, key, tag and meta, seeded with the place
 RECORD = struct.Struct("<4sBBHIIQQQQQ")
 RECORD_BYTES = RECORD.size + 8
+RECORD_KEY_LENGTH = 8  # where a record has the length of its key
 # In segments: a put with its value; one whose value is a large file.
 # In logs: removal of digests; removal of everything; new expiry of a digest; a checkpoint stands.
 # Each of these acts on records with a stamp up to its own.
 PUT, LARGE, REMOVE, CLEAR, TOUCH, FLOOR = 1, 2, 3, 4, 5, 6
+DIGEST_BYTES = 16  # of each digest that a REMOVE lists
 TOUCHED = struct.Struct("<QQQ")  # payload of a TOUCH: digest low, digest high, expires
 LARGE_POINTER = struct.Struct("<Q")  # what a LARGE record holds in place of the value
 _CHANGE_BYTES = {CLEAR: 0, TOUCH: TOUCHED.size, FLOOR: 0}  # their payloads
@@ -150,7 +155,7 @@ _CHANGE_BYTES = {CLEAR: 0, TOUCH: TOUCHED.size, FLOOR: 0}  # their payloads
 FLAG_LARGE = 0x10
 CODEC_FLAGS = 0x0F
 
-MAX_HEAD_BYTES = 0xFFFF * ALIGN  # header, key, tag and meta of one record
+MAX_HEAD_BYTES = HEAD_MASK * ALIGN  # header, key, tag and meta of one record
 MAX_TAG_BYTES = 0xFFFF
 MAX_VALUE_BYTES = (1 << 40) - 1
 
@@ -235,7 +240,7 @@ class Head(NamedTuple):
         if self.kind in (PUT, LARGE):
             return bool(self.flags & FLAG_LARGE) == (self.kind == LARGE)
         if self.kind == REMOVE:
-            return self.value_length % _TWO_WORDS.size == 0
+            return self.value_length % DIGEST_BYTES == 0
         return self.kind in _CHANGE_BYTES and self.value_length == _CHANGE_BYTES[self.kind]
 
 
@@ -261,15 +266,15 @@ class Slot(NamedTuple):
 
     @property
     def value_length(self) -> int:
-        return self.lengths >> 24
+        return self.lengths >> LENGTH_SHIFT
 
     @property
     def flags(self) -> int:
-        return self.lengths >> 16 & 0xFF
+        return self.lengths >> FLAGS_SHIFT & 0xFF
 
     @property
     def head_bytes(self) -> int:
-        return (self.lengths & 0xFFFF) * ALIGN
+        return (self.lengths & HEAD_MASK) * ALIGN
 
     @property
     def is_large(self) -> bool:
@@ -279,12 +284,25 @@ class Slot(NamedTuple):
     def is_possible(self) -> bool:
         """Whether a live entry can say that. The segment, and what is in it, is not looked at."""
         return (
-            bool(self.low & 2)  # see key_digest
+            bool(self.low & DIGEST_BIT)  # see key_digest
             and 0 < self.segment <= LAST_SEGMENT
             and self.offset >= SEGMENT_HEADER_BYTES
             and self.head_bytes >= RECORD_BYTES
             and self.stamp <= LAST_STAMP
         )
+
+
+class Journal(NamedTuple):
+    """What W_BUSY and the words behind it say while a slot changes."""
+
+    busy: int
+    part: int  # of the index
+    at: int  # first word of the slot
+    new_live: int  # word that counts the live bytes of the segment that the slot will point to,
+    now: int  # and what it becomes
+    old_live: int  # the same of the segment that it pointed to
+    left: int
+    slot: bytes  # what it becomes
 
 
 def file_bytes(length: int) -> int:
@@ -298,7 +316,7 @@ def aligned(length: int) -> int:
 
 
 def pack_lengths(value_length: int, flags: int, head_bytes: int) -> int:
-    return value_length << 24 | flags << 16 | head_bytes >> 4
+    return value_length << LENGTH_SHIFT | flags << FLAGS_SHIFT | head_bytes // ALIGN
 
 
 def pack_place(segment: int, offset: int) -> int:
@@ -307,8 +325,8 @@ def pack_place(segment: int, offset: int) -> int:
 
 def record_bytes(lengths: int) -> int:
     """Bytes that the record of a slot with these lengths takes in its segment."""
-    payload = LARGE_POINTER.size if lengths >> 16 & FLAG_LARGE else lengths >> 24
-    return (lengths & 0xFFFF) * ALIGN + aligned(payload)
+    payload = LARGE_POINTER.size if lengths >> FLAGS_SHIFT & FLAG_LARGE else lengths >> LENGTH_SHIFT
+    return (lengths & HEAD_MASK) * ALIGN + aligned(payload)
 
 
 def room_for(names_length: int, payload_length: int) -> int:
@@ -320,9 +338,9 @@ _TWO_WORDS = struct.Struct("<QQ")
 
 
 def key_digest(key: bytes, seed: int) -> tuple[int, int]:
-    """(low, high) of the key's xxh3-128. Low is never EMPTY or REMOVED: its bit 1 is always set."""
+    """(low, high) of the key's xxh3-128. Low is never EMPTY or REMOVED."""
     low, high = _TWO_WORDS.unpack(xxh3_128_digest(key, seed))
-    return low | 2, high
+    return low | DIGEST_BIT, high
 
 
 def pack_digest(low: int, high: int) -> bytes:
@@ -331,7 +349,7 @@ def pack_digest(low: int, high: int) -> bytes:
 
 def unpack_digests(payload: bytes) -> list[tuple[int, int]]:
     """The digests that a REMOVE record lists."""
-    return list(_TWO_WORDS.iter_unpack(payload[: len(payload) // 16 * 16]))
+    return list(_TWO_WORDS.iter_unpack(payload[: len(payload) // DIGEST_BYTES * DIGEST_BYTES]))
 
 
 def value_sum(payload: bytes | bytearray | memoryview, low: int, flags: int) -> int:
@@ -374,7 +392,7 @@ def is_of_key(data: bytes, key: bytes) -> bool:
     """True if `data` begins a record of this very key: digests can be made to collide. It is not verified."""
     return (
         data.startswith(key, RECORD_BYTES)
-        and data[8:12] == len(key).to_bytes(4, "little")
+        and data.startswith(len(key).to_bytes(4, "little"), RECORD_KEY_LENGTH)
         and data.startswith(RECORD_MAGIC)
     )
 

@@ -515,7 +515,9 @@ class Index:
         if busy == f.BUSY_SETTING:
             self._complete_settings()
             return True
-        _, part, at, new_live, now, old_live, left, slot = f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
+        _, part, at, new_live, now, old_live, left, slot = f.Journal._make(
+            f.JOURNAL.unpack_from(self.map, W_BUSY * 8)
+        )
         in_table = range(self.table_word, self.first_slot * SLOT_WORDS)
         slot_like = at % SLOT_WORDS == 0 and at >= self.first_slot * SLOT_WORDS
         known = busy == f.BUSY_CHANGING and part < PARTITIONS

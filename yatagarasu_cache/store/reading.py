@@ -28,8 +28,8 @@ from .removal import Removal
 from .unreadable import is_absence
 
 T = TypeVar("T")
-_UNASKED = 1 << 20  # bytes of a value up to which no file is asked whether it can have so many,
-_PLAIN_LENGTHS = _UNASKED << 24  # as a slot says it
+UNLOOKED = 1 << 20  # bytes of a value up to which no file is asked whether it can have so many,
+_PLAIN_LENGTHS = UNLOOKED << 24  # as a slot says it
 
 
 class Found(NamedTuple):
@@ -254,7 +254,7 @@ class Reading:
             return False
         index, end = self._current.index, slot.offset + slot.head_bytes + slot.value_length
         size = index.words[index.entry(slot.segment) + f.T_SIZE]
-        if index.state(slot.segment) and end <= size and slot.value_length <= _UNASKED:
+        if index.state(slot.segment) and end <= size and slot.value_length <= UNLOOKED:
             return True
         # The table may be damaged too. And others may write larger segments than the index was told of when
         # it was made anew.
