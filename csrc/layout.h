@@ -104,7 +104,7 @@
 /* store/reading.py */
 #define UNLOOKED 0x100000 /* bytes of a value up to which no file is asked whether it can have so many */
 
-/* store/writing.py: Item */
+/* store/item.py: Item */
 #define ITEM_KEY 2
 #define ITEM_PAYLOAD 3
 #define ITEM_FLAGS 4
@@ -120,7 +120,7 @@
 #define USES_NANOSECONDS 1000000000
 
 /* store/compiled.py */
-#define ABI_VERSION 10 /* of what Python calls, and how */
+#define ABI_VERSION 11 /* of what Python calls, and how */
 
 /* codec.py */
 #define KIND_BYTES 0 /* in the flags of a value that is what was stored */
@@ -128,7 +128,7 @@
 #define KEY_BYTES "b"
 #define DEEPEST 255 /* levels of a value that ormsgpack writes and reads */
 
-/* concurrency/locks.py */
+/* concurrency/file_locks.py */
 #define LOOK_EVERY 0.01 /* seconds between looks whether files still have their names */
 
 /* backends/reads.py */

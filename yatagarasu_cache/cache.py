@@ -134,7 +134,7 @@ class DiskCache:
             if type(found) is bytes:
                 return found
             if found is NotImplemented:
-                found = self._store.core.ordinary(key)
+                found = self._store.keyed.get(key)
             if found is None:
                 return default
             payload, flags = found
@@ -287,7 +287,7 @@ class DiskCache:
         store = self._store
         store.life.ensure_open()
         wanted = self._desk.distinct(keys)
-        found = store.core.get_many(wanted, time.time_ns())
+        found = store.keyed.get_many(wanted, time.time_ns())
         rest = [i for i, hit in enumerate(found) if hit is NotImplemented]
         if rest:
             others = store.reading.get_many([self._desk.encode_key(wanted[i]) for i in rest])

@@ -34,7 +34,6 @@ from .stats import CacheStats, collect
 from .store import check as _check
 from .store import sharing
 from .store.check import Problem
-from .store.core import PythonCore
 from .store.current import ATTEMPTS
 from .store.format import CODEC_FLAGS, MAX_HEAD_BYTES, RECORD_BYTES, Slot, key_digest
 from .store.item import Item
@@ -59,6 +58,11 @@ class _ClosedStore:
 
     def __getattr__(self, name: str) -> Any:
         self.refuse()
+
+
+def _never_plain(key: Key, value: bytes) -> bool:
+    """`KeyedAccess.set` where entries expire by default."""
+    return False
 
 
 class Desk:
@@ -94,10 +98,9 @@ class Desk:
         self.lease = lease = sharing.acquire(self, settings, unpickled)
         store: Store = lease.store
         self.store = store
-        # A sync costs so much that the rest does not count.
-        core = PythonCore(store) if store.durable else store.core
-        self.get, self.put, self.delete = store.core.get, core.put, core.delete
-        self.set = core.set if settings.default_expire is None else PythonCore(store).set
+        keyed = store.keyed
+        self.get, self.put, self.delete = store.core.get, keyed.put, keyed.delete
+        self.set = keyed.set if settings.default_expire is None else _never_plain
 
     @staticmethod
     @callers

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from available import CORES
-from helpers import ROOT, Clock, environment, open_apart
+from helpers import Clock, environment, open_apart
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache
 from yatagarasu_cache.store import format as f

@@ -13,8 +13,8 @@ import pytest
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, PickleSerializer, SerializationError, codec
 from yatagarasu_cache.codec import KIND_CUSTOM, MAX_KEY_BYTES, Key, ValueCodec, encode_key
-from yatagarasu_cache.store.core import PythonCore
 from yatagarasu_cache.store.format import CODEC_FLAGS, key_digest
+from yatagarasu_cache.store.keyed import KeyedAccess
 
 pytestmark = pytest.mark.once
 
@@ -133,7 +133,7 @@ def test_each_changed_byte_is_noticed() -> None:
 @pytest.fixture(params=["compiled", "python"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path, backend: str, monkeypatch: Any) -> Iterator[DiskCache]:
     if request.param == "python":
-        monkeypatch.setattr("yatagarasu_cache.store.core.choose", PythonCore)
+        monkeypatch.setenv("YATAGARASU_CORE", "python")
     with DiskCache(tmp_path / "c", backend=backend, serializer=PickleSerializer(SECRET)) as cache:
         yield cache
 
@@ -143,7 +143,7 @@ def move(cache: DiskCache, source: Key, target: Key) -> None:
     data = encode_key(source)
     found = cache._store.reading.fetch(*key_digest(data, cache._store.current.seed), data)
     assert found is not None
-    PythonCore(cache._store).put(encode_key(target), found[0], found[1] & CODEC_FLAGS, 0, b"", b"")
+    KeyedAccess.put(cache._store.keyed, encode_key(target), found[0], found[1] & CODEC_FLAGS, 0, b"", b"")
 
 
 WAYS: dict[str, Callable[[DiskCache, Key], Any]] = {

@@ -1,67 +1,63 @@
-"""The compiled core of `get`, `set` and `delete`, where it was built; else the same in Python.
+"""What is done over the mapped index by its words: compiled, where that was built, else not at all.
 
-The Python code of this folder is the specification: the compiled module
-does what it does over the same files, for entries that are plain, and answers `NotImplemented`
-for all others, which then take the ordinary path. So here is nothing but the choice and the calls.
+The Python code of this folder is the specification: the compiled module does what it does over the
+same files, for entries that are plain, and answers `NotImplemented` for all others, which then take the
+ordinary path. So here is nothing but the choice and the calls; `keyed` says who takes which path.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from ..codec import Key, encode_key
-from ..concurrency.interruption import ours, suppressing
-from ..concurrency.locks import await_lock
-from ..errors import StorageFull, from_os_error, is_volume_full
+from ..backends.base import Backend, Buffer
+from ..codec import Key
+from ..concurrency.interruption import ours
+from ..config import Settings
+from ..errors import from_os_error
 from . import compiled
-from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .format import INDEX_NAME, LOCK_NAME
+from .index import Index
 from .item import Item
-
-if TYPE_CHECKING:
-    from ..backends.base import Buffer
-    from .index import Index
-    from .reading import Found
-    from .segment import SegmentWriter
-    from .store import Store
+from .segment import SegmentFiles, SegmentWriter
 
 SHORT_KEY = 1024  # bytes of an encoded key that compiled code encodes itself at most
-_REMOVAL_BYTES = RECORD_BYTES + 16
-_LISTED = FOOTER_ENTRY.size - 15
-# `room_for` of the longest such key, and of a key by the length of its entry in the footer, without a call.
-_MOST_ROOM = room_for(SHORT_KEY, 0)
-_ROOM_BESIDE_ENTRY = room_for(-RECORD_BYTES - FOOTER_ENTRY.size, 0)
 # Uses go to the cache's totals when there are so many, or some have waited for so long; where that did not
 # come off, because others had the lock, after so many more.
 USES_MOST, USES_MORE, USES_NANOSECONDS = 192, 16, 10**9
 
 
 class PythonCore:
-    """The ordinary path. `CompiledCore` overrides what it does faster."""
+    """Nothing is compiled. `CompiledCore` overrides what it can do."""
 
     name = "python"
     reason = ""  # why it is this one
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._hits = self._misses = 0
         self._due, self._told = USES_MOST, time.time_ns()
+        self._fold: Callable[[], None] = lambda: None
 
-    def follow_settings(self) -> None:
-        """Take over what the store's settings have become."""
+    def open(self, segments: SegmentFiles, fold: Callable[[], None]) -> None:
+        """To be called once. `segments`: whose descriptors it reads by; `fold` is called when uses are due
+        to be counted in the cache's totals."""
+        self._fold = fold
 
     def attach(self, index: Index) -> None:
-        """From now on `index` is the store's."""
+        """From now on `index` is the one in use."""
 
     def own(self, token: int) -> None:
         """Whom the segment belongs to that is appended to from now on."""
 
     def detach(self) -> None:
         """The store was closed."""
+
+    # -- uses ---------------------------------------------------------------------------------
 
     def use(self, hits: int, misses: int, now: int) -> None:
         """Count what was found, or was not; and see to it that totals have it before long."""
@@ -70,7 +66,7 @@ class PythonCore:
         uses = self._hits + self._misses
         if uses >= self._due or not 0 <= now - self._told < USES_NANOSECONDS:
             self._due, self._told = uses + USES_MORE, now
-            self._store.counters.try_to_fold()
+            self._fold()
 
     def counted(self) -> tuple[int, int]:
         """Hits and misses since this was last asked."""
@@ -79,17 +75,28 @@ class PythonCore:
         self._due = USES_MOST
         return counted
 
+    # -- reading ------------------------------------------------------------------------------
+
     def get(self, key: Key, now: int) -> Any:
         """The verified value of `key`: (payload, flags), or the payload alone if it has no flags.
 
-        None for a miss; NotImplemented, and nothing is counted, if `ordinary` has to be asked.
+        None for a miss; NotImplemented, and nothing is counted, if it is not plain.
         `now` in nanoseconds since the epoch.
         """
         return NotImplemented
 
-    def get_nowait(self, key: Key, now: int) -> Any:
-        """The same without waiting for a disk: NotImplemented instead."""
+    def get_encoded(self, key: bytes, now: int) -> Any:
+        """The same of an encoded key."""
         return NotImplemented
+
+    def get_nowait(self, key: Key, now: int) -> Any:
+        """`get` without waiting for a disk: NotImplemented instead."""
+        return NotImplemented
+
+    def get_many(self, keys: list[Key], now: int) -> list[Any]:
+        """What `get` gives for each of `keys`; the number of a segment that has to be opened first. What is
+        not in memory is read in one batch."""
+        return [NotImplemented] * len(keys)
 
     def holds(self, key: Key, now: int) -> Any:
         """Whether there is a live entry of `key`: NotImplemented as for `get`. Nothing is counted."""
@@ -110,34 +117,7 @@ class PythonCore:
         """What `get` returns, if `data` was read from `place` and is right; else NotImplemented."""
         return NotImplemented
 
-    def get_many(self, keys: list[Key], now: int) -> list[Any]:
-        """What `get` gives for each of `keys`. What is not in memory is read in one batch."""
-        return [NotImplemented] * len(keys)
-
-    def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
-        """`get` of whatever is not plain."""
-        self._store.entering()
-        data = encode_key(key)
-        return self._store.reading.get(*key_digest(data, self._store.current.seed), data)
-
-    def set(self, key: Key, value: bytes) -> bool:
-        """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
-        return False
-
-    def put(
-        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
-    ) -> None:
-        """`Writing.put` of an encoded key."""
-        digest = key_digest(key, self._store.current.seed)
-        self._store.writing.put(Item(*digest, key, payload, flags, expires, tag, meta))
-
-    def delete(self, key: bytes) -> bool:
-        """`Removal.delete` of an encoded key."""
-        store = self._store
-        seed = store.current.seed
-        done = store.removal.delete(*key_digest(key, seed), key)
-        # Another cache may have come in the place of ours meanwhile.
-        return done or seed != store.current.seed and PythonCore.delete(self, key)
+    # -- writing ------------------------------------------------------------------------------
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
@@ -147,46 +127,48 @@ class PythonCore:
         """Show records from number `first` on, under the lock: how many, until one that is not plain."""
         return 0
 
+    # -- large files --------------------------------------------------------------------------
+
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
         """All bytes of a large value and their checksum; None if the file is shorter."""
-        data = self._store.backend.read(fd, length, 0)
+        data = self._backend.read(fd, length, 0)
         return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
 
     def write_file(self, fd: int, payload: Buffer, seed: int) -> int:
         """Write a large value to its new file; its checksum."""
-        self._store.backend.write(fd, [payload], 0)
+        self._backend.write(fd, [payload], 0)
         return xxh3_64_intdigest(payload, seed)
 
 
 class CompiledCore(PythonCore):
-    """The same by the compiled module."""
+    """The same by the compiled module.
+
+    `set`, `put` and `remove` are the module's own: see `keyed.CompiledAccess`.
+    """
 
     name = "c"
 
-    def __init__(self, store: Store, module: Any) -> None:
-        super().__init__(store)
+    def __init__(self, backend: Backend, root: str, module: Any) -> None:
+        super().__init__(backend)
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
+        self.get_encoded, self.get_many = core.get_encoded, core.get_many  # type: ignore[method-assign]
         self.counted, self.use = core.counted, core.use  # type: ignore[method-assign]
-        self._put, self._set = core.put, core.set
         self.own = core.own  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.holds, self.holds_encoded = core.holds, core.holds_encoded  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
+        self.set, self.put, self.remove = core.set, core.put, core.remove
         self._module = module
-        self._paths = [os.fsencode(os.path.join(store.root, name)) for name in (INDEX_NAME, LOCK_NAME)]
-        self.follow_settings()
+        self._paths = [os.fsencode(os.path.join(root, name)) for name in (INDEX_NAME, LOCK_NAME)]
+        self._segments: SegmentFiles | None = None
         self._index: Index | None = None
-        if store.life.read_only:
-            for name in ("set", "put", "delete"):
-                setattr(self, name, getattr(super(), name))
 
-    def follow_settings(self) -> None:
-        self._longest = min(self._store.limits.unchecked_bytes, self._store.limits.large_bytes)
+    def open(self, segments: SegmentFiles, fold: Callable[[], None]) -> None:
+        self._segments = segments
+        self._core.tell(fold, time.time_ns())
 
     def attach(self, index: Index) -> None:
-        if self._index is None:
-            self._core.tell(self._store.counters.try_to_fold, time.time_ns())
         self._forget_index()
         self._index = index
         self._map()
@@ -194,11 +176,11 @@ class CompiledCore(PythonCore):
 
     def _map(self) -> None:
         """Map what the index has mapped."""
-        index = self._index
-        if index is not None:
+        index, segments = self._index, self._segments
+        if index is not None and segments is not None:
             self._core.attach(
                 index.fd, len(index.map), index.table_word, index.table_capacity, index.identity.seed,
-                self._store.files.segments.table(index.table_capacity), index.writable, *self._paths,
+                segments.table(index.table_capacity), index.writable, *self._paths,
             )  # fmt: skip
 
     def _forget_index(self) -> None:
@@ -210,123 +192,6 @@ class CompiledCore(PythonCore):
         self._forget_index()
         self._core.detach()
 
-    def ordinary(self, key: Key) -> Found | tuple[bytes, int] | None:
-        data = encode_key(key)
-        found: Any = self._core.get_encoded(data, time.time_ns())
-        if found is NotImplemented:
-            self._store.entering()
-            return self._store.reading.get(*key_digest(data, self._store.current.seed), data)
-        return (found, 0) if type(found) is bytes else found
-
-    def get_many(self, keys: list[Key], now: int) -> list[Any]:
-        found: list[Any] = self._core.get_many(keys, now)
-        unopened = {hit for hit in found if type(hit) is int}
-        if unopened:
-            for segment in unopened:
-                with suppressing(OSError):  # whoever reads the value hears of it
-                    self._store.files.segments.file_of(segment)
-            again = [i for i, hit in enumerate(found) if type(hit) is int]
-            hits = self._core.get_many([keys[i] for i in again], now)
-            for i, hit in zip(again, hits, strict=True):
-                found[i] = NotImplemented if type(hit) is int else hit
-        return found
-
-    def set(self, key: Key, value: bytes) -> bool:
-        store, length = self._store, len(value)
-        lock: Any = store.locks.index
-        if (
-            length >= self._longest or store.locks.appending._is_owned() or lock.threads._is_owned()
-            or store.notices.telling
-        ):  # fmt: skip
-            return False
-        size = _MOST_ROOM + length & ~15
-        store.locks.appending.acquire()  # cheaper than by `with`, and no task waits for this
-        try:
-            writer = store.active.writer
-            if writer is None or size > writer.room:
-                return False
-            start = writer.tail
-            writer.tail = start + size  # first: wherever this is interrupted, nobody will write here again
-            try:
-                with lock.threads:
-                    done: Any = self._set(
-                        writer.fd, writer.segment, start, lock.fd, key, value, time.time_ns()
-                    )
-            except ours(OSError) as error:
-                writer.tail = start
-                writer.cut()
-                if is_volume_full(error):  # the ordinary path makes room
-                    return False
-                raise from_os_error(error, "cannot write an entry") from error
-            except BaseException:
-                writer.unlist()
-                raise
-            if done is NotImplemented:
-                writer.tail = start
-                return False
-            entry = done if type(done) is bytes else done[0]
-            # All but the key, which the entry holds, is known before.
-            writer.tail = start + (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
-            writer.enlist(start, entry)
-            size = 2 * len(entry) + _ROOM_BESIDE_ENTRY + length
-        finally:
-            store.locks.appending.release()
-        if type(done) is bytes:
-            store.counters.sets += 1
-            store.pace.spend(size)
-            return True
-        if self._show(done, size):
-            return True
-        store.active.let_go_if_lost(writer)
-        return False
-
-    def put(
-        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
-    ) -> None:
-        store = self._store
-        length = len(payload)
-        if length >= store.limits.large_bytes or type(payload) is not bytes:
-            return super().put(key, payload, flags, expires, tag, meta)
-        names = len(key) + len(tag) + len(meta)
-        size = room_for(names, length)
-        lock: Any = store.locks.index
-        if not store.locks.appending.acquire(False):  # cheaper than by `with`
-            await_lock(store.locks.appending)
-        try:
-            writer = store.active.writer
-            if writer is None or size > writer.room:
-                writer = store.room.in_room(size, partial(store.room.writer, size))
-            start = writer.tail
-            # Moved first: wherever this is interrupted, nobody will write here again.
-            writer.tail = start + (RECORD_BYTES + names + 15 & ~15) + (length + 15 & ~15)
-            try:
-                with lock.threads:
-                    done: Any = self._put(
-                        writer.fd, writer.segment, start, lock.fd, key, tag, meta, payload, flags, expires,
-                        time.time_ns(),
-                    )  # fmt: skip
-                if done is NotImplemented:
-                    writer.tail = start
-                else:
-                    writer.enlist(start, done if type(done) is bytes else done[0])
-            except ours(OSError) as error:
-                writer.tail = start
-                writer.cut()
-                if not is_volume_full(error):
-                    raise from_os_error(error, "cannot write an entry") from error
-                done = NotImplemented  # the ordinary path makes room
-            except BaseException:
-                writer.unlist()
-                raise
-        finally:
-            store.locks.appending.release()
-        if type(done) is bytes:
-            store.counters.sets += 1
-            store.pace.spend(size)
-        elif done is NotImplemented or not self._show(done, size):
-            store.active.let_go_if_lost(writer)
-            super().put(key, payload, flags, expires, tag, meta)
-
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         start = writer.tail
         try:
@@ -336,32 +201,12 @@ class CompiledCore(PythonCore):
             raise from_os_error(error, "cannot write entries") from error
         if done is NotImplemented:
             return done
-        listed, slots, epoch, size = done
-        writer.tail = start + size
+        listed, slots, epoch, writer.tail = done
         writer.enlist_many(start, listed)
         return slots, epoch
 
-    def delete(self, key: bytes) -> bool:
-        store = self._store
-        lock: Any = store.locks.index
-        if not lock.threads.acquire(False):
-            await_lock(lock.threads)
-        try:
-            done: Any = self._core.remove(
-                *store.changes.opened, lock.fd, key, *store.active.own_end, time.time_ns()
-            )
-        finally:
-            lock.threads.release()
-        if done is NotImplemented:
-            return super().delete(key)
-        if done is None:
-            return False
-        store.counters.deletes += done
-        store.pace.spend(_REMOVAL_BYTES)
-        return bool(done)
-
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
-        data = self._store.backend.read_direct(fd, length, 0)
+        data = self._backend.read_direct(fd, length, 0)
         if data is not None:
             return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
         found: tuple[bytes, int] | None = self._module.read_file(fd, length, seed)
@@ -373,22 +218,16 @@ class CompiledCore(PythonCore):
         checksum: int = self._module.write_file(fd, payload, seed)
         return checksum
 
-    def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
-        _, slot, epoch = appended
-        try:
-            return self._store.showing.show(Slot._make(slot), epoch, size)
-        except StorageFull as error:
-            if not is_volume_full(error):
-                raise
-            return False  # the ordinary path makes room
 
-
-def choose(store: Store) -> PythonCore:
+def choose(settings: Settings, backend: Backend) -> PythonCore:
     """The core of a store: the compiled one if it is there and may be used, else one log line."""
     choice = compiled.choose()
     compiled.tell(choice)
-    if choice.module is not None and not store.backend.plain:
+    if choice.module is not None and not backend.plain:
         choice = compiled.Choice(None, "what wraps the backend wants to see its reads and writes")
-    core = PythonCore(store) if choice.module is None else CompiledCore(store, choice.module)
+    if choice.module is None:
+        core = PythonCore(backend)
+    else:
+        core = CompiledCore(backend, settings.directory, choice.module)
     core.reason = choice.reason
     return core

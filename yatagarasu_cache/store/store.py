@@ -21,6 +21,7 @@ from .cache_files import CacheFiles, Temporaries
 from .changes import ChangeLog
 from .checkpointing import Checkpoints
 from .cleaning import Cleaner
+from .core import CompiledCore
 from .core import choose as choose_core
 from .counters import Counters
 from .current import CurrentIndex
@@ -31,6 +32,7 @@ from .evicting import Evictor
 from .finding import Finding
 from .grants import Grants
 from .index import Index, IndexDamaged
+from .keyed import CompiledAccess, KeyedAccess
 from .large_writing import LargeWriting
 from .leaving_files import LeavingFiles
 from .life import Life
@@ -75,7 +77,7 @@ class Store:
         self.notices = Notices(self.root, self.locks.are_mine)
         self.losses = Losses(self.notices)
         self.limits = Limits(settings)
-        self.core = choose_core(self)
+        self.core = choose_core(settings, backend)
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -133,13 +135,13 @@ class Store:
         self.recovery = recovery
         self.current = current = CurrentIndex(life, locks, files, notices, recovery, index)
         self.counters = counters = Counters(life, locks, files, current, core)
+        core.open(files.segments, counters.try_to_fold)
         current.on_use(core.attach)
         self.under_way = under_way = UnderWay(owner, lambda: current.index, self._on_unnoted)
         self.shared_settings = settings = SharedSettings(
             self.root, life, locks, limits, current, self.settings_file
         )
         current.on_use(lambda _: settings.follow())
-        limits.follow(core.follow_settings)
         self.finding = finding = Finding(life, locks, files, current)
         self.walks = walks = Walks(life, files, current, finding)
         self.table = table = SegmentTable(files, current)
@@ -228,7 +230,19 @@ class Store:
         self.writing = Writing(
             life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
         )
+        self.keyed = self._keyed()
         locks.on_gone(presence.on_lock_gone)
+
+    def _keyed(self) -> KeyedAccess:
+        core = self.core
+        if not isinstance(core, CompiledCore):
+            return KeyedAccess(self.current, self.reading, self.writing, self.removal, self.entering)
+        keyed = CompiledAccess(
+            self.locks, self.notices, self.limits, self.files, self.current, self.changes, self.active,
+            self.room, self.reading, self.showing, self.writing, self.removal, self.counters, self.pace, core,
+            self.entering,
+        )  # fmt: skip
+        return keyed.changing_by(self.writing, self.removal) if self.life.read_only else keyed
 
     def _on_unnoted(self, error: OSError) -> None:
         self.notices.log_once("mark", f"cannot note which large values are under way: {error}")
@@ -401,6 +415,7 @@ class DurableStore(Store):
         self.__dict__.update(store.__dict__)
         self.removal, self.showing = store.removal.durably(), store.showing.durably()
         self.writing = store.writing.durably(self.showing)
+        self.keyed = store.keyed.changing_by(self.writing, self.removal)
         store.active.syncs = True
 
 
