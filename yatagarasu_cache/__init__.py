@@ -44,7 +44,7 @@ else:
         "Location": "entry",
         "MsgpackSerializer": "codec",
         "PickleSerializer": "codec",
-        "Problem": "store.reading.check",
+        "Problem": "store.check",
         "RingSettings": "config",
         "Serializer": "codec",
         "Settings": "config",

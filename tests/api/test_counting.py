@@ -262,7 +262,7 @@ def test_what_goes_wrong_is_not_told_to_who_gets(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(cache._store), "_fold", fail)
+            patch.setattr(type(cache._store.counters), "_fold", fail)
             for kind in (OSError, ValueError, IndexDamaged):
                 error: BaseException = kind("on purpose")
                 for _ in range(300):
@@ -310,7 +310,7 @@ def test_a_call_that_counts_may_close_the_cache(directory: Path, core: str) -> N
     if core == "c":
         store.core._core.tell(cache.close, 0)
     else:
-        store.counters.try_to_fold = cache.close
+        store.core._fold = cache.close
         store.core._told = 0
     assert cache.get("k") == b"v" * 100
     assert cache.closed

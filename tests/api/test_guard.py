@@ -163,7 +163,7 @@ def test_what_goes_wrong_while_closing(
     directory: Path, error: Exception, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = filled(DiskCache(directory, **OPTIONS))
-    monkeypatch.setattr(type(cache._store), "fold_counters", fail(error))
+    monkeypatch.setattr(type(cache._store.counters), "fold", fail(error))
     expect(error, lambda: CALLS[name](cache))
     assert cache.closed
     cache.close()

@@ -539,7 +539,7 @@ def test_an_interruption_leaves_a_segment_that_can_be_read(
     cache = opened()
     cache.set("a", b"1")
     cache.set("b", b"old")
-    core: Any = cache._store.core
+    core: Any = cache._store.keyed
     name = "_set" if meta is None else "_put"
     put = getattr(core, name)
 
