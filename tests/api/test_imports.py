@@ -159,25 +159,26 @@ def test_a_fork_waits_until_the_engine_is_loaded(directory: Path) -> None:
     """Else its modules would be half loaded in the child, by a thread that it does not have."""
     code = SLOW + """
 import signal
+sys.unraisablehook = lambda told: print(told.exc_value)
 begun = threading.Event()
 def meanwhile():
     begun.set()
     time.sleep(0.5)
 def first():
-    with DiskCache(sys.argv[1]) as cache:
+    with DiskCache(sys.argv[1], backend="threads") as cache:
         cache["k"] = b"v"
 thread = threading.Thread(target=first)
 thread.start()
 begun.wait()
 child = os.fork()
 if not child:
-    signal.alarm(20)
-    with DiskCache(sys.argv[1] + ".child") as cache:
+    signal.alarm(60)
+    with DiskCache(sys.argv[1] + ".child", backend="threads") as cache:
         cache["k"] = b"v"
         os._exit(cache["k"] != b"v")
 thread.join()
 print(os.waitpid(child, 0)[1])
-with DiskCache(sys.argv[1]) as cache:
+with DiskCache(sys.argv[1], backend="threads") as cache:
     assert cache["k"] == b"v"
 """
     assert run_python(code, directory).strip() == "0"

@@ -532,7 +532,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    _lock.release()
+    if _lock._is_owned():  # else this was loaded while a fork had begun, and waited for that
+        _lock.release()
 
 
 def _after_fork_in_child() -> None:
