@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ INFO = "yatagarasu_cache/_build_info.py"
 def say(line: str) -> None:
     """To the build's output, which pip shows with -v and always where the build fails."""
     print(line, file=sys.stderr, flush=True)
+
+
+def report(decided: plan.Plan) -> None:
+    """Say what became of a module; of a missing core also by a warning, which newer pips let through."""
+    say(decided.describe())
+    missing = decided.module is modules.CORE and not decided.build and not decided.switched_off
+    if missing and sys.platform == "linux":  # elsewhere there is no remedy
+        warnings.warn(decided.describe(), stacklevel=2)
 
 
 def refuse(error: BuildError) -> SystemExit:
@@ -62,7 +71,7 @@ class BuildExt(build_ext):
         except BuildError as error:
             raise refuse(error) from None
         self.plans[extension.name] = decided
-        say(decided.describe())
+        report(decided)
         if decided.build:
             decided.link.reach(extension)
         else:
@@ -87,7 +96,7 @@ class BuildExt(build_ext):
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         failed = plan.Plan(module, False, f"compiling failed ({first}); the build's output says more")
         self.plans[extension.name] = failed
-        say(failed.describe())
+        report(failed)
         self.leave_out(extension)
 
     def leave_out(self, extension: Any) -> None:

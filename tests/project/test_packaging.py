@@ -253,6 +253,18 @@ def test_each_combination_builds_what_it_says(tmp_path: Path, ring: str, core: s
 
 
 @linux
+def test_a_missing_core_is_a_warning_of_the_build(tmp_path: Path) -> None:
+    """Some releases of pip show nothing else of a build that succeeds. Not where it was switched off."""
+    environ = {RING.switch: "off", "CC": "no-such-compiler", "PYTHONWARNINGS": "always"}
+    for mode, warned in (("auto", True), ("off", False)):
+        done = setup_py("build_ext", "--build-lib", str(tmp_path), **environ, YATAGARASU_COMPILED_CORE=mode)
+        assert done.returncode == 0
+        assert ("UserWarning: yatagarasu_cache: NOT building the core module" in done.stderr) == warned
+        if warned:
+            assert "no C compiler" in done.stderr and "two to three times as long" in done.stderr
+
+
+@linux
 @pytest.mark.slow
 def test_require_fails_where_compiling_does(tmp_path: Path) -> None:
     """The trial has succeeded; of the other module, `auto` alone would have made an honest build."""
