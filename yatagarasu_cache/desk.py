@@ -31,7 +31,6 @@ from .entry import Entry, OwnLocation, ValueReader
 from .errors import ClosedError, EntryGone, ReadOnlyError, ValueTooLarge
 from .guard import callers
 from .stats import CacheStats, collect
-from .store import check as _check
 from .store import sharing
 from .store.check import Problem
 from .store.current import ATTEMPTS
@@ -149,7 +148,7 @@ class Desk:
         if fix and self.settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
         self.store.life.ensure_open()
-        return _check.check(self.store, fix, drop_unreadable)
+        return self.store.checker.check(fix, drop_unreadable)
 
     # -- what is to be stored -----------------------------------------------------------------
 

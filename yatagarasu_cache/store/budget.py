@@ -139,9 +139,8 @@ class Budget:
 
     def beyond(self, segment: int) -> int:
         """Bytes above `_limit` that there may be while `segment` is cleaned."""
-        index = (
-            self._index
-        )  # of old segments each may be longer than those of a limit that was lowered
+        index = self._index
+        # Each of the old segments may be longer than those of a limit that was lowered.
         one = max(self._limits.segment_bytes, index.words[index.entry(segment) + f.T_SIZE])
         beyond = self.whole_limit - self.limit + one
         over = index.used_bytes - self.limit

@@ -49,12 +49,12 @@ class Evictor:
         The surplus is computed under the lock: of several handles that find too much, one evicts it.
         """
         self._budget.recount_if_due()
-        return self.evict(
-            lambda: min(
-                most,
-                self._current.index.live_bytes + need - self._budget.live_within(self._budget.size_limit),
-            )
-        )
+        budget = self._budget
+
+        def surplus() -> int:
+            return self._current.index.live_bytes + need - budget.live_within(budget.size_limit)
+
+        return self.evict(lambda: min(most, surplus()))
 
     def evict(self, wanted: Callable[[], int]) -> int:
         """Evict the next victims, about `wanted()` bytes but a bounded number. Bytes that went."""

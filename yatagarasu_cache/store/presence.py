@@ -131,9 +131,8 @@ class Presence:
     def _look_at_others(self) -> None:
         """What the index is not found by, and others go by, or add to, has to be in its place as well."""
         self._files.prepare_if_incomplete()
-        if (
-            self._users.ensure_entered() and self._index.words[f.W_CLEAN]
-        ):  # somebody believed to be alone
+        # Somebody believed to be alone, where it is clean.
+        if self._users.ensure_entered() and self._index.words[f.W_CLEAN]:
             self._index.words[f.W_CLEAN] = 0
             self._index.sync()
         self._owner.ensure_marked()

@@ -61,10 +61,8 @@ class Reaper:
             if lost:
                 self._under_way.count_anew()
             for segment in self._index.segments() if dead else ():
-                words, entry = (
-                    self._index.words,
-                    self._index.entry(segment),
-                )  # a rebuild may replace it
+                index = self._index  # a rebuild may replace it
+                words, entry = index.words, index.entry(segment)
                 if words[entry + f.T_CLEANER] in dead:
                     words[entry + f.T_CLEANER] = 0
                 if words[entry + f.T_OWNER] in dead and self._seal_of_dead(segment):

@@ -129,9 +129,8 @@ class Recovery:
             return "a copy, made while it was in use"
         if not f.LITTLE_ENDIAN:
             raise FormatError("this machine is big-endian, and the format is little-endian only")
-        if (
-            index.superseded and not self._life.read_only
-        ):  # whoever replaces an index holds the lock, as we do
+        # Whoever replaces an index holds the lock, as we do.
+        if index.superseded and not self._life.read_only:
             return "marked as replaced, and it is not"
         listed = index.segments() or self._segments_there()
         for segment in listed[:_FIRST_HEADERS]:
@@ -180,9 +179,8 @@ class Recovery:
         named = index.named_segments() if unlisted else set()  # it is the table that is damaged then
         for segment in unlisted:
             if segment not in named and self._is_leftover(segment, index.identity):
-                self._files.backend.unlink(
-                    self._files.segments.path(segment)
-                )  # killed before its first record
+                # Its writer was killed before the first record.
+                self._files.backend.unlink(self._files.segments.path(segment))
 
     def refers(self, index: Index, low: int, high: int, pointer: int) -> bool:
         at = index.find(low, high)

@@ -131,9 +131,8 @@ class Room:
         with self._locks.appending, self._locks.reclaiming:
             if self._made_room != made:  # another thread was faster
                 return True
-            made_some = self._files.segments.let_go() or self._go_on_smaller(
-                need
-            )  # the first may have been it
+            # Letting go of open files may have been enough.
+            made_some = self._files.segments.let_go() or self._go_on_smaller(need)
             self._made_room += made_some  # not where it failed: others would try again for nothing
             return made_some
 

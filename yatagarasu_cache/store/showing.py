@@ -117,9 +117,8 @@ class Showing:
         index = self._current.index
         if index.words[f.W_EPOCH] != epoch or not self._active.may_show(slot.place >> 32):
             return False, None
-        if slot.access != (
-            access := self._limits.policy.first(slot.stamp)
-        ):  # the policy changed since it was made
+        access = self._limits.policy.first(slot.stamp)
+        if slot.access != access:  # the policy changed since it was made
             slot = slot._replace(access=access)
         at = self._finding.find(slot.low, slot.high)
         if self._current.index is not index:  # it was damaged, and made anew: that may have found the record

@@ -19,7 +19,13 @@ from .active import ActiveSegment
 from .budget import Budget
 from .cache_files import CacheFiles, Temporaries
 from .changes import ChangeLog
+from .check import Checker
 from .checkpointing import Checkpoints
+from .checks.entries import EntryCheck
+from .checks.files import FileCheck
+from .checks.index import IndexCheck
+from .checks.large import LargeCheck
+from .checks.segments import SegmentCheck
 from .cleaning import Cleaner
 from .core import CompiledCore
 from .core import choose as choose_core
@@ -230,8 +236,27 @@ class Store:
         self.writing = Writing(
             life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
         )
+        self.checker = self._checker()
         self.keyed = self._keyed()
         locks.on_gone(presence.on_lock_gone)
+
+    def _checker(self) -> Checker:
+        locks, files, limits, current = self.locks, self.files, self.limits, self.current
+        entries = EntryCheck(locks, files, limits, current, self.finding, self.reading, self.removal)
+        return Checker(
+            locks, files, current, self.losses, self.checkpoints,
+            IndexCheck(self.life, locks, files, current),
+            SegmentCheck(
+                locks, files, limits, current, self.active, self.changes, self.removal, self.checkpoints,
+                entries,
+            ),
+            entries,
+            LargeCheck(locks, files, self.owner, self.under_way, current, self.reaper),
+            FileCheck(
+                locks, files, limits, current, self.shared_settings, self.settings_file, self.checkpoints,
+                self.settings,
+            ),
+        )  # fmt: skip
 
     def _keyed(self) -> KeyedAccess:
         core = self.core
