@@ -92,7 +92,7 @@ class IndexCheck:
                 index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
 
     def _wrong_words(self) -> Iterator[tuple[int, int, str]]:
-        """(word, its right value, its meaning) of words of the header that make no sense. The lock is held."""
+        """(word, right value, meaning) of the header's words that make no sense. The lock is held."""
         index, words = self._current.index, self._current.index.words
         clock, latest = words[f.W_CLOCK], words[f.W_CLOCK] + _CLOCK_SLACK
         for i, name in enumerate(f.COUNTERS):
