@@ -82,7 +82,6 @@ class Store:
         self.locks = Locks()
         self.notices = Notices(self.root, self.locks.are_mine)
         self.losses = Losses(self.notices)
-        self.limits = Limits(settings)
         self.core = choose_core(settings, backend)
 
     # -- opening ------------------------------------------------------------------------------
@@ -102,6 +101,7 @@ class Store:
         self.life.released = False
         settings, backend = self.settings, self.backend
         is_new = prepare(backend, settings)
+        self.limits = Limits(settings)
         self.files = files = CacheFiles(backend, settings, self.core, self.notices)
         self.owner = Owner(backend, self.root, files.mode, files.made, files.files_in)
         self.users = Users(
