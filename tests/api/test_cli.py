@@ -847,7 +847,7 @@ def test_plain_output_is_the_same_without_rich(program: list[str], filled: Path,
         [*program, "stats", str(filled), "--backend", backend], capture_output=True, check=True
     )
     assert b"\x1b" not in done.stdout
-    assert done.stdout.splitlines()[2].split() == [b"entries", b"4"]
+    assert done.stdout.splitlines()[3].split() == [b"entries", b"4"]
 
 
 @pytest.mark.parametrize("kind", ["rich", "plain"])

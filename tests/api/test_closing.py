@@ -219,7 +219,7 @@ def test_a_child_keeps_no_lock_of_what_another_thread_was_opening(
     """It would keep all others out, for as long as it lives, should its parent be killed just then."""
     make().close()
     children: list[int] = []
-    open_index = recovery.open_index
+    open_index = recovery.Recovery.open_index
     (ended, end), (began, begin) = os.pipe(), os.pipe()
 
     def fork() -> None:
@@ -239,7 +239,7 @@ def test_a_child_keeps_no_lock_of_what_another_thread_was_opening(
         return index
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "open_index", opening)
+        patch.setattr(recovery.Recovery, "open_index", opening)
         cache = make()
     (child,) = children
     try:
