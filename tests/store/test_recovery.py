@@ -52,13 +52,13 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def rebuilds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The directories whose index was made anew, one after the other."""
     made: list[Path] = []
-    rebuild = recovery.rebuild_index
+    rebuild = recovery.Recovery.rebuild
 
-    def counted(store: Any, old: Any) -> Any:
-        made.append(Path(store.root))
-        return rebuild(store, old)
+    def counted(self: Any, old: Any) -> Any:
+        made.append(Path(self._files.root))
+        return rebuild(self, old)
 
-    monkeypatch.setattr(recovery, "rebuild_index", counted)
+    monkeypatch.setattr(recovery.Recovery, "rebuild", counted)
     return made
 
 

@@ -23,7 +23,6 @@ from yatagarasu_cache import CacheIOError, DiskCache, FormatError, ReadOnlyError
 from yatagarasu_cache.backends.threads import ThreadsBackend
 from yatagarasu_cache.concurrency.file_locks import GRACE, LOOK_EVERY, FileLock, has_name
 from yatagarasu_cache.store import format as f
-from yatagarasu_cache.store import recovery
 
 Make = Callable[..., DiskCache]
 SMALL: dict[str, Any] = {"size_limit": 1 << 20, "large_value_size": 4000}
@@ -519,7 +518,7 @@ def test_the_index_is_removed_when_another_has_just_replaced_it(make: Any, direc
         cache.set(n, noise(500, n))
     store = cache._store
     with store.locks.index:
-        other = recovery.remake_index(store, store.current.index, store.current.index.table_capacity)
+        other = store.recovery.remake(store.current.index, store.current.index.table_capacity)
         other.close()
         assert store.current.index.words[f.W_SUPERSEDED]
         (directory / f.INDEX_NAME).unlink()

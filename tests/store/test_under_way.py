@@ -503,7 +503,7 @@ def test_who_begins_while_the_dead_are_looked_for_is_not_taken_for_one(
     cache = filled(make)
     other = make(directory, **LIMIT, lock_timeout=7.0)  # has no mark yet
     run_python(DYING, directory, "half written", "1", str(LARGE))
-    remove, temporary = recovery.remove_unfinished, directory / f.TEMPORARY_NAME
+    remove, temporary = recovery.Recovery.remove_unfinished, directory / f.TEMPORARY_NAME
     thread = threading.Thread(target=other.set, args=("stream", iter([noise(LARGE)] * 3)))
 
     def removing(*args: Any, **options: Any) -> None:
@@ -515,7 +515,7 @@ def test_who_begins_while_the_dead_are_looked_for_is_not_taken_for_one(
         remove(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "remove_unfinished", removing)
+        patch.setattr(recovery.Recovery, "remove_unfinished", removing)
         cache._store.reaper.reap()
     thread.join()
     assert cache["stream"] == noise(LARGE) * 3
