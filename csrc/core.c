@@ -806,6 +806,11 @@ uint64_t yc_record_bytes(const struct yc_entry *entry)
     return aligned(RECORD_BYTES + names_bytes(entry)) + aligned(entry->length);
 }
 
+uint64_t yc_room_for(const struct yc_entry *entry)
+{
+    return 2 * (RECORD_BYTES + names_bytes(entry)) + FOOTER_ENTRY_SIZE + entry->length + 2 * ALIGN;
+}
+
 uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count)
 {
     uint64_t bytes = 0;
@@ -902,7 +907,7 @@ static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
     return load(view->map, W_LOG) == log->segment &&
            load(view->map, entry + T_STATE) == (LOG | log->segment) &&
            !(tail % ALIGN) && tail >= SEGMENT_HEADER_BYTES && tail / ALIGN <= MASK32 &&
-           tail + RECORD_BYTES + DIGEST_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
+           tail + YC_REMOVAL_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
 }
 
 /* ChangeLog.append() of one digest; false if nothing was logged. */
@@ -913,7 +918,7 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     uint64_t *slot = record->slot, entry = entry_of(view, log->segment);
     uint64_t tail = load(map, entry + T_TAIL), digest[2] = {key.low, key.high};
     struct yc_entry removal = {.length = DIGEST_BYTES};
-    struct iovec vector = {record->listed + FOOTER_ENTRY_SIZE, RECORD_BYTES + DIGEST_BYTES};
+    struct iovec vector = {record->listed + FOOTER_ENTRY_SIZE, YC_REMOVAL_BYTES};
     slot[S_LOW] = key.low;
     slot[S_HIGH] = key.high;
     slot[S_PLACE] = log->segment << 32 | tail / ALIGN;
@@ -923,7 +928,7 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     memcpy(record->listed + FOOTER_ENTRY_SIZE + RECORD_BYTES, digest, DIGEST_BYTES);
     if (write_all(log->fd, &vector, 1, tail)) /* the ordinary path says why */
         return false;
-    change(view, record, entry + T_TAIL, tail + RECORD_BYTES + DIGEST_BYTES);
+    change(view, record, entry + T_TAIL, tail + YC_REMOVAL_BYTES);
     change(view, record, W_WRITTEN, load(map, W_WRITTEN) + 1);
     return true;
 }

@@ -28,6 +28,7 @@
 /* Key, tag and metadata of a record that yc_put() takes have this many bytes at most. */
 #define YC_MAX_NAMES 4000
 #define YC_HEAD_BYTES 4080 /* of a record with as many names */
+#define YC_REMOVAL_BYTES (RECORD_BYTES + DIGEST_BYTES) /* of a record that yc_remove() logs */
 #define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
 
 /* One mapping of an index file. Never changed while a call may use it: a new mapping is a new
@@ -116,6 +117,8 @@ int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, s
                    const struct yc_end *end, uint64_t now, char *records, uint64_t *slots, int *error);
 uint64_t yc_batch_bytes(const struct yc_entry *entries, size_t count);
 uint64_t yc_record_bytes(const struct yc_entry *entry);
+/* As format.room_for(): the same at most, with its entry in the footer. */
+uint64_t yc_room_for(const struct yc_entry *entry);
 /* The footer's entry of a record at `offset` into `listed`; its length, which NULL asks for. */
 uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed);
 /* Show records in the index, one after the other, while the lock is held. How many, from the first,

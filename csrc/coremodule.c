@@ -577,18 +577,8 @@ static PyObject *core_own(Core *self, PyObject *args)
     return PyArg_ParseTuple(args, "K", &self->owner) ? another(Py_None) : NULL;
 }
 
-/* The first arguments of everything that writes. */
-enum { A_FD, A_SEGMENT, A_OFFSET, A_LOCK_FD, A_KEY };
-
-static struct yc_end end_of(PyObject *const *args)
-{
-    return (struct yc_end){
-        .fd = (int)PyLong_AsLong(args[A_FD]),
-        .lock_fd = (int)PyLong_AsLong(args[A_LOCK_FD]),
-        .segment = PyLong_AsUnsignedLongLong(args[A_SEGMENT]),
-        .offset = PyLong_AsUnsignedLongLong(args[A_OFFSET]),
-    };
-}
+/* The arguments of put() and set(). */
+enum { A_FD, A_SEGMENT, A_OFFSET, A_LOCK_FD, A_NOW, A_ENTRY, A_STOP_AFTER, A_COUNT };
 
 static PyObject *os_error(const struct yc_record *record)
 {
@@ -596,14 +586,50 @@ static PyObject *os_error(const struct yc_record *record)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *listed_bytes(const struct yc_record *record)
+/* A tuple of new objects, or NULL if one of them is: Py_BuildValue() takes several times as long. Takes the
+ * references. */
+static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
 {
-    return PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes);
+    PyObject *result = PyTuple_New(count);
+    bool failed = !result;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        failed |= !parts[i];
+        if (result)
+            failed |= PyTuple_SetItem(result, i, parts[i]) != 0;
+        else
+            Py_XDECREF(parts[i]);
+    }
+    if (failed)
+        Py_CLEAR(result);
+    return result;
 }
 
-static PyObject *put(Core *self, const struct yc_entry *entry, const struct yc_end *end, uint64_t now,
-                     struct yc_record *record)
+/* What put() returns of a record that was appended. Takes the reference. */
+static PyObject *appended(const struct yc_entry *entry, const struct yc_end *end, const struct yc_record *record,
+                          PyObject *unshown)
 {
+    PyObject *parts[] = {PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes),
+                         PyLong_FromUnsignedLongLong(end->offset + yc_record_bytes(entry)),
+                         PyLong_FromUnsignedLongLong(yc_room_for(entry)), unshown};
+    return tuple_of(parts, sizeof parts / sizeof *parts);
+}
+
+/* What remove() returns of a removal that was logged. */
+static PyObject *removed(bool existed)
+{
+    PyObject *parts[] = {PyBool_FromLong(existed), PyLong_FromLong(YC_REMOVAL_BYTES)};
+    return tuple_of(parts, sizeof parts / sizeof *parts);
+}
+
+static PyObject *put(Core *self, PyObject *const *args, const struct yc_entry *entry, struct yc_record *record)
+{
+    struct yc_end end = {
+        .fd = (int)PyLong_AsLong(args[A_FD]),
+        .lock_fd = (int)PyLong_AsLong(args[A_LOCK_FD]),
+        .segment = PyLong_AsUnsignedLongLong(args[A_SEGMENT]),
+        .offset = PyLong_AsUnsignedLongLong(args[A_OFFSET]),
+    };
+    uint64_t now = PyLong_AsUnsignedLongLong(args[A_NOW]);
     if (PyErr_Occurred())
         return NULL;
     if (is_forked())
@@ -613,16 +639,17 @@ static PyObject *put(Core *self, const struct yc_entry *entry, const struct yc_e
     int status;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    status = yc_put(&mapping->view, entry, end, now, record);
+    status = yc_put(&mapping->view, entry, &end, now, record);
     Py_END_ALLOW_THREADS
     release(mapping);
     const uint64_t *slot = record->slot;
     switch (status) {
     case YC_INSTALLED:
-        return listed_bytes(record);
+        return appended(entry, &end, record, another(Py_None));
     case YC_APPENDED:
-        return Py_BuildValue("N(KKKKKKKK)K", listed_bytes(record), slot[0], slot[1], slot[2], slot[3],
-                             slot[4], slot[5], slot[6], slot[7], record->epoch);
+        return appended(entry, &end, record,
+                        Py_BuildValue("(KKKKKKKK)K", slot[0], slot[1], slot[2], slot[3], slot[4], slot[5],
+                                      slot[6], slot[7], record->epoch));
     case YC_FAILED:
         return os_error(record);
     default:
@@ -630,37 +657,52 @@ static PyObject *put(Core *self, const struct yc_entry *entry, const struct yc_e
     }
 }
 
-/* The other arguments of put(). */
-enum { A_TAG = A_KEY + 1, A_META, A_PAYLOAD, A_FLAGS, A_EXPIRES, A_NOW, A_STOP_AFTER, A_COUNT };
+/* Key, tag, metadata and value of an entry. False if they are not plain, or with an error. */
+static bool named(struct yc_entry *entry, PyObject *key, PyObject *tag, PyObject *meta, PyObject *payload)
+{
+    Py_ssize_t key_length, tag_length, meta_length, length;
+    if (!bytes_of(key, &entry->key, &key_length) || !bytes_of(tag, &entry->tag, &tag_length) ||
+        !bytes_of(meta, &entry->meta, &meta_length) || !bytes_of(payload, &entry->payload, &length) ||
+        key_length > YC_MAX_NAMES || tag_length > YC_MAX_NAMES || meta_length > YC_MAX_NAMES)
+        return false;
+    entry->key_length = (uint32_t)key_length;
+    entry->tag_length = (uint32_t)tag_length;
+    entry->meta_length = (uint32_t)meta_length;
+    entry->length = (uint64_t)length;
+    return true;
+}
+
+/* What the entry of put() has. */
+enum { P_KEY, P_TAG, P_META, P_PAYLOAD, P_FLAGS, P_EXPIRES, P_COUNT };
+
+static bool is_entry(PyObject *object, Py_ssize_t parts)
+{
+    bool is_one = PyTuple_Check(object) && PyTuple_Size(object) == parts;
+    if (!is_one)
+        PyErr_SetString(PyExc_TypeError, "the entry must be a tuple, as documented");
+    return is_one;
+}
 
 static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     struct yc_entry entry;
     struct yc_record record;
-    Py_ssize_t key, tag, meta, payload;
     if (count != A_COUNT && count != A_STOP_AFTER) {
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!bytes_of(args[A_KEY], &entry.key, &key) || !bytes_of(args[A_TAG], &entry.tag, &tag) ||
-        !bytes_of(args[A_META], &entry.meta, &meta) || !bytes_of(args[A_PAYLOAD], &entry.payload, &payload))
+    if (!is_entry(args[A_ENTRY], P_COUNT))
         return NULL;
-    if (key > YC_MAX_NAMES || tag > YC_MAX_NAMES || meta > YC_MAX_NAMES)
-        return another(Py_NotImplemented);
-    entry.key_length = (uint32_t)key;
-    entry.tag_length = (uint32_t)tag;
-    entry.meta_length = (uint32_t)meta;
-    entry.length = (uint64_t)payload;
-    entry.flags = (uint32_t)PyLong_AsUnsignedLong(args[A_FLAGS]);
-    entry.expires = PyLong_AsUnsignedLongLong(args[A_EXPIRES]);
-    struct yc_end end = end_of(args);
-    uint64_t now = PyLong_AsUnsignedLongLong(args[A_NOW]);
+    PyObject *parts[P_COUNT];
+    for (Py_ssize_t i = 0; i < P_COUNT; i++)
+        parts[i] = PyTuple_GetItem(args[A_ENTRY], i);
+    if (!named(&entry, parts[P_KEY], parts[P_TAG], parts[P_META], parts[P_PAYLOAD]))
+        return PyErr_Occurred() ? NULL : another(Py_NotImplemented);
+    entry.flags = (uint32_t)PyLong_AsUnsignedLong(parts[P_FLAGS]);
+    entry.expires = PyLong_AsUnsignedLongLong(parts[P_EXPIRES]);
     record.stop_after = count == A_COUNT ? PyLong_AsLongLong(args[A_STOP_AFTER]) : -1;
-    return put(self, &entry, &end, now, &record);
+    return put(self, args, &entry, &record);
 }
-
-/* The other arguments of set(). */
-enum { B_VALUE = A_KEY + 1, B_NOW, B_COUNT };
 
 static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -668,40 +710,30 @@ static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
     struct yc_record record;
     Py_ssize_t value;
     char encoded[SHORT_KEY];
-    if (count != B_COUNT) {
+    if (count != A_STOP_AFTER) {
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!bytes_of(args[B_VALUE], &entry.payload, &value))
+    if (!is_entry(args[A_ENTRY], 2) || !bytes_of(PyTuple_GetItem(args[A_ENTRY], 1), &entry.payload, &value))
         return NULL;
-    if (!(entry.key_length = (uint32_t)encode_key(args[A_KEY], encoded)))
+    if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], 0), encoded)))
         return another(Py_NotImplemented);
     entry.key = encoded;
     entry.length = (uint64_t)value;
-    struct yc_end end = end_of(args);
     record.stop_after = -1;
-    return put(self, &entry, &end, PyLong_AsUnsignedLongLong(args[B_NOW]), &record);
+    return put(self, args, &entry, &record);
 }
 
 /* False if it is not plain, or with an error. */
 static bool entry_of_item(PyObject *item, struct yc_entry *entry)
 {
-    Py_ssize_t key, tag, meta, payload;
     if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT)
         return false;
-    PyObject *objects[] = {PyTuple_GetItem(item, ITEM_KEY), PyTuple_GetItem(item, ITEM_TAG),
-                           PyTuple_GetItem(item, ITEM_META), PyTuple_GetItem(item, ITEM_PAYLOAD)};
-    for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
-        if (!PyBytes_CheckExact(objects[i]))
-            return false;
-    if (!bytes_of(objects[0], &entry->key, &key) || !bytes_of(objects[1], &entry->tag, &tag) ||
-        !bytes_of(objects[2], &entry->meta, &meta) || !bytes_of(objects[3], &entry->payload, &payload) ||
-        key > YC_MAX_NAMES || tag > YC_MAX_NAMES || meta > YC_MAX_NAMES)
+    PyObject *key = PyTuple_GetItem(item, ITEM_KEY), *tag = PyTuple_GetItem(item, ITEM_TAG);
+    PyObject *meta = PyTuple_GetItem(item, ITEM_META), *payload = PyTuple_GetItem(item, ITEM_PAYLOAD);
+    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(tag) || !PyBytes_CheckExact(meta) ||
+        !PyBytes_CheckExact(payload) || !named(entry, key, tag, meta, payload))
         return false;
-    entry->key_length = (uint32_t)key;
-    entry->tag_length = (uint32_t)tag;
-    entry->meta_length = (uint32_t)meta;
-    entry->length = (uint64_t)payload;
     entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, ITEM_FLAGS));
     entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, ITEM_EXPIRES));
     return !PyErr_Occurred();
@@ -751,7 +783,8 @@ static PyObject *append_many(Core *self, const struct yc_entry *entries, size_t 
     } else {
         PyObject *listed = listed_many(entries, count, end->offset, records);
         if (listed)
-            result = Py_BuildValue("NOKK", listed, slots, (unsigned long long)epoch, (unsigned long long)bytes);
+            result = Py_BuildValue("NOKK", listed, slots, (unsigned long long)epoch,
+                                   (unsigned long long)(end->offset + bytes));
     }
     PyMem_Free(records);
     Py_DECREF(slots);
@@ -848,9 +881,9 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
     case YC_MISS:
         return another(Py_None);
     case YC_FOUND:
-        return another(Py_True);
+        return removed(true);
     case YC_EXPIRED:
-        return another(Py_False);
+        return removed(false);
     default:
         return another(Py_NotImplemented);
     }
@@ -888,20 +921,22 @@ static PyMethodDef core_methods[] = {
     {"accept", (PyCFunction)(void (*)(void))core_accept, METH_FASTCALL,
      "accept(place, data, now)\n--\n\nWhat get() returns, if `data` was read from there and is right; else NotImplemented."},
     {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
-     "put(fd, segment, offset, lock_fd, key, tag, meta, payload, flags, expires, now, stop_after=-1)\n--\n\n"
-     "Its entry in the footer; (entry, slot, epoch) if the index was left as it was; NotImplemented."},
+     "put(fd, segment, offset, lock_fd, now, entry, stop_after=-1)\n--\n\n"
+     "Append an entry, (encoded key, tag, meta, payload, flags, expires), and show it: (its entry in the footer, where\n"
+     "the next record begins, bytes that were asked for, None); NotImplemented. Instead of None there is (slot, epoch)\n"
+     "if the index was left as it was."},
     {"set", (PyCFunction)(void (*)(void))core_set, METH_FASTCALL,
-     "set(fd, segment, offset, lock_fd, key, value, now)\n--\n\n"
-     "put() of a key that is not encoded, and a bytes value."},
+     "set(fd, segment, offset, lock_fd, now, entry)\n--\n\n"
+     "put() of a key that is not encoded, and a bytes value: (key, value)."},
     {"append_many", (PyCFunction)core_append_many, METH_VARARGS,
      "append_many(fd, segment, offset, items, now)\n--\n\nAppend records by one write: (their entries in the footer, "
-     "their slots, epoch, bytes); NotImplemented."},
+     "their slots, epoch, where the next record begins); NotImplemented."},
     {"install_many", (PyCFunction)core_install_many, METH_VARARGS,
      "install_many(slots, first, epoch)\n--\n\nShow records from `first` on while the lock is held: how many, until one "
      "is not plain."},
     {"remove", (PyCFunction)(void (*)(void))core_remove, METH_FASTCALL,
      "remove(fd, segment, lock_fd, key, own_segment, own_end, now, stop_after=-1)\n--\n\n"
-     "Whether there was an entry that had not expired; None if nothing was done; NotImplemented."},
+     "(whether there was an entry that had not expired, bytes logged); None if nothing was done; NotImplemented."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot core_slots[] = {

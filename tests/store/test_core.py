@@ -343,16 +343,20 @@ class Put:
         with store.appending:
             writer = store.room(len(payload) + 5000)
             given = {"fd": writer.fd, "lock_fd": store.lock.fd, "segment": writer.segment, **changed}
+            data = encode_key(key)
             result = self.core._put(
-                given["fd"], given["segment"], writer.tail, given["lock_fd"], encode_key(key), b"", b"",
-                payload, 0, 0, changed.get("now", time.time_ns()), stop_after,
+                given["fd"], given["segment"], writer.tail, given["lock_fd"],
+                changed.get("now", time.time_ns()), (data, b"", b"", payload, 0, 0), stop_after,
             )  # fmt: skip
-            if result is not NotImplemented and "fd" not in changed:
-                entry = result if type(result) is bytes else result[0]
-                writer.enlist(writer.tail, entry)
-                head = f.Head(*f.RECORD.unpack_from(entry, f.FOOTER_ENTRY.size)[1:])
-                writer.tail += head.record_bytes
-            return result
+            if result is NotImplemented or "fd" in changed:
+                return result
+            entry, end, room, unshown = result
+            head = f.Head(*f.RECORD.unpack_from(entry, f.FOOTER_ENTRY.size)[1:])
+            assert end == writer.tail + head.record_bytes
+            assert room == f.room_for(len(data), len(payload)) >= head.record_bytes + len(entry)
+            writer.enlist(writer.tail, entry)
+            writer.tail = end
+            return entry if unshown is None else unshown
 
 
 def test_what_stands_in_the_way_of_the_index(opened: Callable[..., DiskCache]) -> None:
@@ -424,7 +428,8 @@ def test_a_record_left_to_the_ordinary_path_is_shown_by_it(opened: Callable[...,
         cache.set(n, b"%d" % n)
     assert [cache.get(n) for n in range(500)] == [b"%d" % n for n in range(500)]
     assert cache.get("big") == b"small"
-    assert {type(result) for result in results} == {bytes, tuple, type(NotImplemented)}
+    assert NotImplemented in results
+    assert {type(result[3]) for result in results if result is not NotImplemented} == {type(None), tuple}
     store = cache._store
     assert store.writer is not None
     segment, tail = store.writer.segment, store.writer.tail
@@ -705,7 +710,12 @@ def test_what_stands_in_the_way_of_a_removal(opened: Callable[..., DiskCache]) -
 
     def remove(key: str = "k", **changed: Any) -> Any:
         given = {"fd": fd, "segment": log, "lock_fd": store.lock.fd, **changed}
-        return core._core.remove(*given.values(), encode_key(key), *store.own_end, START * 2)
+        done = core._core.remove(*given.values(), encode_key(key), *store.own_end, START * 2)
+        if type(done) is not tuple:
+            return done
+        existed, size = done
+        assert size == f.RECORD_BYTES + f.DIGEST_BYTES
+        return existed
 
     assert remove("none") is None
     words[f.W_ACTIVE] += 1  # somebody may have died while putting it: that it is not there is logged
@@ -758,7 +768,7 @@ def test_a_removal_killed_after_every_store(tmp_path: Path, opened: Callable[...
         done = core._core.remove(
             *store.changes.opened, store.lock.fd, encode_key(5), *store.own_end, time.time_ns(), stores
         )
-        assert done is True
+        assert done == (True, f.RECORD_BYTES + f.DIGEST_BYTES)
         dead = words[f.W_BUSY]
         with store.appending, store.lock:
             pass  # as the next process would

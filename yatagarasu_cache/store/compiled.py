@@ -11,7 +11,7 @@ from ..concurrency import forks
 from ..errors import BackendUnavailable, ConfigurationError
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 10  # of the module that this code calls
+ABI_VERSION = 11  # of the module that this code calls
 
 _NAME = "yatagarasu_cache._core"
 _begun: set[ModuleType] = set()

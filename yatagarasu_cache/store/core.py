@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import await_lock
 from ..errors import StorageFull, from_os_error, is_volume_full
 from . import compiled
-from .format import FOOTER_ENTRY, INDEX_NAME, LOCK_NAME, RECORD_BYTES, Slot, key_digest, room_for
+from .format import INDEX_NAME, LOCK_NAME, Slot, key_digest, room_for
 
 if TYPE_CHECKING:
     from ..backends.base import Buffer
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
     from .writing import Item
 
 SHORT_KEY = 1024  # bytes of an encoded key that compiled code encodes itself at most
-_REMOVAL_BYTES = RECORD_BYTES + 16
-_LISTED = FOOTER_ENTRY.size - 15
-# `room_for` of the longest such key, and of a key by the length of its entry in the footer, without a call.
-_MOST_ROOM = room_for(SHORT_KEY, 0)
-_ROOM_BESIDE_ENTRY = room_for(-RECORD_BYTES - FOOTER_ENTRY.size, 0)
+_SHORT_ROOM = room_for(SHORT_KEY, 0)  # what the record of such a key takes beside the value
 # Uses go to the cache's totals when there are so many, or some have waited for so long; where that did not
 # come off, because others had the lock, after so many more.
 USES_MOST, USES_MORE, USES_NANOSECONDS = 192, 16, 10**9
@@ -231,99 +228,72 @@ class CompiledCore(PythonCore):
 
     def set(self, key: Key, value: bytes) -> bool:
         store, length = self._store, len(value)
-        lock: Any = store.lock
         if (
-            length >= self._longest or store.appending._is_owned() or lock.threads._is_owned()
+            length >= self._longest or store.appending._is_owned() or store.lock.threads._is_owned()
             or store.telling
         ):  # fmt: skip
             return False
-        size = _MOST_ROOM + length & ~15
-        store.appending.acquire()  # cheaper than by `with`, and no task waits for this
-        try:
-            writer = store.writer
-            if writer is None or size > writer.room:
-                return False
-            start = writer.tail
-            writer.tail = start + size  # first: wherever this is interrupted, nobody will write here again
-            try:
-                with lock.threads:
-                    done: Any = self._set(
-                        writer.fd, writer.segment, start, lock.fd, key, value, time.time_ns()
-                    )
-            except ours(OSError) as error:
-                writer.tail = start
-                writer.cut()
-                if is_volume_full(error):  # the ordinary path makes room
-                    return False
-                raise from_os_error(error, "cannot write an entry") from error
-            except BaseException:
-                writer.unlist()
-                raise
-            if done is NotImplemented:
-                writer.tail = start
-                return False
-            entry = done if type(done) is bytes else done[0]
-            # All but the key, which the entry holds, is known before.
-            writer.tail = start + (len(entry) - _LISTED & ~15) + (length + 15 & ~15)
-            writer.enlist(start, entry)
-            size = 2 * len(entry) + _ROOM_BESIDE_ENTRY + length
-        finally:
-            store.appending.release()
-        if type(done) is bytes:
-            store.sets += 1
-            store.reclaim.pace(size)
-            return True
-        if self._show(done, size):
-            return True
-        store.let_go_if_lost(writer)
-        return False
+        return self._append(self._set, (key, value), _SHORT_ROOM + length, False)
 
     def put(
         self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
     ) -> None:
-        store = self._store
         length = len(payload)
-        if length >= store.large_bytes or type(payload) is not bytes:
-            return super().put(key, payload, flags, expires, tag, meta)
-        names = len(key) + len(tag) + len(meta)
-        size = room_for(names, length)
+        if length < self._store.large_bytes and type(payload) is bytes:
+            room = room_for(len(key) + len(tag) + len(meta), length)
+            if self._append(self._put, (key, tag, meta, payload, flags, expires), room, True):
+                return
+        super().put(key, payload, flags, expires, tag, meta)
+
+    def _append(self, put: Callable[..., Any], entry: tuple[Any, ...], room: int, grows: bool) -> bool:
+        """Append a record by compiled code, and show it; False if that is left to the ordinary path.
+
+        `room`: bytes that it takes at most, with its entry in the footer. `grows`: where the segment has
+        not so many, they are asked for. All in one function, for the sake of `set`.
+        """
+        store = self._store
         lock: Any = store.lock
-        if not store.appending.acquire(False):  # cheaper than by `with`
+        if not grows:
+            store.appending.acquire()  # the cheapest way; and no task waits for a `set`
+        elif not store.appending.acquire(False):
             await_lock(store.appending)
         try:
             writer = store.writer
-            if writer is None or size > writer.room:
-                writer = store.reclaim.in_room(size, partial(store.room, size))
+            if writer is None or room > writer.room:
+                if not grows:
+                    return False
+                writer = store.reclaim.in_room(room, partial(store.room, room))
             start = writer.tail
             # Moved first: wherever this is interrupted, nobody will write here again.
-            writer.tail = start + (RECORD_BYTES + names + 15 & ~15) + (length + 15 & ~15)
+            writer.tail = start + (room & ~15)
             try:
                 with lock.threads:
-                    done: Any = self._put(
-                        writer.fd, writer.segment, start, lock.fd, key, tag, meta, payload, flags, expires,
-                        time.time_ns(),
-                    )  # fmt: skip
+                    done = put(writer.fd, writer.segment, start, lock.fd, time.time_ns(), entry)
                 if done is NotImplemented:
                     writer.tail = start
-                else:
-                    writer.enlist(start, done if type(done) is bytes else done[0])
+                    return False
+                listed, writer.tail, size, unshown = done
+                writer.enlist(start, listed)
             except ours(OSError) as error:
                 writer.tail = start
                 writer.cut()
                 if not is_volume_full(error):
                     raise from_os_error(error, "cannot write an entry") from error
-                done = NotImplemented  # the ordinary path makes room
+                return False  # the ordinary path makes room
             except BaseException:
                 writer.unlist()
                 raise
         finally:
             store.appending.release()
-        if type(done) is bytes:
+        if unshown is None:
             store.sets += 1
             store.reclaim.pace(size)
-        elif done is NotImplemented or not self._show(done, size):
-            store.let_go_if_lost(writer)
-            super().put(key, payload, flags, expires, tag, meta)
+            return True
+        slot, epoch = unshown
+        if self._show(slot, epoch, size):
+            return True
+        store.let_go_if_lost(writer)
+        return False
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         start = writer.tail
@@ -334,8 +304,7 @@ class CompiledCore(PythonCore):
             raise from_os_error(error, "cannot write entries") from error
         if done is NotImplemented:
             return done
-        listed, slots, epoch, size = done
-        writer.tail = start + size
+        listed, slots, epoch, writer.tail = done
         writer.enlist_many(start, listed)
         return slots, epoch
 
@@ -354,9 +323,10 @@ class CompiledCore(PythonCore):
             return super().delete(key)
         if done is None:
             return False
-        store.deletes += done
-        store.reclaim.pace(_REMOVAL_BYTES)
-        return bool(done)
+        existed, size = done
+        store.deletes += existed
+        store.reclaim.pace(size)
+        return bool(existed)
 
     def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
         data = self._store.backend.read_direct(fd, length, 0)
@@ -371,8 +341,7 @@ class CompiledCore(PythonCore):
         checksum: int = self._module.write_file(fd, payload, seed)
         return checksum
 
-    def _show(self, appended: tuple[bytes, tuple[int, ...], int], size: int) -> bool:
-        _, slot, epoch = appended
+    def _show(self, slot: tuple[int, ...], epoch: int, size: int) -> bool:
         try:
             return self._store.show(Slot._make(slot), epoch, size)
         except StorageFull as error:
