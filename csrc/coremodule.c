@@ -586,23 +586,39 @@ static PyObject *os_error(const struct yc_record *record)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* (its entry in the footer, where the next record begins, bytes that were asked for, what is not shown). */
+/* A tuple of new objects, or NULL if one of them is: Py_BuildValue() takes several times as long. Takes the
+ * references. */
+static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
+{
+    PyObject *result = PyTuple_New(count);
+    bool failed = !result;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        failed |= !parts[i];
+        if (result)
+            failed |= PyTuple_SetItem(result, i, parts[i]) != 0;
+        else
+            Py_XDECREF(parts[i]);
+    }
+    if (failed)
+        Py_CLEAR(result);
+    return result;
+}
+
+/* What put() returns of a record that was appended. Takes the reference. */
 static PyObject *appended(const struct yc_entry *entry, const struct yc_end *end, const struct yc_record *record,
                           PyObject *unshown)
 {
     PyObject *parts[] = {PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes),
                          PyLong_FromUnsignedLongLong(end->offset + yc_record_bytes(entry)),
                          PyLong_FromUnsignedLongLong(yc_room_for(entry)), unshown};
-    bool failed = false;
-    PyObject *result = PyTuple_New(4);
-    for (Py_ssize_t i = 0; i < 4; i++) { /* Py_BuildValue() takes ten times as long */
-        failed |= !parts[i];
-        if (!result || PyTuple_SetItem(result, i, parts[i])) 
-            failed = true;
-    }
-    if (failed)
-        Py_CLEAR(result);
-    return result;
+    return tuple_of(parts, sizeof parts / sizeof *parts);
+}
+
+/* What remove() returns of a removal that was logged. */
+static PyObject *removed(bool existed)
+{
+    PyObject *parts[] = {PyBool_FromLong(existed), PyLong_FromLong(YC_REMOVAL_BYTES)};
+    return tuple_of(parts, sizeof parts / sizeof *parts);
 }
 
 static PyObject *put(Core *self, PyObject *const *args, const struct yc_entry *entry, struct yc_record *record)
@@ -865,9 +881,9 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
     case YC_MISS:
         return another(Py_None);
     case YC_FOUND:
-        return Py_BuildValue("Oi", Py_True, YC_REMOVAL_BYTES);
+        return removed(true);
     case YC_EXPIRED:
-        return Py_BuildValue("Oi", Py_False, YC_REMOVAL_BYTES);
+        return removed(false);
     default:
         return another(Py_NotImplemented);
     }

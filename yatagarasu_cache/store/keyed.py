@@ -147,11 +147,13 @@ class CompiledAccess(KeyedAccess):
         """Append a record by compiled code, and show it; False if that is left to the ordinary path.
 
         `room`: bytes that it takes at most, with its entry in the footer. `grows`: where the segment has
-        not so many, they are asked for. In one piece, as it is what `set` takes its time for.
+        not so many, they are asked for. All in one function, for the sake of `set`.
         """
         appending, active = self._locks.appending, self._active
         lock: Any = self._locks.index
-        if not appending.acquire(False):  # cheaper than by `with`
+        if not grows:
+            appending.acquire()  # the cheapest way; and no task waits for a `set`
+        elif not appending.acquire(False):
             await_lock(appending)
         try:
             writer = active.writer
