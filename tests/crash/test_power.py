@@ -210,7 +210,7 @@ class Session:
         """Let go of everything, as the end of the process would, without closing."""
         for cache in self.caches:
             cache._store._release()
-            cache._store.closed = True
+            cache._store.life.closed = True
         self.caches.clear()
         self.disk.close()
 
