@@ -36,7 +36,8 @@ _Static_assert(sizeof(_Atomic uint64_t) == 8, "words of the index have 8 bytes")
 #define MAGIC_BYTES 4
 enum { W_SETS = W_COUNTERS + COUNTERS_SETS, W_DELETES = W_COUNTERS + COUNTERS_DELETES };
 enum { LRU = EVICTIONS_LRU + 1, LFU = EVICTIONS_LFU + 1 }; /* W_EVICTION; any other policy notes no uses */
-#define UNASKED ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its
+#define UNASKED                                                                                              \
+    ((uint64_t)32 << 10) /* a value of up to so many bytes is read without asking whether its
                                         segment can hold it */
 
 _Static_assert(SLOT_BYTES == SLOT_WORDS * 8 && S_ACCESS == SLOT_WORDS - 1 && T_TAIL < ENTRY_WORDS, "words");
@@ -45,7 +46,8 @@ _Static_assert(W_BUSY + JOURNAL_SLOT + SLOT_WORDS <= W_PARTITIONS && W_PARTITION
                "what the header holds does not overlap");
 _Static_assert(CAPACITY_MASK == (1 << DESCRIPTOR_BITS) - 1 && LAST_CLOCK < LAST_STAMP, "masks and limits");
 _Static_assert(EMPTY < REMOVED && REMOVED < DIGEST_BIT, "low words tell slots apart");
-_Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_SIZE + 8, "the head of a record");
+_Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_SIZE + 8,
+               "the head of a record");
 
 #define UNSURE UINT64_MAX /* the index is not as a plain case has it: the ordinary path sorts it out */
 #define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
@@ -60,14 +62,16 @@ _Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_
 #define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
 #define GATHER 8192 /* bytes of a record that are written in one piece: a copy is cheaper than two */
-#define TOGETHER 4096 /* bytes of a record that are read so: beyond, the copy costs more than a second piece */
+#define TOGETHER                                                                                             \
+    4096 /* bytes of a record that are read so: beyond, the copy costs more than a second piece */
 #define SPACE_AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
 #define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
 #define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
 #define MOST_PIECES 4096
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0 &&
-                   YC_HEAD_BYTES <= TOGETHER, "heads fit");
+                   YC_HEAD_BYTES <= TOGETHER,
+               "heads fit");
 
 struct digest {
     uint64_t low, high;
@@ -544,7 +548,8 @@ static uint64_t live_word(const struct yc_view *view, uint64_t place)
 
 /* The empty slot at which a search for a digest ends, UNSURE if there is none; and the first free one on the
  * way. */
-static uint64_t end_of(const struct yc_view *view, const struct partition *part, struct digest key, uint64_t *slot)
+static uint64_t end_of(const struct yc_view *view, const struct partition *part, struct digest key,
+                       uint64_t *slot)
 {
     uint64_t at = part->base + (part->capacity ? key.low % part->capacity : 0) * SLOT_WORDS;
     *slot = UNSURE;
@@ -567,7 +572,8 @@ static bool hides(const struct yc_view *view, const struct partition *part, uint
     uint64_t position = (at - part->base) / SLOT_WORDS;
     for (uint64_t i = 1; i < part->capacity; i++) {
         position = position + 1 < part->capacity ? position + 1 : 0;
-        uint64_t low = load(view->map, part->base + position * SLOT_WORDS + S_LOW), start = low % part->capacity;
+        uint64_t low = load(view->map, part->base + position * SLOT_WORDS + S_LOW),
+                 start = low % part->capacity;
         if (low == EMPTY)
             return false;
         if (low > REMOVED && (position >= start ? position - start : position + part->capacity - start) >= i)
@@ -761,9 +767,9 @@ static int append(const struct yc_view *view, const struct yc_end *end, char *he
 static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint64_t segment, uint64_t offset,
                   uint64_t now, struct yc_record *record)
 {
-    if (!usable(view) || names_bytes(entry) > YC_MAX_NAMES ||
-        entry->length > YC_MAX_VALUE || entry->flags > 0xFF || entry->flags & FLAG_LARGE || segment > MASK32 ||
-        offset % ALIGN || offset / ALIGN > MASK32)
+    if (!usable(view) || names_bytes(entry) > YC_MAX_NAMES || entry->length > YC_MAX_VALUE ||
+        entry->flags > 0xFF || entry->flags & FLAG_LARGE || segment > MASK32 || offset % ALIGN ||
+        offset / ALIGN > MASK32)
         return false;
     struct digest key = digest_of(entry->key, entry->key_length, view->seed);
     uint64_t stamp, *slot = record->slot;
@@ -779,8 +785,8 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     slot[S_ACCESS] = touched(load(view->map, W_EVICTION), 0, stamp);
     record->head_bytes = pack_head(view, record, entry, PUT, now);
     record->listed_bytes = yc_list(entry, 0, NULL, NULL);
-    slot[S_LENGTHS] =
-        entry->length << LENGTH_SHIFT | (uint64_t)entry->flags << FLAGS_SHIFT | record->head_bytes / ALIGN;
+    slot[S_LENGTHS] = entry->length << LENGTH_SHIFT | (uint64_t)entry->flags << FLAGS_SHIFT |
+                      record->head_bytes / ALIGN;
     return true;
 }
 
@@ -905,14 +911,14 @@ static bool log_has_room(const struct yc_view *view, const struct yc_end *log)
 {
     uint64_t entry = entry_of(view, log->segment), tail = load(view->map, entry + T_TAIL);
     return load(view->map, W_LOG) == log->segment &&
-           load(view->map, entry + T_STATE) == (LOG | log->segment) &&
-           !(tail % ALIGN) && tail >= SEGMENT_HEADER_BYTES && tail / ALIGN <= MASK32 &&
+           load(view->map, entry + T_STATE) == (LOG | log->segment) && !(tail % ALIGN) &&
+           tail >= SEGMENT_HEADER_BYTES && tail / ALIGN <= MASK32 &&
            tail + YC_REMOVAL_BYTES + LOG_AHEAD <= load(view->map, entry + T_SIZE);
 }
 
 /* ChangeLog.append() of one digest; false if nothing was logged. */
-static bool log_removal(const struct yc_view *view, struct digest key, uint64_t stamp, const struct yc_end *log,
-                        struct yc_record *record)
+static bool log_removal(const struct yc_view *view, struct digest key, uint64_t stamp,
+                        const struct yc_end *log, struct yc_record *record)
 {
     const void *map = view->map;
     uint64_t *slot = record->slot, entry = entry_of(view, log->segment);
@@ -960,7 +966,8 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     const void *map = view->map;
     struct partition part;
     if (load(map, W_BUSY) || load(map, W_SUPERSEDED) || !partition_of(view, key.high, &part) ||
-        (at && (!is_plain(view, at) || (load(map, at + S_EXPIRES) && load(map, at + S_STAMP) > now + AHEAD))) ||
+        (at &&
+         (!is_plain(view, at) || (load(map, at + S_EXPIRES) && load(map, at + S_STAMP) > now + AHEAD))) ||
         !log_has_room(view, log))
         return YC_OTHER;
     uint64_t stamp = new_stamp(view, now);
@@ -1108,7 +1115,11 @@ static void read_and_sum(struct reading *file, XXH3_state_t *state, pthread_t *h
 
 int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
 {
-    struct reading file = {.fd = fd, .bytes = bytes, .length = length, .piece = PIECE, .end = (int64_t)length};
+    struct reading file = {.fd = fd,
+                           .bytes = bytes,
+                           .length = length,
+                           .piece = PIECE,
+                           .end = (int64_t)length};
     XXH3_state_t state;
     pthread_t helper;
     while ((length + file.piece - 1) / file.piece > MOST_PIECES)

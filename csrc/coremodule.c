@@ -148,8 +148,8 @@ static PyObject *core_attach(Core *self, PyObject *args)
     Py_ssize_t size;
     unsigned long long table_word, table_capacity, seed;
     PyObject *files, *path, *lock_path;
-    if (!PyArg_ParseTuple(args, "inKKKOpSS", &fd, &size, &table_word, &table_capacity, &seed, &files, &writable,
-                          &path, &lock_path))
+    if (!PyArg_ParseTuple(args, "inKKKOpSS", &fd, &size, &table_word, &table_capacity, &seed, &files,
+                          &writable, &path, &lock_path))
         return NULL;
     if (!PyByteArray_Check(files) || !table_capacity ||
         (unsigned long long)PyByteArray_Size(files) / 8 != table_capacity || size < HEADER_BYTES) {
@@ -481,7 +481,8 @@ static PyObject *holds(Core *self, PyObject *const *args, Py_ssize_t count, bool
         return NULL;
     if (!encoded)
         length = encode_key(args[0], buffer);
-    int status = length && !is_forked() ? yc_holds(&self->mapping->view, key, (uint64_t)length, now) : YC_OTHER;
+    int status = length && !is_forked() ? yc_holds(&self->mapping->view, key, (uint64_t)length, now)
+                                        : YC_OTHER;
     return another(status == YC_FOUND ? Py_True : status == YC_MISS ? Py_False : Py_NotImplemented);
 }
 
@@ -522,7 +523,8 @@ static PyObject *core_accept(Core *self, PyObject *const *args, Py_ssize_t count
     }
     uint64_t now = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &data, &size) ||
-        !PyArg_ParseTuple(args[0], "iKKKKKIIS", &found.fd, &length, &offset, &low, &high, &sum, &flags, &head, &key) ||
+        !PyArg_ParseTuple(args[0], "iKKKKKIIS", &found.fd, &length, &offset, &low, &high, &sum, &flags, &head,
+                          &key) ||
         !bytes_of(key, &found.key, &key_length))
         return NULL;
     found.key_length = (uint64_t)key_length;
@@ -605,8 +607,8 @@ static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
 }
 
 /* What put() returns of a record that was appended. Takes the reference. */
-static PyObject *appended(const struct yc_entry *entry, const struct yc_end *end, const struct yc_record *record,
-                          PyObject *unshown)
+static PyObject *appended(const struct yc_entry *entry, const struct yc_end *end,
+                          const struct yc_record *record, PyObject *unshown)
 {
     PyObject *parts[] = {PyBytes_FromStringAndSize(record->listed, (Py_ssize_t)record->listed_bytes),
                          PyLong_FromUnsignedLongLong(end->offset + yc_record_bytes(entry)),
@@ -621,7 +623,8 @@ static PyObject *removed(bool existed)
     return tuple_of(parts, sizeof parts / sizeof *parts);
 }
 
-static PyObject *put(Core *self, PyObject *const *args, const struct yc_entry *entry, struct yc_record *record)
+static PyObject *put(Core *self, PyObject *const *args, const struct yc_entry *entry,
+                     struct yc_record *record)
 {
     struct yc_end end = {
         .fd = (int)PyLong_AsLong(args[A_FD]),
@@ -740,7 +743,8 @@ static bool entry_of_item(PyObject *item, struct yc_entry *entry)
 }
 
 /* A list of the footer's entries of records that were appended at `offset`. */
-static PyObject *listed_many(const struct yc_entry *entries, size_t count, uint64_t offset, const char *records)
+static PyObject *listed_many(const struct yc_entry *entries, size_t count, uint64_t offset,
+                             const char *records)
 {
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (size_t i = 0; i < count && list; i++) {
@@ -756,8 +760,8 @@ static PyObject *listed_many(const struct yc_entry *entries, size_t count, uint6
     return list;
 }
 
-static PyObject *append_many(Core *self, const struct yc_entry *entries, size_t count, const struct yc_end *end,
-                             uint64_t now)
+static PyObject *append_many(Core *self, const struct yc_entry *entries, size_t count,
+                             const struct yc_end *end, uint64_t now)
 {
     struct mapping *mapping = self->mapping;
     uint64_t bytes = yc_batch_bytes(entries, count), epoch = yc_epoch(&mapping->view);
@@ -939,8 +943,10 @@ static PyMethodDef core_methods[] = {
      "(whether there was an entry that had not expired, bytes logged); None if nothing was done; NotImplemented."},
     {NULL, NULL, 0, NULL}};
 
-static PyType_Slot core_slots[] = {
-    {Py_tp_new, core_new}, {Py_tp_dealloc, core_dealloc}, {Py_tp_methods, core_methods}, {0, NULL}};
+static PyType_Slot core_slots[] = {{Py_tp_new, core_new},
+                                   {Py_tp_dealloc, core_dealloc},
+                                   {Py_tp_methods, core_methods},
+                                   {0, NULL}};
 
 static PyType_Spec core_spec = {
     .name = "yatagarasu_cache._core.Core",

@@ -49,8 +49,10 @@ static uint64_t below(uint64_t end)
 
 static uint64_t wild(uint64_t value)
 {
-    static const uint64_t extremes[] = {0, 1, 2, 63, 64, 0xFFFFFF, 1u << 24, 1u << 31, UINT32_MAX, 1ull << 40,
-                                        1ull << 56, 1ull << 62, (1ull << 63) - 1, 1ull << 63, UINT64_MAX};
+    static const uint64_t extremes[] =
+        {0,         1,          2,          63,         64,         0xFFFFFF,         1u << 24,
+         1u << 31,  UINT32_MAX, 1ull << 40, 1ull << 56, 1ull << 62, (1ull << 63) - 1, 1ull << 63,
+         UINT64_MAX};
     switch (below(4)) {
     case 0:
         return extremes[below(sizeof extremes / sizeof *extremes)];
@@ -179,9 +181,13 @@ static void use(struct cache *cache)
         char key[16];
         struct yc_record record = {.stop_after = -1, .owner = OWNER};
         int length = snprintf(key, sizeof key, "sk%d", (int)below(KEYS)), error = 0;
-        struct yc_entry entry = {.key = key, .payload = payload, .key_length = (uint32_t)length,
-                                 .length = below(600), .expires = below(4) ? 0 : number()};
-        struct yc_end end = {cache->segment, cache->lock, SEGMENT, tail}, log = {cache->changes, cache->lock, CHANGES, 0};
+        struct yc_entry entry = {.key = key,
+                                 .payload = payload,
+                                 .key_length = (uint32_t)length,
+                                 .length = below(600),
+                                 .expires = below(4) ? 0 : number()};
+        struct yc_end end = {cache->segment, cache->lock, SEGMENT, tail},
+                      log = {cache->changes, cache->lock, CHANGES, 0};
         switch (below(4)) {
         case 0:
             switch (yc_put(&cache->view, &entry, &end, 1500 + below(900), &record)) {
@@ -247,7 +253,10 @@ int main(int count, char **arguments)
 {
     char index[] = "yatagarasu-fuzz-XXXXXX", lock[] = "yatagarasu-fuzz-XXXXXX";
     char segment[] = "yatagarasu-fuzz-XXXXXX", changes[] = "yatagarasu-fuzz-XXXXXX";
-    struct cache cache = {.index = file(index), .lock = file(lock), .segment = file(segment), .changes = file(changes)};
+    struct cache cache = {.index = file(index),
+                          .lock = file(lock),
+                          .segment = file(segment),
+                          .changes = file(changes)};
     unlink(segment);
     unlink(changes);
     long seconds = count > 1 ? atol(arguments[1]) : 10;
@@ -255,9 +264,17 @@ int main(int count, char **arguments)
     cache.words = malloc(WORDS * 8); /* not mapped: the sanitizer sees where it ends */
     if (!cache.words)
         die("no memory");
-    cache.view = (struct yc_view){.map = (void *)cache.words, .words = WORDS, .table_word = HEADER_WORDS,
-                                  .table_capacity = TABLE, .seed = 7, .files = cache.files, .writable = true,
-                                  .fd = cache.index, .path = index, .lock_path = lock, .looked = &cache.looked};
+    cache.view = (struct yc_view){.map = (void *)cache.words,
+                                  .words = WORDS,
+                                  .table_word = HEADER_WORDS,
+                                  .table_capacity = TABLE,
+                                  .seed = 7,
+                                  .files = cache.files,
+                                  .writable = true,
+                                  .fd = cache.index,
+                                  .path = index,
+                                  .lock_path = lock,
+                                  .looked = &cache.looked};
     time_t until = time(NULL) + seconds;
     do {
         printf("fuzz: seed %llu\n", (unsigned long long)seed), fflush(stdout);

@@ -348,8 +348,9 @@ static PyObject *reads_complete(Reads *self, PyObject *args)
             deliver(self, read.future, data);
         } else if (!data) {
             PyErr_Clear(); /* no memory: it is tried once more, as if it had come back in part */
-            failed = !append(others, Py_BuildValue("iOiIK", (int)results[i], read.future, (int)read.fd,
-                                                   (unsigned int)read.length, (unsigned long long)read.offset));
+            failed = !append(others,
+                             Py_BuildValue("iOiIK", (int)results[i], read.future, (int)read.fd,
+                                           (unsigned int)read.length, (unsigned long long)read.offset));
         }
         Py_XDECREF(data);
         Py_DECREF(read.future);
@@ -419,9 +420,12 @@ static PyGetSetDef attributes[] = {{"running", (getter)get_running, NULL, "How m
                                    {"waiting", (getter)get_waiting, NULL, "How many have not begun.", NULL},
                                    {NULL, NULL, NULL, NULL, NULL}};
 
-static PyType_Slot slots[] = {{Py_tp_new, reads_new},           {Py_tp_dealloc, reads_dealloc},
-                              {Py_tp_traverse, reads_traverse}, {Py_tp_clear, reads_clear},
-                              {Py_tp_methods, methods},         {Py_tp_getset, attributes},
+static PyType_Slot slots[] = {{Py_tp_new, reads_new},
+                              {Py_tp_dealloc, reads_dealloc},
+                              {Py_tp_traverse, reads_traverse},
+                              {Py_tp_clear, reads_clear},
+                              {Py_tp_methods, methods},
+                              {Py_tp_getset, attributes},
                               {0, NULL}};
 
 static PyType_Spec spec = {

@@ -199,8 +199,7 @@ static bool injected(struct yr_ring *ring, uint8_t op, bool instead, int32_t *re
     return found;
 }
 
-int yr_inject(struct yr_ring *ring, unsigned op, uint64_t skip, uint64_t count, int32_t result,
-              int instead)
+int yr_inject(struct yr_ring *ring, unsigned op, uint64_t skip, uint64_t count, int32_t result, int instead)
 {
     struct rule *rule;
 
@@ -291,12 +290,9 @@ static int setup_ring(struct yr_ring *ring, uint32_t depth, uint32_t flags)
 static int probe_ring(struct yr_ring *ring)
 {
     static const uint8_t opcodes[YR_OP_COUNT] = {
-        [YR_OP_NOP] = IORING_OP_NOP,
-        [YR_OP_READ] = IORING_OP_READ,
-        [YR_OP_WRITE] = IORING_OP_WRITE,
-        [YR_OP_FDATASYNC] = IORING_OP_FSYNC,
-        [YR_OP_MKDIRAT] = IORING_OP_MKDIRAT,
-        [YR_OP_RENAMEAT] = IORING_OP_RENAMEAT,
+        [YR_OP_NOP] = IORING_OP_NOP,           [YR_OP_READ] = IORING_OP_READ,
+        [YR_OP_WRITE] = IORING_OP_WRITE,       [YR_OP_FDATASYNC] = IORING_OP_FSYNC,
+        [YR_OP_MKDIRAT] = IORING_OP_MKDIRAT,   [YR_OP_RENAMEAT] = IORING_OP_RENAMEAT,
         [YR_OP_UNLINKAT] = IORING_OP_UNLINKAT,
     };
     struct io_uring_probe *probe = io_uring_get_probe_ring(&ring->ring);
@@ -1145,8 +1141,15 @@ int yr_read_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, const ui
                   const uint64_t *lens, const uint64_t *offs, int64_t *results, int32_t buffer)
 {
     struct batch b = {
-        .ring = ring, .op = YR_OP_READ, .buffer = buffer, .n = n, .fds = fds,
-        .addrs = addrs, .lens = lens, .offs = offs, .results = results,
+        .ring = ring,
+        .op = YR_OP_READ,
+        .buffer = buffer,
+        .n = n,
+        .fds = fds,
+        .addrs = addrs,
+        .lens = lens,
+        .offs = offs,
+        .results = results,
     };
 
     return run_checked(&b, check_transfers(&b));
@@ -1156,8 +1159,15 @@ int yr_write_batch(struct yr_ring *ring, unsigned n, const int32_t *fds, const u
                    const uint64_t *lens, const uint64_t *offs, int64_t *results, int32_t buffer)
 {
     struct batch b = {
-        .ring = ring, .op = YR_OP_WRITE, .buffer = buffer, .n = n, .fds = fds,
-        .addrs = addrs, .lens = lens, .offs = offs, .results = results,
+        .ring = ring,
+        .op = YR_OP_WRITE,
+        .buffer = buffer,
+        .n = n,
+        .fds = fds,
+        .addrs = addrs,
+        .lens = lens,
+        .offs = offs,
+        .results = results,
     };
 
     return run_checked(&b, check_transfers(&b));
@@ -1195,7 +1205,11 @@ int yr_make_directory(struct yr_ring *ring, int32_t at, const char *path, uint32
 int yr_rename(struct yr_ring *ring, int32_t at, const char *path, int32_t new_at, const char *new_path)
 {
     const struct operation op = {
-        .op = YR_OP_RENAMEAT, .fd = at, .path = path, .new_fd = new_at, .new_path = new_path,
+        .op = YR_OP_RENAMEAT,
+        .fd = at,
+        .path = path,
+        .new_fd = new_at,
+        .new_path = new_path,
     };
 
     return run_alone(ring, &op);
