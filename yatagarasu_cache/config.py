@@ -64,7 +64,7 @@ _MAX_FILES = 2**20
 _ALL_BITS = 0o777
 _SETGID = 0o2000
 _MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built with, less one
-_BACKENDS = ("auto", "uring", "threads")
+BACKENDS = ("auto", "uring", "threads")
 _DURABILITIES = ("none", "sync")
 _SERIALIZERS = ("msgpack", "pickle")
 _MIB = 2**20
@@ -253,7 +253,7 @@ def _choice(allowed: Sequence[str]) -> _Check:
 
 
 def _backend(name: str, value: object) -> str:
-    return "auto" if value is None else str(_choice(_BACKENDS)(name, value))
+    return "auto" if value is None else str(_choice(BACKENDS)(name, value))
 
 
 def _optional(check: _Check) -> _Check:
@@ -455,7 +455,7 @@ def _check_sizes(settings: Settings, prefix: str) -> None:
 def _environment_backend() -> str:
     """What YATAGARASU_BACKEND says; "auto" if it is unset or blank."""
     text = os.environ.get(BACKEND_VARIABLE, "").strip().lower()
-    check = _choice(_BACKENDS)
+    check = _choice(BACKENDS)
     return str(check(f"the environment variable {BACKEND_VARIABLE}", text)) if text else "auto"
 
 

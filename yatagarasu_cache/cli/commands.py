@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .._version import __version__
 from ..cache import DiskCache
 from ..concurrency.interruption import descriptor_of
+from ..config import BACKENDS, Settings
 from ..entry import Entry
 from ..errors import CacheError, ReadOnlyError
 from ..mending import repair
@@ -354,9 +355,9 @@ def add_command(
     parser.set_defaults(run=run)
     parser.add_argument(
         "--backend",
-        choices=("auto", "threads", "uring"),
-        default="auto",
-        help="how files are read and written (default: auto)",
+        choices=BACKENDS,
+        default=Settings.backend,
+        help=f"how files are read and written (default: {Settings.backend})",
     )
     return parser
 

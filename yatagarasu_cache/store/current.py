@@ -47,6 +47,7 @@ class CurrentIndex:
 
     def use(self, index: Index) -> None:
         """From now on this one."""
+        assert index is not self.index, "an index comes into use once"
         previous, self.index = self.index, index
         self.seed = index.identity.seed
         for user in self._users:

@@ -110,6 +110,7 @@ class Grants:
     def _extend(self, writer: SegmentWriter, granted: int) -> None:
         """Let `granted` bytes of the writer's segment count. The lock is held."""
         writer.granted = max(min(granted, writer.capacity), writer.granted)
+        assert writer.granted >= writer.tail, "what was written was granted before"
         self._index.resize_segment(writer.segment, writer.granted)
 
     def _next_writer(self, size: int, *, first: bool) -> SegmentWriter:

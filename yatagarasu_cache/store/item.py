@@ -54,6 +54,7 @@ class Item(NamedTuple):
             index.identity.seed, place, kind, self.flags, self.key, self.tag, self.meta,
             length, stamp, self.expires, created, checksum,
         )  # fmt: skip
+        assert len(head) % f.ALIGN == 0
         lengths = f.pack_lengths(length, self.flags, len(head))
         return head, Slot(
             self.low, self.high, place, lengths, checksum, stamp, self.expires, policy.first(stamp)

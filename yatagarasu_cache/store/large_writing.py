@@ -104,6 +104,7 @@ class LargeWriting:
         self, item: Item, parts: Iterable[Buffer], most: int, known: int, only_absent: bool
     ) -> bool:
         """Store a value that comes in parts: at most `most` bytes, of which `known` are known to fit."""
+        assert not item.payload, "the value comes in parts"
         item, durable = item._replace(flags=item.flags | FLAG_LARGE), self._showing.durable
         if not self._current.is_in_place():
             with self._locks.index:

@@ -323,6 +323,7 @@ class SegmentWriter:
         self.enlist_many(start, entries)
 
     def _write(self, buffers: list[Buffer]) -> None:
+        assert self.tail % f.ALIGN == 0, "records and the footer begin at multiples of ALIGN"
         try:
             self._backend.write(self.fd, buffers, self.tail)
         except ours(OSError):

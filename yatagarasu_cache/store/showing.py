@@ -191,6 +191,7 @@ class Showing:
 
     def show_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[int]:
         """Let the index show a batch with one locking. Which of it have to be put once more."""
+        assert len(slots) == len(batch) * f.SLOT_BYTES
         # Of several with the same key the last one counts: an earlier one is not tried again.
         last: dict[tuple[int, int], int] = {}
         again: list[int] = []
