@@ -48,7 +48,7 @@ class Filled:
         """The same where nothing is in memory, and nothing is read ahead, which can be quicker than the batch."""
         store = self.cache._store
         self.cool()
-        for segment in store.index.segments():
+        for segment in store.current.index.segments():
             os.posix_fadvise(store.files.segments.get(segment), 0, 0, os.POSIX_FADV_RANDOM)
         return self.submitted(function)
 
