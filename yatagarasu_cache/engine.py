@@ -6,9 +6,9 @@ So importing the package is cheap (tests/api/test_imports.py says what it loads)
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING
 
+from .concurrency.locks import importing
 from .errors import Reentered
 from .guard import callers
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["loaded"]
 
-_loading = threading.RLock()
 _forks_wait = not hasattr(os, "register_at_fork")
 _desk: type[Desk] | None = None
 
@@ -30,9 +29,9 @@ def loaded() -> type[Desk]:
 @callers  # a dependency that is missing, a handler that interrupts: that is told as it is
 def _load() -> type[Desk]:
     global _desk
-    if _loading._is_owned():  # type: ignore[attr-defined]
+    if importing._is_owned():  # type: ignore[attr-defined]
         raise Reentered("this code has interrupted the opening of the first cache: have it run later")
-    with _loading:
+    with importing:
         _have_forks_wait()
         from .desk import Desk
 
@@ -51,6 +50,6 @@ def _have_forks_wait() -> None:
         import logging  # noqa: F401
 
         os.register_at_fork(
-            before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
+            before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release
         )
         _forks_wait = True

@@ -6,6 +6,7 @@ import logging
 from dataclasses import fields
 from typing import NamedTuple
 
+from ..concurrency.locks import importing
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
 from .base import Backend
@@ -43,7 +44,8 @@ def _choose(settings: Settings) -> Choice:
     if settings.backend == "threads":
         return _threads(settings, "asked for by name")
     try:
-        from .uring import UringBackend
+        with importing:
+            from .uring import UringBackend
 
         reason = "asked for by name" if settings.backend == "uring" else "available"
         return Choice(UringBackend(settings), reason)
@@ -54,8 +56,8 @@ def _choose(settings: Settings) -> Choice:
 
 
 def _threads(settings: Settings, reason: str) -> Choice:
-    from .threads import ThreadsBackend
-
+    with importing:
+        from .threads import ThreadsBackend
     return Choice(ThreadsBackend(settings.workers), reason)
 
 

@@ -27,6 +27,9 @@ from .cancelling import heed, is_heeding
 _PACKAGE = __name__.partition(".")[0]
 _HEED_EVERY = 0.02  # seconds for which a thread that works for a task waits before it looks whether to go on
 _alone: set[CodeType] = set()
+# Held while modules of this package are imported late: forks wait for it (see engine.py), since a child would
+# wait for ever for a module that another thread was importing.
+importing = threading.RLock()
 
 
 class _Registry:
