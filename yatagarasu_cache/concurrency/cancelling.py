@@ -138,8 +138,8 @@ def give_up() -> NoReturn:
 
 @contextlib.contextmanager
 def putting_in_order() -> Iterator[None]:
-    """The block runs to its end, but whoever asks for an end meanwhile is answered at once: the block itself
-    takes no effect, and `ensure_wanted` behind it ends the work."""
+    """The block runs to its end, but whoever asks for an end meanwhile is answered at once: nothing of the
+    change takes effect before the next `ensure_wanted`, which ends the work then."""
     call = _here.call
     if call is None:
         yield

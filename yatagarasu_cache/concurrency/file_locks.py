@@ -361,7 +361,7 @@ def claim(fd: int) -> bool:
 
 
 def keep(fd: int) -> None:
-    """Keep others from emptying a file that is removed, as long as this descriptor of it is open. Too late for
+    """Keep others from emptying a file when it is removed, as long as this descriptor is open. Too late for
     one that is being emptied: it has lost its name by then."""
     if _OFD_LOCK:
         with suppressing(OSError):

@@ -8,7 +8,7 @@ the process id does, which takes a system call.
 
 from __future__ import annotations
 
-import logging  # noqa: F401  (its locks are renewed before, as it is loaded before: whoever renews may log)
+import logging  # noqa: F401  (loaded before, so its locks are renewed before: renewing may log)
 import mmap
 import os
 import threading
