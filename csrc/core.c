@@ -1,4 +1,4 @@
-/* The contract is in core.h; what is done, and why, in index.py and store.py. */
+/* The contract is in core.h. What is done, and why, stands in the Python code of store/. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -49,9 +49,9 @@ _Static_assert(EMPTY < REMOVED && REMOVED < DIGEST_BIT, "low words tell slots ap
 _Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_SIZE + 8,
                "the head of a record");
 
-#define UNSURE UINT64_MAX /* the index is not as a plain case has it: the ordinary path sorts it out */
-#define SEARCHES 16       /* of a partition that is replaced again and again meanwhile */
-#define TRIES 50          /* for the lock file, before waiting asleep */
+#define UNSURE UINT64_MAX /* not a plain case: left to the ordinary path */
+#define SEARCHES 16       /* tries, while the partition is being replaced */
+#define TRIES 50          /* to lock the file, before sleeping in between */
 #define SHORTEST_PAUSE 50000L /* nanoseconds between further tries; each is half as long again */
 #define LONGEST_WAIT 20000000L
 #ifdef CLOCK_MONOTONIC_COARSE
@@ -59,14 +59,14 @@ _Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_
 #else
 #define COARSE_CLOCK CLOCK_MONOTONIC
 #endif
-#define PAUSES 32         /* of the processor between two of them: some hundred nanoseconds */
-#define ONE_THREAD ((uint64_t)2 << 20) /* bytes of a file from which on a second thread pays */
-#define GATHER 8192 /* bytes of a record that are written in one piece: a copy is cheaper than two */
+#define PAUSES 32         /* pause instructions between two tries: some hundred nanoseconds */
+#define ONE_THREAD ((uint64_t)2 << 20) /* bytes; for larger files a second thread pays */
+#define GATHER 8192 /* bytes; shorter records are copied together, which is cheaper than a vector */
 #define TOGETHER                                                                                             \
-    4096 /* bytes of a record that are read so: beyond, the copy costs more than a second piece */
-#define SPACE_AHEAD ((uint64_t)1 << 20) /* bytes of a segment that get their space at once */
-#define IDLE 1000 /* turns without anything to do after which a thread sleeps until the other has ended */
-#define PIECE ((uint64_t)256 << 10) /* of a file, as much as stays in the processor's cache */
+    4096 /* bytes; shorter records are read in one piece and copied, which is cheaper than a vector */
+#define SPACE_AHEAD ((uint64_t)1 << 20) /* bytes of a segment that are allocated at once */
+#define IDLE 1000 /* idle turns after which a thread sleeps until the other has ended */
+#define PIECE ((uint64_t)256 << 10) /* bytes of a file that stay in the processor's cache */
 #define MOST_PIECES 4096
 
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0 &&
@@ -86,7 +86,7 @@ static uint64_t load(const void *words, uint64_t at)
     return atomic_load_explicit((_Atomic uint64_t *)words + at, memory_order_acquire);
 }
 
-/* Released, so that neither the compiler nor another processor puts it before an earlier one. */
+/* With release order: neither the compiler nor another processor moves it before an earlier store. */
 static void store(void *words, uint64_t at, uint64_t value)
 {
     atomic_store_explicit((_Atomic uint64_t *)words + at, value, memory_order_release);
@@ -130,7 +130,7 @@ static bool usable(const struct yc_view *view)
            view->table_word + view->table_capacity * ENTRY_WORDS <= view->words;
 }
 
-/* A stamp above all that were given out; 0 if the clock makes no sense. */
+/* A stamp above all earlier ones; 0 if the clock word makes no sense. */
 static uint64_t new_stamp(const struct yc_view *view, uint64_t now)
 {
     _Atomic uint64_t *clock = (_Atomic uint64_t *)view->map + W_CLOCK;
@@ -199,14 +199,14 @@ static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
 
 /* -- get ---------------------------------------------------------------------------------- */
 
-/* What a system call gives that a sandbox refuses, or that the kernel does not know. */
+/* The error of a system call that a sandbox refuses, or that the kernel does not know. */
 static bool is_refused(int error)
 {
     return error == EPERM || error == ENOSYS;
 }
 
-/* True if the segment has the whole value: before memory is asked for as much as a damaged slot says. The
- * table may say too little, of a segment that somebody is appending to. */
+/* True if the segment has the whole value; checked before allocating as much as a damaged slot may say. If
+ * the segment is being appended to, the table may say too little: then the file is asked. */
 static bool fits(const struct yc_view *view, const struct yc_found *found)
 {
     struct stat status;
@@ -260,11 +260,11 @@ int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, ui
         return same ? YC_MISS : YC_OTHER;
     }
     if (expires && load(view->map, at + S_STAMP) > now + AHEAD)
-        return YC_OTHER; /* the clock was set back: when it was made is in the record */
+        return YC_OTHER; /* the clock was set back: the record tells when it was made */
     return locate(view, at, digest, key, key_length, found);
 }
 
-/* The head, which was read, is of a record of the key. */
+/* `head`, which was read, is that of a record of the key. */
 static bool is_of_key(const struct yc_found *found, const char *head)
 {
     uint32_t length;
@@ -281,7 +281,7 @@ static bool read_head(const struct yc_found *found)
     return done >= 0 && (uint64_t)done == found->head && is_of_key(found, head);
 }
 
-/* The whole record is read at once: its head costs next to nothing beside the value. */
+/* Reads the whole record at once: its head costs next to nothing beside the value. */
 bool yc_read(const struct yc_found *found, void *value)
 {
     char head[YC_HEAD_BYTES];
@@ -317,7 +317,7 @@ int yc_read_nowait(const struct yc_found *found, void *value)
 #endif
 }
 
-/* The record is of the key, going by its head, which should be in the page cache. */
+/* True if the record is the key's, by its head, which should be in the page cache. */
 static bool is_held(const struct yc_found *found)
 {
     int done = yc_read_nowait(found, NULL);
@@ -389,20 +389,20 @@ static void pause_a_little(void)
     }
 }
 
-/* The open file is the one at the path: it was not removed, moved away or replaced. */
+/* True if the open file is the one at the path: it was not removed, moved away or replaced. */
 static bool has_name(int fd, const char *path)
 {
     struct stat own, there;
     if (fstat(fd, &own) || !own.st_nlink)
         return false;
     if (lstat(path, &there))
-        return errno != ENOENT && errno != ENOTDIR; /* this user may not look there any more */
+        return errno != ENOENT && errno != ENOTDIR; /* this user may no longer look there */
     return own.st_ino == there.st_ino && own.st_dev == there.st_dev;
 }
 
-/* Both files still have their names, and so has the one that is written to (`end`): else others lock, change,
- * or read other ones. The lock is held. Whoever puts another file in the place of one of these waits for
- * longer than it may be that nobody looks. */
+/* True if index, lock file and the file that is appended to (`end`) still have their names: else others use
+ * other files. The lock is held. Checked every LOOK_EVERY seconds: a process that replaces one of these files
+ * waits for longer than that. */
 static bool in_place(const struct yc_view *view, const struct yc_end *end)
 {
     struct stat status;
@@ -420,9 +420,9 @@ static bool in_place(const struct yc_view *view, const struct yc_end *end)
     return true;
 }
 
-/* Lock the file that all processes lock. Others hold it for microseconds, and who sleeps gets his
- * turn milliseconds later where the processors are busy: so first it is tried for a while. False, after
- * a while, if that did not come off: the ordinary path waits on, and heeds signals and its timeout. */
+/* Acquire the lock of all processes. Others hold it for microseconds, and a sleeper wakes milliseconds
+ * later where the processors are busy: so try for a while first. False if that does not succeed: the
+ * ordinary path goes on waiting, and heeds signals and its timeout. */
 static bool lock(const struct yc_view *view, const struct yc_end *end)
 {
     int fd = end->lock_fd;
@@ -482,7 +482,7 @@ static int write_all(int fd, struct iovec *vector, int count, uint64_t offset)
 
 static void put_bytes(char **to, const void *from, size_t length)
 {
-    if (length) /* memcpy() must not be given a null pointer, not even for nothing */
+    if (length) /* memcpy() must not get a null pointer, not even for no bytes */
         memcpy(*to, from, length);
     *to += length;
 }
@@ -492,7 +492,7 @@ static uint64_t names_bytes(const struct yc_entry *entry)
     return (uint64_t)entry->key_length + entry->tag_length + entry->meta_length;
 }
 
-/* What stands before the head of a record in the footer. */
+/* The start of a footer's entry, before the record's head. */
 static void begin_listed(char *listed, uint64_t offset)
 {
     uint32_t kept = 0; /* of the payload */
@@ -500,7 +500,7 @@ static void begin_listed(char *listed, uint64_t offset)
     memcpy(listed + 8, &kept, 4);
 }
 
-/* Header, key, tag and meta as format.pack_record() makes them, and the entry of the footer. The
+/* Make header, key, tag and meta as format.pack_record() does, and the footer's entry. Returns the
  * head's bytes, padding included. */
 static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, const struct yc_entry *entry,
                           uint8_t record_kind, uint64_t created)
@@ -511,7 +511,7 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     uint16_t tag_length = (uint16_t)entry->tag_length;
     char *head = record->listed + FOOTER_ENTRY_SIZE;
     begin_listed(record->listed, (record->slot[S_PLACE] & MASK32) * ALIGN);
-    /* First where the checksum is taken: the fields right before the names. */
+    /* For the checksum the fields stand right before the names; they are moved to their place afterwards. */
     char *fixed = head + RECORD_BYTES - RECORD_SIZE, *to = fixed;
     put_bytes(&to, RECORD_MAGIC, MAGIC_BYTES);
     put_bytes(&to, kind, 2);
@@ -534,7 +534,7 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     return bytes;
 }
 
-/* Bytes that the record of a slot takes; the payload of a large value's is a pointer. */
+/* Bytes of a slot's record; that of a large value has a pointer as its payload. */
 static uint64_t record_bytes(uint64_t lengths)
 {
     uint64_t payload = lengths >> FLAGS_SHIFT & FLAG_LARGE ? LARGE_POINTER_SIZE : lengths >> LENGTH_SHIFT;
@@ -546,7 +546,7 @@ static uint64_t live_word(const struct yc_view *view, uint64_t place)
     return entry_of(view, place >> 32) + T_LIVE;
 }
 
-/* The empty slot at which a search for a digest ends, UNSURE if there is none; and the first free one on the
+/* The empty slot at which a search for a digest ends, or UNSURE; sets `slot` to the first free one on the
  * way. */
 static uint64_t end_of(const struct yc_view *view, const struct partition *part, struct digest key,
                        uint64_t *slot)
@@ -566,7 +566,7 @@ static uint64_t end_of(const struct yc_view *view, const struct partition *part,
     return UNSURE;
 }
 
-/* A slot behind the empty one at `at` belongs before it, as Index._ensure_end() has it: damage. */
+/* True for damage: a slot behind the empty one at `at` belongs before it (Index._ensure_none_hidden()). */
 static bool hides(const struct yc_view *view, const struct partition *part, uint64_t at)
 {
     uint64_t position = (at - part->base) / SLOT_WORDS;
@@ -595,7 +595,7 @@ static uint64_t free_slot(const struct yc_view *view, struct digest key)
     return end != UNSURE && hides(view, &part, end) ? UNSURE : slot;
 }
 
-/* find(), and UNSURE where damage may have hidden the slot. */
+/* find(), but UNSURE if damage may have hidden the slot. */
 static uint64_t find_surely(const struct yc_view *view, struct digest key)
 {
     struct partition part;
@@ -608,7 +608,7 @@ static uint64_t find_surely(const struct yc_view *view, struct digest key)
     return end != UNSURE && hides(view, &part, end) ? UNSURE : 0;
 }
 
-/* One store to the index; none if the test that this is has "killed" the process before. */
+/* One store to the index; none after the point at which a test has "killed" the process. */
 static void change(const struct yc_view *view, struct yc_record *record, uint64_t at, uint64_t value)
 {
     if (record->stop_after) {
@@ -618,12 +618,12 @@ static void change(const struct yc_view *view, struct yc_record *record, uint64_
     }
 }
 
-/* What becomes of the live bytes of the segment that a slot points to, and of that it pointed to before. */
+/* Changes of live bytes: `more` in the segment that a slot points to, `less` in the one it pointed to. */
 struct counts {
     uint64_t new_live, more, old_live, less;
 };
 
-/* Index._begin(). What is taken off is there: see install() and is_plain(). */
+/* Index._begin(). No count gets negative: install() and is_plain() check that. */
 static void begin(const struct yc_view *view, struct yc_record *record, uint64_t part, uint64_t at,
                   const uint64_t *slot, const struct counts *of)
 {
@@ -653,7 +653,7 @@ static void count(const struct yc_view *view, struct yc_record *record, const st
     change(view, record, W_LIVE_BYTES, load(map, W_LIVE_BYTES) - of->less + of->more);
 }
 
-/* Index.settle() of a record that is shown; its segment is active. */
+/* Index.settle() for a record that is shown; its segment is active. */
 static void settle(const struct yc_view *view, struct yc_record *record, uint64_t size)
 {
     uint64_t place = record->slot[S_PLACE], tail = entry_of(view, place >> 32) + T_TAIL;
@@ -691,7 +691,7 @@ static void put_slot(const struct yc_view *view, struct yc_record *record, uint6
     change(view, record, W_SETS, load(map, W_SETS) + 1);
 }
 
-/* Store._install() where nothing stands in the way; false leaves the index as it is. */
+/* Showing._install() in the plain case; else returns false, and leaves the index as it is. */
 static bool install(const struct yc_view *view, struct yc_record *record)
 {
     const void *map = view->map;
@@ -709,7 +709,7 @@ static bool install(const struct yc_view *view, struct yc_record *record)
             return false;
         at = free_slot(view, key);
     }
-    /* What is added overflows no count, also a damaged one. */
+    /* Adding to them must not overflow the counts, even damaged ones. */
     if (at == UNSURE || load(map, entry + T_LIVE) > MOST_BYTES || load(map, W_LIVE_BYTES) > MOST_BYTES)
         return false;
     if (!fresh) {
@@ -726,8 +726,8 @@ static bool install(const struct yc_view *view, struct yc_record *record)
     return true;
 }
 
-/* Space ahead of the writes makes them a tenth cheaper: a piece at a time, of what counts as the segment's.
- * What is not used goes when the segment is sealed. Where it can't be had, so be it. */
+/* Allocating ahead of the writes makes them a tenth cheaper: a piece at a time, within the segment's granted
+ * size. Sealing gives back what was not used. Failures are ignored. */
 static void space_ahead(const struct yc_view *view, const struct yc_end *end, uint64_t bytes)
 {
 #ifdef __linux__
@@ -752,7 +752,7 @@ static int append(const struct yc_view *view, const struct yc_end *end, char *he
                               {(void *)(uintptr_t)entry->payload, entry->length},
                               {(void *)(uintptr_t)padding, aligned(entry->length) - entry->length}};
     int count = 3;
-    if (bytes <= GATHER) { /* cheaper than to have the kernel gather it */
+    if (bytes <= GATHER) { /* cheaper than having the kernel gather it */
         char *to = whole;
         for (int i = 0; i < 3; i++)
             put_bytes(&to, vector[i].iov_base, vector[i].iov_len);
@@ -763,7 +763,7 @@ static int append(const struct yc_view *view, const struct yc_end *end, char *he
     return write_all(end->fd, vector, count, end->offset);
 }
 
-/* The head and the slot of an entry whose record will be at `offset` of a segment. False if it is not plain. */
+/* Make head and slot of an entry whose record will be at `offset` of a segment. False if it is not plain. */
 static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint64_t segment, uint64_t offset,
                   uint64_t now, struct yc_record *record)
 {
@@ -878,7 +878,7 @@ uint64_t yc_epoch(const struct yc_view *view)
 
 /* -- remove ------------------------------------------------------------------------------- */
 
-/* Index.remove(), and what Store.remove_slots() does before it and counts after it. */
+/* Index.remove(), and what Removal.remove_slots() does before and counts after it. */
 static void remove_slot(const struct yc_view *view, struct yc_record *record, const struct partition *part,
                         uint64_t at, bool alive)
 {
@@ -939,7 +939,7 @@ static bool log_removal(const struct yc_view *view, struct digest key, uint64_t 
     return true;
 }
 
-/* Handle.others_append() */
+/* ActiveSegment.others_append() */
 static bool others_append(const struct yc_view *view, const struct yc_end *own)
 {
     uint64_t entry = entry_of(view, own->segment);
@@ -948,7 +948,7 @@ static bool others_append(const struct yc_view *view, const struct yc_end *own)
     return load(view->map, W_ACTIVE) > settled;
 }
 
-/* A slot without a large file, whose record can be taken off all counts. */
+/* True for a slot without a large file, whose record can be subtracted from all counts. */
 static bool is_plain(const struct yc_view *view, uint64_t at)
 {
     const void *map = view->map;
@@ -958,8 +958,8 @@ static bool is_plain(const struct yc_view *view, uint64_t at)
            load(map, live_word(view, load(map, at + S_PLACE))) >= size && load(map, W_LIVE_BYTES) >= size;
 }
 
-/* yc_remove() with the lock held, of the slot at `at`; 0: there is none, but maybe a record that was not
- * shown, so that the removal has to be logged all the same. */
+/* yc_remove() with the lock held, of the slot at `at`. If that is 0, there is none, but a record may have
+ * been appended and not shown yet, so the removal is logged all the same. */
 static int remove_locked(const struct yc_view *view, struct digest key, uint64_t at, const struct yc_end *log,
                          uint64_t now, struct yc_record *record)
 {
@@ -984,7 +984,7 @@ static int remove_locked(const struct yc_view *view, struct digest key, uint64_t
     return alive ? YC_FOUND : YC_EXPIRED;
 }
 
-/* The record that the slot shows is of this very key, as far as a plain look tells. */
+/* True if the record that the slot shows is this very key's; false also if that can't be read plainly. */
 static bool is_slot_of(const struct yc_view *view, uint64_t at, struct digest digest, const void *key,
                        uint64_t key_length)
 {
@@ -1001,7 +1001,7 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
     uint64_t at = find_surely(view, digest), place = at && at != UNSURE ? load(view->map, at + S_PLACE) : 0;
     if (!at && !others_append(view, own))
         return YC_MISS;
-    /* Before the lock is taken: it may have to wait for the disk. */
+    /* Before locking: it may have to wait for the disk. */
     if (at == UNSURE || log->segment > MASK32 || (at && !is_slot_of(view, at, digest, key, key_length)) ||
         !lock(view, log))
         return YC_OTHER;
@@ -1017,24 +1017,24 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
 
 /* -- whole files -------------------------------------------------------------------------- */
 
-/* A file that threads read together: each takes the piece that comes next. */
+/* A file that threads read together: each takes the next piece. */
 struct reading {
     int fd;
     char *bytes;
     uint64_t length, piece, pieces;
     _Atomic uint64_t next;
-    _Atomic int64_t end; /* where the file ended, or a negative errno: nobody goes on then */
+    _Atomic int64_t end; /* where the file ended early, or a negative errno: all threads stop then */
     _Atomic unsigned char done[MOST_PIECES];
 };
 
-/* A file being written whose checksum another thread makes. */
+/* A file being written, while another thread computes its checksum. */
 struct part {
     char *bytes;
     uint64_t to, seed, sum;
     int64_t result;
 };
 
-/* Run `work` in a thread of its own, without signals: those are the interpreter's. */
+/* Run `work` in a thread of its own, with signals blocked: those are the interpreter's. */
 static bool start(pthread_t *thread, void *(*work)(void *), void *argument)
 {
     sigset_t all, before;
@@ -1059,7 +1059,7 @@ static void read_piece(struct reading *file, uint64_t piece)
         ssize_t done = pread(file->fd, file->bytes + at, to - at, (off_t)at);
         if (done < 0 && errno == EINTR)
             continue;
-        if (done <= 0) { /* the first to see it says so */
+        if (done <= 0) { /* the first thread to see that sets it */
             int64_t whole = (int64_t)file->length;
             atomic_compare_exchange_strong(&file->end, &whole, done < 0 ? -(int64_t)errno : (int64_t)at);
             return;
@@ -1087,8 +1087,8 @@ static void *read_in_thread(void *file)
     return NULL;
 }
 
-/* Take each piece into the checksum as soon as it is there, and read one while the next is not. A thread
- * that helps, if there is one, may come late or never: then this one has read most of them, or all. */
+/* Add each piece to the checksum as soon as it is there, and read another while the next one is missing. The
+ * helper thread, if there is one, may come late or never: then this one reads most pieces, or all. */
 static void read_and_sum(struct reading *file, XXH3_state_t *state, pthread_t *helper)
 {
     uint64_t piece = 0;
@@ -1147,7 +1147,7 @@ int yc_write_file(int fd, const void *bytes, uint64_t length, uint64_t seed, uin
     pthread_t thread;
     bool started = length >= ONE_THREAD && start(&thread, sum_in_thread, &part);
 #ifdef __linux__
-    /* Space in one piece beforehand costs much less than page by page; where that fails, so be it. */
+    /* Allocating all at once costs much less than page by page; only a full volume is a failure. */
     if (fallocate(fd, 0, 0, (off_t)length) && errno == ENOSPC)
         part.result = -ENOSPC;
 #endif

@@ -2,7 +2,7 @@
  *
  * Written against the stable interface of CPython and not through cffi: a value is read straight
  * into the `bytes` that is returned, which saves a copy and half of the cost of a call.
- * No format with '#' and no Py_RETURN_...: what these mean depends on the headers, which may be newer
+ * No formats with '#' and no Py_RETURN_...: their meaning depends on the headers, which may be newer
  * than the interpreter.
  */
 #include <Python.h>
@@ -17,11 +17,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Up to here a value in the page cache is read with the interpreter's lock held: giving the lock
- * up and getting it back costs more, beside a busy thread very much more. */
+/* Up to this length a value in the page cache is read while holding the interpreter's lock: releasing
+ * it and acquiring it again costs more, and beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
-#define PREFETCHED 256 /* reads of a batch that the disk is told of beforehand */
-#define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for a value is asked for in these */
+#define PREFETCHED 256 /* reads of a batch that are announced to the disk beforehand */
+#define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for long values is asked for in these */
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
 struct mapping {
@@ -36,15 +36,15 @@ struct mapping {
 typedef struct {
     PyObject_HEAD
     struct mapping *mapping;
-    unsigned long long hits, misses; /* since they were asked for */
-    unsigned long long due;          /* so many of both, or */
-    unsigned long long told;         /* so long after this time, and `tell` is called */
+    unsigned long long hits, misses; /* since they were last asked for */
+    unsigned long long due;          /* `tell` is called at so many of both, */
+    unsigned long long told;         /* or USES_NANOSECONDS after this time */
     PyObject *tell;                  /* or NULL */
-    unsigned long long owner;        /* whom the segment belongs to that is appended to */
+    unsigned long long owner;        /* the owner of the segment that is appended to */
 } Core;
 
-/* A byte of a page that the kernel wipes in children: 0 there, until everything is renewed. Where the kernel
- * can't, the process id tells. Of the process, and not of an interpreter. */
+/* A byte of a page that the kernel wipes in children: 0 there, until everything is renewed. If the kernel
+ * can't do that, the process id tells. One for the process, not for each interpreter. */
 static volatile unsigned char *ours;
 static pid_t process;
 
@@ -57,7 +57,7 @@ static void begin_process(void)
         void *map = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (map == MAP_FAILED)
             return;
-        /* An emulator may say yes to whatever it is asked, also to what there is not. */
+        /* An emulator may accept any advice, even one that does not exist. */
         if (madvise(map, page, -1) == 0 || madvise(map, page, MADV_WIPEONFORK))
             munmap(map, page);
         else
@@ -197,8 +197,8 @@ static PyObject *core_detach(Core *self, PyObject *unused)
     return another(Py_None);
 }
 
-/* `result`, after uses were told, if that is due. They were counted, and the call's work is done: what is
- * told may attach another mapping. Takes the reference. */
+/* Call `tell`, then return `result`. By now the uses are counted, and the call's work is done, because `tell`
+ * may attach another mapping. Takes the reference. */
 static PyObject *tell_uses(Core *self, uint64_t now, PyObject *result)
 {
     self->due = self->hits + self->misses + USES_MORE;
@@ -218,7 +218,7 @@ static inline PyObject *used(Core *self, uint64_t now, PyObject *result)
     return due && self->tell ? tell_uses(self, now, result) : result;
 }
 
-/* The value of what was found, into `bytes`; true if it is there and right. */
+/* Read the value that was found into `bytes`; true if it is there and right. */
 static bool load_value(struct mapping *mapping, const struct yc_found *found, void *bytes, uint64_t now,
                        bool wait)
 {
@@ -240,7 +240,7 @@ static bool load_value(struct mapping *mapping, const struct yc_found *found, vo
     return loaded;
 }
 
-/* codec.encode_key() of a key that is a short str or bytes: into `encoded`, its length. Else 0. */
+/* codec.encode_key() for a short str or bytes, into `encoded`. Returns the length; 0 for other keys. */
 static Py_ssize_t encode_key(PyObject *key, char *encoded)
 {
     Py_ssize_t length;
@@ -269,8 +269,8 @@ static PyObject *with_flags(PyObject *value, uint32_t flags)
     return flags != KIND_BYTES ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
 }
 
-/* Look up args: (key, now). NULL if it is found; else what to return, or an error (*found is not set). The key
- * is encoded into `buffer`, if it is not yet. */
+/* Look up args: (key, now). NULL if it is found, or with an error (then found->fd is -1); else what to
+ * return. The key is encoded into `buffer`, unless it is `encoded`. */
 static PyObject *look_up(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded, char *buffer,
                          struct yc_found *found, uint64_t *now)
 {
@@ -340,7 +340,7 @@ struct waiting {
     struct yc_found found;
     Py_ssize_t at; /* in the batch */
     PyObject *value;
-    char *bytes; /* its */
+    char *bytes; /* those of `value` */
     char *key;
     bool right;
 };
@@ -393,7 +393,7 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
             return with_flags(waiting->value, found->flags);
         }
     }
-    if (!(waiting->key = PyMem_Malloc((size_t)length))) { /* read later than `encoded` lasts */
+    if (!(waiting->key = PyMem_Malloc((size_t)length))) { /* it is needed after `encoded` is gone */
         Py_DECREF(waiting->value);
         return PyErr_NoMemory();
     }
@@ -402,7 +402,7 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
     return NULL;
 }
 
-/* The results of those that waited, in their places. False with an error. */
+/* Put the results of those that waited into their places. False with an error. */
 static bool take_waiting(Core *self, PyObject *results, struct waiting *waiting, Py_ssize_t count)
 {
     bool failed = false;
@@ -433,7 +433,7 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
     Py_ssize_t keys = PyList_Size(args[0]), waits = 0;
     PyObject *results = PyList_New(keys);
     struct waiting *waiting = PyMem_Malloc((size_t)(keys + 1) * sizeof *waiting);
-    struct mapping *mapping = self->mapping; /* the one that is waited in */
+    struct mapping *mapping = self->mapping; /* the one in use, while others may attach another */
     bool failed = !results || !waiting;
     mapping->users++;
     for (Py_ssize_t i = 0; i < keys && !failed; i++) {
@@ -588,7 +588,7 @@ static PyObject *os_error(const struct yc_record *record)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* A tuple of new objects, or NULL if one of them is: Py_BuildValue() takes several times as long. Takes the
+/* A tuple of new objects, or NULL if one of them is NULL; several times as fast as Py_BuildValue(). Takes the
  * references. */
 static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
 {
@@ -982,7 +982,7 @@ static PyObject *module_value_sum(PyObject *module, PyObject *args)
     return PyLong_FromUnsignedLongLong(yc_value_sum(payload, (uint64_t)length, low, flags));
 }
 
-/* Memory for a long value in large pages, where they are had for the asking: getting it page by page
+/* Ask for large pages for a long value, where they are given on request: getting its memory page by page
  * takes longer than filling it. */
 static void ask_for_huge_pages(char *bytes, size_t length)
 {

@@ -1,11 +1,11 @@
 /* Plain values as msgpack, of bounded length: what codec.py does with ormsgpack where this is missing.
  *
- * Taken are list and dict, with str keys, of each other and of str, bytes, float, bool, None and int of
- * 64 bits, of exactly these types: so what comes back is what went in, and nobody has to look again.
+ * It takes list and dict with str keys, nested, and in them str, bytes, float, bool, None and int of 64 bits.
+ * The types must be exactly these, so that what comes back is what went in, without further checks.
  * Everything else sends the caller down the ordinary path. The bytes are those of ormsgpack.
  *
- * Signals are let in now and then, so that the user's code may run in the middle: what is walked over is
- * held, and a container that was changed meanwhile is for the ordinary path as well.
+ * Signals are let in now and then, so the user's code may run in the middle: references are held to all
+ * that is being walked over, and a container that has changed goes down the ordinary path as well.
  */
 #include "pack.h"
 
@@ -17,8 +17,8 @@
 #include <string.h>
 
 #define FIRST_BYTES 4096     /* on the stack */
-#define HEAD_BYTES 16        /* a head or a number at most */
-#define WATCH_BYTES (1 << 24) /* once there are so many, `watch` is asked whether to go on */
+#define HEAD_BYTES 16        /* the most that a head or a number takes */
+#define WATCH_BYTES (1 << 24) /* from this length on, `watch` is asked whether to go on */
 #define SIGNALS_EVERY 65536  /* items */
 
 enum status { DONE, NOT_PLAIN, TOO_LONG, FAILED };
@@ -35,7 +35,7 @@ struct packer {
 
 static inline enum status pack_any(struct packer *self, PyObject *value, int depth);
 
-/* Room for `more` bytes and a head behind them. The user's code may run. */
+/* Make room for `more` bytes and a head behind them. The user's code may run. */
 static enum status grow(struct packer *self, size_t more)
 {
     size_t wanted = self->length + more + HEAD_BYTES;
@@ -61,7 +61,7 @@ static enum status grow(struct packer *self, size_t more)
     return DONE;
 }
 
-/* `size` bytes of `number`, the most significant first, behind `tag`. There is room. */
+/* Put `tag`, then `size` bytes of `number`, the most significant first. There is room. */
 static inline void put(struct packer *self, unsigned tag, uint64_t number, int size)
 {
     char *at = self->bytes + self->length;
@@ -139,7 +139,7 @@ static inline enum status append(struct packer *self, PyObject *owner, const cha
     return status;
 }
 
-/* A length behind its tag, one of three in a row, for 1, 2 and 4 bytes of length. */
+/* A length behind its tag: `tag`, or one of the two after it, for 1, 2 or 4 bytes of length. */
 static enum status pack_length(struct packer *self, unsigned tag, Py_ssize_t length)
 {
     if ((uint64_t)length > UINT32_MAX)
@@ -289,7 +289,7 @@ static inline enum status pack_now(struct packer *self, PyObject *value, int dep
     return DONE;
 }
 
-/* Let signals in, and see to room. What the user's code removes meanwhile from where it is, is held. */
+/* Let signals in, and make room. Holds `value`, which the user's code may remove from its container. */
 static enum status pack_after_pause(struct packer *self, PyObject *value, int depth)
 {
     enum status status = DONE;

@@ -1,4 +1,4 @@
-/* The short reads of an event loop: what ring_channel.py does for each of them, compiled.
+/* The short reads of an event loop: what backends/reads.py does, compiled.
  *
  * It never touches a ring. It keeps the reads that wait, gives those that begin a slot of memory and
  * writes them down in the columns that yr_queue_reads() takes, and turns completions into results.
@@ -190,7 +190,7 @@ static PyObject *reads_equip(Reads *self, PyObject *args)
 
 /* -- asking ----------------------------------------------------------------------------------- */
 
-/* Room for one read more that waits. */
+/* Make room for one more waiting read. */
 static bool make_room(Reads *self)
 {
     if (self->count < self->room)
@@ -229,7 +229,7 @@ static PyObject *reads_add(Reads *self, PyObject *const *args, Py_ssize_t count)
 
 /* -- to the kernel ---------------------------------------------------------------------------- */
 
-/* Whether `method` of `future` says so. A failure counts as yes: nobody can be told anything then. */
+/* Whether `method` of `future` returns true. A failure counts as true: then nobody can be told anything. */
 static bool says(PyObject *future, PyObject *method)
 {
     PyObject *answer = PyObject_CallMethodObjArgs(future, method, NULL);
@@ -302,7 +302,7 @@ static void deliver(Reads *self, PyObject *future, PyObject *data)
     Py_XDECREF(answer);
 }
 
-/* Take a read out of its slot, and wipe that. The result if it is whole, else NULL. */
+/* Take a read out of its slot, and wipe the slot. Returns the result if it is whole, else NULL. */
 static PyObject *empty_slot(Reads *self, uint32_t slot, int32_t result)
 {
     struct read *read = &self->running[slot];
@@ -347,7 +347,7 @@ static PyObject *reads_complete(Reads *self, PyObject *args)
         if (data && wanted) {
             deliver(self, read.future, data);
         } else if (!data) {
-            PyErr_Clear(); /* no memory: it is tried once more, as if it had come back in part */
+            PyErr_Clear(); /* no memory: read it again, as if it had come back in part */
             failed = !append(others,
                              Py_BuildValue("iOiIK", (int)results[i], read.future, (int)read.fd,
                                            (unsigned int)read.length, (unsigned long long)read.offset));

@@ -29,7 +29,7 @@
 #define MAX_WAITS 10u /* 1 ms, 2 ms, ... about one second in all */
 #define REAP_AT_ONCE 64u
 
-/* One operation before it becomes a submission entry. Which of these count depends on `op`. */
+/* One operation before it becomes a submission entry. Which fields are used depends on `op`. */
 struct operation {
     uint8_t op;
     uint8_t flags; /* YR_FIXED_FILE, YR_FIXED_BUFFER */
@@ -45,7 +45,7 @@ struct operation {
     int arg; /* mode of a new directory, flags of unlinking */
 };
 
-/* What is remembered of an operation in flight. The kernel sees nothing of it but its number. */
+/* What is remembered of an operation in flight. The kernel only sees the slot's number. */
 struct slot {
     uint64_t user_data; /* the caller's; in batches the number of the request */
     uint32_t next_free;
@@ -92,7 +92,7 @@ static void *pointer(uint64_t address)
     return (void *)(uintptr_t)address;
 }
 
-/* gettid() of glibc 2.30 and of some musl, by its number everywhere. */
+/* gettid(), by its system call: only newer C libraries have the function. */
 static pid_t thread_id(void)
 {
     return (pid_t)syscall(SYS_gettid);
@@ -109,7 +109,7 @@ static int check_owner(const struct yr_ring *ring)
     return getpid() == ring->pid ? 0 : -EPERM;
 }
 
-/* Errors of io_uring_enter that pass by themselves once something has completed. */
+/* Errors of io_uring_enter that go away once something has completed. */
 static bool passing(int error)
 {
     return error == -EAGAIN || error == -EBUSY || error == -ENOMEM || error == -EINTR;
@@ -146,7 +146,7 @@ static struct slot *slot_of_tag(const struct yr_ring *ring, uint64_t tag)
     return &ring->slots[tag];
 }
 
-/* The caller has made sure that there is one. */
+/* The caller has made sure that a slot is free. */
 static struct slot *slot_take(struct yr_ring *ring, uint64_t user_data)
 {
     struct slot *slot = &ring->slots[ring->first_free];
@@ -175,7 +175,7 @@ static bool rule_matches(const struct rule *rule, uint8_t op)
     return rule->op == op || (rule->op == YR_OP_ANY && op != YR_OP_SUBMIT);
 }
 
-/* Every matching rule counts, so that rules do not change each other's meaning; the first acts. */
+/* Every matching rule counts down, so that rules do not affect each other; the first one that is due acts. */
 static bool injected(struct yr_ring *ring, uint8_t op, bool instead, int32_t *result)
 {
     bool found = false;
@@ -246,7 +246,7 @@ static int32_t filter_result(struct yr_ring *ring, const struct slot *slot, int3
 
 /* -- creating and freeing ------------------------------------------------------------------ */
 
-/* Sets of flags for the kernel, the best first. What is not asked for is never tried. */
+/* Sets of flags for the kernel, the best first. No flags are tried that were not asked for. */
 static unsigned setup_candidates(uint32_t flags, unsigned *sets)
 {
     const unsigned coop = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
@@ -286,7 +286,7 @@ static int setup_ring(struct yr_ring *ring, uint32_t depth, uint32_t flags)
     return result;
 }
 
-/* Which operations the kernel has; one that cannot be asked (before 5.6) has none of use here. */
+/* Asks which operations the kernel has; one that can't be asked (before 5.6) has none of use here. */
 static int probe_ring(struct yr_ring *ring)
 {
     static const uint8_t opcodes[YR_OP_COUNT] = {
@@ -366,7 +366,7 @@ int yr_destroy(struct yr_ring *ring, int force)
         return 0;
     if (inflight(ring) > 0 && getpid() == ring->pid && !force)
         return -EBUSY;
-    /* Of another process's ring this only undoes mappings and closes descriptors of our own. */
+    /* For another process's ring this only undoes our own mappings and closes our own descriptors. */
     io_uring_queue_exit(&ring->ring);
     if (ring->event_fd >= 0)
         close(ring->event_fd);
@@ -517,7 +517,7 @@ static int submit_some(struct yr_ring *ring, unsigned some)
     return result;
 }
 
-/* The one place that submits: counts the calls, and is where tests let them fail. */
+/* The only place that submits: it counts the calls, and tests can make them fail. */
 static int enter(struct yr_ring *ring, unsigned want, int64_t timeout_ns)
 {
     unsigned before = io_uring_sq_ready(&ring->ring);
@@ -572,7 +572,7 @@ int yr_wait(struct yr_ring *ring, unsigned count, int64_t timeout_ns)
 
     if (error != 0)
         return error;
-    if (count > inflight(ring)) /* never wait for what cannot come */
+    if (count > inflight(ring)) /* never wait for more than can come */
         count = inflight(ring);
     if (timeout_ns == 0)
         count = 0;
@@ -587,7 +587,7 @@ int yr_wait(struct yr_ring *ring, unsigned count, int64_t timeout_ns)
     }
     result = enter(ring, count, timeout_ns);
     ready = io_uring_cq_ready(&ring->ring);
-    /* A signal cannot be told from a timeout where the same call has submitted something. */
+    /* If the same call has submitted something, a signal looks like a timeout. */
     if (result < 0 && result != -ETIME && result != -EINTR && ready == 0)
         return result;
     return (int)ready;
@@ -634,9 +634,8 @@ static void prepare(struct io_uring_sqe *sqe, const struct operation *op)
                                     (op->async ? IOSQE_ASYNC : 0u));
 }
 
-/* The next submission entry; the caller has made sure that there is one. A polling kernel may have posted
- * completions of operations whose entries it gives back only a moment later, when it is through with all that
- * it took: then that is waited for. */
+/* The next submission entry; the caller has made sure that there is one. A polling kernel may post
+ * completions a moment before it gives back the entries of those operations: then wait for these. */
 static struct io_uring_sqe *next_entry(struct yr_ring *ring)
 {
     struct io_uring_sqe *sqe;
@@ -644,7 +643,7 @@ static struct io_uring_sqe *next_entry(struct yr_ring *ring)
     while ((sqe = io_uring_get_sqe(&ring->ring)) == NULL) {
         assert(ring->setup_flags & IORING_SETUP_SQPOLL);
         (void)io_uring_sqring_wait(&ring->ring);
-        (void)sched_yield(); /* where the kernel sees room in what it has not been told of yet */
+        (void)sched_yield(); /* if the kernel did not wait: it sees room, not knowing yet what is queued */
     }
     return sqe;
 }
@@ -663,7 +662,7 @@ static void fill_entry(struct yr_ring *ring, struct slot *slot, const struct ope
     io_uring_sqe_set_data64(sqe, tag_of(ring, slot));
 }
 
-/* Room for one operation more, submitting what is queued if that makes it. */
+/* Whether there is room for one more operation; submits what is queued if that makes room. */
 static bool has_room(struct yr_ring *ring)
 {
     if (ring->free_count == 0)
@@ -720,7 +719,7 @@ int yr_queue_reads(struct yr_ring *ring, unsigned n, const int32_t *fds, const u
         return error;
     if (n > INT_MAX || !fds || !addrs || !lens || !offs || !user_data)
         return -EINVAL;
-    /* Everything that can be known to be wrong is refused before anything is queued. */
+    /* Refuse everything that is known to be wrong before anything is queued. */
     for (unsigned i = 0; i < n; i++) {
         read = read_of(&columns, i);
         if (!read_is_sound(ring, &read))
@@ -749,9 +748,9 @@ static bool is_foreign(uint64_t tag)
     return tag == LIBURING_UDATA_TIMEOUT;
 }
 
-/* Read empty before reaping, so that whatever comes after wakes the loop again. Completing what
- * is only due in the kernel signals once more, so that is done before, or each round of the loop
- * would be followed by an empty one. */
+/* Read it empty before reaping, so that later completions wake the loop again. First let the kernel
+ * complete what is due: that signals too, and if it came later, an empty round of the loop would follow
+ * each one. */
 static void clear_eventfd(struct yr_ring *ring)
 {
     uint64_t value;
@@ -800,7 +799,7 @@ int yr_reap(struct yr_ring *ring, unsigned max, uint64_t *user_data, int32_t *re
 
 /* -- trying out ------------------------------------------------------------------------------ */
 
-/* What needs the ring for itself wants it idle and sound, and the kernel able. */
+/* Operations that need the ring for themselves want it idle and sound, and supported by the kernel. */
 static int check_idle(const struct yr_ring *ring, uint8_t op)
 {
     int error = check_owner(ring);
@@ -834,7 +833,7 @@ int yr_try_out(struct yr_ring *ring, int64_t timeout_ns)
 
 /* -- whole batches --------------------------------------------------------------------------- */
 
-/* Requests in columns, each done by one operation, or by more where a transfer is short. */
+/* Requests in columns; each takes one operation, or more if a transfer is short. */
 struct batch {
     struct yr_ring *ring;
     uint8_t op;
@@ -843,7 +842,7 @@ struct batch {
     unsigned window;
     unsigned next;    /* first request not started */
     unsigned running; /* operations in flight */
-    int failed;       /* the ring's error after which nothing is started any more */
+    int failed;       /* the ring's error, after which nothing more is started */
     const int32_t *fds;
     const uint64_t *addrs; /* these three: transfers only */
     const uint64_t *lens;
@@ -852,7 +851,7 @@ struct batch {
     int64_t *results;              /* bytes so far, then the result */
 };
 
-/* What is left to do of request `i`. */
+/* The operation for the rest of request `i`. */
 static struct operation rest_of(const struct batch *b, unsigned i)
 {
     uint64_t done = (uint64_t)b->results[i], rest;
@@ -881,12 +880,12 @@ static void start_rest(struct batch *b, struct slot *slot)
     struct operation op = rest_of(b, (unsigned)slot->user_data);
 
     slot->asked = op.len;
-    /* What cannot be done without waiting, time and again, is for a worker to wait for. */
+    /* After repeated failures to do it without waiting, a worker has to wait for it. */
     op.async = slot->retries > 1;
     fill_entry(b->ring, slot, &op);
 }
 
-/* Start as much as the window allows, which never exceeds what there are slots and entries for. */
+/* Start as much as the window allows, for which there are always slots and entries. */
 static void fill_window(struct batch *b)
 {
     while (b->failed == 0 && b->running < b->window && b->next < b->n) {
@@ -899,7 +898,7 @@ static void fill_window(struct batch *b)
     }
 }
 
-/* Whether to repeat what failed; a write that makes no progress is repeated as well. */
+/* Whether to repeat a failed operation; also a write that makes no progress. */
 static bool again(struct batch *b, struct slot *slot, int32_t result)
 {
     bool passes = result == 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED;
@@ -911,7 +910,7 @@ static bool again(struct batch *b, struct slot *slot, int32_t result)
     return true;
 }
 
-/* Take account of bytes transferred; whether more of the request are to come. */
+/* Count transferred bytes. True if the request has more to transfer. */
 static bool resumes(struct batch *b, struct slot *slot, int32_t result)
 {
     unsigned i = (unsigned)slot->user_data;
@@ -925,7 +924,7 @@ static bool resumes(struct batch *b, struct slot *slot, int32_t result)
     return true;
 }
 
-/* An operation has completed: its request is done, or goes on, or the operation is repeated. */
+/* An operation has completed: finish its request, go on with it, or repeat the operation. */
 static void operation_done(struct batch *b, struct slot *slot, int32_t result)
 {
     int64_t *outcome = &b->results[slot->user_data];
@@ -951,7 +950,7 @@ static void operation_done(struct batch *b, struct slot *slot, int32_t result)
     b->running--;
 }
 
-/* Take every completion that is there; how many. */
+/* Take every completion that is there. Returns how many. */
 static unsigned reap_batch(struct batch *b)
 {
     struct io_uring_cqe *cqes[REAP_AT_ONCE];
@@ -1005,7 +1004,7 @@ static bool wait_for_one(struct batch *b)
     return error == 0 || passing(error);
 }
 
-/* Nothing more is started; the ring is given up only if the kernel holds what it cannot return. */
+/* Start nothing more. The ring is given up only if operations stay with the kernel for good. */
 static void give_up(struct batch *b, int error)
 {
     b->failed = error;
@@ -1023,7 +1022,7 @@ static void submission_failed(struct batch *b, int error, unsigned *waits)
         return;
     if (!passing(error)) {
         give_up(b, error);
-    } else if (b->running > queued) { /* what runs will make room */
+    } else if (b->running > queued) { /* running operations will make room */
         if (!wait_for_one(b))
             give_up(b, error);
     } else if (*waits < MAX_WAITS) {
@@ -1038,7 +1037,7 @@ static void submission_failed(struct batch *b, int error, unsigned *waits)
     }
 }
 
-/* Requests that were never started, or are lost with a ring that broke. */
+/* Fail the requests that were never started, or are lost with a broken ring. */
 static void fail_rest(struct batch *b)
 {
     for (unsigned i = b->next; i < b->n; i++)
@@ -1060,8 +1059,8 @@ static void run_batch(struct batch *b)
         fill_window(b);
         if (b->running == 0)
             break;
-        /* While there is more to start, a quarter of the window at a time keeps the device busy
-         * with few system calls; at the end everything is waited for. */
+        /* While there is more to start, waiting for a quarter of the window keeps the device busy
+         * with few system calls; at the end, wait for everything. */
         want = b->next < b->n ? b->running / 4 : b->running;
         if (want == 0)
             want = 1;
@@ -1084,7 +1083,7 @@ static void run_batch(struct batch *b)
     assert(b->ring->broken != 0 || inflight(b->ring) == 0);
 }
 
-/* How much may run at once: every operation has an entry, a slot and a place to complete. */
+/* How many may run at once: each operation needs an entry, a slot and a place for its completion. */
 static unsigned window_of(const struct yr_ring *ring)
 {
     unsigned window = ring->ring.sq.ring_entries;
@@ -1094,7 +1093,7 @@ static unsigned window_of(const struct yr_ring *ring)
     return window < ring->ring.cq.ring_entries ? window : ring->ring.cq.ring_entries;
 }
 
-/* What all batches ask of the ring and of the arguments that they have in common. */
+/* Checks the ring, and the arguments that all batches have in common. */
 static int check_batch(const struct batch *b)
 {
     int error = check_idle(b->ring, b->op);
@@ -1104,7 +1103,7 @@ static int check_batch(const struct batch *b)
     return b->n > INT_MAX || b->fds == NULL || b->results == NULL ? -EINVAL : 0;
 }
 
-/* Lengths and offsets whose sum has no place in a file are refused before they wrap around. */
+/* Refuses lengths and offsets whose sum is beyond any file, before they wrap around. */
 static bool span_is_sound(uint64_t addr, uint64_t len, uint64_t off)
 {
     return len <= INT64_MAX && off <= INT64_MAX - len && (addr != 0 || len == 0);

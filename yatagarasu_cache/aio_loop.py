@@ -1,4 +1,4 @@
-"""What an event loop has to do with a cache: turns, work in threads, and puts in batches."""
+"""What an event loop needs to use a cache: turns, work in threads, and puts in batches."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _STREAMS = 256  # files and iterators of a loop that are read at once, each in a
 class Turns:
     """At most `bound` operations at once; the others enter in order of arrival.
 
-    A semaphore whose way in is no coroutine: ``async with``, or, where each call counts,
+    A semaphore that can be entered without a coroutine: ``async with``, or, where each call counts,
     ``if not turns.enter(): await turns.wait()`` and `leave`.
     """
 
     def __init__(self, bound: int) -> None:
         self._bound = self._free = bound
-        self._forsaken = 0  # that nobody waits for any more
+        self._forsaken = 0  # turns that `drain` does not wait for
         self._waiting: deque[asyncio.Future[None]] = deque()  # empty while there is room
         self._all_left: asyncio.Future[None] | None = None
 
@@ -48,7 +48,7 @@ class Turns:
         return True
 
     async def wait(self) -> None:
-        """For a turn that somebody leaves."""
+        """Wait for a turn that another operation leaves."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -69,7 +69,7 @@ class Turns:
         self._look()
 
     def forsake(self) -> None:
-        """Somebody will leave whenever a stranger lets him: he is not waited for."""
+        """An operation hangs in the caller's code: `drain` does not wait for its turn any more."""
         self._forsaken += 1
         self._look()
 
@@ -86,7 +86,7 @@ class Turns:
             self._all_left.set_result(None)
 
     async def drain(self) -> None:
-        """Until nobody has a turn, or waits for one."""
+        """Wait until no operation has a turn, or waits for one."""
         if not self._empty:
             if self._all_left is None or self._all_left.done():
                 self._all_left = asyncio.get_running_loop().create_future()
@@ -110,22 +110,22 @@ class Loop:
         self.channel: Channel = self._shared.join(loop)
         bound = desk.settings.max_in_flight
         self.turns = Turns(bound)
-        # Apart, and in threads of their own: what a stranger's file or iterator waits for, perhaps for ever,
-        # is nobody else's business, and an asynchronous one may itself need turns and workers.
+        # Apart, and in threads of their own: a caller's file or iterator may wait for ever, which must not
+        # delay others, and an asynchronous one may itself need turns and workers.
         self.streams = Turns(min(_STREAMS, bound))
         self.running: set[asyncio.Future[Any]] = set()
         self._working: set[Call] = set()
         self._store = desk.store
         self._puts: list[_Put] = []
         self._putting = False
-        self._batch: tuple[Call, list[_Put]] | None = None  # that is under way
+        self._batch: tuple[Call, list[_Put]] | None = None  # the one that is under way
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """`function(*args)`, which changes nothing: nobody waits for it once the future is cancelled."""
+        """`function(*args)`, which changes nothing: if the future is cancelled, nobody waits for it."""
         return self.track(self.channel.run(self._work, Call(), function, *args))
 
     async def change(self, function: Callable[..., T], *args: Any) -> T:
-        """The same of one that changes something: once this is over, so is that, also if it is cancelled."""
+        """The same for one that changes something: it has ended when this ends, also by cancellation."""
         call = Call()
         try:
             return await self.track(self.channel.run(self._work, call, function, *args))
@@ -145,7 +145,7 @@ class Loop:
     async def _settled(self, call: Call) -> None:
         """Ask a call to end, and wait until nothing more of it takes effect.
 
-        It comes up to that by itself: who waits here, because he was cancelled, cannot be hurried.
+        Further cancellations don't end the wait.
         """
         settled = self._happening(call.ask)
         while not settled.done():
@@ -153,7 +153,7 @@ class Loop:
                 await asyncio.wait({settled})
 
     def _happening(self, have_called: Callable[[Callable[[], None]], None]) -> asyncio.Future[None]:
-        """A future that is done when what is given to `have_called` is called, in whichever thread."""
+        """A future that is done when the callback given to `have_called` is called, in any thread."""
         future: asyncio.Future[None] = self.loop.create_future()
 
         def complete() -> None:
@@ -170,8 +170,8 @@ class Loop:
     async def run_aside(self, source: Source | Pull, function: Callable[..., T], *args: Any) -> T:
         """`function(*args)`, which reads `source`, in a thread of its own.
 
-        Once it is cancelled nothing more is asked of the source, and what that does not come back with is
-        not waited for: it will not be stored. Otherwise as `change`.
+        Once cancelled, it asks nothing more of the source. If the source is just being waited for, that
+        wait is abandoned: nothing of it will be stored. Otherwise as `change`.
         """
         call = Call()
         if not self.streams.enter():
@@ -211,7 +211,7 @@ class Loop:
             future.exception()  # seen, or asyncio complains where nobody waits any more
 
     def put(self, item: Item) -> asyncio.Future[None]:
-        """Store `item` together with all others that are asked for in this turn of the loop."""
+        """Store `item` together with all others that are put in this turn of the loop."""
         future: asyncio.Future[None] = self.loop.create_future()
         self._puts.append((item, future))
         if not self._putting:
@@ -220,10 +220,10 @@ class Loop:
         return future
 
     async def put_settled(self, future: asyncio.Future[None]) -> None:
-        """After what `put` gave was cancelled: until nothing more of that takes effect."""
+        """After the future of a `put` was cancelled: wait until nothing more of that put takes effect."""
         if self._batch is not None:
             call, puts = self._batch
-            # One that has not begun leaves out what was cancelled.
+            # A batch that has not begun leaves out what was cancelled.
             if call.is_running and any(future is one for _, one in puts):
                 await self._settled(call)
 
@@ -247,12 +247,13 @@ class Loop:
     def _put_batch(self, call: Call, puts: list[_Put]) -> list[_Outcome]:
         """In a worker thread: all at once, or, if that fails, each by itself to say which failed.
 
-        Without those that are cancelled, also while it waits for a lock: it begins anew with the others.
+        Leaves out those that are cancelled. If that happens while it waits for a lock, it begins anew with
+        the others.
         """
         outcomes: list[_Outcome] = []
-        alone = 0  # of the next ones, so many could not be stored together
+        alone = 0  # how many of the next ones could not be stored together
         while True:
-            call.go_on()  # before it is seen who is left
+            call.go_on()  # before checking which are left
             puts = [put for put in puts if not put[1].cancelled()]
             if not puts:
                 return outcomes
@@ -293,7 +294,7 @@ class Loop:
     async def drain(self) -> None:
         await self.streams.drain()
         await self.turns.drain()
-        while self.running:  # nobody waits for these any more
+        while self.running:  # callers don't wait for these any more
             await asyncio.wait(set(self.running))
         if ends := [self._happening(call.at_end) for call in list(self._working)]:
             await asyncio.wait(ends)
@@ -308,10 +309,10 @@ def in_thread(
     function: Callable[[], T], name: str, ended: Callable[[asyncio.Future[T]], None] = _nothing, *,
     daemon: bool = True,
 ) -> asyncio.Future[T]:  # fmt: skip
-    """What `function` gives in a thread of its own, which goes on if the future is cancelled.
+    """The result of `function` in a thread of its own, which goes on if the future is cancelled.
 
-    `ended` is called with it in the loop when the thread is through. Not in the loop's executor: others may
-    keep all its threads waiting. Where no thread can be started, it is done in place.
+    `ended` is called with the future, in the loop, when the thread is through. It is not a thread of the
+    loop's executor: others may keep all these waiting. Where no thread can be started, it is done in place.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -1,4 +1,4 @@
-"""Iterators and asynchronous iterators of strangers, who may take any time, seen from a thread."""
+"""Iterators and asynchronous iterators of callers, which may take any time, seen from a thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MISSING: Any = object()
 
 
 class Source:
-    """An iterator of a stranger's, who may take any time, seen from a thread that can be told to stop."""
+    """An iterator of the caller's, which may take any time, seen from a thread that can be told to stop."""
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator = iterator
@@ -45,7 +45,7 @@ class Source:
             give_up()
 
     def stop(self) -> bool:
-        """Ask for nothing more. Whether it is waited for just now, which may have no end."""
+        """Ask for nothing more. True if a thread is waiting for it just now, which may have no end."""
         self._stopped = True
         return self._waits
 
@@ -80,7 +80,7 @@ class Pull:
         return await anext(self._iterator, _MISSING)
 
     def stop(self) -> bool:
-        """Ask for nothing more. False: what it waits for is cancelled too."""
+        """Ask for nothing more, and cancel what is being waited for. False: no thread keeps waiting."""
         self._stopped = True
         if self._next is not None:
             self._next.cancel()

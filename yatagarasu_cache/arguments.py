@@ -1,4 +1,4 @@
-"""What methods may be given beside a key and a value: checks that say what is wrong, and how to mend it."""
+"""Checks of arguments other than keys and values: they say what is wrong, and how to mend it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 META = MsgpackSerializer()
 _FOREVER = (1 << 63) - 1  # nanoseconds since the epoch: beyond any clock
-# Iterable, and never meant as several things, or as two in this order.
+# Iterable, but never meant as several keys, or (mappings and sets too) as a pair.
 _TEXTS = (str, bytes, bytearray, memoryview)
 _NO_PAIRS = (*_TEXTS, Mapping, Set)
 callers(refuse_equal)
@@ -28,7 +28,7 @@ callers(refuse_equal)
 
 @callers
 def expiry(expire: float | None, default: float | None) -> int:
-    """Nanoseconds since the epoch of so many seconds from now (None: of `default`); 0 for never."""
+    """Seconds from now (`default` if None) as nanoseconds since the epoch; 0 for never."""
     if expire is None:
         expire = default
         if expire is None:
@@ -51,7 +51,7 @@ def listed(keys: Iterable[Key]) -> list[Key]:
 
 
 def distinct(keys: Iterable[Key]) -> list[Key]:
-    """`listed`, of keys that a dict can hold."""
+    """`listed`; refuses different keys that would be one in a dict."""
     wanted = listed(keys)
     refuse_equal(wanted)
     return wanted
@@ -59,7 +59,7 @@ def distinct(keys: Iterable[Key]) -> list[Key]:
 
 @callers
 def check_items(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> None:
-    """Whether these can be pairs, before they are gone through."""
+    """Check that these can be pairs, before going through them."""
     if isinstance(items, _TEXTS) or not _is_iterable(items):
         raise TypeError(
             f"items must be a mapping or an iterable of (key, value) pairs, not {type(items).__name__}"
@@ -68,7 +68,7 @@ def check_items(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> None:
 
 @callers
 def pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> list[tuple[Key, Any]]:
-    """All of them, whose keys a dict can hold."""
+    """All of them as pairs; refuses different keys that would be one in a dict."""
     check_items(items)
     found = [
         item if type(item) is tuple and len(item) == 2 else _pair(position, item)
@@ -79,7 +79,7 @@ def pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> list[tuple[Ke
 
 
 def _pair(position: int, item: Any) -> tuple[Key, Any]:
-    """What is no tuple may be a pair all the same: a list, a row of a table."""
+    """A pair need not be a tuple: it may be a list, or a row of a table."""
     name = f"items[{position}] must be a (key, value) pair"
     if isinstance(item, _NO_PAIRS) or not _is_iterable(item):
         raise TypeError(f"{name}, not {type(item).__name__}")
@@ -111,7 +111,7 @@ def wrong_type(what: str) -> NoReturn:
 
 def encode_tag(tag: Key) -> bytes:
     try:
-        return encode_key(tag)  # at most MAX_KEY_BYTES, which is what a record has room for
+        return encode_key(tag)  # at most MAX_KEY_BYTES, for which a record has room
     except SerializationError as error:
         text = str(error).replace("the key takes", "it takes")
         raise SerializationError(f"tag: {text}") from error

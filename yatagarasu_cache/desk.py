@@ -47,7 +47,7 @@ _PLAIN = frozenset({bytes, str, int, float, bool, type(None), list, dict, tuple,
 
 
 class _ClosedStore:
-    """What there is instead of the store once a handle was closed."""
+    """Stands in for the store once a handle is closed."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -67,17 +67,17 @@ def _never_plain(key: Key, value: bytes) -> bool:
 class Desk:
     """One handle's share in an open store, with the settings and the codec of the handle.
 
-    `get`, `set`, `put` and `delete` are the engine's own, for whoever calls them often; `encode` and
-    `decode` those of the codec. The share ends with `close`, or when this is collected.
+    `get`, `set`, `put` and `delete` are the engine's own methods, to save calls; `encode` and `decode` are
+    the codec's. The share ends with `close`, or when this is collected.
 
-    It is a path, too, that of its directory, so that a `DiskCache` can be opened on it.
+    It also is a path, its directory's, so that a `DiskCache` can be opened on it.
     """
 
     __slots__ = (
         "__weakref__", "decode", "delete", "encode", "get", "lease", "put", "set", "settings", "store",
     )  # fmt: skip
 
-    # What else there is to be done with arguments.
+    # Other checks of arguments, for the faces.
     check_int = staticmethod(check_int)
     decode_key = staticmethod(decode_key)
     distinct = staticmethod(distinct)
@@ -90,7 +90,7 @@ class Desk:
     reopening = staticmethod(config.reopening)
 
     def __init__(self, settings: Settings, unpickled: bool = False) -> None:
-        """Open the cache, or take part in one that this process has open. `unpickled`: see `sharing`."""
+        """Open the cache, or share one that this process has open. `unpickled`: see `sharing`."""
         self.settings = settings
         codec = ValueCodec(settings.serializer)  # type: ignore[arg-type]
         self.encode, self.decode = codec.encode, codec.decode
@@ -104,13 +104,13 @@ class Desk:
     @staticmethod
     @callers
     def checked(directory: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Settings, bool]:
-        """What a handle is made with, and whether it is one that is unpickled."""
+        """The settings of a new handle, and whether it is being unpickled."""
         return config.make_settings(directory, **options), config.is_reopening()
 
     @staticmethod
     @callers
     def configured(source: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-        """The arguments with which a handle is made as a mapping or a file says."""
+        """The arguments of a handle that is configured by a mapping or a file."""
         found = config.from_mapping(source) if isinstance(source, Mapping) else config.load(source)
         return config.to_arguments(found)
 
@@ -122,7 +122,7 @@ class Desk:
         return self.lease.closed or self.lease.store.closed
 
     def refuse_all(self) -> None:
-        """From now on whatever is asked of the store is refused: it is closed."""
+        """Refuse all further use of the store: it is closed."""
         closed: Any = _ClosedStore(self.settings.directory)
         self.store = closed
         self.get = self.put = self.set = self.delete = closed.refuse
@@ -133,7 +133,7 @@ class Desk:
         self.lease.close()
 
     def settings_in_force(self) -> Settings:
-        """The handle's own, and those of the cache."""
+        """The handle's own settings, with those that the cache has in force."""
         store = self.lease.store
         with contextlib.suppress(ClosedError):
             store.shared_settings.follow()
@@ -164,7 +164,7 @@ class Desk:
     def store_value(
         self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any, length: int | None
     ) -> bool:
-        """`DiskCache.set` of what the engine does not take as it is."""
+        """`DiskCache.set` of values that the engine's `set` does not take."""
         data = encode_key(key)
         expires = expiry(expire, self.settings.default_expire)
         tag_bytes = b"" if tag is None else encode_tag(tag)

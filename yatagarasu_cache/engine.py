@@ -22,11 +22,11 @@ _desk: type[Desk] | None = None
 
 
 def loaded() -> type[Desk]:
-    """The class behind which all of it is. It is loaded once, whoever else comes meanwhile, or forks."""
+    """The class that gives access to all of it. Loaded once, whatever threads and forks do meanwhile."""
     return _desk or _load()
 
 
-@callers  # a dependency that is missing, a handler that interrupts: that is told as it is
+@callers  # a missing dependency, an interrupting handler: such errors are raised as they are
 def _load() -> type[Desk]:
     global _desk
     if importing._is_owned():  # type: ignore[attr-defined]
@@ -40,10 +40,10 @@ def _load() -> type[Desk]:
 
 
 def _have_forks_wait() -> None:
-    """A child would wait for ever for a module that another thread was importing: so a fork waits for that.
+    """Let forks wait while a thread imports the engine: a child would wait for ever for that import.
 
-    What is registered last is called first, and logging has all forks wait for a lock of its own, which the
-    engine needs to be loaded: so this is registered behind it.
+    Hooks that run before a fork run in reverse order of registration. Logging's takes a lock that loading
+    the engine needs: so ours is registered after it.
     """
     global _forks_wait
     if not _forks_wait:

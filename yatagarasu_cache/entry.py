@@ -70,10 +70,10 @@ class Location:
 
 
 class OwnLocation(Location):
-    """One that nobody was handed yet: should an exception keep it from that, it closes itself."""
+    """One not handed out yet: if an exception prevents that, it closes itself."""
 
     def handed_out(self) -> Location:
-        """The same for the user, whose descriptor is his: it may outlive the object."""
+        """The same for the user, who owns the descriptor from now on: it may outlive the object."""
         location = Location(self.fd, self.offset, self.length, self.flags)
         self.fd = -1
         return location

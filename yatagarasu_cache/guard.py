@@ -1,10 +1,10 @@
-"""What may leave a public method: errors of this package, and what is not its business.
+"""Which exceptions may leave a public method: errors of this package, and those that are not its business.
 
-That is `CacheError`; what is wrong with an argument; KeyError, MemoryError and RecursionError; whatever is
-no `Exception`; and what the caller's own code raised, for a method calls serializers, streams, iterables
-and mappings that it was given, and is interrupted by signal handlers and other threads. Whose an exception is
-follows from where it was raised: functions that only call the caller's code, or only look at arguments, are
-marked as `callers`. Everything else that comes up is a failure of ours, or of the disk's, and is told as one.
+That is `CacheError`; errors of arguments; KeyError, MemoryError and RecursionError; whatever is no
+`Exception`; and what the caller's own code raised: a method calls serializers, streams, iterables and
+mappings that it was given, and signal handlers and other threads interrupt it. Where an exception was raised
+tells whose it is: functions that only call the caller's code, or only look at arguments, are marked as
+`callers`. Every other exception is a failure of ours, or of the disk, and is raised as one.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def is_callers(error: BaseException) -> bool:
 
 
 def tell(error: BaseException, subject: object) -> None:
-    """Raise what `error` means to somebody who uses `subject`; nothing if it may leave as it is.
+    """Raise what `error` means to the user of `subject`; return if it may leave as it is.
 
-    Called by the public method that it leaves. Whatever this thread held is given back before.
+    Called by the public method that it leaves. First, all locks that this thread holds are released.
     """
-    # A generator that is not gone through to its end is left in order.
+    # A generator that is closed before its end is left in order.
     interrupted = is_interruption(error) and not isinstance(error, GeneratorExit)
     if (interrupted or is_holding()) and at_the_outside(sys._getframe(2)):
         give_back()
@@ -62,7 +62,7 @@ def tell(error: BaseException, subject: object) -> None:
 
 
 def _tell(error: Exception, subject: object) -> None:
-    bad_descriptor = isinstance(error, CacheIOError) and error.errno == errno.EBADF  # of who was closed
+    bad_descriptor = isinstance(error, CacheIOError) and error.errno == errno.EBADF  # of a closed handle
     if isinstance(error, _PASSING) and not bad_descriptor or is_callers(error):
         return
     if isinstance(error, TypeError) and _was_no_call(error.__traceback__):
@@ -96,7 +96,7 @@ def _is_closed(subject: object) -> bool:
 
 
 def guarded(method: F) -> F:
-    """A public method, generator or coroutine out of which nothing else comes."""
+    """A public method, generator or coroutine that lets no other exceptions out."""
     flags = method.__code__.co_flags
     if flags & _ASYNC_GENERATOR:
         wrapper = _guarded_async_generator(method)

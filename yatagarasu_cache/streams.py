@@ -42,8 +42,8 @@ def _as_parts(value: Any) -> Iterator[Buffer] | None:
 
 
 def _check_readable(value: Any) -> None:
-    """Refuse a file that is closed, or open for writing only. What does not say so is just read: a class
-    derived from those of `io` says that it is not readable where it does not say anything."""
+    """Refuse a file that is closed, or open for writing only. Others are just read: classes derived from
+    those of `io` say that they are not readable unless they override that."""
     try:
         for_writing_only = _says(value, "readable") is False and _says(value, "writable") is True
     except ours(ValueError) as error:
@@ -61,7 +61,7 @@ def _says(value: Any, name: str) -> Any:
 
 @callers
 def _pieces(value: Any) -> Iterator[Any]:
-    """What a file has, to its end. A generator: a StopIteration of its own is no end."""
+    """What a file has, to its end. A generator, so that a StopIteration from `read` does not end it."""
     while (piece := value.read(CHUNK_BYTES)) != b"":
         yield piece
 
@@ -104,8 +104,8 @@ def _check_bytes(length: object) -> None:
 
 @callers
 def stream_length(value: Any, length: int | None = None) -> int | None:
-    """`length`, or the bytes that a regular file still has; None for other streams. What can't fit is
-    refused early."""
+    """`length`, or the bytes that a regular file still has; None for other streams. For refusing early what
+    can't fit."""
     if length is not None:
         return length
     try:

@@ -28,7 +28,7 @@ def choose(settings: Settings) -> Choice:
     """The backend that `settings` asks for; only the chosen one's module is imported.
 
     "auto" falls back to "threads" with one log line. A backend asked for by name that cannot run
-    raises `BackendUnavailable` with the reason. Where there is no ring, settings of one are logged.
+    raises `BackendUnavailable` with the reason. Settings of a ring without one are logged.
     """
     choice = _choose(settings)
     if settings.backend != "threads":
@@ -62,7 +62,7 @@ def _threads(settings: Settings, reason: str) -> Choice:
 
 
 def _changed(ring: RingSettings) -> list[str]:
-    """Names of the settings that say how a ring is to work, and not as it would anyway."""
+    """Names of the ring's settings that differ from their defaults."""
     names = [one.name for one in fields(ring) if getattr(ring, one.name) != one.default]
     return [name for name in names if name != "enabled"]
 

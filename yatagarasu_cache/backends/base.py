@@ -9,7 +9,7 @@ backend wrote can be read through any other. Three parts:
 
 Rules for every implementation: a short read or write is resumed (a read may come back short
 only at the end of the file), EINTR is retried, any other failure is an `OSError` with its errno
-and has changed nothing that it does not say. What a read returns never aliases a buffer that
+and has changed nothing but what it says. What a read returns never aliases a buffer that
 the backend uses again. All methods may be called from several threads at once.
 """
 
@@ -33,7 +33,7 @@ WriteRequest = tuple[int, Sequence[Buffer], int]  # (fd, buffers written one aft
 Entry = tuple[str, os.stat_result]  # of a directory: a name, and its lstat
 T = TypeVar("T")
 
-# What opening a file gives that is not there, or where something else is, or what another user has put there.
+# Errors of opening a file that is missing, replaced by something else, or put there by another user.
 NO_FILE = frozenset({errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO})
 
 
@@ -44,23 +44,23 @@ class Backend(abc.ABC):
     # True if reads and writes in place are the plain system calls, so that compiled code may make
     # them itself. A backend that wants to see, count or change them leaves it False.
     plain: ClassVar[bool] = False
-    # True if reads of an event loop that begin together cost so much less than one alone that what
-    # is hardly ever in memory had better not be looked for there first.
+    # True if an event loop's reads that begin together cost so much less than single ones that it does
+    # not pay to look first whether the bytes are in memory, where they hardly ever are.
     prefers_together: ClassVar[bool] = False
 
     # -- calls in place ---------------------------------------------------------------------
 
     @abc.abstractmethod
     def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
-        """The cache is in the directory `root`, with directories of such names inside: from now on files are
-        found by open directories there, not by what paths come to lead to, and are only taken of those whom
-        `trust` admits (see `directories`)."""
+        """The cache is in the directory `root`, with the directories `inside` in it: from now on files are
+        found from open directories, wherever paths may lead by then, and used only if they belong to somebody
+        whom `trust` admits (see `directories`)."""
 
     @abc.abstractmethod
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         """A new descriptor for `path`; O_CLOEXEC and O_NOFOLLOW are always added.
 
-        Whatever is no regular file is not waited for: EISDIR of a directory, ENXIO of anything else.
+        Never waits for what is no regular file: EISDIR for a directory, ENXIO for anything else.
         A file that this creates has just the bits of `mode`, whatever the umask is, and belongs to the
         owner of its directory if root creates it.
         """
@@ -70,14 +70,14 @@ class Backend(abc.ABC):
         """Close `fd`. An error is raised, and the descriptor is gone all the same."""
 
     def let_go(self, fd: int) -> None:
-        """`close_file` where an error tells nothing: what was only read or locked, or has failed already."""
-        try:  # no `with suppressing`: it has steps before, at which an interruption may come
+        """`close_file`, ignoring errors: for a file that was only read or locked, or has failed already."""
+        try:  # no `with suppressing`: an interruption may come at the steps before its block
             self.close_file(fd)
         except ours(OSError):
             pass
 
     def clear_away(self, path: str) -> None:
-        """`unlink` of what is left of something that failed, whose error is the one that is told."""
+        """`unlink`, ignoring errors: for leftovers of something that failed, whose own error is raised."""
         with suppressing(OSError):
             self.unlink(path)
 
@@ -86,7 +86,7 @@ class Backend(abc.ABC):
         return OpenFile(self, path, flags, mode)
 
     def reading(self, path: str) -> OpenFile:
-        """The same of one that is only read from: an error of closing it tells nothing."""
+        """The same for a file that is only read from: errors of closing it are ignored."""
         return OpenFile(self, path, os.O_RDONLY, quiet=True)
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class Backend(abc.ABC):
         """Like `read` if every byte is in the page cache, else None at once (never waits for a disk)."""
 
     def read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
-        """`read` past the page cache, if that is wished and pays for this range; else None."""
+        """`read` past the page cache, if that is wanted and pays for this range; else None."""
         return None
 
     @abc.abstractmethod
@@ -181,7 +181,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def channel(self, loop: asyncio.AbstractEventLoop) -> Channel:
-        """The way of `loop` to this backend; one a loop, closed by its owner."""
+        """The access of `loop` to this backend; one for each loop, closed by its owner."""
 
     # -- the backend itself -----------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Backend(abc.ABC):
 
 
 def name_file(error: object, path: str) -> None:
-    """Have an error of the system, of what is done with a descriptor, tell which file that was."""
+    """Add the file's name to an error of the system that came from using a descriptor."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = path
 
@@ -207,7 +207,7 @@ def name_file(error: object, path: str) -> None:
 class OpenFile:
     """A descriptor that is closed behind a block, also where an exception keeps the block from beginning.
 
-    An error of the system that comes up in the block, and that has no file's name, gets this one's.
+    An error of the system that comes up in the block without a file's name gets this one's.
     """
 
     __slots__ = ("_backend", "_fd", "_path", "_quiet")

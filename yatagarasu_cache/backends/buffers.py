@@ -73,7 +73,7 @@ class BufferPool:
 
     @property
     def view(self) -> memoryview:
-        """The whole piece of memory, for a holder of no buffer who knows that there is none."""
+        """The whole piece of memory, for a caller who holds no buffer and knows that nobody does."""
         assert self._memory is not None
         return self._memory
 
@@ -88,7 +88,7 @@ class BufferPool:
         return self._stride
 
     def lent(self, begun: int, in_use: int) -> None:
-        """For a holder of all buffers, who wipes them himself: so many were taken, so many are in use."""
+        """Count for a caller who holds and wipes all buffers: `begun` were taken, `in_use` are in use."""
         with self._lock:
             new = min(begun, max(0, self.capacity - self._made))
             self._made += new
@@ -166,8 +166,8 @@ class LockedMemory:
     """How much memory this process may pin for its rings, counted over all of them.
 
     The limit of the system (RLIMIT_MEMLOCK, often 8 MiB) counts for all processes of a user, so
-    one process takes only a part of it. What lives is asked for, instead of having each give back
-    what it took: an interruption, or an exception in a destructor, can't leave anything counted.
+    one process takes only a part of it. Living `Pinned` objects are summed up, instead of having each
+    give back what it took: so no interruption or exception in a destructor can leave anything counted.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,8 +1,8 @@
-"""Files and directories that are made: with the mode that was asked for, and for whom they are.
+"""Makes files and directories with the mode that was asked for, and with the right owner.
 
-The umask takes bits off what the system is asked for, so the mode is set afterwards, where it has to be.
-What root makes in another user's directory is given to that user, who could not use it otherwise. Until
-then others may find what was made and may not open it: they try again for a moment.
+The umask clears bits of the mode, so the mode is set afterwards where necessary. What root makes in another
+user's directory is given to that user, who could not use it otherwise. Until then others may see what was
+made but not open it: they try again for a moment.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["make_directory", "open_file", "patiently"]
 
 T = TypeVar("T")
 _ROOT = 0
-_MOMENT = 0.1  # seconds in which whoever makes something comes to give it its mode and its owner
+_MOMENT = 0.1  # seconds that setting mode and owner of something new may take
 _PAUSE = 0.001
-_TRIES = 100  # to open what others make and remove meanwhile
+_TRIES = 100  # to open what others are making and removing
 
 
 def open_file(place: Place, flags: int, mode: int, check: Check | None = None) -> int:
     """`os.open` with O_CREAT in `flags`. A file that this makes has `mode`, whatever the umask is; `check`
-    may raise what is wrong with one that was there."""
+    is called with the descriptor of one that was there, and may raise."""
     if flags & os.O_EXCL:
         return _create(place, flags, mode)
     for _ in range(_TRIES):
@@ -49,7 +49,7 @@ def _create(place: Place, flags: int, mode: int) -> int:
 def make_directory(place: Place, mode: int, *, for_owner: bool = True) -> None:
     """`os.mkdir` of a directory that has `mode`, whatever the umask is.
 
-    What a parent with the setgid bit gives stays. `for_owner`: it is for the owner of the parent.
+    A setgid bit inherited from the parent stays. `for_owner`: root gives it to the owner of the parent.
     """
     name, dir_fd = place.name, place.dir_fd
     os.mkdir(name, mode, dir_fd=dir_fd)
@@ -57,9 +57,9 @@ def make_directory(place: Place, mode: int, *, for_owner: bool = True) -> None:
     if stat.S_IMODE(status.st_mode) in (mode, mode | stat.S_ISGID) and status.st_uid != _ROOT:
         return
     try:
-        # By a descriptor: root must not be led to something else that was put in its place meanwhile.
+        # By a descriptor: root must not change something else that was put in its place meanwhile.
         fd = open_at(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    except PermissionError:  # the umask took the owner's own right to look into it
+    except PermissionError:  # the umask took the owner's own right to read it
         return os.chmod(name, mode | status.st_mode & stat.S_ISGID, dir_fd=dir_fd)
     try:
         _hand_over(fd, place, mode, for_owner=for_owner and not os.listdir(fd))
@@ -70,8 +70,8 @@ def make_directory(place: Place, mode: int, *, for_owner: bool = True) -> None:
 def _hand_over(fd: int, place: Place, mode: int, *, for_owner: bool = True) -> None:
     """Give what was just made its owner and its mode.
 
-    Some file systems know neither, and some sandboxes forbid it. What that leaves shut to others tells
-    them whose it is (see `errors`).
+    Some file systems know neither, and some sandboxes forbid it. Others who then may not open the file
+    get an error that says whose it is (see `errors`).
     """
     status = os.fstat(fd)
     if status.st_uid == _ROOT and for_owner:
@@ -94,7 +94,7 @@ def _parent(place: Place) -> os.stat_result:
 
 
 def patiently(path: str, use: Callable[[], T]) -> T:
-    """`use()`, again for a moment where `path` may not be used and was only just made."""
+    """`use()`, repeated for a moment while it is refused because `path` was only just made."""
     while True:
         try:
             return use()

@@ -1,8 +1,8 @@
 """Where a cache's files are: its directory and those inside, open, and opened without following links.
 
-A path may come to lead elsewhere at any time: whoever may write to the cache's directory can put a link, or
-another user's directory, in the place of one of ours. So what is done with a file is done by its name in a
-directory that was looked at, and is open: it stays that one, whatever its path means by then.
+A path may lead elsewhere at any time: whoever may write to the cache's directory can put a link, or another
+user's directory, in the place of one of ours. So files are used by their names in a directory that is open
+and was checked: it stays that one, whatever its path leads to by then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import user_name
 
 __all__ = ["Check", "Directories", "Directory", "Foreign", "Place", "Trust", "ensure_file", "open_at"]
 
-# Whether system calls take a name in an open directory; where they do not, paths are looked at and used.
+# Whether system calls take a name in an open directory; where they do not, paths are checked, then used.
 RELATIVE = {os.open, os.stat, os.unlink, os.rename, os.mkdir} <= os.supports_dir_fd and (
     os.scandir in os.supports_fd
 )
@@ -29,27 +29,27 @@ _FLAGS = os.O_RDONLY
 for _name in ("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
     _FLAGS |= getattr(os, _name, 0)
 _ROOT = 0
-Check = Callable[[int], object]  # of a descriptor that was just opened; may raise
+Check = Callable[[int], object]  # called with a descriptor that was just opened; may raise
 
 
 class Foreign(OSError):
     """A file or directory in the place of one of ours that another user has put there.
 
-    Its errno is that of a file that is not there any more (ESTALE): what an entry needs of it is lost.
+    Its errno is that of a file that is gone (ESTALE): what an entry needs of it is lost.
     """
 
 
 class Trust(NamedTuple):
-    """Whose files are taken for the cache's: of this user, of root, of the owner of the cache's directory,
-    and of those whom the modes of its files let write to them."""
+    """Whose files are accepted as the cache's: those of this user, of root, of the owner of the cache's
+    directory, and of users whom the modes of its files let write to them."""
 
     directory_mode: int = 0o700
     file_mode: int = 0o600
     read_only: bool = False
 
     def admits_root(self, status: os.stat_result) -> bool:
-        """Whether a cache may be in this directory. Root serves all users, and who only reads may read
-        what another user has stored: both know whose directory they name."""
+        """Whether a cache may be in this directory. Root serves all users, and a reader may read what another
+        user has stored: both know whose directory they name."""
         user = os.geteuid()
         return user == _ROOT or self.read_only or status.st_uid in (_ROOT, user) or self._shares(status, 0)
 
@@ -57,7 +57,7 @@ class Trust(NamedTuple):
         """Whether a file or directory in the directory `root` may be one of the cache's."""
         if status.st_uid in (root.st_uid, _ROOT) or status.st_uid == os.geteuid():
             return True
-        # Who reads goes by what the owner of the directory has set.
+        # A reader goes by the modes that the owner of the directory has set.
         return self._shares(status, root.st_mode if self.read_only else 0, root.st_gid)
 
     def _shares(self, status: os.stat_result, more: int, group: int = -1) -> bool:
@@ -87,7 +87,7 @@ class Directory:
         return self._fds[0]
 
     def is_at(self, name: str, above: int | None = None) -> bool:
-        """Whether it is still what has its name. Its number is nobody else's as long as it is open."""
+        """Whether its name still leads to it. No other one gets its number as long as it is open."""
         own, there = self.status, os.lstat(name, dir_fd=above)
         if (own.st_ino, own.st_dev) != (there.st_ino, there.st_dev):
             return False
@@ -113,10 +113,11 @@ class Place(NamedTuple):
 
 
 class Directories:
-    """The directories of one cache, opened at first use, and anew where another one is in their place.
+    """The directories of one cache, opened at first use, and again if another one takes their place.
 
-    That is looked for before each use; of the cache's directory as often as of its other files, since all
-    who find it elsewhere look for it (`keep_to`). So it is of those inside where a file is only read from.
+    That is checked before each use; but for the cache's own directory only every LOOK_EVERY seconds, like
+    the names of its files, as whoever notices a change has it looked up at once (`keep_to`). The same holds
+    for those inside where a file is only read from (`recent`).
     """
 
     def __init__(self) -> None:
@@ -124,8 +125,8 @@ class Directories:
         self._paths: frozenset[str] = frozenset()  # of all of them
         self._trust = Trust()
         self._open: dict[str, Directory] = {}
-        self._look_at = 0.0  # when to see whether the cache's directory is the one at its path
-        self._seen: set[str] = set()  # directories inside that were in their places since that was seen
+        self._look_at = 0.0  # when to check next whether the cache's directory is still at its path
+        self._seen: set[str] = set()  # directories inside that were found in place since the last check
 
     def keep_to(self, root: str, inside: Collection[str], trust: Trust) -> None:
         """From now on the cache is in the directory `root`, with directories of such names in it."""
@@ -136,7 +137,7 @@ class Directories:
         self._paths = frozenset({root, *(f"{root}/{name}" for name in inside)})
 
     def place(self, path: str) -> Place:
-        """Where `path` is; below directories that are none of ours it is what it is."""
+        """Where `path` is; a path that is in none of our directories is used as it is."""
         above, _, name = path.rpartition("/")
         if above not in self._paths:
             return Place(path, path)
@@ -144,7 +145,7 @@ class Directories:
         return Place(path, path) if directory is None else Place(path, name, directory.fd, directory)
 
     def recent(self, path: str) -> Place | None:
-        """The same if that was seen just now. What is not there may be in a directory that has come since."""
+        """The same if it was checked just now. A file missing there may be in a directory that came since."""
         above, _, name = path.rpartition("/")
         directory = self._open.get(above)
         if directory is None or above not in self._seen or time.monotonic() >= self._look_at:
@@ -162,15 +163,15 @@ class Directories:
         return self._root_directory() if path == self._root else self._inside(path)
 
     def to_list(self, path: str) -> Directory | None:
-        """The same, for the caller alone to list it: what is open has one position for all who would."""
+        """The same, opened for the caller alone to list: users of one open directory share its position."""
         if path not in self._paths or not RELATIVE:
             return self.opened(path)
-        if path not in self._open:  # from now on nobody does
+        if path not in self._open:  # just opened: nobody else lists it
             return self.opened(path)
         return self._open_anew(path, None if path == self._root else self._root_directory())
 
     def ensure_ours(self, path: str, status: os.stat_result) -> None:
-        """Raise `Foreign` for a file that belongs to nobody whose files these can be."""
+        """Raise `Foreign` for a file whose owner is not trusted."""
         known = self._open.get(self._root)
         if known is not None and known.status.st_uid == status.st_uid or not self._is_inside(path):
             return
@@ -242,7 +243,7 @@ def _foreign(path: str, status: os.stat_result, root: os.stat_result) -> Foreign
 
 
 def ensure_file(path: str, fd: int) -> os.stat_result:
-    """Raise what opening a file would have, had it waited for nobody, of what is no regular file."""
+    """Refuse what is no regular file, with the error that opening it is to have."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reads", "make_reads"]
 
-OURS = 1 << 63  # in the numbers of these reads; those of other reads lack it
+OURS = 1 << 63  # set in the numbers of these reads only
 
 
 class _Request(NamedTuple):
@@ -46,7 +46,7 @@ class Reads:
 
     @property
     def running(self) -> int:
-        """How many are the kernel's."""
+        """How many the kernel has."""
         return len(self._running)
 
     @property
@@ -73,12 +73,12 @@ class Reads:
         return tuple(map(address_of, self._columns))
 
     def add(self, future: asyncio.Future[bytes], fd: int, length: int, offset: int) -> int:
-        """One more read that waits. How many do."""
+        """Add a read that waits. Returns how many wait."""
         self._waiting.append(_Request(future, fd, length, offset))
         return len(self._waiting)
 
     def stage(self, most: int) -> int:
-        """Write the next reads into the columns; how many. Cancelled ones are dropped."""
+        """Write the next reads into the columns. Returns how many; cancelled ones are dropped."""
         self._staged.clear()
         if not self._columns:  # no memory yet
             return 0
@@ -95,7 +95,7 @@ class Reads:
         return len(self._staged)
 
     def unstage(self, queued: int) -> None:
-        """Only so many of them were queued: the others wait again, in their order."""
+        """Only `queued` of them were queued: the others wait again, in their order."""
         while len(self._staged) > queued:
             slot = self._staged.pop()
             self._waiting.appendleft(self._running.pop(slot))
@@ -104,8 +104,8 @@ class Reads:
     def complete(self, numbers: int, results: int, count: int, wanted: bool) -> list[tuple[Any, ...]]:
         """Take completions from two arrays at these addresses, and set results if still wanted.
 
-        The others: (result, number) of reads that are not of this object, (result, future, fd,
-        length, offset) of those that are not whole.
+        Returns the others: (result, number) of reads that are not of this object, and (result, future,
+        fd, length, offset) of those that are not whole.
         """
         others: list[tuple[Any, ...]] = []
         found = zip(

@@ -1,4 +1,4 @@
-"""One io_uring of the kernel as a Python object, and why there is none where there is none."""
+"""One io_uring of the kernel as a Python object, and the reason if there is none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RING_ERRORS = frozenset(
     {errno.EAGAIN, errno.EINTR, errno.ECANCELED, errno.ENOMEM, errno.EBUSY, errno.EPERM, errno.ENOSYS,
      errno.EOPNOTSUPP, errno.EINVAL, errno.ENOBUFS, errno.EOVERFLOW, errno.E2BIG, errno.ENXIO}
 )  # fmt: skip
-# What a batch may say of an operation and mean the ring that has not taken it.
+# Results of an operation in a batch that mean the ring, which has not taken it.
 BATCH_ERRORS = RING_ERRORS | {errno.EBADF, errno.EBADFD, errno.EBADR, errno.EFAULT, errno.EOWNERDEAD}
 # Results of one operation that are worth asking for once more.
 PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ECANCELED})
@@ -72,12 +72,12 @@ def address_of(memory: Any) -> int:
 
 
 def keep_for_ever(memory: Any) -> None:
-    """For memory that operations may still use which nobody can wait for any more."""
+    """Never free `memory`: operations that nobody can wait for may still use it."""
     _lost.append(memory)
 
 
 def _kernel() -> tuple[int, int]:
-    """Version of the running kernel; (0, 0) if its name tells nothing."""
+    """Version of the running kernel; (0, 0) if its name does not tell."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -122,7 +122,7 @@ def _locked_limit() -> str:
 
 
 def check_kernel() -> None:
-    """Raises `BackendUnavailable` for what creating a ring does not tell."""
+    """Raises `BackendUnavailable` for reasons that creating a ring does not show."""
     if lib.yr_abi_version() != _ABI:
         raise BackendUnavailable("the compiled module is of another version of this package: reinstall it")
     if (0, 0) < _kernel() < _OLDEST_KERNEL:
@@ -130,7 +130,7 @@ def check_kernel() -> None:
 
 
 def _once(owner: object, function: Callable[..., Any], *args: Any) -> weakref.finalize[..., Any]:
-    """To be called, or, if nobody has, done when `owner` is collected."""
+    """A function to be called once: at the latest when `owner` is collected."""
     finalizer = weakref.finalize(owner, function, *args)
     finalizer.atexit = False
     return finalizer
@@ -174,7 +174,7 @@ class Ring:
         self._bound_workers()
 
     def _bound_workers(self) -> None:
-        """As the settings wish; a kernel that lacks it does without."""
+        """Limit the kernel's workers as the settings say, if the kernel can."""
         if self._settings.max_workers:
             lib.yr_set_workers(self.handle, self._settings.max_workers, self._settings.max_workers)
         self.pin_workers()
@@ -186,8 +186,8 @@ class Ring:
             lib.yr_set_affinity(self.handle, len(cpus), list(cpus))
 
     def try_out(self) -> None:
-        """Do nothing through the ring. OSError if it does not even do that: a filter may allow to
-        make rings and not to use them."""
+        """Have the ring do a NOP. OSError if it does not even do that: a filter may allow making rings
+        but not using them."""
         error = lib.yr_try_out(self.handle, 1_000_000_000)
         if error:
             raise OSError(-error, os.strerror(-error))
@@ -197,7 +197,7 @@ class Ring:
         return [name for name, op in _NEEDED.items() if lib.yr_supports(self.handle, op) != 1]
 
     def info(self) -> dict[str, int]:
-        """State and counters; those of its end once it is gone."""
+        """State and counters; the last ones once it is gone."""
         with self._lock:
             if self.handle is not None:
                 lib.yr_info(self.handle, self._info)
@@ -207,7 +207,7 @@ class Ring:
     def register(self, *pools: BufferPool) -> int | None:
         """Register each pool's memory under its place in `pools`. An errno if that fails, else None.
 
-        Nothing is registered either if the process has pinned its share of memory already: 0.
+        0, and nothing is registered, if the process has pinned its share of memory already.
         """
         addresses, sizes = [pool.address for pool in pools], [pool.total_bytes for pool in pools]
         self._pinned = locked.take(sum(sizes))
@@ -294,7 +294,7 @@ class Rings:
             _log.warning(f"io_uring fails ({explain(code)}): ordinary calls do its work meanwhile")
 
     def opened(self, ring: Ring, *pools: BufferPool) -> bool:
-        """Count a ring in, and register its memory if that is wished and possible: True if it is."""
+        """Count a new ring, and register its memory if that is wanted and possible: True if it is."""
         with self._lock:
             self._open[ring] = next(self._numbers)
             self._pools.update(dict.fromkeys(pools))
@@ -312,7 +312,7 @@ class Rings:
 
     @staticmethod
     def _log_once(topic: str, line: str) -> None:
-        """Once a process, for what concerns all of it."""
+        """Log once a process what concerns all of it."""
         if topic not in _said:
             _said.add(topic)
             _log.warning(line)

@@ -25,13 +25,13 @@ _MOST_RINGS = 8  # more threads than this at once make ordinary calls
 _CHUNK_BYTES = 256 << 10
 _CHUNKS = 8
 ARENA_BYTES = _CHUNKS * _CHUNK_BYTES
-_COPIED_BYTES = 64 << 10  # longer values are read where they stay instead of being copied
+_COPIED_BYTES = 64 << 10  # longer values are read straight into their place instead of being copied
 _ALIGN = 4096  # for O_DIRECT; no file system in use asks for more
 _DRAIN_SECONDS = 30.0
 
 
 class LentRing:
-    """A ring, and the memory that goes with it: all of it for one batch, or chunks of one value."""
+    """A ring and its memory, which is used as a whole by a batch, or in chunks by one value."""
 
     def __init__(self, rings: Rings, ring: Ring, chunks: BufferPool, registered: bool) -> None:
         self._rings = rings
@@ -46,12 +46,12 @@ class LentRing:
         self._submitted = 0
 
     def begin(self) -> None:
-        """Before a batch. Until it is settled the ring counts as lost, whatever happens."""
+        """Call it before a batch. Until `settle` the ring counts as lost, whatever happens."""
         self.usable = False
         self._submitted = self.ring.info()["submitted"]
 
     def settle(self, error: int, results: Sequence[int], count: int, memory: object) -> None:
-        """After a batch of `count` operations into `memory`: whether the ring is still of use.
+        """Call it after a batch of `count` operations into `memory`. Sets whether the ring is still usable.
 
         OSError: nothing was done.
         """
@@ -138,7 +138,7 @@ class Lender:
         self._rings.closed(lent.ring, lent.chunks)
 
     def close(self, seconds: float = _DRAIN_SECONDS) -> None:
-        """Free all rings; those that are lent as soon as they come back."""
+        """Free all rings; lent ones as soon as they come back."""
         with self._returned:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -249,7 +249,7 @@ class DirectRead:
         self._results = ffi.new("int32_t[]", _CHUNKS)
 
     def run(self) -> bytes | None:
-        """The bytes; None if it did not go smoothly and an ordinary read has to tell why."""
+        """The bytes; None if something went wrong, and an ordinary read has to tell what."""
         self._lent.usable = False
         try:
             going_on = self._queue()
@@ -311,7 +311,7 @@ class DirectRead:
         limit = time.monotonic() + _DRAIN_SECONDS
         while self._lent.ring.info()["inflight"]:
             if time.monotonic() > limit:
-                return  # the ring is given up, with its memory
+                return  # give the ring up, with its memory
             lib.yr_wait(self._lent.handle, _CHUNKS, 50_000_000)
             lib.yr_reap(self._lent.handle, _CHUNKS, self._numbers, self._results)
         for buffer in (*self._running.values(), *self._free):

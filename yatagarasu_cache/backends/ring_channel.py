@@ -46,7 +46,7 @@ _DRAIN_SECONDS = 30.0
 _FILES = 256  # places for registered files
 _MAX_OFFSET = 1 << 62
 _MAX_FD = 1 << 31
-# Channels with reads under way: were one collected, its memory would go while the kernel fills it.
+# Keeps channels with reads under way: collecting one would free memory that the kernel is filling.
 _busy: set[RingChannel] = set()
 _MEDIUM = 1  # place of the medium pool in the table of registered buffers; the short one is at 0
 # Of yr_queue_reads(): files, addresses, lengths, offsets, numbers, flags, tables.
@@ -176,7 +176,7 @@ class RingChannel(ThreadChannel):
         self._pump()
 
     def _pump(self) -> None:
-        """Hand over what there is room for and take what is complete, until neither goes on."""
+        """Hand over what there is room for and take what is complete, until there is neither."""
         reads = self._reads
         while self._ring is not None or ((self._waiting or reads.waiting) and self._open()):
             if self._waiting and self.running < self._limit:
@@ -236,7 +236,7 @@ class RingChannel(ThreadChannel):
         self._queued(queued)
 
     def _queued(self, queued: int) -> None:
-        """What the ring says to reads: how many it has taken."""
+        """Handle the ring's answer to reads: how many it has taken, or an errno, negative."""
         self._unsubmitted += max(queued, 0)
         if queued < 0:
             self._abandon(-queued)
@@ -291,8 +291,8 @@ class RingChannel(ThreadChannel):
 
     def _provide(self, read: _Read) -> None:
         if not SHORT_BYTES < read.length <= MEDIUM_BYTES or self._medium.in_use >= _MEDIUM_KEPT:
-            # Fresh and unseen by anybody else until it is complete, so it may be written to; to
-            # copy this much out of a buffer would cost more than it saves.
+            # New, and unseen by others until it is complete, so it may be written to; copying this much
+            # out of a buffer would cost more than it saves.
             read.own = bytes(read.length)
             read.address = address_of(read.own)
             return
@@ -301,7 +301,7 @@ class RingChannel(ThreadChannel):
         read.flags = self._buffer_flag if read.buffer.pooled else 0
 
     def _take_back(self, read: _Read) -> None:
-        """The read's memory is nobody's any more."""
+        """Free the read's memory."""
         if read.buffer is not None:
             self._medium.release(read.buffer, read.length)
             read.buffer, read.address = None, 0
@@ -336,7 +336,7 @@ class RingChannel(ThreadChannel):
     # -- from the kernel --------------------------------------------------------------------
 
     def _reap(self) -> int:
-        """Take every completion that is there. How many."""
+        """Take every completion that is there. Returns how many."""
         if self._ring is None:
             return 0
         found: int = lib.yr_reap(self._ring.handle, self._space, self._numbers, self._results)
@@ -406,7 +406,7 @@ class RingChannel(ThreadChannel):
             other.add_done_callback(partial(_pass_on, future))
 
     def _one_failed(self, read: _Read, error: int) -> None:
-        """A failure of the ring's and not of the file's. Many of them, and it is given up."""
+        """The ring failed, not the file. After many such failures the ring is given up."""
         self._failed += 1
         self._take_back(read)
         self._read_otherwise((read,))
@@ -456,7 +456,7 @@ class RingChannel(ThreadChannel):
         return True
 
     def _let_go(self) -> list[_Read]:
-        """Free the ring. The reads that were under way; what memory they had is not theirs any more."""
+        """Free the ring. Returns the reads that were under way or waiting."""
         ring, self._ring, self._files = self._ring, None, None
         running, self._running = list(self._running.values()), {}
         _busy.discard(self)
@@ -474,7 +474,7 @@ class RingChannel(ThreadChannel):
         return running + [_Read(*read) for read in self._reads.take_all()]
 
     def close(self) -> None:
-        """See `Channel.close`. In another thread than the ring's: what is under way is read again."""
+        """See `Channel.close`. In another thread than the ring's, what is under way is read again."""
         self._closed = True
         if self._ring is not None and self.is_mine():
             self._drain()

@@ -30,7 +30,7 @@ _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getat
 _CHANGING = os.O_CREAT | os.O_WRONLY | os.O_RDWR
 _WITHOUT_WAITING: int = getattr(os, "O_NONBLOCK", 0)  # for a FIFO in the place of a file
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0) if hasattr(os, "preadv") else 0
-# What a system call gives that a sandbox refuses (EPERM), or that the kernel does not know.
+# Errors of a system call that a sandbox refuses (EPERM), or that the kernel does not know.
 _REFUSED = frozenset({errno.EPERM, errno.ENOSYS})
 _WOULD_WAIT = _REFUSED | {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL}
 _CANNOT_ALLOCATE = _REFUSED | {errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV}
@@ -80,7 +80,7 @@ class ThreadsBackend(Backend):
     def _ensure_ours(self, path: str, fd: int) -> None:
         self._directories.ensure_ours(path, ensure_file(path, fd))
 
-    close_file = staticmethod(os.close)  # in C: no signal is looked for before
+    close_file = staticmethod(os.close)  # in C: no signal handler runs before it
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         data = os.pread(fd, min(length, _MAX_TRANSFER), offset)
@@ -218,7 +218,7 @@ class ThreadsBackend(Backend):
     # -- batches ----------------------------------------------------------------------------
 
     def read_many(self, requests: Sequence[ReadRequest]) -> list[bytes | OSError]:
-        if len(requests) > 1:  # all of them first, so that the disk works on many at once
+        if len(requests) > 1:  # advise all of them first, so that the disk works on many at once
             for request in requests:
                 self.prefetch(*request)
         return [_result_or_error(self.read, *request) for request in requests]
@@ -261,7 +261,7 @@ class ThreadsBackend(Backend):
 
 
 def _name(error: OSError, path: str) -> None:
-    """Have an error about a name in an open directory tell the path. One about the directory itself does."""
+    """Put the path into an error about a name in an open directory. An absolute name is one already."""
     if error.filename is None or not os.path.isabs(error.filename):
         error.filename = path
 
@@ -276,7 +276,7 @@ def _listed(directory: str | int) -> list[tuple[str, os.stat_result]]:
 
 
 def _sync_fully(fd: int) -> None:
-    """fsync, which on macOS leaves the data in the disk's own cache unless that is told to flush it."""
+    """fsync; on macOS, also have the disk flush its own cache."""
     if hasattr(fcntl, "F_FULLFSYNC"):
         try:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
@@ -360,15 +360,15 @@ class WorkerPool:
             if self._threads:
                 return
             self._queue.pop()
-        job()  # no thread is to be had: whoever asks waits
+        job()  # no thread can be had: the caller does it
 
     def _start(self) -> None:
         thread = threading.Thread(target=self.work, name="yatagarasu-worker", daemon=True)
-        if started(thread):  # else those there are do the work later
+        if started(thread):  # else the existing ones do the work later
             self._threads.append(thread)
 
     def work(self) -> None:
-        """What a thread does. Between two jobs it holds nothing, neither locks nor what these held on to."""
+        """What a thread does. Between two jobs it holds nothing: no locks, and no objects of the last job."""
         while (job := self._next()) is not None:
             job()
             job = None
@@ -442,4 +442,4 @@ class ThreadChannel(Channel):
                 future.set_result(result)
 
     def close(self) -> None:
-        """Nothing of its own to free: calls under way end in the pool, their results are delivered."""
+        """It has nothing to free: calls under way end in the pool, and their results are delivered."""

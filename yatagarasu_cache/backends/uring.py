@@ -1,8 +1,7 @@
 """The io_uring backend: as the portable one, with rings where many reads are under way at once.
 
-What a ring is not for stays as it is: one read of bytes in memory and one buffered write cost
-less as plain calls. Rings serve batches and long cold reads (`ring_batches`) and the reads of
-event loops (`ring_channel`).
+All else stays as it is: one read of bytes in memory and one buffered write cost less as plain calls.
+Rings serve batches and long cold reads (`ring_batches`) and the reads of event loops (`ring_channel`).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class UringBackend(ThreadsBackend):
 
     def _ensure_ours(self, path: str, fd: int) -> None:
         super()._ensure_ours(path, fd)
-        os.set_blocking(fd, True)  # a ring takes it at its word otherwise, and does not wait for the disk
+        os.set_blocking(fd, True)  # else a ring heeds O_NONBLOCK, and does not wait for the disk
 
     def close_file(self, fd: int) -> None:
         try:
@@ -80,7 +79,7 @@ class UringBackend(ThreadsBackend):
         return super().read(fd, length, offset)
 
     def read_direct(self, fd: int, length: int, offset: int) -> bytes | None:
-        """Only where the settings insist: whoever asks reads ahead himself, which is as fast."""
+        """Only where the settings insist: the caller reads ahead, which is as fast."""
         if self._direct is not True or length < DIRECT_BYTES:
             return None
         return self._read_long(fd, length, offset)
@@ -94,8 +93,8 @@ class UringBackend(ThreadsBackend):
         return self._read_direct(fd, within, offset)
 
     def _is_direct(self, place: tuple[int, int, int], fd: int, length: int) -> bool:
-        """Whether to read past the page cache: what is not in it, and then ("auto") only once,
-        because what is asked for again had better be in it."""
+        """Whether to read past the page cache: only what is not in it, and with "auto" only the first time,
+        because what is read again had better be in it."""
         if not self._direct or self._direct == "auto" and _reads_far_ahead(place[0]):
             return False
         return _is_cold(fd, length, place[2]) and (self._direct is True or self._is_first(place))
@@ -147,11 +146,11 @@ class UringBackend(ThreadsBackend):
         return results
 
     def _fits(self, fd: int, length: int, offset: int) -> bool:
-        """Whether a batch on a ring takes the request; others are long, or no file's."""
+        """Whether a batch on a ring can take the request: not if it is long, or out of range."""
         return 0 < length <= LONG_BYTES and 0 <= offset < _MAX_LENGTH and 0 <= fd < 1 << 31
 
     def _result(self, request: ReadRequest, found: bytes | int) -> bytes | OSError:
-        """What the ring says, unless it says something of itself: then an ordinary read tells."""
+        """The ring's result, or, if that is about the ring itself, the result of an ordinary read."""
         if isinstance(found, bytes):
             return found
         if found in BATCH_ERRORS:
@@ -178,7 +177,7 @@ class UringBackend(ThreadsBackend):
         return dict.fromkeys(fds, errno.EAGAIN)
 
     def _sync_outcome(self, fd: int, code: int) -> OSError | None:
-        """A failure of the file's is final: a sync that is repeated after it may succeed wrongly."""
+        """A file's failure is final: a sync repeated after it may wrongly succeed."""
         if code in BATCH_ERRORS:
             self.rings.fallbacks += 1
             return _result_or_error(self.sync, fd)
@@ -212,7 +211,7 @@ class UringBackend(ThreadsBackend):
 
 
 def _first_ring(settings: RingSettings) -> Ring:
-    """A ring that does what is needed. `BackendUnavailable` says what is in its way."""
+    """A ring that can do what is needed. `BackendUnavailable` says why there is none."""
     try:
         ring = Ring(settings, one_thread=False)
     except ours(OSError) as error:
@@ -254,7 +253,7 @@ def _reads_far_ahead(device: int) -> bool:
 
 
 def _close_at_exit() -> None:
-    """Nothing may be under way into memory that the interpreter is about to free."""
+    """End all operations into memory that the interpreter is about to free."""
     for backend in list(_backends):
         for channel in list(backend._channels):
             channel.close_at_exit()

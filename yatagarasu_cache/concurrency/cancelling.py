@@ -1,9 +1,9 @@
-"""Changes whose caller has been cancelled, and waits only for the moment from which nothing more happens.
+"""Changes whose caller was cancelled, and waits only until nothing more takes effect.
 
-A thread cannot be stopped from outside. So whoever makes a change in a worker thread on behalf of a task
-asks it to end, and it heeds that (`heed`) where it waits for something that has no bound, which is a lock
-that others have, and between the parts of a long change. There it raises `GivenUp`: unwinding leaves all
-that was not complete as it had been. Where it works it is let work on, to its end.
+A thread cannot be stopped from outside. So a task that is cancelled asks its worker thread to end. The
+thread heeds that (`heed`) where it waits without bound, which is for a lock that others hold, and between
+the parts of a long change. There it raises `GivenUp`: unwinding leaves everything incomplete as it had
+been. Work that is running is not interrupted.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Call:
 
     def __init__(self) -> None:
         self.done = self._given_up = self.is_putting_in_order = False
-        self._chance = [None]  # whoever takes it decides what becomes of this
+        self._chance = [None]  # whoever pops it decides: the thread to begin, or `cancel`
         self._answers: deque[Callable[[], None]] = deque()
         self._ends: deque[Callable[[], None]] = deque()
 
     def cancel(self) -> bool:
-        """Whether it had not begun: now it never will."""
+        """True if it had not begun: now it never will."""
         try:
             self._chance.pop()
         except IndexError:
@@ -62,7 +62,7 @@ class Call:
     def ask(self, answer: Callable[[], None]) -> None:
         """Ask the work to end. `answer` is called, in any thread, once nothing more of it takes effect."""
         self._answers.append(answer)
-        if self.done or self._given_up:  # asked afterwards: the work looks for answers after it is
+        if self.done or self._given_up:  # set before the work looks for answers: one of both finds this one
             _tell(self._answers)
 
     def at_end(self, ended: Callable[[], None]) -> None:
@@ -83,13 +83,13 @@ class Call:
             self.give_up()
 
     def give_up(self) -> NoReturn:
-        """From here on there is only unwinding, which nothing disturbs."""
+        """Raise `GivenUp`. From here on there is only unwinding, which nothing interrupts."""
         self._given_up = True
         _tell(self._answers)
         raise GivenUp
 
     def go_on(self) -> None:
-        """Begin anew, with what is wanted by those who have not asked before this."""
+        """Begin anew, for those who have not asked it to end by now."""
         self._given_up = False
 
 
@@ -115,14 +115,14 @@ def is_heeding() -> bool:
 
 
 def heed() -> None:
-    """Where it waits: raise `GivenUp` if this thread works for a call that was cancelled. Once for each."""
+    """Called while waiting: raise `GivenUp`, once a call, if this thread's call was cancelled."""
     call = _here.call
     if call is not None:
         call.heed()
 
 
 def ensure_wanted() -> None:
-    """Before each part, or try, of a change: the same, also where somebody was answered before."""
+    """Called before each part, or try, of a change: the same, also after an answer was given."""
     call = _here.call
     if call is not None:
         call.ensure_wanted()
@@ -138,8 +138,8 @@ def give_up() -> NoReturn:
 
 @contextlib.contextmanager
 def putting_in_order() -> Iterator[None]:
-    """What is done here is done to its end, and who asks meanwhile does not wait for it: nothing takes effect
-    until it is seen, by `ensure_wanted`, that nothing more is to."""
+    """The block runs to its end, but whoever asks for an end meanwhile is answered at once: nothing of the
+    change takes effect before the next `ensure_wanted`, which ends the work then."""
     call = _here.call
     if call is None:
         yield

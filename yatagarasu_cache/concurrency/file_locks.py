@@ -1,4 +1,4 @@
-"""Locks of processes: of files, which the kernel gives back when a process ends, however it ends."""
+"""Locks between processes: file locks, which the kernel releases when a process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = [
     "narrow", "share",
 ]  # fmt: skip
 
-_TRIES = 30  # for the lock file, before waiting asleep
+_TRIES = 30  # to lock the file, before sleeping in between
 _FEW_TRIES = 8  # where nobody is waited for
-# Seconds between tries: with 256 processes waiting, shorter ones at last take the processors from whoever
-# has the lock.
+# Seconds between tries: with 256 processes waiting, shorter sleeps would take the processors from the one
+# that holds the lock.
 _SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01
-# Seconds for which a file is taken to have its name still; and for which whoever puts another one in its
-# place waits, so that all others have looked meanwhile, and are out of the one that was removed.
+# Seconds for which a file is believed to have its name still; and for which a process that replaces one
+# waits, so that all others have looked meanwhile, and have left the file that was removed.
 LOOK_EVERY = 0.01
 GRACE = 0.05
 _RENEWALS = 100  # of a lock file that is removed again and again
 _WITHOUT_WAITING = fcntl.LOCK_EX | fcntl.LOCK_NB if fcntl else 0
-# Locks of open files, not of processes, and apart from those of flock. Elsewhere than on Linux files are not
-# kept, and not emptied.
+# Locks of open files (not of processes), independent of flock's. Where there are none, other than on Linux,
+# files are not kept, and not emptied.
 _OFD_LOCK: int = getattr(fcntl, "F_OFD_SETLK", 0)
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length (0: all of it), process
 
@@ -53,7 +53,7 @@ def has_name(fd: int, path: str) -> bool:
         return os.path.samestat(own, os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except ours(OSError):  # this user may not look there any more
+    except ours(OSError):  # this user may no longer look there
         return True
 
 
@@ -68,13 +68,13 @@ class Files(Protocol):
 
 
 class FileLock:
-    """Excludes other threads and processes; may be taken again by the thread that has it.
+    """Excludes other threads and processes; the thread that holds it may take it again.
 
-    The lock file is of its own and is never handed to a ring: the kernel may keep a registered
+    The lock has a file of its own, which is never handed to a ring: the kernel may keep a registered
     file, and so its lock, alive after the process was killed.
 
-    A file that was removed excludes nobody: whoever gets the lock looks whether it still has its name,
-    and goes on with the one that has. `timeout`: seconds to wait for it, None for any time.
+    A file that was removed excludes nobody: after locking it, its name is checked, and if that belongs to
+    another file now, that one is locked. `timeout`: seconds to wait, None for any time.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FileLock:
         self._looked = 0.0
         self.on_enter: Any = None  # called once the lock is held by a new owner
         self.on_gone = on_gone  # called when the file has lost its name, before it is made anew
-        self.waiting: Sized = ()  # if there is anything in it when the lock was given back,
+        self.waiting: Sized = ()  # if it is not empty when the lock was given back,
         self.on_exit: Any = None  # this is called
         self.fd, self.made = self._open()
         narrow(self.fd)
@@ -133,7 +133,7 @@ class FileLock:
                 raise
 
     def try_to_enter(self) -> bool:
-        """Enter if nobody has it: then nobody is waited for. Leave it as by ``with``."""
+        """Acquire the lock if nobody has it, without waiting. Leave it as by ``with``."""
         if not self.threads.acquire(False):
             return False
         if self._depth:
@@ -166,8 +166,8 @@ class FileLock:
 
     def _lock_file(self) -> None:
         for _ in range(_RENEWALS):
-            # Others hold it for microseconds, and who sleeps gets his turn milliseconds later where the
-            # processors are busy: so first it is tried for a while.
+            # Others hold it for microseconds, and a sleeper wakes milliseconds later where the processors
+            # are busy: so try for a while first.
             if (self._try(_TRIES) or self._wait()) and self._is_in_place():
                 return
             self._renew()
@@ -184,9 +184,9 @@ class FileLock:
         return False
 
     def _wait(self) -> bool:
-        """Wait until the others give it up; False if the file they hold is removed meanwhile.
+        """Wait until the others release it; False if the file they hold is removed meanwhile.
 
-        Not by the call that waits by itself: that knows no bound.
+        It polls, as a blocking flock() takes no timeout.
         """
         if self._is_mine_elsewhere():
             raise Reentered(
@@ -209,7 +209,7 @@ class FileLock:
         return True
 
     def _is_mine_elsewhere(self) -> bool:
-        """Whether this thread has the same file locked, and so waits for itself."""
+        """Whether this thread has locked the same file by another handle, and so waits for itself."""
         own = os.fstat(self.fd)
         for other in file_locks:
             if other is not self and other.fd >= 0 and other.threads._is_owned():
@@ -227,22 +227,22 @@ class FileLock:
             self.on_gone()
         try:
             fd, made = self._open()
-        except FileNotFoundError:  # the directory, once more
+        except FileNotFoundError:  # the directory was removed again
             return
         self.fd, old = fd, self.fd
         self._files.let_go(old)
         narrow(self.fd)
         if made and self._try(1):
-            time.sleep(GRACE)  # and nobody gets it: somebody may still be inside of the one that was removed
+            time.sleep(GRACE)  # holding it: somebody may still be working under the lock that was removed
 
     # -- giving it back -----------------------------------------------------------------------
 
     def __exit__(self, *_: object) -> None:
-        # In this order: as long as the thread's lock is held, `give_back` finds what an exception left.
+        # In this order: while the thread's lock is held, `give_back` finds what an exception left behind.
         if self._depth == 1:
             try:
                 self._unlock()
-            except ours(OSError):  # others of this process must not wait for ever
+            except ours(OSError):  # this process's other threads must not wait for ever
                 self.give_up()
                 raise
         self._depth -= 1
@@ -255,7 +255,7 @@ class FileLock:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def give_up(self) -> None:
-        """Give it back, however often this thread has taken it, and however far it came with that."""
+        """Release it, however often this thread has taken it, and however far that came."""
         self._depth = 0
         with suppressing(OSError):
             self._unlock()
@@ -268,7 +268,7 @@ class FileLock:
             self.give_up()
 
     def let_go_in_child(self) -> None:
-        """Without giving it up: the parent may have it."""
+        """Close the file without releasing the lock: the parent may hold it."""
         inherited, self.fd = self.fd, -1
         if inherited >= 0:
             os.close(inherited)
@@ -280,7 +280,7 @@ class FileLock:
         self.fd, _ = self._open()
 
     def close(self) -> None:
-        """Whoever waits for the lock finds it closed; whoever has it goes on first, or closes it himself."""
+        """Waits for a thread that holds the lock, unless that is this one. Those who wait find it closed."""
         with self.threads:
             if self.fd >= 0:
                 # A child that is forked just now may keep the file open, and with it the lock.
@@ -294,7 +294,7 @@ class FileLock:
 
 
 class NoLock(contextlib.nullcontext[None]):
-    """For a cache opened read-only: there is nothing to exclude others from."""
+    """For a cache opened read-only, which excludes nobody."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,13 +314,13 @@ class NoLock(contextlib.nullcontext[None]):
 
 
 def lock_mode(mode: int) -> int:
-    """`mode`, of a file that is locked: whoever may only read it could lock it too, and keep all others
-    waiting, so he may do nothing with it."""
+    """`mode` for a lock file: a user who may only read it could lock it and keep all others waiting, so
+    those who may not write to it may not read it either."""
     return 0o600 | sum(bits for bits in (0o060, 0o006) if mode & bits == bits)
 
 
 def narrow(fd: int) -> None:
-    """Take from those who may only read a lock file what an earlier release gave them. Its owner can."""
+    """Take away the right to only read a lock file, which an earlier release gave. Only its owner can."""
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     if mode & 0o077 & ~lock_mode(mode):
         with suppressing(OSError):
@@ -328,7 +328,7 @@ def narrow(fd: int) -> None:
 
 
 def share(fd: int, path: str, timeout: float | None) -> None:
-    """Lock a file together with others; wait `timeout` seconds at most for whoever has it for himself."""
+    """Take a shared lock of a file; wait `timeout` seconds at most for one who holds it exclusively."""
     deadline = None if timeout is None else time.monotonic() + timeout
     sleep = _SHORTEST_SLEEP
     while True:
@@ -361,15 +361,15 @@ def claim(fd: int) -> bool:
 
 
 def keep(fd: int) -> None:
-    """Have nobody empty a file that is removed, for as long as this descriptor of it is open. Not one that is
-    being emptied: that has no name any more."""
+    """Keep others from emptying a file when it is removed, as long as this descriptor is open. Too late for
+    one that is being emptied: it has lost its name by then."""
     if _OFD_LOCK:
         with suppressing(OSError):
             fcntl.fcntl(fd, _OFD_LOCK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
 
 
 def is_kept(fd: int) -> bool:
-    """Whether anybody else keeps the file, or that is not known. `fd` may write to it."""
+    """Whether anybody else keeps the file; True also where that is unknown. `fd` must be writable."""
     if not _OFD_LOCK:
         return True
     try:

@@ -1,14 +1,14 @@
 """Children of a fork: everything that must not be shared with the parent is made anew.
 
 `os.fork` runs hooks that do so. Servers and libraries that fork in C run none (uWSGI does not, unless
-told to), so whoever is about to use something that was opened before also looks whether it is in a child
-(`ensure_own`): what is renewed then is the same, only later. A page that is empty after a fork tells; where
-the system has none, the process id, which takes a system call.
+told to). So before something opened earlier is used, `ensure_own` checks whether this is a child, and
+renews the same things, only later. A page that the kernel wipes in a fork tells; where the system has none,
+the process id does, which takes a system call.
 """
 
 from __future__ import annotations
 
-import logging  # noqa: F401  (its locks are renewed before, as it is loaded before: whoever renews may log)
+import logging  # noqa: F401  (loaded before, so its locks are renewed before: renewing may log)
 import mmap
 import os
 import threading
@@ -28,7 +28,7 @@ def _wiped_page() -> Any:
     except (AttributeError, OSError, ValueError):
         return bytearray(1)
     try:
-        page.madvise(-1)  # an emulator may say yes to whatever it is asked
+        page.madvise(-1)  # an emulator may accept any advice
         return bytearray(1)
     except OSError:
         page[0] = 1

@@ -1,8 +1,8 @@
-"""Whose an exception is that came up in the middle of something: a signal handler's, another thread's?
+"""Tells an interruption (a signal handler's exception, another thread's) from an error of the code it hits.
 
-A time limit is a TimeoutError as a rule, which is an OSError: taken for one of the disk's it would be a
-miss, or a file that is not there, and nobody would hear of it. So code of ours catches what the system
-raises by ``except ours(OSError)``.
+A time limit usually raises a TimeoutError, which is an OSError: taken for one of the disk's, it would become
+a miss, or a missing file, and be lost. So our code catches errors of the system by
+``except ours(OSError)``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["descriptor_of", "is_interruption", "ours", "started", "suppressing"]
 T = TypeVar("T", bound=BaseException)
 
 _RAISES = frozenset({opmap["RAISE_VARARGS"], opmap["RERAISE"]})
-_ENDS = (StopIteration, StopAsyncIteration)  # which compiled code raises without arguments
+_ENDS = (StopIteration, StopAsyncIteration)  # compiled code raises these without arguments
 
 
 def ours(*kinds: type[T]) -> tuple[type[T], ...]:
@@ -44,12 +44,12 @@ class suppressing:
 def descriptor_of(
     function: Callable[..., int], *args: object, check: Callable[[int], object] | None = None
 ) -> int:
-    """The descriptor that `function(*args)` gives, which is written in C: os.open, os.dup.
+    """The descriptor that `function(*args)`, which is written in C, gives: os.open, os.dup.
 
     The interpreter looks for signals as soon as a function in C returns, so one that comes during the
-    system call would be raised before the result has a name. Here it is in a list by then, put there by
-    C too, and is given back. Callers do nothing else before somebody owns what they get: what is to be looked
-    at before is `check`, and where that raises nothing stays open.
+    system call would be raised before the result has a name. Here C has put the result into a list by then,
+    and it is closed. Callers give what they get an owner at once; what has to be checked before that is up
+    to `check`: if it raises, the descriptor is closed.
     """
     given: list[int] = []
     try:
@@ -65,12 +65,12 @@ def descriptor_of(
 
 
 def started(thread: threading.Thread) -> bool:
-    """Start it. False if there is no thread to be had: a limit of the system, or the end of the interpreter.
+    """Start it. False if it can't be: a limit of the system, or the end of the interpreter.
 
-    An interruption while it is waited for arrives as itself: Python may hide it in a RuntimeError about the
-    lock that it came up at. The thread runs then.
+    An interruption while waiting for the start is raised as itself: Python may hide it in a RuntimeError
+    about the lock at which it came. The thread runs then.
     """
-    handled = sys.exc_info()[1]  # by whoever asks for this
+    handled = sys.exc_info()[1]  # by the caller
     try:
         thread.start()
     except RuntimeError as error:
@@ -82,17 +82,17 @@ def started(thread: threading.Thread) -> bool:
 
 
 def _interrupts(error: BaseException | None) -> bool:
-    if error is None or isinstance(error, OSError) and error.errno is not None:  # which the system gives it
+    if error is None or isinstance(error, OSError) and error.errno is not None:  # set by the system
         return False
     return is_interruption(error)
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Whether `error` says nothing about the code in which it came up, and is to be left as it is.
+    """Whether `error` says nothing about the code in which it came up, and must be left as it is.
 
-    That is so for what is no Exception, for MemoryError, and for what a signal handler raised or another
-    thread (PyThreadState_SetAsyncExc), whatever its type: nobody who only waits for ValueErrors of
-    damaged bytes may take a time limit for one.
+    That is so for what is no Exception, for MemoryError, and for what a signal handler or another thread
+    (PyThreadState_SetAsyncExc) raised, whatever its type: a time limit must not be taken for, say, the
+    ValueError of damaged bytes.
     """
     if not isinstance(error, Exception) or isinstance(error, MemoryError):
         return True
@@ -102,12 +102,12 @@ def is_interruption(error: BaseException) -> bool:
         if _is_handler(traceback.tb_frame):
             return True
         last, traceback = traceback, traceback.tb_next
-    # What another thread raises is a class, made an instance without arguments, where no code raises it.
+    # Another thread's exception is an instance without arguments, at a place where no code raises it.
     return last is not None and not error.args and not isinstance(error, _ENDS) and not _raises(last)
 
 
 def _is_handler(frame: FrameType) -> bool:
-    """Whether a frame is that of a signal handler: one of its arguments is the frame that it interrupted."""
+    """Whether a frame is a signal handler's: one of its arguments is the frame that it interrupted."""
     interrupted = frame.f_back
     if interrupted is None:
         return False

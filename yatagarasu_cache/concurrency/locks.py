@@ -1,13 +1,12 @@
-"""Locks of threads, such that nothing leaves them taken; and what this thread holds of these and of others.
+"""Locks between threads that nothing leaves taken, and what this thread holds of these and of other locks.
 
-An exception may come between any two steps of the interpreter: that of Ctrl-C or of another signal's
-handler, one that a thread throws into another, want of memory. No `finally` helps where it comes before
-the block has begun, or after its last line. So what a thread holds is not noted but asked of the locks
-themselves, and a public method that ends with an exception gives all of it back (`give_back`).
+An exception may come between any two steps of the interpreter: that of Ctrl-C or another signal's handler,
+one that a thread throws into another, or lack of memory. No `finally` helps if it comes before the block
+has begun, or after its last line. So what a thread holds is not noted down; the locks themselves are asked,
+and a public method that ends with an exception gives all of it back (`give_back`).
 
-Signal handlers, destructors and handlers of log records run wherever they like, also where this thread
-is in the middle of a change. A cache that is used there would change what is half changed: it refuses
-(`ensure_not_within`).
+Signal handlers, destructors and handlers of log records run anywhere, also where this thread is in the
+middle of a change. A cache used there would change what is half changed: it refuses (`ensure_not_within`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ..errors import Reentered
 from .cancelling import heed, is_heeding
 
 _PACKAGE = __name__.partition(".")[0]
-_HEED_EVERY = 0.02  # seconds for which a thread that works for a task waits before it looks whether to go on
+_HEED_EVERY = 0.02  # seconds that a thread working for a task waits before it checks whether to go on
 _alone: set[CodeType] = set()
 # Held while modules of this package are imported late: forks wait for it (see engine.py), since a child would
 # wait for ever for a module that another thread was importing.
@@ -33,14 +32,14 @@ importing = threading.RLock()
 
 
 class _Registry:
-    """Locks, as long as anybody has them. Other threads may add some while they are looked through."""
+    """Weak references to locks. Other threads may add some during an iteration."""
 
     def __init__(self) -> None:
         self._references: dict[int, weakref.ref[Any]] = {}
 
     def add(self, lock: Any) -> None:
         key, references = id(lock), self._references
-        # No code of ours that something could interrupt: it is called like a destructor.
+        # In C, where nothing can interrupt it: it is called like a destructor.
         references[key] = weakref.ref(lock, functools.partial(references.pop, key))
 
     def __iter__(self) -> Iterator[Any]:
@@ -55,7 +54,7 @@ file_locks = _Registry()  # of processes: see file_locks.py
 
 
 def new_lock() -> Any:
-    """A lock of threads that `give_back` knows; its thread may take it again."""
+    """A lock between threads that `give_back` knows; the thread that has it may take it again."""
     lock: Any = threading.RLock()
     _thread_locks.add(lock)
     return lock
@@ -65,21 +64,21 @@ _RLock: Any = type(threading.RLock())
 
 
 class _LongLock(_RLock):  # type: ignore[misc]
-    """A lock of threads that somebody may hold while he waits for other processes."""
+    """A lock between threads whose holder may be waiting for other processes."""
 
     def __enter__(self) -> bool:
         return self.acquire(False) or await_lock(self)
 
 
 def new_long_lock() -> Any:
-    """`new_lock`, where those who wait for it may have to wait for long."""
+    """`new_lock`, for one that threads may have to wait for a long time."""
     lock = _LongLock()
     _thread_locks.add(lock)
     return lock
 
 
 def await_lock(lock: Any, timeout: float | None = None) -> bool:
-    """Take a lock that another thread has. False if that does not come off in `timeout` seconds."""
+    """Acquire a lock that another thread has. False if that takes longer than `timeout` seconds."""
     if not is_heeding():
         taken: bool = lock.acquire(timeout=-1 if timeout is None else timeout)
         return taken
@@ -92,13 +91,13 @@ def await_lock(lock: Any, timeout: float | None = None) -> bool:
 
 
 def runs_alone(function: Any) -> Any:
-    """Mark a function that is the outermost of ours in a thread of ours."""
+    """Mark the outermost function of a thread of ours."""
     _alone.add(function.__code__)
     return function
 
 
 def at_the_outside(frame: FrameType | None) -> bool:
-    """Whether none of our functions called, over whatever detours, the one that was called from `frame`."""
+    """Whether no function of ours is among the callers, direct or not: `frame` and those above it."""
     while frame is not None:
         if package_of(frame) == _PACKAGE and frame.f_code not in _alone:
             return False
@@ -119,7 +118,7 @@ def is_holding() -> bool:
 
 
 def give_back() -> None:
-    """Release whatever this thread holds. What it was about to change is mended as after a kill."""
+    """Release whatever this thread holds. What it was changing is repaired as after a kill."""
     for file_lock in file_locks:
         file_lock.give_up_own()
     for lock in _thread_locks:
@@ -130,10 +129,10 @@ def give_back() -> None:
 def ensure_not_within(root: str) -> None:
     """Refuse to go on in a thread that holds locks because it is in the middle of something.
 
-    If it is not, an exception kept it from giving them back: that is done now.
+    If it holds some but is not, an exception kept it from giving them back: that is done now.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and package_of(frame) == _PACKAGE:  # the public method, and what asks for it
+    while frame is not None and package_of(frame) == _PACKAGE:  # the public method, and what calls this
         frame = frame.f_back
     if not at_the_outside(frame):
         raise Reentered(

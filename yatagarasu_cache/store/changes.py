@@ -6,10 +6,10 @@ index lock, so that one file serves all. A checkpoint begins a new file, and onc
 the files before it are not needed any more.
 
 Its file is made longer before that is needed, with blocks behind it: what is removed on a volume
-that is full can be logged, and makes room there. When these are used up too, a removal needs no room
-at all: a record that is already there says that nothing up to its stamp is to be trusted (`FLOOR`
-without a checkpoint). An index that is lost before the next checkpoint takes all of that along, so
-nothing that was removed comes back.
+that is full can be logged, and makes room there. When these are used up too, a removal needs no more
+room: it overwrites a record that says that nothing up to its stamp is to be trusted (`FLOOR` without a
+checkpoint). If the index is lost before the next checkpoint, all of that is lost with it, so nothing
+that was removed comes back.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .segment_table import SegmentTable
 
 _STEP_SHARE = 64  # a log grows by 1/64 of the limit at a time,
 _LEAST_STEP, _MOST_STEP = 1 << 12, 1 << 16
-LOG_AHEAD = _LEAST_STEP // 2  # bytes behind the last record, or it is made longer: left when a volume is full
-_RESERVE = 2 * f.RECORD_BYTES  # of what a log has, for floors in turn: one that is torn leaves the other
-_OVERDUE = 1 << 16  # changes, as many as make a checkpoint due
+LOG_AHEAD = _LEAST_STEP // 2  # bytes kept free behind the last record, for when a volume is full
+_RESERVE = 2 * f.RECORD_BYTES  # at a log's end, for two floors in turn: if one is torn, the other is left
+_OVERDUE = 1 << 16  # changes that make a checkpoint due
 
 
 class Mark(NamedTuple):
-    """A place in the log: what stands before it is to be made durable."""
+    """A place in the log, up to which it is to be made durable."""
 
     segment: int
     end: int
@@ -109,7 +109,7 @@ class ChangeLog:
                 return self._distrust(segment, stamp)
             try:
                 self._files.backend.write(self._fd, [record], start)
-            except ours(OSError):  # a recovery would find what was written of it
+            except ours(OSError):  # a recovery would find the part that was written
                 with suppressing(OSError):
                     self._files.backend.truncate(self._fd, start)
                     index.resize_segment(segment, start)
@@ -123,8 +123,8 @@ class ChangeLog:
         return Mark(segment, end)
 
     def take_back(self, mark: Mark, length: int) -> None:
-        """The record of so many bytes that ends at `mark`, the last one, is of a change that was not made.
-        (Where there was no room for it, nothing is trusted, and nothing takes that back.)"""
+        """Void the last record, of `length` bytes, that ends at `mark`: its change was not made.
+        (If there was no room for it, nothing is trusted, and that cannot be taken back.)"""
         if mark.segment == self._segment and mark.end < f.MASK64:
             index, start = self._index, mark.end - length
             try:
@@ -135,8 +135,8 @@ class ChangeLog:
             index.words[index.entry(mark.segment) + f.T_TAIL] = start
 
     def _allocate(self, segment: int, end: int) -> bool:
-        """Keep the file longer than `end`. On a full volume what it has is used up first, but for the
-        reserve; False if that does not reach."""
+        """Keep the file longer than `end`. On a full volume, use what it has, except for the reserve; False
+        if that is not enough."""
         size = self._index.words[self._index.entry(segment) + f.T_SIZE]
         if end + LOG_AHEAD > size:
             step = max(self._step, end + LOG_AHEAD - size)
@@ -150,10 +150,10 @@ class ChangeLog:
     def _distrust(self, segment: int, stamp: int) -> Mark:
         """There is no room for a change: instead, note that nothing up to its stamp is to be trusted.
 
-        It takes the reserve, and when that is used up the place of the older of the two floors in it.
+        That takes the reserve; once it is used up, it replaces the older of the two floors in there.
         """
         index = self._index
-        # First: whoever is storing something stores it with a later stamp, so that it is trusted.
+        # First: what is being stored just now gets a later stamp, so that it is trusted.
         index.words[f.W_EPOCH] = max(index.words[f.W_EPOCH], stamp)
         entry, seed = index.entry(segment), index.identity.seed
         end = index.words[entry + f.T_TAIL]
@@ -166,7 +166,7 @@ class ChangeLog:
         self._files.backend.write(self._fd, records, places[0])
         index.words[entry + f.T_TAIL] = end
         index.words[f.W_WRITTEN] = max(index.words[f.W_WRITTEN], index.count() + _OVERDUE)
-        return Mark(segment, f.MASK64)  # it may be written over: every sync of it is a new one
+        return Mark(segment, f.MASK64)  # it may be overwritten: no earlier sync covers it
 
     def _floors(self, segment: int, end: int) -> tuple[int, int] | None:
         """The stamps of the two floors at the end of the log, 0 for one that is torn; None if there are
@@ -189,7 +189,7 @@ class ChangeLog:
             segment = self._open()
             self._allocate(segment, self.size)
         except ours(OSError) as error:
-            if is_volume_full(error):  # of all else whoever removes something hears
+            if is_volume_full(error):  # any other failure is raised by the removal itself
                 raise
 
     def _open(self) -> int:
@@ -226,7 +226,7 @@ class ChangeLog:
         return f.SEGMENT_HEADER_BYTES <= tail <= min(size, f.MASK32 * f.ALIGN) and not tail % f.ALIGN
 
     def _newest_closed(self) -> int:
-        """The log that was closed last: on a full volume it is gone on with. 0 if there is none."""
+        """The log that was closed last: on a full volume it is used again. 0 if there is none."""
         index = self._index
         closed = [
             (index.words[entry + f.T_CLOSED], index.words[entry] & f.MASK32)
@@ -273,7 +273,7 @@ class ChangeLog:
                     self._files.backend.sync(fd)
             except FileNotFoundError:
                 return  # a checkpoint covers it, and is durable
-            if known.segment != mark.segment:  # another handle may have begun it, and not synced its name
+            if known.segment != mark.segment:  # another handle may have begun it, without syncing its name
                 self._files.sync_directory(self._files.segments.directory)
             self._synced = Mark(mark.segment, reached)
 
@@ -282,12 +282,12 @@ class ChangeLog:
     def rotate(self, floor: int) -> None:
         """A checkpoint begins that covers changes up to `floor`: the next one goes to a new file.
 
-        Without changes there is nothing to cover: without the checkpoint, the segments tell all.
+        If the log has no changes, it stays: the segments alone tell everything.
         """
         if self.size > f.SEGMENT_HEADER_BYTES:
-            segment = self._begin()  # first: without room for it, removals go on in the one that there is
+            segment = self._begin()  # first: if there is no room for it, removals go on in the old one
             index = self._index
-            for entry in index.table_entries():  # also one that somebody died amidst leaving behind
+            for entry in index.table_entries():  # also one whose rotation a death cut short
                 is_old = index.words[entry] & ~f.MASK32 == f.LOG and index.words[entry] & f.MASK32 != segment
                 if is_old and not index.words[entry + f.T_CLOSED]:
                     index.words[entry + f.T_CLOSED] = floor
@@ -299,9 +299,9 @@ class ChangeLog:
             self._index.words[f.W_LOG] = 0
 
     def cover(self, floor: int) -> None:
-        """The checkpoint of `floor` is durable: what it covers goes.
+        """The checkpoint of `floor` is durable: the logs that it covers go.
 
-        The log says so first. Should the checkpoint be lost, nothing up to `floor` can be trusted.
+        The current log notes the floor first: if the checkpoint is lost, nothing up to it can be trusted.
         """
         index = self._index
         covered = [

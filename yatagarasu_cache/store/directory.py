@@ -41,7 +41,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
         "wekafs",
     )
 )  # fmt: skip
-# Behind FUSE there may be anything. These keep what they hold on this machine, or encrypt a directory of it.
+# Behind FUSE there may be anything. These store on this machine, or encrypt a directory of it.
 LOCAL_FUSE = frozenset(
     (
         "fuseblk", "fuse.cryfs", "fuse.encfs", "fuse.fuse-ext2", "fuse.fuse-overlayfs", "fuse.gocryptfs",
@@ -82,8 +82,8 @@ def resolved(path: str) -> str:
     """Where the cache directory really is: links in `path` are followed, once, while the cache is opened.
 
     A link in the place of the directory itself counts if it belongs to this user, or to the owner of the
-    directory that it is in, who could as well put another directory in its place. Otherwise, as where a link
-    leads round in a circle, it raises `FormatError`.
+    directory that it is in, who could as well put another directory in its place. For other links, and for
+    those that lead round in a circle, it raises `FormatError`.
     """
     for _ in range(_MOST_LINKS):
         parent, name = os.path.split(path)
@@ -115,8 +115,8 @@ def _target(path: str) -> str | None:
 
 
 def prepare(backend: Backend, settings: Settings) -> bool:
-    """Make sure that `settings.directory` is a cache of ours, creating it if it is missing or empty, and what
-    is missing of it if somebody has removed that. True if there was nothing.
+    """Make sure that `settings.directory` is a cache of ours. Creates it if it is missing or empty, and parts
+    of it that were removed. True if there was nothing.
 
     Raises `FormatError` for a directory with other content, a symlink, or a network file system,
     `ReadOnlyError` where it would have to be created read-only, and `CacheIOError` if it cannot
@@ -133,7 +133,7 @@ def prepare(backend: Backend, settings: Settings) -> bool:
 
 
 def look_again(backend: Backend, settings: Settings) -> None:
-    """Have the cache's directory found at its path with the next use, whatever was open before."""
+    """Have the next use look the cache's directory up by its path, whatever was open before."""
     backend.keep_to(settings.directory, _NAMES_INSIDE, trust_of(settings))
 
 
@@ -141,7 +141,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
     root, trust = settings.directory, trust_of(settings)
     look_again(backend, settings)
     if not settings.read_only:
-        # Not for the owner of the directory above: who makes a cache has it for himself.
+        # It does not go to the owner of the directory above: a cache belongs to the user who makes it.
         _make(backend, root, partial(_make_root, mode=settings.directory_mode))
     try:
         status = os.lstat(root)
@@ -181,7 +181,7 @@ def _make_root(path: str, mode: int) -> None:
 
 
 def again_where_it_vanishes(use: Callable[[], T]) -> T:
-    """`use()`, again where others remove what it has just made, or seen."""
+    """`use()`, repeated while others remove what it has just made or seen."""
     for _ in range(_TRIES):
         try:  # no `with`: behind it an interruption would lose the descriptor that `use` may give
             return use()
@@ -191,7 +191,7 @@ def again_where_it_vanishes(use: Callable[[], T]) -> T:
 
 
 def made(backend: Backend, settings: Settings, make: Callable[[], T]) -> T:
-    """`make()`, which goes by names; again where somebody has removed a directory that it needs."""
+    """`make()`, which uses paths; repeated where somebody has removed a directory that it needs."""
     if settings.read_only:
         return make()
 
@@ -206,9 +206,9 @@ def made(backend: Backend, settings: Settings, make: Callable[[], T]) -> T:
 
 
 def _remedy(error: OSError, settings: Settings) -> str:
-    """What helps: rights, if these are what is missing."""
+    """What helps, if the error is one of missing rights; else ""."""
     if error.errno != errno.EACCES:
-        return ""  # what is known to help with others
+        return ""  # `from_os_error` knows what helps with others
     wanted = os.R_OK if settings.read_only else os.R_OK | os.W_OK
     if _is_accessible(error.filename or settings.directory, wanted):
         return REFUSED
@@ -218,7 +218,7 @@ def _remedy(error: OSError, settings: Settings) -> str:
 
 
 def _is_accessible(path: str, wanted: int) -> bool:
-    """Whether this user may use a file; its directory, if there is none."""
+    """Whether this user may use a file, or, if it is missing, the nearest directory above."""
     while not os.path.lexists(path) and path != (above := os.path.dirname(path)):
         path = above
     return os.access(path, wanted | (os.X_OK if os.path.isdir(path) else 0))
@@ -227,7 +227,7 @@ def _is_accessible(path: str, wanted: int) -> bool:
 def content(entries: Iterable[Entry]) -> list[str]:
     """Those names in a directory (name and lstat of each) that tell what it is.
 
-    What a fresh volume comes with, or a file manager leaves, is left out here, and left alone everywhere.
+    What comes with a fresh volume, or is left by a file manager, is ignored here and everywhere.
     """
     return [name for name, status in entries if not _is_negligible(name, status)]
 
@@ -260,7 +260,7 @@ def _begins(backend: Backend, path: str, start: bytes) -> bool:
 
 
 def _start_of(backend: Backend, path: str, length: int) -> bytes | None:
-    """The first bytes of a file; None if there is none, or no file of ours but something else."""
+    """The first bytes of a file; None if there is none, or something that is no file of ours."""
     try:
         with backend.reading(path) as fd:
             return backend.read(fd, length, 0)
@@ -281,12 +281,12 @@ def _has_segments(backend: Backend, root: str) -> bool:
 
 
 # -- what is left of a cache ------------------------------------------------------------------------
-# Somebody may have removed all of it but some file or directory. What has our names and our shapes is ours
-# as well: nothing that anybody else made is lost by using it.
+# All but some file or directory may have been removed. What has our names and our shapes is ours as well:
+# using it loses nothing that anybody else made.
 
 
 def _stranger(backend: Backend, root: str, entries: Iterable[Entry]) -> str:
-    """A name in the directory that no cache gives, or of something that none makes; "" if there is none."""
+    """A name in the directory of something that no cache makes, by name or content; "" if there is none."""
     kept = [(name, status) for name, status in entries if not _is_negligible(name, status)]
     return next((name for name, status in kept if not _is_remnant(backend, root, name, status)), "")
 
@@ -337,10 +337,10 @@ def _make(backend: Backend, root: str, make: Callable[[str], None]) -> None:
                 raise
             _make(backend, parent, os.mkdir)
             make(root)
-    except ours(OSError) as error:  # others were faster, or the system looks first whether it could be made
+    except ours(OSError) as error:  # others were faster; or the system checks first whether it may be made
         if os.path.lexists(root):
             return
-        if isinstance(error, FileExistsError):  # others were, and others have removed it again
+        if isinstance(error, FileExistsError):  # made and removed again by others
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root) from error
         raise
     with contextlib.suppress(PermissionError):  # a parent that may be written but not read
@@ -394,16 +394,16 @@ def _make_inside(backend: Backend, settings: Settings, root: os.stat_result) -> 
 
 
 def _write_tag(backend: Backend, settings: Settings) -> None:
-    """Make the directory ours, durably before anything else is in it: a torn tag would be a stranger's."""
+    """Make the directory ours, durably before anything else is in it: else it might be taken for foreign."""
     path = os.path.join(settings.directory, f.TAG_NAME)
     with backend.opened(path, os.O_WRONLY | os.O_CREAT, settings.file_mode) as fd:
-        backend.write(fd, [f.TAG_TEXT], 0)  # another process that creates the cache too writes the same
+        backend.write(fd, [f.TAG_TEXT], 0)  # another process that is creating the cache writes the same
         backend.sync(fd)
     backend.sync_directory(settings.directory)
 
 
 def keep_tag(backend: Backend, settings: Settings) -> None:
-    """Put the tag in its place if it is missing or damaged. What else is there but a file is left alone."""
+    """Put the tag in its place if it is missing or damaged. Anything there but a file is left alone."""
     path = os.path.join(settings.directory, f.TAG_NAME)
     if has_tag(backend, settings.directory):
         return
@@ -444,7 +444,7 @@ def file_system(path: str) -> str:
 
 
 def _kind_in(mounts: Iterable[str], device: str, path: str) -> str:
-    """By the device; some file systems have others than they are mounted with (btrfs): by the place then."""
+    """By the device; by the mount point where files show another device than the mount (btrfs)."""
     longest, kind = 0, ""
     for line in mounts:
         left, _, right = line.partition(" - ")

@@ -1,7 +1,7 @@
 """Segment files whose header cannot be read, and is given up while an index is made anew.
 
-Their entries go. But one that is a log has said what was removed, and what it said must not be missing
-unnoticed: so it is looked for anything that tells segments from logs.
+Their entries are dropped. But if one is a log, it said what was removed, and that must not be missing
+unnoticed: so anything is used that tells segments from logs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Hidden:
         self._saved = set() if saved is None else _segments_in(saved)
 
     def header(self, segment: int, size: int) -> SegmentHeader:
-        """One that says what is known. It began at no time, and so is before all others."""
+        """A header that says what is known. Its stamps are 0: it is before all others."""
         log = self._may_be_log(segment, size)
         return SegmentHeader(f.FORMAT_VERSION, segment, self._identity, 0, 0, log)
 
     def _may_be_log(self, segment: int, size: int) -> bool:
-        """Numbers are given out once: whatever has known one as a segment is believed."""
+        """Numbers are given out once: whatever knows this one as a segment is believed."""
         if segment in self._saved:
             return False
         if self._old is not None and self._old.state(segment):
@@ -51,7 +51,7 @@ class Hidden:
         return not self._is_within_log(segment)
 
     def _is_within_log(self, segment: int) -> bool:
-        """Whether it was begun while there was a log: that was written to later on, so no other followed."""
+        """Whether a log before it was written to after it was begun: then it is no log itself."""
         begun = min((h.created for s, h in self._headers.items() if s > segment), default=f.MAX_STAMP)
         logs = [log for log, header in self._headers.items() if header.log and log < segment]
         return any(self._last_change(log) > begun for log in logs)
@@ -68,7 +68,7 @@ def _segments_in(saved: Checkpoint) -> set[int]:
 
 
 def readable(files: CacheFiles, segment: int, identity: f.Identity) -> Generator[Record, None, None]:
-    """What can be read of a file: the records that its footer lists, and those that are found."""
+    """What can be read of a file: the records that its footer lists, and those that a scan finds."""
     reader = Sparing(files.backend)
     try:
         with files.segments.reading(segment) as fd:

@@ -1,8 +1,8 @@
 """The shared index: one mapped file that says where each key's record is.
 
 Readers take no lock: they probe, and whatever they find is verified against its checksum by the
-caller. Writers hold `lock` (threads and processes). What a slot becomes is put down in a small journal
-first: of a process killed in the middle the next writer completes the change, for readers may have seen it.
+caller. Writers hold `lock` (threads and processes). They note each change of a slot in a small journal
+first: if a process is killed in the middle, the next writer completes it, as readers may have seen it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ MIN_SLOTS = 8
 _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by its number,
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _GRAIN = 4096
-_MOST_GROWTH = 4  # a partition that takes all of the file has 2.6 times as many slots when it has grown
-# A table for all segments, and partitions of as many slots as can be.
+_MOST_GROWTH = 4  # if one partition takes all of the file, growing makes it at most 2.6 times longer
+# A table for all segments, and partitions of the maximum size.
 _MOST_FILE = f.HEADER_BYTES + (f.ENTRY_BYTES << 16) + (PARTITIONS * SLOT_BYTES << DESCRIPTOR_BITS)
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
-_CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may miss each other
+_CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may differ
 
 
 class IndexDamaged(Exception):
@@ -83,7 +83,7 @@ class Index:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Whoever still uses the mapping when it is gone is told why."""
+            """Tells why, if the mapping is used after it is gone."""
             if name in ("words", "map"):
                 raise ClosedError("the cache is closed: open it anew")
             raise AttributeError(name)
@@ -106,7 +106,7 @@ class Index:
             if not count >> 32 <= count & f.MASK32 <= capacity:
                 raise IndexDamaged("a partition's count is impossible")
             reached = first + capacity
-        # Twice: whoever was changing them may just have come to the end.
+        # Twice: a change of them may have ended in between.
         if self.settings is None and self.words[W_BUSY] != f.BUSY_SETTING and self.settings is None:
             raise IndexDamaged("the cache's settings fail their checksum")
         clock = self.words[W_CLOCK]
@@ -150,8 +150,8 @@ class Index:
         return index
 
     def _ensure_mappable(self) -> None:
-        """A file that is far longer than it says itself is damage. Of a copy with holes the blocks are taken
-        now: the mapping of one that the volume has none for, later, would kill the process (SIGBUS)."""
+        """A file far longer than its own header says is damaged. If it has holes (a copy), allocate their
+        blocks now: if the volume were full later, the mapping would kill the process (SIGBUS)."""
         status = os.fstat(self.fd)
         said = int.from_bytes(self._backend.read(self.fd, 8, f.W_INDEX_BYTES * 8), "little")
         if is_overlong(status.st_size, said):
@@ -174,7 +174,7 @@ class Index:
         self.words[f.W_FILE], self.words[f.W_FILE + 1] = self.file()
 
     def is_copied(self) -> bool:
-        """Whether it is in another file than it was made in: a file of other pages, if it was in use then."""
+        """Whether it is in another file than it was made in; a copy made while in use may be torn."""
         return (self.words[f.W_FILE], self.words[f.W_FILE + 1]) != self.file()
 
     def file(self) -> tuple[int, int]:
@@ -230,9 +230,9 @@ class Index:
         return cache_settings.from_words(self.words)
 
     def change_settings(self, settings: CacheSettings) -> None:
-        """Let all who use the cache have other settings. The lock is held.
+        """Change the settings for all who use the cache. The lock is held.
 
-        The policy's word first: hits from now on go by it, and the others' are taken over then.
+        The policy's word first: hits from now on follow it, then the existing access words are converted.
         """
         words = self.words
         before = words[f.W_EVICTION]
@@ -253,7 +253,7 @@ class Index:
             eviction.take_over(self.words, slots, policy, now)
 
     def _complete_settings(self) -> None:
-        """What somebody had begun to change who died: each word holds its old value or the new one."""
+        """Complete a change that a death cut short: each word holds its old value or the new one."""
         self._reorder()
         self.words[f.W_SETTINGS_SUM] = cache_settings.checksum(self.words)
         if self.settings is None:
@@ -265,31 +265,31 @@ class Index:
     def stamp(self) -> int:
         """Nanoseconds since the epoch, but above every stamp seen, also if the clock was set back.
 
-        Two processes may get the same stamp only if they ask at once: commits look for that.
+        Two processes get the same stamp only if they ask at the same time: commits check for that.
         """
         words = self.words
         now = time.time_ns()
         last = words[W_CLOCK]
         if now <= last or now > f.LAST_CLOCK:
             now = last + 1
-            if last >= f.LAST_STAMP:  # whoever reads what is stamped by that takes it for damage
+            if last >= f.LAST_STAMP:  # a reader would take such a stamp for damage
                 now = self._latest_stamp() + 1
         words[W_CLOCK] = now
         return now
 
     def _latest_stamp(self) -> int:
-        """What the clock can have been at least, where its word makes no sense: the highest stamp."""
+        """The highest stamp in the index, for when the clock's word makes no sense: it was at least that."""
         words, stamps = self.words, [min(time.time_ns(), f.LAST_CLOCK), self.words[f.W_EPOCH]]
         stamps += words[f.W_DELETED : f.W_DELETED + PARTITIONS].tolist()
         for entry in self.table_entries():
             stamps += (words[entry + f.T_CREATED], words[entry + f.T_CLOSED])
         for part in range(PARTITIONS):
-            with contextlib.suppress(IndexDamaged):  # whoever looks for something in there hears of it
+            with contextlib.suppress(IndexDamaged):  # whoever looks something up in there gets the error
                 stamps += self.column(self.partition_slots(part), f.S_STAMP)
         return max((stamp for stamp in stamps if stamp < f.LAST_STAMP), default=0)
 
     def stamp_above(self, least: int) -> int:
-        """A stamp that is also above `least`: the lock is held, and nothing may come out before that."""
+        """A stamp that is also above `least`: what is stored under the lock must not get an earlier one."""
         words, stamp = self.words, self.stamp()
         if words[f.W_EPOCH] >= f.LAST_STAMP:  # damage
             words[f.W_EPOCH] = stamp
@@ -298,7 +298,7 @@ class Index:
         return stamp
 
     def add(self, word: int, number: int) -> None:
-        """Count on. A count stays within its word, whatever damage has made of it."""
+        """Add to a count. It stays within its word, whatever damage has made of it."""
         words = self.words
         words[word] = min(max(0, words[word] + number), f.MASK64)
 
@@ -336,9 +336,9 @@ class Index:
                 raise IndexDamaged("a partition has no slots") from None
 
     def reach(self, end: int) -> None:
-        """Have `end` words mapped, or more: another process, or thread, may have made the file longer, or
-        put another one in its place. `IndexDamaged` for that, and for what no file explains."""
-        if end <= len(self.words):  # now, if another thread was faster
+        """Have at least `end` words mapped: another process or thread may have made the file longer.
+        `IndexDamaged` if it was replaced by another one, or is not as long."""
+        if end <= len(self.words):  # another thread was faster
             return
         if self.words[f.W_SUPERSEDED]:
             raise IndexDamaged("superseded: another one has taken its place")
@@ -387,7 +387,7 @@ class Index:
         return found
 
     def count(self) -> int:
-        """Live entries, no more than slots. The lower halves, of slots in use, don't add up to 1 << 32."""
+        """Live entries, at most as many as slots. The lower halves (slots in use) never add up to 1 << 32."""
         live = sum(self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()) >> 32
         slots = len(self.words) // SLOT_WORDS - self.first_slot
         if live > slots and self.fd >= 0:  # another process made the file longer, or it is damage
@@ -419,12 +419,12 @@ class Index:
         words[W_BUSY] = 0
 
     def remove(self, at: int) -> None:
-        """Make the slot a tombstone, or empty where no probe needs to pass it; also one that its digest,
-        which may be damaged, does not lead to."""
+        """Make the slot a tombstone, or empty where no probe needs to pass it. Works also if its digest is
+        damaged and does not lead to it."""
         if (place := self.partition_with(at)) is None:
             raise IndexDamaged("a slot is in no partition")
         part, slots = place
-        words = self.words  # not before: the partition may end beyond what was mapped then
+        words = self.words  # not before: `partition_with` may have mapped the file anew
         live, size = self.live_word(words[at + f.S_PLACE] >> 32), f.record_bytes(words[at + f.S_LENGTHS])
         following = at + SLOT_WORDS if at + SLOT_WORDS < slots.stop else slots.start
         empty = words[following] == f.EMPTY
@@ -458,7 +458,7 @@ class Index:
         words[f.W_LIVE_BYTES] = min(max(0, words[f.W_LIVE_BYTES] - less) + more, f.MASK64)
 
     def _counts(self, new_live: int, more: int, old_live: int, less: int) -> tuple[int, int]:
-        """What the two words, or the one, will hold. Not below zero, nor above what a word holds: a damaged
+        """What the two words, which may be one and the same, will hold. Clamped to a word's range: a damaged
         slot may name the wrong segment."""
         words = self.words
         left = max(0, words[old_live] - less)
@@ -466,7 +466,7 @@ class Index:
         return (now if old_live == new_live else left), now
 
     def partition_with(self, at: int) -> tuple[int, range] | None:
-        """The partition that a slot lies in, and its slots: that of its digest, unless that is damaged."""
+        """The partition that a slot lies in, and its slots. Its digest tells, unless that is damaged."""
         part = self.words[at + 1] & PARTITION_MASK
         if at in (slots := self.partition_slots(part)):
             return part, slots
@@ -476,7 +476,7 @@ class Index:
         return None
 
     def leads_to(self, at: int) -> bool:
-        """True if the digest in a slot leads to it; else it is damaged, or those before it are."""
+        """True if the digest in a slot leads to it; else it, or a slot before it, is damaged."""
         return self.find(self.words[at], self.words[at + 1]) == at
 
     def reset(self) -> None:
@@ -494,14 +494,14 @@ class Index:
     def _begin(
         self, part: int, at: int, slot: bytes, new_live: int, more: int, old_live: int, less: int
     ) -> None:  # fmt: skip
-        """Put down what slot and counts will be, then say that they become so: whoever sees any of it, sees
-        what stays, also if we die in the middle."""
+        """Put what slot and counts will be into the journal, then mark the change as begun: from then on it
+        will be completed, also if we die in the middle."""
         left, now = self._counts(new_live, more, old_live, less)
         f.JOURNAL.pack_into(self.map, W_BUSY * 8, 0, part, at, new_live, now, old_live, left, slot)
         self.words[W_BUSY] = f.BUSY_CHANGING
 
     def repair(self) -> bool:
-        """Complete what a process that died with the lock had begun. True if there was something."""
+        """Complete a change whose process died holding the lock. True if there was one."""
         busy = self.words[W_BUSY]
         if not busy:
             return False
@@ -572,8 +572,8 @@ class Index:
         self._ensure_none_hidden(self.partition_slots(high & PARTITION_MASK), low)
 
     def _ensure_none_hidden(self, slots: range, low: int) -> None:
-        """No slot behind the empty one at which a search ends belongs before it: nobody empties a slot that
-        another one follows."""
+        """Raise `IndexDamaged` if a slot behind the empty one at which a search ends belongs before it: a
+        removal leaves a tombstone where another slot follows."""
         words, capacity = self.words, len(slots)
         at = next((at for at in _probed(slots, low) if words[at] == f.EMPTY), None)
         if at is None:
@@ -602,8 +602,8 @@ class Index:
         return lows
 
     def ensure_reachable(self) -> None:
-        """Raise `IndexDamaged` if a live slot is not where its digest leads: what replaced it may be there,
-        and whoever makes the index anew finds what is hidden."""
+        """Raise `IndexDamaged` if a live slot is not where its digest leads: another one may have replaced
+        it there. A rebuild finds hidden entries."""
         for part in range(PARTITIONS):
             self._sound_lows(part, self.partition_slots(part))
 
@@ -643,8 +643,8 @@ class Index:
             self._map()
 
     def fitting_bytes(self, table_capacity: int) -> int:
-        """What the file would take, about, if it were made anew for the entries there are, and so many
-        segments."""
+        """About what the file would take if it were made anew for the present entries, and a table of
+        `table_capacity` segments."""
         slots = self.count() * (_FIRST_GROWTH + _GROWTH_SPREAD / 2) + PARTITIONS * MIN_SLOTS
         return f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES + int(slots) * SLOT_BYTES
 
@@ -734,7 +734,7 @@ class Index:
         words[W_BUSY] = 0
 
     def settle(self, place: int, size: int) -> None:
-        """The index shows the record at `place`, or never will: if all before it is settled, so is this."""
+        """The index shows the record at `place`, or never will: moves the tail if all before is settled."""
         entry, start = self.entry(place >> 32), (place & f.MASK32) * f.ALIGN
         words = self.words
         if words[entry + f.T_TAIL] == start and words[entry] == f.ACTIVE | place >> 32:
@@ -791,7 +791,7 @@ class Index:
         )  # fmt: skip
 
     def large_bytes(self) -> int:
-        """What the files of large values that entries stand for take."""
+        """What the large files of entries take."""
         total = 0
         for part in range(PARTITIONS):
             slots = self.partition_slots(part)
@@ -805,7 +805,7 @@ class Index:
 
     @property
     def live_bytes(self) -> int:
-        """What of `used_bytes` could not be had back by cleaning, and is not being removed."""
+        """What of `used_bytes` cleaning could not free, and is not being removed."""
         words = self.words
         return (
             words[f.W_LIVE_BYTES] + max(0, words[f.W_LARGE_BYTES] - words[f.W_LEAVING])
@@ -816,13 +816,13 @@ class Index:
 def _has_holes(fd: int, status: os.stat_result) -> bool:
     if status.st_blocks * 512 >= status.st_size or not hasattr(os, "SEEK_HOLE"):
         return False
-    # A file system that compresses has few blocks for what is all there.
+    # Few blocks prove nothing where the file system compresses.
     return os.lseek(fd, 0, os.SEEK_HOLE) < status.st_size
 
 
 def is_overlong(size: int, said: int) -> bool:
-    """Whether an index of `size` bytes is longer than it can be where it says so many. Somebody may have died
-    when he had made it longer, and before he said so: by a partition."""
+    """Whether an index of `size` bytes is longer than one that says `said` can be. It may be longer by one
+    partition: a process may have died after growing the file and before noting that."""
     return size > _MOST_GROWTH * said + _GRAIN * PARTITIONS
 
 
@@ -841,10 +841,10 @@ def grown_capacity(part: int, live: int) -> int:
 
 
 def reachable(part: int, lows: list[int], highs: list[int]) -> list[int]:
-    """`lows`, the first words of a partition's slots, where those are as if removed that nobody finds.
+    """`lows`, the first words of a partition's slots, with those made `REMOVED` that no search finds.
 
-    Such a one is of another partition, or behind slots that damage has emptied: whoever replaced or deleted
-    the entry since has not seen it, and where slots are taken elsewhere it would be found again.
+    Such a slot is of another partition, or behind slots that damage has emptied: whoever replaced or deleted
+    the entry since has not seen it, and copying it to another place would bring it back.
     """
     lows, capacity = list(lows), len(lows)
     before = next((i for i, low in enumerate(reversed(lows)) if not low), capacity)  # slots in use before it
@@ -862,7 +862,7 @@ def reachable(part: int, lows: list[int], highs: list[int]) -> list[int]:
 
 
 def _drop_doubles(lows: list[int], highs: list[int]) -> None:
-    """Of slots with one digest that nearest to where it leads is found; the others are as if removed."""
+    """Of several slots with one digest, a search finds the nearest: make the others `REMOVED`."""
     capacity, seen = len(lows), set()
     for at in sorted(range(capacity), key=lambda at: (at - lows[at]) % capacity):
         if lows[at] > f.REMOVED and (lows[at], highs[at]) in seen:

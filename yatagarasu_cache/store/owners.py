@@ -1,4 +1,4 @@
-"""Who is alive: one locked file a writing handle, and one that all handles share.
+"""Who is alive: one locked file for each writing handle, and one that all handles share.
 
 Locks of the kernel end with the process that holds them, however it ends, and work across the
 process-id namespaces of containers, where process ids would not.
@@ -20,12 +20,12 @@ from ..concurrency.locks import new_lock
 from ..errors import LockTimeout
 from . import format as f
 
-_MOST_NAMED = 500  # pointers in a mark; of more the rest is not spared, and stored once more
+_MOST_NAMED = 500  # pointers in a mark; files beyond these are not spared, and are stored once more
 
 _TRIES = 100  # to make a mark, where others lock or remove it
 
 Made = Callable[[Callable[[], Any]], Any]  # `directory.made`, of a cache
-Files = Callable[[str], list[Entry]]  # `Handle.files_in`
+Files = Callable[[str], list[Entry]]  # `CacheFiles.files_in`
 
 
 class Note(NamedTuple):
@@ -42,7 +42,7 @@ class Note(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Note:
-        """Nothing, if these are not the bytes of a note."""
+        """An empty note, if these are not the bytes of one."""
         if len(data) < f.MARK.size:
             return cls()
         segment, storing, leaving, count = f.MARK.unpack_from(data)
@@ -83,7 +83,7 @@ class Owner:
                 fd = self._make(self._path(token))
                 if fd >= 0:
                     self.token, self._fd = token, fd
-                    if any(self._noted):  # in a mark that somebody has removed
+                    if any(self._noted):  # in a mark that was removed since
                         self._write()
             line = "the mark of this handle is locked, or removed, again and again: find out by whom"
             raise LockTimeout(errno.ETIMEDOUT, line, self.directory)
@@ -115,8 +115,8 @@ class Owner:
         self._write()
 
     def note_under_way(self, storing: int, leaving: int, named: tuple[int, ...]) -> None:
-        """Say how many bytes of large files this handle is storing, and removing, for whoever outlives it,
-        and which are to be spared. The index lock is held."""
+        """Note, for whoever outlives this handle, how many bytes of large files it is storing and removing,
+        and which files are to be spared. The index lock is held."""
         self._noted = Note(self._noted.segment, storing, leaving, named)
         if self._fd >= 0:
             self._write()
@@ -145,7 +145,7 @@ class Owner:
         return [self.noted(token) for token in self.alive_tokens() | {self.token}]
 
     def named(self) -> set[int]:
-        """Pointers of the large files that handles which live are storing, this one included."""
+        """Pointers of the large files that living handles are storing, this one included."""
         return {pointer for note in self.notes_of_living() for pointer in note.named}
 
     def is_alive(self, token: int) -> bool:
@@ -175,12 +175,12 @@ class Owner:
         return bool(self.alive_tokens() - {self.token})
 
     def sweep(self, dead: Iterable[int]) -> None:
-        """Remove the marks of handles that are dead, and have left nothing."""
+        """Remove the marks of dead handles that have left nothing behind."""
         for token in dead:
             self._backend.unlink(self._path(token))
 
     def marks(self) -> tuple[set[int], list[int]]:
-        """Tokens of handles that live, and of those that don't."""
+        """Tokens of living handles, and of dead ones."""
         alive: set[int] = set()
         dead: list[int] = []
         for name, _ in self._files(self.directory):
@@ -225,8 +225,8 @@ class Owner:
 class Users:
     """A shared lock that every open handle holds; whoever gets it exclusively is alone.
 
-    Unless somebody has removed the file, and others hold the lock of that one: so the marks of those
-    that have written are asked as well.
+    But if the file was removed, others may still hold the lock of the old one: so the marks of handles
+    that have written are checked as well.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Files that were removed, moved away or replaced while they were in use, by somebody who is not of ours."""
+"""Files of ours that something other than a cache removed, moved or replaced while they were in use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .settings_file import SettingsFile
 
 
 class Presence:
-    """Sees to it that what this handle has open still has its name."""
+    """Ensures that the files this handle has open still have their names."""
 
     def __init__(
         self, life: Life, locks: Locks, files: CacheFiles, owner: Owner, users: Users, recovery: Recovery,
@@ -33,7 +33,7 @@ class Presence:
         self._users, self._recovery, self._current = users, recovery, current
         self._settings_file, self._changes, self._active = settings_file, changes, active
         self._notices = notices
-        self._looked = 0.0  # when that was last seen
+        self._looked = 0.0  # when that was last checked
         current.on_another_cache(changes.close)
         current.on_another_cache(self._forget)
 
@@ -45,12 +45,12 @@ class Presence:
         self._looked = 0.0
 
     def ensure(self) -> None:
-        """Before a file is made by its name, and not found by a descriptor. The lock is held."""
+        """`look` at once: a file is about to be created by its name. The lock is held."""
         self._looked = 0.0
         self.look()
 
     def look(self) -> None:
-        """See, now and then, that our files have not lost their names to somebody who is not of ours."""
+        """Check, now and then, that our files have not lost their names to something other than a cache."""
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
         if not self._current.is_in_place() and not self._index.words[f.W_SUPERSEDED]:
@@ -61,13 +61,13 @@ class Presence:
         self._looked = time.monotonic()
 
     def _refuse_if_closed(self) -> None:
-        """Whoever closes puts nothing in the place of what was removed."""
+        """A handle that is closing does not replace what was removed."""
         if self._life.closed:
             raise FileNotFoundError(errno.ENOENT, "the cache was removed", self._files.root)
 
     def on_lock_gone(self) -> None:
-        """A lock's file was removed, maybe with all others: have a directory in which to make it anew."""
-        if self._current.is_in_place():  # else it is told what happened to all of it
+        """A lock file was removed, maybe with all others: ensure a directory in which to make it anew."""
+        if self._current.is_in_place():  # else `_follow_removed` logs what happened
             self._notices.log_once(
                 "lock", "a lock file was removed while the cache was in use: it is made anew"
             )
@@ -76,12 +76,12 @@ class Presence:
         self._files.prepare()
 
     def _follow_removed(self) -> None:
-        """Something that is no cache has removed the index, or moved it. The lock is held.
+        """Something other than a cache has removed or moved the index. The lock is held.
 
-        Another index in its place is used. If there is none, and the segments that ours lists are still
-        there, ours is put back. Otherwise the cache is gone, and a new one is begun.
+        If another index is in its place, use that. If there is none, but segments that ours lists are still
+        there, put ours back. Otherwise the cache is gone: begin a new one.
         """
-        if isinstance(self._locks.index, FileLock):  # under that which all others take
+        if isinstance(self._locks.index, FileLock):  # go on under the lock that all others take
             self._locks.index.ensure_in_place()
         self._files.prepare()
         self._changes.close()
@@ -104,7 +104,7 @@ class Presence:
                 self._current.use(
                     there or self._recovery.remake(self._index, self._index.table_capacity)
                 )
-            except IndexDamaged:  # or superseded, just before we had the lock, by one that is gone as well
+            except IndexDamaged:  # or replaced, just before we had the lock, by one that is gone too
                 self._current.use(self._recovery.rebuild(self._index))
         else:
             if there is not None:
@@ -120,7 +120,7 @@ class Presence:
         )
 
     def _begin_anew(self) -> None:
-        """Open what is in the place of the cache that is gone, or begin one. The lock is held."""
+        """Open the cache that took the place of the one that is gone, or begin one. The lock is held."""
         self._notices.log_once(
             "removed", "the cache was removed while it was in use: going on with a new one"
         )
@@ -129,22 +129,22 @@ class Presence:
         self._current.use(self._recovery.open_index(alone=self._users.enter(), seed=self._current.seed))
 
     def _look_at_others(self) -> None:
-        """What the index is not found by, and others go by, or add to, has to be in its place as well."""
+        """The other files that handles rely on, or append to, must be in their places as well."""
         self._files.prepare_if_incomplete()
-        # Somebody believed to be alone, where it is clean.
+        # If it is clean, another handle did not see us, and believed that it was alone.
         if self._users.ensure_entered() and self._index.words[f.W_CLEAN]:
             self._index.words[f.W_CLEAN] = 0
             self._index.sync()
         self._owner.ensure_marked()
         self._changes.ensure_in_place()
-        if self._locks.appending.acquire(blocking=False):  # else whoever adds to the segment looks next time
+        if self._locks.appending.acquire(blocking=False):  # else whoever is appending checks next time
             try:
                 self._look_at_segment()
             finally:
                 self._locks.appending.release()
 
     def _look_at_segment(self) -> None:
-        """Nobody finds what is added to a segment whose file was removed: it is not shown any more."""
+        """Retire our active segment if its file was removed: nobody would find what is appended to it."""
         writer, index = self._active.writer, self._index
         if writer is None or not self._active.may_show(writer.segment):
             return

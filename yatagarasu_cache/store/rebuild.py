@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 def _ends_at(reader: Reads, fd: int, end: int) -> bool:
-    """Whether a log was not written to beyond: there it can be read, and is as it was made."""
+    """Whether a log ends at `end`: what follows can be read, and was never written to."""
     next_head = reader.read(fd, f.RECORD_BYTES, end)
     hole = isinstance(reader, Sparing) and reader.has_hole(end, end + f.RECORD_BYTES)
     return not hole and not any(next_head)
 
 
 def _latest(saved: Checkpoint) -> int:
-    """A stamp that no hit which the checkpoint knows of is beyond."""
+    """A stamp later than every hit that the checkpoint knows of."""
     return max(time.time_ns(), saved.floor) + 10**12
 
 
 class Rebuild:
     """One run over everything the segments say, in any order: the highest stamp of a key wins.
 
-    A checkpoint covers all records up to its floor: of these only those that it names itself
-    count (they may have been moved since). Without the checkpoint that a log tells of, nothing up
-    to its floor is trusted: removals that it covered are gone with their log.
+    A checkpoint covers all records up to its floor: of these only those count that it names itself
+    (they may have been moved since). If a log tells of a checkpoint that is lost, nothing up to its
+    floor is trusted: the log of the removals that it covered is gone.
 
     First every slot that a record or the checkpoint gives is collected by partition, then each
     partition is settled and written at once: far cheaper than changing the index record by record.
@@ -54,7 +54,7 @@ class Rebuild:
     ) -> None:  # fmt: skip
         self._files, self._owner, self._losses = files, owner, losses
         self._index, self._headers, self._verify = index, headers, verify
-        self._hidden = hidden  # segments of which the header is given up, and all entries with it
+        self._hidden = hidden  # segments whose header is given up, and with it all their entries
         self._saved = saved
         self._floor = 0
         self._slots = [bytearray() for _ in range(PARTITIONS)]
@@ -68,7 +68,7 @@ class Rebuild:
         self._enter_segments()
         logs = [segment for segment, header in self._headers.items() if header.log]
         floors = [floor for segment in logs for floor in self._read_log(segment)]
-        if not logs:  # they are lost: a checkpoint that may have covered some is known from the segments
+        if not logs:  # they are lost: the segments tell which checkpoint may have covered some
             floors = [header.floor for header in self._headers.values()]
         newest = max(floors, default=0)
         if self._saved is not None and self._saved.floor >= newest:
@@ -98,7 +98,7 @@ class Rebuild:
                 raise FormatError(
                     f"{self._files.root!r} has more segments than the index can list: raise size_limit"
                 )
-            owner = owners.get(segment, 0) if segment not in self._hidden else 0  # who has it begins another
+            owner = owners.get(segment, 0) if segment not in self._hidden else 0  # its owner begins another
             state = f.LOG if header.log else f.ACTIVE if owner else f.SEALED
             index.add_segment(segment, state, size, owner, header.created)
             self._tick(header.created)
@@ -128,10 +128,10 @@ class Rebuild:
             return [self._doubtful(segment, 0, [])]
 
     def _read_changes(self, segment: int) -> list[int]:
-        """Take down the changes in a log. The floors that it tells of, one up to which changes may be missing
-        that are given up included."""
+        """Collect the changes in a log. Returns the floors that it tells of, and, if unreadable changes are
+        given up, the one up to which they may be missing."""
         reader, floors, changes = self._reader(), [], []
-        whole = f.SEGMENT_HEADER_BYTES  # up to here nothing is missing
+        whole = f.SEGMENT_HEADER_BYTES  # up to here no record is missing
         with self._files.segments.reading(segment) as fd:
             for record in scan(reader, fd, segment, self._index.identity.seed):
                 if record.offset == whole:
@@ -151,8 +151,8 @@ class Rebuild:
         return floors
 
     def _doubtful(self, log: int, hole: int, changes: list[tuple[int, int]]) -> int:
-        """A stamp that no change which is missing in a log is beyond: what is up to it may have been removed.
-        Changes stand in order there, and another log is begun when none follow in this one."""
+        """The highest stamp that a missing change of a log can have: what is up to it may have been removed.
+        A log's changes are in order, and none follow in it once the next log is begun."""
         later = [stamp for offset, stamp in changes if offset > hole]
         later += [header.created for s, header in self._headers.items() if header.log and s > log]
         return min(filter(None, later), default=f.MAX_STAMP)
@@ -161,7 +161,7 @@ class Rebuild:
         return Sparing(self._files.backend) if is_giving_up() else self._files.backend
 
     def _give_up(self, segment: int, error: OSError) -> None:
-        """Go on without what cannot be read of a segment, or log; or tell."""
+        """Go on without what cannot be read of a segment, or log; or raise `error`."""
         if not is_given_up(error):
             raise error
         self._losses.note("segment", f.segment_name(segment), error)
@@ -189,8 +189,8 @@ class Rebuild:
             self._note_newer(read_footer(reader, fd) or ())
 
     def _note_newer(self, records: Iterable[Record]) -> None:
-        """Records that are known of, whose bytes cannot be read: what they replaced does not come back. They
-        may stand elsewhere too, if they were being moved."""
+        """These records exist, but cannot be read: what they replaced must not come back. They may be found
+        in another place, if they were being moved."""
         for record in records:
             if record.head.kind <= f.LARGE and record.head.stamp < f.MAX_STAMP:
                 self._note_removed(record.digest(self._index.identity.seed), record.head.stamp - 1)
@@ -199,9 +199,9 @@ class Rebuild:
         self._removed[digest] = max(stamp, self._removed.get(digest, 0))
 
     def _collect(self, segment: int, records: Iterable[Record], fd: int, reader: Reads) -> int:
-        """Take down what the records say. If `fd` is not -1, those whose values are not whole don't count.
+        """Collect what the records say. If `fd` is not -1, those whose values are not whole don't count.
 
-        Up to where the segment has whole records without a gap.
+        Returns up to where the segment has whole records without a gap.
         """
         index, size = self._index, self._sizes[segment]
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
@@ -225,7 +225,7 @@ class Rebuild:
         return whole
 
     def _is_whole(self, fd: int, record: Record, low: int, high: int, reader: Reads) -> bool:
-        """False for a value that did not reach the disk: what it replaced must not be lost for it."""
+        """False if the value did not reach the disk: then what it replaced must be kept."""
         head = record.head
         if head.kind == f.PUT:
             offset = record.offset + head.head_bytes
@@ -257,7 +257,7 @@ class Rebuild:
             self._touched[low, high] = max((head.stamp, expires), self._touched.get((low, high), (0, 0)))
 
     def _settle(self, part: int, vouched: int) -> list[Slot]:
-        """The slots that a partition ends up with. The first `vouched` collected are the checkpoint's."""
+        """The slots that a partition ends up with. The first `vouched` are from the checkpoint."""
         best: dict[tuple[int, int], Slot] = {}
         for i, slot in enumerate(map(Slot._make, SLOT.iter_unpack(self._slots[part]))):
             digest = slot.low, slot.high

@@ -58,7 +58,7 @@ class Recovery:
     def open_index(self, *, alone: bool, seed: int | None = None) -> Index:
         """The index of the cache, fit for use. The lock is held (unless the cache is read-only).
 
-        `seed`: of the digests of a cache that is begun here, where some are under way.
+        `seed`: that of digests already computed, for a cache that is begun here.
         """
         reason = ""
         index = None
@@ -91,14 +91,14 @@ class Recovery:
             fresh = self.rebuild(index)
             if index is not None:
                 index.close()
-            elif not alone:  # whoever still uses the one that was removed looks before he gets the lock again
+            elif not alone:  # users of the removed one see that before they get the lock again
                 time.sleep(GRACE)
             return self._begin(fresh, alone=alone)
         assert index is not None
         return self._begin(index, alone=alone)
 
     def repair(self, index: Index) -> None:
-        """Complete a change of the index that somebody died in, or was interrupted in. The lock is held."""
+        """Complete a change of the index that a death or an interruption cut short. The lock is held."""
         if index.words[f.W_BUSY] == f.BUSY_STORING:
             count_anew(self._owner, index)
             index.words[f.W_BUSY] = 0
@@ -157,7 +157,7 @@ class Recovery:
     def tidy(self, index: Index, *, began: int | None = None) -> None:
         """Nobody else has the cache open: remove what dead handles left half done.
 
-        `began`: a stamp, where threads of this handle may go on storing what is later than that.
+        `began`: a stamp; threads of this handle may still be storing files with later ones. None: none are.
         """
         own = None if began is None else self._owner.token
         self.remove_unfinished(index, is_alive=lambda token: token == own)
@@ -165,18 +165,18 @@ class Recovery:
             if (began is None or pointer <= began) and not self.refers(index, low, high, pointer):
                 self._files.backend.unlink(path)
         count_anew(self._owner, index)
-        self._owner.sweep(self._owner.marks()[1])  # last: should we be killed here, somebody looks again
+        self._owner.sweep(self._owner.marks()[1])  # last: if we are killed before, somebody looks again
 
     def remove_unfinished(self, index: Index, is_alive: Callable[[int], bool]) -> None:
-        """Remove files that dead handles did not come to give a name or a place. The lock is held. `is_alive`
-        is asked about the one who made a file, after that was seen: who makes one is alive before.
+        """Remove files that dead handles had not yet given a name or a place. The lock is held. `is_alive` is
+        asked after a file was seen: whoever made it was marked as alive before.
         """
         for name, _ in self._files.files_in(self._temporaries.directory):
             parsed = f.parse_temporary_name(name)
             if parsed is not None and not is_alive(parsed[0]):
                 self._files.backend.unlink(os.path.join(self._temporaries.directory, name))
         unlisted = [segment for segment in self._segments_there() if not index.state(segment)]
-        named = index.named_segments() if unlisted else set()  # it is the table that is damaged then
+        named = index.named_segments() if unlisted else set()  # named but not listed: the table is damaged
         for segment in unlisted:
             if segment not in named and self._is_leftover(segment, index.identity):
                 # Its writer was killed before the first record.
@@ -203,8 +203,8 @@ class Recovery:
             raise
 
     def _header_if_readable(self, segment: int) -> f.SegmentHeader | None:
-        """One that cannot be read does not tell whose it is, and nothing follows from that: the index can be
-        used without, whoever reads an entry there hears of it, and only an open cache can be checked."""
+        """None also if it cannot be read. That is no reason to distrust the index: whoever reads an entry of
+        the segment gets the error, and only an open cache can be checked."""
         try:
             return self._header(segment)
         except ours(OSError):
@@ -245,7 +245,7 @@ class Recovery:
         return min(index.table_capacity, self._table_capacity(index.segments() + index.logs()))
 
     def _new_index(self, seed: int | None) -> Index:
-        """An empty index in its place; who only reads, and takes no lock, finds it whole or not at all."""
+        """An empty index in its place. Readers, which take no lock, find it whole or not at all."""
         self._limits.take_over(self._settings_file.for_new_index(None))
         path = self._temporaries.passing_path()
         identity = _new_identity()
@@ -273,12 +273,12 @@ class Recovery:
     def rebuild(self, old: Index | None) -> Index:
         """A new index in place of the old one, which others may still map. The lock is held.
 
-        What is in a file that cannot be read would be missing in it for good, or come back: then nothing is
-        changed, unless such files are given up.
+        If a file cannot be read, nothing is changed unless such files are given up: what the file says would
+        be missing in the new index for good, or what it removed would come back.
         """
         try:
             return self._rebuilt(old)
-        except FileNotFoundError:  # somebody removes directories: the caller tries again
+        except FileNotFoundError:  # directories are being removed: the caller tries again
             raise
         except ours(OSError) as error:
             if isinstance(error, CacheIOError):
@@ -327,7 +327,7 @@ class Recovery:
             raise
         if old is not None and old.writable:
             old.supersede()
-        with suppressing(OSError):  # if the old one comes back, it will be found wanting once more
+        with suppressing(OSError):  # if the old one comes back after a power cut, it is rebuilt once more
             self._files.sync_directory(self._files.root)
         self._settings_file.keep()
         return index
@@ -366,7 +366,7 @@ class Recovery:
                     descriptors = f.SUPERSEDED_DESCRIPTOR.to_bytes(8, "little") * f.PARTITIONS
                     self._files.backend.write(fd, [(1).to_bytes(8, "little")], f.W_SUPERSEDED * 8)
                     self._files.backend.write(fd, [descriptors], f.W_PARTITIONS * 8)
-        except ours(OSError) as error:  # else they would go on with it, and others with the new one
+        except ours(OSError) as error:  # else they would go on with it while others use the new one
             if not is_absence(error) and not is_given_up(error):
                 raise
 

@@ -33,9 +33,9 @@ _MOST_FOOTER = 64 << 20  # bytes; a longer one is not read into memory: the reco
 _RETIRED_SECONDS = 2.0  # a descriptor is closed this long after its last possible use began,
 _RETIRED_MOST = 32  # or when so many others came after it
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
-_SEEK_DATA: int = getattr(os, "SEEK_DATA", os.SEEK_SET)  # where that is not known, every place is one of data
+_SEEK_DATA: int = getattr(os, "SEEK_DATA", os.SEEK_SET)  # where that is missing, every place counts as data
 _NOATIME = getattr(os, "O_NOATIME", 0)  # noting each read as an access costs a read 4 % of its time
-# What reading a file that is gone, or is no file of ours any more, can give.
+# What reading a file can give that is gone, or is not ours any more.
 VANISHED = NO_FILE | {errno.EBADF}
 
 
@@ -78,7 +78,7 @@ class SegmentFiles:
         return os.path.join(self.directory, f.segment_name(segment))
 
     def table(self, capacity: int) -> bytearray:
-        """The same for compiled code, in words: segment << 32 | descriptor + 1 at segment % capacity.
+        """The descriptors for compiled code, in words: segment << 32 | descriptor + 1 at segment % capacity.
 
         It is kept up to date, and stays where it is, until another capacity is asked for.
         """
@@ -121,14 +121,14 @@ class SegmentFiles:
         """Bytes that the file takes; 0 if there is none."""
         try:
             status = self._backend.lstat(self.path(segment))
-            # One that is longer than it can be is damaged, and takes what it has blocks for.
+            # A file longer than a segment can be is damaged: count its blocks.
             long = status.st_size > f.MAX_SEGMENT_BYTES
             return status.st_blocks * 512 if long else status.st_size
         except FileNotFoundError:
             return 0
 
     def open_kept(self, segment: int) -> int:
-        """A descriptor of its own, behind which the segment stays as it is also when it is removed."""
+        """A descriptor of its own, through which the segment stays readable after it is removed."""
         path = self.path(segment)
         fd = self._backend.open(path, os.O_RDONLY)
         try:
@@ -140,18 +140,18 @@ class SegmentFiles:
 
     @contextlib.contextmanager
     def reading(self, segment: int) -> Iterator[int]:
-        """The same, closed behind a block."""
+        """A descriptor of its own that is closed behind a block."""
         path = self.path(segment)
         with self._backend.reading(path) as fd:
             _keep(fd, path)
             yield fd
 
     def remove(self, segment: int) -> None:
-        """Remove a segment in which nothing lives, and give its blocks back: those of a file that is merely
-        removed stay taken until all who read it once have closed it, and who is idle does not.
+        """Remove a segment in which nothing lives, and give its blocks back by emptying it: a file that is
+        merely removed keeps them until all handles that have read it close it, and idle ones do not.
 
-        Not where another directory has the file as well (a backup of hard links), nor where somebody is
-        amidst reading it.
+        It is not emptied where another directory has the file as well (a backup of hard links), nor while
+        somebody is reading it.
         """
         self.forget(segment)
         path = self.path(segment)
@@ -160,7 +160,7 @@ class SegmentFiles:
                 self._backend.unlink(path)
                 if not os.fstat(fd).st_nlink and not is_kept(fd):
                     self._backend.truncate(fd, 0)
-        except ours(OSError):  # as with any other removed file then
+        except ours(OSError):  # then just remove it
             with suppressing(IsADirectoryError):  # which is none of ours
                 self._backend.unlink(path)
 
@@ -194,7 +194,7 @@ class SegmentFiles:
         self._close_retired(0.0)
 
     def _sweep(self) -> None:
-        """Let go of segments that others removed: an open file keeps its blocks on disk."""
+        """Close segments that others removed: an open file keeps its blocks on disk."""
         self._retire_dead()
         while len(self.open_files) >= self._limit:
             self._retire(next(iter(self.open_files)))
@@ -207,7 +207,7 @@ class SegmentFiles:
             self._close_retired(_RETIRED_SECONDS)
 
     def let_go(self) -> bool:
-        """Close what was retired, and what others removed, now: a file keeps its blocks as long as it is
+        """Close now what was retired, and what others removed: a file keeps its blocks as long as it is
         open. False if there was nothing."""
         with self._lock:
             self._retire_dead()
@@ -216,7 +216,7 @@ class SegmentFiles:
             return found
 
     def look(self) -> None:
-        """Retire what others removed, in time for their blocks to be had back."""
+        """Retire what others removed, so that their blocks are freed in time."""
         with self._lock:
             self._retire_dead()
             self._close_retired(_RETIRED_SECONDS)
@@ -226,7 +226,7 @@ class SegmentFiles:
             self._retire(segment)
 
     def forget_all(self) -> None:
-        """What stands under their names may be other files now."""
+        """Their names may belong to other files now."""
         with self._lock:
             for segment in list(self.open_files):
                 self._retire(segment)
@@ -235,7 +235,7 @@ class SegmentFiles:
         at = segment % len(self._table)
         if self._table[at] >> 32 == segment:
             self._table[at] = 0
-        # In C, so that an interruption finds it in one of both.
+        # In C, so that an interruption finds it in one of the two.
         self._retired.extend(zip((time.monotonic(),), map(self.open_files.pop, (segment,)), strict=True))
 
     def _close_retired(self, age: float) -> None:
@@ -257,7 +257,7 @@ class SegmentFiles:
 
 def _keep(fd: int, path: str) -> None:
     keep(fd)
-    if not os.fstat(fd).st_nlink:  # it may have been emptied before
+    if not os.fstat(fd).st_nlink:  # removed, so it may have been emptied
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
@@ -370,7 +370,7 @@ class SegmentWriter:
         self._listed, self._footer_bytes = None, f.FOOTER_TRAILER_BYTES
 
     def adopt(self, records: Iterable[Record]) -> None:
-        """Go on behind the records of a segment that somebody else began."""
+        """Append behind the records of a segment that another handle began."""
         for record in records:
             fields = f.RECORD.pack(f.RECORD_MAGIC, *record.head) + bytes(8)
             self.tail = record.offset
@@ -378,7 +378,7 @@ class SegmentWriter:
             self.tail = record.offset + record.head.record_bytes
 
     def seal(self) -> int:
-        """Write the footer if it is worth it. The size of the file then."""
+        """Write the footer if it is worth it. Returns the size of the file then."""
         footer = self._footer()
         if footer:
             self._write([footer])
@@ -486,7 +486,7 @@ def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
 
 
 def unpack_footer(entries: bytes, count: int, tail: int) -> list[Record] | None:
-    """The records that a footer lists; None if no segment whose records end at `tail` can have these."""
+    """The records that a footer lists; None if a segment whose records end at `tail` can't have them."""
     at, records = 0, []
     while at < len(entries):
         record, at = _footer_record(entries, at)

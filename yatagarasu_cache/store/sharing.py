@@ -4,8 +4,8 @@ A handle holds a `Lease` of a store. The last lease to go closes the store, but 
 that were unpickled: these come and go with every task of a pool, so a few of their stores stay open.
 Handles that nobody closed are closed when they are collected, and when the process ends.
 
-Garbage is collected wherever memory is asked for, so also where this thread holds locks: a lease that is
-dropped then is put aside, and let go of when a handle is next opened or closed (`_is_at_ease`).
+Garbage is collected wherever memory is allocated, so also where this thread holds locks: a lease that is
+dropped there is put aside, and ended when a handle is next opened or closed (`_is_at_ease`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["Lease", "acquire", "counters"]
 
 _PACKAGE = __name__.partition(".")[0]
 _MOST_KEPT = 4
-# Lower than what others may have asked for: they may still use a cache then.
+# Lower than other finalizers have: these run first, as they may still use a cache.
 _LAST_OF_ALL = -100
 _BETWEEN_JOBS = WorkerPool.work.__code__
 
@@ -73,7 +73,7 @@ class _Place:
     def __init__(self) -> None:
         self.stores: list[Shared] = []
         self.past = dict.fromkeys(f.COUNTERS, 0)  # counted by stores that were closed
-        self.own: set[Lease] = set()  # of open handles that the user made, here
+        self.own: set[Lease] = set()  # of open handles that the user made in this process
 
 
 class Shared:
@@ -82,7 +82,7 @@ class Shared:
     def __init__(self, settings: Settings) -> None:
         self.key: Key = ()
         self.leases: set[Lease] = set()  # of open handles
-        self._changing = new_lock()  # whoever opens or closes it
+        self._changing = new_lock()  # held by whoever opens or closes it
         self._durable: DurableStore | None = None
         self._channels: dict[asyncio.AbstractEventLoop, tuple[Channel, int]] = {}
         choice = choose(settings)
@@ -102,9 +102,9 @@ class Shared:
         return self._durable
 
     def is_sound(self) -> bool:
-        """Whether it may get more users: it is open, and its files are those of the directory that it is of.
+        """Whether it may get more users: it is open, and its files are still those of its directory.
 
-        A store follows its path: where its directory was moved away, it is another one's by now.
+        A store follows its path: if its directory was moved away, it uses another one by now.
         """
         return not self.store.closed and self.store.is_in_place() and _is_in_place(self)
 
@@ -123,7 +123,7 @@ class Shared:
         return channel
 
     def leave(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread of `loop`, when nothing is under way there any more."""
+        """Call it in the thread of `loop`, once nothing is under way there any more."""
         with _lock:
             channel, users = self._channels.get(loop, (None, 0))
             if channel is None:
@@ -137,8 +137,8 @@ class Shared:
     # -- beginning and end --------------------------------------------------------------------
 
     def open(self, known: Callable[[], Lease]) -> Lease:
-        """Open the store, and let it be `known`: should an exception come in between, whoever comes next
-        closes it."""
+        """Open the store and publish it by `known`. If an exception comes in between, the next one who opens
+        or closes a handle closes it."""
         with self._changing:
             _ended[self] = None
             self.store.open()
@@ -160,21 +160,21 @@ class Shared:
         try:
             self.store.close()
         finally:
-            if self.store.released:  # else whoever comes next goes on
+            if self.store.released:  # else the next call goes on
                 try:
                     self.backend.close()
                 finally:
                     _forget(self)
 
     def close_quietly(self) -> None:
-        """`close` where nobody waits for it, so nobody can be told but the log."""
+        """`close` where nobody waits for it: a failure can only be logged."""
         try:
             self.close()
         except ours(Exception) as error:
             self.store.notices.log_once("close", f"cannot be closed in order: {error}")
 
     def rest(self) -> None:
-        """Leave everything in order, though others may go on."""
+        """Put everything in order, though threads may go on using it."""
         try:
             if not self.store.life.read_only:
                 self.store.rest()
@@ -186,7 +186,7 @@ class Shared:
 
 
 class Lease:
-    """The part of one handle in a store."""
+    """One handle's share in a store."""
 
     def __init__(self, shared: Shared, place: _Place, unpickled: bool, durable: bool) -> None:
         self.shared = shared
@@ -209,14 +209,14 @@ _open: dict[Key, Shared] = {}
 _places: dict[Directory, _Place] = {}
 _kept: dict[Shared, None] = {}  # without users; the one that was used last is the last
 _dropped: deque[Lease] = deque()  # of collected handles, to be let go of
-# To be closed, or being closed, or opened: an exception may come before that is done.
+# Being opened, or to be closed: an exception may come before that is done.
 _ended: dict[Shared, None] = {}
 _opening: weakref.WeakValueDictionary[str, _Turn] = weakref.WeakValueDictionary()
 _closing: set[threading.Thread] = set()
 
 
 class _Turn:
-    """Of those that want to open the same path at once."""
+    """Serialises those who open the same path at once."""
 
     def __init__(self) -> None:
         self.lock = new_lock()
@@ -264,9 +264,9 @@ def _status(path: str) -> os.stat_result:
 
 
 def _admit(handle: object, shared: Shared, place: _Place, settings: Settings, unpickled: bool) -> Lease:
-    """One user more. The lock is held."""
+    """Add a user. The lock is held."""
     lease = Lease(shared, place, unpickled, settings.durability == "sync")
-    # First: should an exception keep the handle from having it, it is dropped with the handle.
+    # First: if an exception comes before the handle has the lease, it is still dropped with the handle.
     weakref.finalize(handle, _drop, lease).atexit = False
     shared.leases.add(lease)
     _kept.pop(shared, None)
@@ -281,14 +281,14 @@ def _open_store(handle: object, settings: Settings, unpickled: bool) -> Lease:
     try:
         lease = shared.open(lambda: _publish(handle, shared, settings, unpickled))
     finally:
-        if not shared.leases:  # else it is known, and closed with the last of these
+        if not shared.leases:  # else it was published, and its last lease closes it
             shared.close_quietly()
     _watch_multiprocessing()
     return lease
 
 
 def _publish(handle: object, shared: Shared, settings: Settings, unpickled: bool) -> Lease:
-    """Let others find a store that was opened: the first user's share in it, or in one that was there."""
+    """Let others find a store that was opened. Its first lease, or one of a store that was found before."""
     try:
         directory = identify(os.lstat(settings.directory))
     except ours(OSError):  # gone already: nobody will find it there
@@ -297,7 +297,7 @@ def _publish(handle: object, shared: Shared, settings: Settings, unpickled: bool
     with _lock:
         known = _open.get(key)
         place = _places.setdefault(directory, _Place())
-        if known is not None and known.is_sound():  # by another path
+        if known is not None and known.is_sound():  # opened by another path
             shared = known
         else:
             shared.key = key
@@ -307,7 +307,7 @@ def _publish(handle: object, shared: Shared, settings: Settings, unpickled: bool
 
 
 def _end(lease: Lease, dropped: bool = False) -> bool:
-    """Have the stores closed that are not needed any more. Whether this was the user's last handle here."""
+    """End a lease, and have stores closed that need not stay. True for the user's last handle here."""
     with _lock:
         if lease.closed:
             return False
@@ -322,12 +322,12 @@ def _end(lease: Lease, dropped: bool = False) -> bool:
                     _end_store(next(iter(_kept)))
             else:
                 _end_store(shared)
-        lease.closed = True  # last: one that an exception kept from this ends once more
+        lease.closed = True  # last: if an exception comes before, it is ended once more
         return was_last
 
 
 def _end_store(shared: Shared) -> None:
-    """Whoever ended its last lease closes it, or whoever comes next. The lock is held."""
+    """Have it closed by whoever ended its last lease, or by the next caller. The lock is held."""
     _ended[shared] = None
     _kept.pop(shared, None)
     _withdraw(shared)
@@ -356,7 +356,7 @@ def _is_in_place(shared: Shared) -> bool:
 
 
 def _forget(shared: Shared) -> None:
-    """It was closed: what it counted stays, as long as others are open on its directory."""
+    """Drop a closed store. Its counts are kept as long as others are open on its directory."""
     with _lock:
         _withdraw(shared)
         _kept.pop(shared, None)
@@ -373,7 +373,7 @@ def _forget(shared: Shared) -> None:
 
 
 def counters(lease: Lease) -> dict[str, int]:
-    """What this process counted on the directory, by all stores, since it has had one open."""
+    """What all stores of this process counted on the directory, since it has had one open."""
     with _lock:
         stores = [shared.store for shared in lease.place.stores]
         past = dict(lease.place.past)
@@ -397,11 +397,11 @@ def _drop(lease: Lease) -> None:
 def _is_at_ease() -> bool:
     """Whether this thread holds no locks that closing a store could wait for.
 
-    That is where garbage was collected in the middle of something of ours, or of what ours may ask
-    for in another thread that is waited for.
+    It may hold some where garbage was collected in the middle of our code, or of code (logging, threading)
+    whose locks another thread may need that closing waits for.
     """
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and package_of(frame) == "weakref":  # which called for this
+    while frame is not None and package_of(frame) == "weakref":  # which called this
         frame = frame.f_back
     innermost = True
     while frame is not None:
@@ -420,7 +420,7 @@ def _let_go_of_dropped() -> None:
             _Warning(lease.shared.store.root)
         with contextlib.suppress(ValueError):  # another thread was faster
             _dropped.remove(lease)
-    for shared in [one for one in _ended if one.leases]:  # it came to be known, and an exception behind that
+    for shared in [one for one in _ended if one.leases]:  # published before the exception came
         _ended.pop(shared, None)
     for shared in list(_ended):
         _close_aside(shared) if _in_event_loop() else shared.close_quietly()
@@ -433,7 +433,7 @@ def _in_event_loop() -> bool:
 
 
 def _close_aside(shared: Shared) -> None:
-    """In a thread of its own: it may take a while, and the loop goes on."""
+    """Close it in a thread of its own: that may take a while, and must not block the loop."""
 
     def work() -> None:
         shared.close_quietly()
@@ -446,7 +446,7 @@ def _close_aside(shared: Shared) -> None:
 
 
 class _Warning:
-    """Warns when it goes: should that be an error, it is nobody's whose call it comes up in."""
+    """Warns in its destructor: where warnings are errors, none is raised in somebody else's call."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -460,7 +460,7 @@ class _Warning:
 
 
 def _levels_of_ours() -> int:
-    """How many frames, that of the caller included, there are up to the code that let go of the cache."""
+    """The number of frames, the caller's included, up to the code that dropped the cache."""
     frame, levels = sys._getframe(1), 1
     while package_of(frame) in (_PACKAGE, "weakref") and frame.f_back is not None:
         frame, levels = frame.f_back, levels + 1
@@ -487,14 +487,14 @@ def _close_all() -> None:
 
 
 class _Children:
-    """Children of multiprocessing end without `atexit`, but with what was registered there."""
+    """Children of multiprocessing end without `atexit`, but with multiprocessing's own finalizers."""
 
     def __init__(self) -> None:
-        self._registered = False  # to be called in the children
-        self._process = 0  # in which the end is asked for
+        self._registered = False  # whether `begin` will be called in children
+        self._process = 0  # the one in which the finalizer is registered
 
     def watch(self, util: Any) -> None:
-        if not self._registered:  # such a child begins by forgetting what was asked for before
+        if not self._registered:  # such a child begins by dropping its parent's finalizers
             self._registered = True
             util.register_after_fork(self, _Children.begin)
         if self._process != os.getpid():
@@ -510,7 +510,7 @@ _children = _Children()
 
 def _watch_multiprocessing() -> None:
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and hasattr(util, "register_after_fork"):  # as a whole, not while it is imported
+    if util is not None and hasattr(util, "register_after_fork"):  # not while it is being imported
         _children.watch(util)
 
 
@@ -519,7 +519,7 @@ def _close_in_child() -> None:
     if process.parent_process() is None:
         return
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread()):
-        with _lock:  # the process waits for these, and they may use a cache
+        with _lock:  # the process waits for these threads, which may use a cache
             stores = [shared for place in _places.values() for shared in place.stores]
         for shared in stores:
             shared.rest()
@@ -532,17 +532,17 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    if _lock._is_owned():  # else this was loaded while a fork had begun, and waited for that
+    if _lock._is_owned():  # else the fork had begun, and waited until this was loaded
         _lock.release()
 
 
 def _after_fork_in_child() -> None:
-    """Stores were renewed by then. What the parent counted, and made, is the parent's."""
+    """The stores were renewed before. What the parent counted and made stays the parent's."""
     global _lock, _opening
     _lock, _opening = new_lock(), weakref.WeakValueDictionary()
     _closing.clear()
     known = {shared for place in _places.values() for shared in place.stores}
-    for shared in _ended.keys() - known:  # the parent's, being opened
+    for shared in _ended.keys() - known:  # those that the parent was opening
         shared.store.let_go_in_child()
         del _ended[shared]
     for place in list(_places.values()):

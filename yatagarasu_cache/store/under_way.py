@@ -1,9 +1,9 @@
-"""Large files that no entry stands for: this handle is storing them, or removing them. They count as well.
+"""Large files without an entry: this handle is storing them, or removing them. They count as well.
 
-What a handle has under way is noted with its mark of life, whenever it changes, under the index lock. So
-what all large files take is always known, to the byte: what entries have, and what those who live have
-under way. Of whoever died, or was interrupted, nothing counts any more; what he noted tells whether there
-may be a file of his to be looked for.
+A handle notes what it has under way in its mark of life, at every change, under the index lock. So what
+all large files take is always known, to the byte: those of entries, and what living handles have under
+way. What a dead handle, or an interrupted call, had under way counts no more; the note tells whether it may
+have left a file to look for.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .owners import Owner
 
 
 class Stream(Protocol):
-    """A large value that a thread is storing: so many of its bytes are counted."""
+    """A large value that a thread is storing; `length` of its bytes are counted."""
 
     thread: int
     length: int
-    pointer: int  # of the name that its file is to get, or has; 0 before, and once it has an entry
+    pointer: int  # in the name of its file, made or not; 0 before `grow`, and once it has an entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +33,19 @@ class LargeFile:
 
     low: int
     high: int
-    pointer: int | None  # None: it cannot be read, and the file is found as one that no entry stands for
+    pointer: int | None  # None: unreadable; the file is found later, as one without an entry
     size: int
 
 
 class UnderWay:
-    """What one handle has under way. All is called under the index lock, where nothing else is said."""
+    """What one handle has under way. Methods are called under the index lock, unless they say otherwise."""
 
     def __init__(self, owner: Owner, index: Callable[[], Index], unnoted: Callable[[OSError], None]) -> None:
         self._owner, self._index, self._unnoted = owner, index, unnoted
         self._streams: set[Stream] = set()
         self._leaving: dict[LargeFile, int] = {}  # and the thread that is about to remove it
         self._bytes_storing = self._bytes_leaving = 0  # as noted
-        self.lost = False  # something was forgotten, and counts still
+        self.lost = False  # something that was forgotten still counts
 
     def __bool__(self) -> bool:
         return bool(self._streams or self._leaving)
@@ -59,30 +59,30 @@ class UnderWay:
     def grow(self, stream: Stream, length: int) -> None:
         """It is to have `length` bytes: they count from now on.
 
-        It gets a pointer for its name with the first of them: others spare the file till an entry stands for
-        it, or we are gone.
+        The first call gives it the pointer for its name: others spare the file until it has an entry, or
+        we are gone.
         """
         stream.pointer = stream.pointer or self._index().stamp()
         self._count(stream, f.file_bytes(length) - f.file_bytes(stream.length), length)
 
     def stored(self, stream: Stream, replaced: Sequence[LargeFile]) -> None:
-        """An entry stands for it now, and it counts as that; files whose entries it replaced are to go."""
+        """It has an entry now, and counts there; files whose entries it replaced are to be removed."""
         length, stream.length, stream.pointer = stream.length, 0, 0
         self._leave(replaced, -f.file_bytes(length))
 
     def give_up(self, stream: Stream) -> None:
-        """There is nothing of it any more. No change if it was interrupted and is told about late."""
+        """Its file is gone, and counts no more. No change if it was forgotten before, by an interruption."""
         if stream in self._streams:
             stream.pointer = 0
             self._count(stream, -f.file_bytes(stream.length), 0)
 
     def end(self, stream: Stream) -> None:
-        """Without the lock: nothing of it counts any more, or an entry stands for it."""
+        """Without the lock: nothing of it counts any more, or it has an entry."""
         self._streams.discard(stream)
 
     def _count(self, stream: Stream, grown: int, length: int) -> None:
         words = self._index().words
-        words[f.W_BUSY] = f.BUSY_STORING  # should we not come to the end, all is counted anew
+        words[f.W_BUSY] = f.BUSY_STORING  # if we die in between, all is counted anew
         self._note(grown, 0)
         self._index().add(f.W_LARGE_BYTES, grown)
         stream.length = length
@@ -91,7 +91,7 @@ class UnderWay:
     # -- removing -----------------------------------------------------------------------------
 
     def leave(self, files: Sequence[LargeFile]) -> None:
-        """Their entries are about to go, and then they are: till then they count."""
+        """Their entries are about to be removed, and then the files: until then they count."""
         if files:
             self._leave(files, 0)
 
@@ -105,7 +105,7 @@ class UnderWay:
         words[f.W_LEAVING] = min(words[f.W_LEAVING] + size, f.MASK64)
 
     def left(self, files: Sequence[LargeFile], *, removed: bool = True) -> None:
-        """They are gone, or, if not `removed`, they stay. No change of what was given up meanwhile."""
+        """They are gone, or, if not `removed`, they stay. Those that were forgotten meanwhile don't count."""
         size = 0
         for file in files:
             if file in self._leaving:
@@ -134,7 +134,7 @@ class UnderWay:
                 self._leaving.pop(file, None)
 
     def recall(self) -> bool:
-        """Note what is under way indeed. True if something is to be counted no more."""
+        """Note what is really under way. True if something that was forgotten still counts."""
         lost, self.lost = self.lost, False
         storing = sum(f.file_bytes(stream.length) for stream in list(self._streams))
         self._bytes_storing, self._bytes_leaving = storing, sum(file.size for file in list(self._leaving))
@@ -142,7 +142,7 @@ class UnderWay:
         return lost
 
     def forget_all(self) -> None:
-        """Nothing of this handle comes to its end any more: it is closed, alone, and what is left goes."""
+        """Nothing under way will be completed: the handle is closed, alone, and leftovers are removed."""
         self.after_fork()
         self._note(0, 0)
 
@@ -151,12 +151,12 @@ class UnderWay:
         count_anew(self._owner, self._index())
 
     def after_fork(self) -> None:
-        """It is the parent's."""
+        """What is under way is the parent's."""
         self._streams, self._leaving = set(), {}
         self._bytes_storing = self._bytes_leaving = 0
 
     def _note(self, storing: int, leaving: int) -> None:
-        """So much more is under way, or less. What cannot be noted is not looked for, should we die."""
+        """Note that so much more, or less, is under way. If that fails and we die, nobody looks for it."""
         self._bytes_storing += storing
         self._bytes_leaving += leaving
         named = tuple(stream.pointer for stream in list(self._streams) if stream.pointer)
@@ -176,7 +176,7 @@ def count(owner: Owner, index: Index) -> tuple[int, int]:
 
 
 def count_anew(owner: Owner, index: Index) -> None:
-    """Have that counted. The lock is held."""
+    """Put that into the index. The lock is held."""
     total, leaving = count(owner, index)
     index.words[f.W_LARGE_BYTES], index.words[f.W_LEAVING] = min(total, f.MASK64), min(leaving, f.MASK64)
 
@@ -184,7 +184,7 @@ def count_anew(owner: Owner, index: Index) -> None:
 def give_up(words: memoryview, size: int) -> None:
     """Large files of `size` bytes that were being removed count no more."""
     leaving, counted = words[f.W_LEAVING], words[f.W_LARGE_BYTES]
-    if leaving > counted:  # it is damaged
+    if leaving > counted:  # damage
         leaving = size
     gone = min(size, leaving)
     words[f.W_LEAVING], words[f.W_LARGE_BYTES] = leaving - gone, max(0, counted - gone)

@@ -1,9 +1,9 @@
 """Files that cannot be read: what that means, and how they are given up where that is asked for.
 
-Only `VANISHED` says that nothing is there to be read: no file, or something that is none of ours. Whatever
-else fails may be over the next time: it is told, with the file's name and what helps, and changes nothing.
-A disk may have lost some bytes for good, and then nothing else would ever come of it: within `giving_up`
-just what cannot be read is done without.
+Only `VANISHED` says that nothing is there to be read: no file, or something that is none of ours. Any other
+failure may be over the next time: it is raised, with the file's name and what helps, and changes nothing.
+But a disk may have lost some bytes for good, so that each try fails: within `giving_up` the work goes on
+without just what cannot be read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..errors import CacheIOError, from_os_error
 from .notices import Notices
 from .segment import VANISHED
 
-# What is wrong with this process, this moment or this system, and not with one file: others, or it a little
-# later, read what is there.
+# Wrong with this process, this moment or this system, and not with one file: other processes, or this one a
+# little later, can read what is there.
 OUR_OWN = frozenset(
     {
         errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN,
@@ -53,17 +53,17 @@ def is_given_up(error: OSError) -> bool:
 
 
 def is_absence(error: OSError) -> bool:
-    """Whether there is nothing to be read, as opposed to something that cannot be."""
+    """Whether nothing is there to be read, as opposed to something unreadable."""
     return error.errno in VANISHED
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether it is the file that cannot be read, and not this process that cannot read it."""
+    """Whether the file is unreadable, and not just for this process."""
     return error.errno is not None and error.errno not in VANISHED | OUR_OWN
 
 
 def remedy(error: OSError) -> str:
-    """What to do; that which is known to help with any such error is told by `from_os_error`."""
+    """What to do; `from_os_error` adds what helps with any such error."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return "let this user read it"
     if error.errno == errno.ENOMEM:
@@ -79,14 +79,14 @@ def fault(error: OSError) -> str:
 
 
 def told(error: OSError, what: str) -> CacheIOError:
-    """The error of an operation that read, and that has changed nothing."""
+    """The error of an operation that only read, and has changed nothing."""
     if isinstance(error, CacheIOError):
         return error
     return from_os_error(error, f"cannot read {what}", remedy(error))
 
 
 class Losses:
-    """What an index that was made anew had to do without, by kind and file: check() has it replaced."""
+    """What is missing in an index that was made anew, by kind and file: check() has it replaced."""
 
     def __init__(self, notices: Notices) -> None:
         self._notices = notices
@@ -99,7 +99,7 @@ class Losses:
 
 
 class Sparing:
-    """Reads zeros where the disk gives nothing, a block at a time, and knows where that was.
+    """Reads zeros for each block that the disk does not give, and remembers where these are.
 
     Records, footers and values that have such a hole fail their checksums.
     """
@@ -141,8 +141,8 @@ class Sparing:
             self.read(fd, 1 << 20, offset)
 
     def overwrite(self, fd: int, kept: Sequence[tuple[int, int]]) -> None:
-        """Write zeros over the holes, for which a disk takes other blocks as a rule; but not where one of
-        the extents `kept` (start, end) is."""
+        """Write zeros over the holes, for which a disk usually takes other blocks; but not within the extents
+        `kept` (start, end)."""
         size = os.fstat(fd).st_size
         taken = {at for start, end in kept for at in range(start // _BLOCK * _BLOCK, end, _BLOCK)}
         for at in sorted(self.holes - taken):

@@ -22,7 +22,7 @@ from .problem import Problem, fault_of, mends
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
-_MOST_COUNTED = 1 << 62  # nobody counts so far
+_MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
 class EntryCheck:
@@ -62,7 +62,7 @@ class EntryCheck:
             yield from ((part, at) for at in self._not_sound(batch))
 
     def _not_sound(self, batch: list[tuple[int, Slot]]) -> Iterator[int]:
-        """Those of some slots that are not right. What is in segments is read in one batch."""
+        """Those of some slots that are not right. Records in segments are read in one batch."""
         whole: list[tuple[int, Slot, int]] = []
         for at, slot in batch:
             fd = self._reading.place_of(slot)
@@ -91,7 +91,7 @@ class EntryCheck:
         )
 
     def _lasting_problem(self, part: int, at: int, fix: bool) -> Problem | None:
-        """What is wrong with a slot, both locks being held."""
+        """What is wrong with a slot. Both locks are held."""
         index = self._current.index
         if at not in index.partition_slots(part):
             return None
@@ -114,7 +114,7 @@ class EntryCheck:
         return Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
 
     def _slot_problem(self, at: int, fix: bool) -> str:
-        """What a slot, whose record and value are sound, says beside them: when it was stored, and used."""
+        """What is wrong with a slot whose record and value are sound: with its stamp, or its access word."""
         index, slot = self._current.index, self._current.index.slot(at)
         data = self._files.backend.read(self._files.segments.get(slot.segment), f.RECORD_BYTES, slot.offset)
         head, is_used = f.unpack_head(data, 0), self._can_be_used(slot)

@@ -22,7 +22,7 @@ from .problem import Problem, Unreadable, fault_of, mends
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
-_MOST_COUNTED = 1 << 62  # nobody counts so far
+_MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
 class FileCheck:
@@ -39,7 +39,7 @@ class FileCheck:
         self._handle_settings = settings
 
     def tag(self, fix: bool) -> Iterator[Problem]:
-        """The directory says that it is a cache's: backup tools leave it out then."""
+        """The directory has the tag of a cache, so that backup tools leave it out."""
         detail = self._tag_problem()
         if detail:
             if fixed := mends(fix, detail):
@@ -62,7 +62,7 @@ class FileCheck:
             counted = self._current.index.words[f.W_CHECKPOINT_BYTES]
             if fix:
                 checkpoint.account(self._files, self._current.index)
-            # Whoever died when he had just put one in place has not counted it: that is no damage.
+            # A process may die after putting one in place and before counting it: that is no damage.
             most = max(checkpoint.file_size(self._files), checkpoint.most_bytes(self._current.index))
         if detail:
             if fix := mends(fix, detail):

@@ -22,7 +22,7 @@ from .problem import Problem
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
-_MOST_COUNTED = 1 << 62  # nobody counts so far
+_MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
 class IndexCheck:
@@ -34,7 +34,7 @@ class IndexCheck:
     def ensure_listed(self) -> None:
         """Raise `IndexDamaged` if the table does not list a segment that is there and has entries.
 
-        It would be taken for a stray, and removed. The lock is held.
+        Otherwise the segment would be taken for a stray, and removed. The lock is held.
         """
         index = self._current.index
         for segment in index.named_segments():
@@ -42,7 +42,7 @@ class IndexCheck:
                 raise IndexDamaged("its table does not list a segment that entries are in")
 
     def ensure_counted(self) -> None:
-        """Raise `IndexDamaged` if a segment counts more than lives in it: slots were damaged.
+        """Raise `IndexDamaged` if a segment counts more bytes than live in it: slots were damaged.
 
         A new index shows their entries again. Otherwise their segment would be removed, and what these
         entries had replaced could come back.
@@ -57,7 +57,7 @@ class IndexCheck:
     def ensure_all_listed(self) -> None:
         """Raise `IndexDamaged` if a file that the table does not list has records of this cache.
 
-        Those of a log tell what was removed, and that could come back.
+        If it is a log, what its records say was removed could come back.
         """
         for name in content(self._files.scandir(self._files.segments.directory)):
             segment = f.parse_segment_name(name)
@@ -73,13 +73,13 @@ class IndexCheck:
                     and (header.segment, header.identity) == (segment, self._current.index.identity)
                     and next(scan(self._files.backend, fd, segment, self._current.seed), None) is not None
                 )
-        except ours(OSError):  # whoever looks at strays tells of it
+        except ours(OSError):  # the check of strays tells of it
             return False
 
     def words(self, fix: bool) -> Iterator[Problem]:
         """The words of the header and of the segment table say what can be.
 
-        (Others are looked at where they are counted anew, or by `Index.validate`.)
+        (Others are checked where they are counted anew, or by `Index.validate`.)
         """
         with self._locks.index:
             index = self._current.index
@@ -88,7 +88,7 @@ class IndexCheck:
                 yield Problem("count", f"{f.INDEX_NAME}, word {word}", f"{what} is {index.words[word]}", fix)
                 if fix:
                     index.words[word] = value
-            if fix:  # who died when he had just made it longer has not counted that
+            if fix:  # a process may have died after growing it and before counting that
                 index.words[f.W_INDEX_BYTES] = os.fstat(index.fd).st_size
 
     def _wrong_words(self) -> Iterator[tuple[int, int, str]]:
@@ -136,7 +136,7 @@ class IndexCheck:
                     yield Problem("count", where, f"counts {counted >> 32}, has {live}", fix)
 
     def space(self, fix: bool) -> Iterator[Problem]:
-        """Live bytes of each segment, and the totals, are the sums of what they count."""
+        """Live bytes of each segment, and the totals, are right."""
         with self._locks.index:
             index = self._current.index
             live = _live_bytes(index)
@@ -164,7 +164,7 @@ class IndexCheck:
 
 
 def _live_bytes(index: Index) -> Counter[int]:
-    """What lives in each segment, by the slots. The lock is held."""
+    """Live bytes in each segment, going by the slots. The lock is held."""
     live: Counter[int] = Counter()
     for at in index.live_slots():
         slot = index.slot(at)
@@ -173,7 +173,7 @@ def _live_bytes(index: Index) -> Counter[int]:
 
 
 def _wrong_table_words(index: Index) -> Iterator[tuple[int, int, str]]:
-    """The same of the segment table. The lock is held."""
+    """The same for the segment table. The lock is held."""
     words, latest = index.words, index.words[f.W_CLOCK] + _CLOCK_SLACK
     for entry in index.table_entries():
         state, segment = words[entry] & ~f.MASK32, words[entry] & f.MASK32

@@ -20,7 +20,7 @@ from .problem import Problem
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
-_MOST_COUNTED = 1 << 62  # nobody counts so far
+_MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
 class LargeCheck:
@@ -38,7 +38,7 @@ class LargeCheck:
         if fix:
             self._reaper.reap()
         paths = self._reaper.orphans() if fix else self._reaper.find_orphans()
-        # Others may be removing some, of entries that are gone just now.
+        # Others may just be removing some whose entries are gone.
         until = time.monotonic() + _PATIENCE
         while paths and time.monotonic() < until:
             ensure_wanted()
@@ -53,7 +53,7 @@ class LargeCheck:
                     fixed = False
             yield Problem("large", os.path.basename(path), "no entry refers to it", fixed)
         with self._locks.index:
-            if self._owner.any_dead():  # what they had under way counts until they are reaped
+            if self._owner.any_dead():  # what the dead had under way counts until they are reaped
                 return
             words = self._current.index.words
             counted = words[f.W_LARGE_BYTES], words[f.W_LEAVING]

@@ -10,7 +10,7 @@ _REMEDY = "if that lasts, check(fix=True, drop_unreadable=True) gives up what ca
 
 
 class Unreadable(str):
-    """What is wrong with a file that cannot be read: it is there, and the next time it may be read."""
+    """What is wrong with a file that cannot be read: it is there, and may be readable the next time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Problem:
 
 
 def mends(fix: bool, detail: str) -> bool:
-    """Whether to put in order what is wrong with a file."""
+    """Whether to mend what is wrong with a file."""
     return fix and (unreadable.is_giving_up() or not isinstance(detail, Unreadable))
 
 
 def fault_of(error: OSError) -> str:
-    """What is wrong with a file that cannot be read. Raises what is wrong with this process only."""
+    """What is wrong with a file that cannot be read. Raises an error that is only this process's."""
     if unreadable.is_absence(error):
         return error.strerror or str(error)
     if not unreadable.is_of_disk(error):

@@ -28,7 +28,7 @@ from .problem import Problem, Unreadable, fault_of, mends
 _PATIENCE = 1.0  # seconds for others who are removing a large file
 _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
-_MOST_COUNTED = 1 << 62  # nobody counts so far
+_MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
 class SegmentCheck:
@@ -61,11 +61,11 @@ class SegmentCheck:
                 elif is_mended:
                     self._mend_segment(segment, detail)
                 yield Problem("segment", f.segment_name(segment), detail, is_mended)
-        if changes_lost:  # but not what they did: a checkpoint keeps that, and drops the log
+        if changes_lost:  # the log is, but not its effects: a checkpoint keeps these, and drops the log
             self._checkpoints.write()
 
     def _mend_segment(self, segment: int, detail: str) -> None:
-        """Drop what is lost of a segment; what is left of it is in order then. Both locks are held."""
+        """Drop what is lost of a segment, and put the rest in order. Both locks are held."""
         index = self._current.index
         entry = index.entry(segment)
         self._files.segments.forget(segment)
@@ -92,7 +92,7 @@ class SegmentCheck:
             index.resize_segment(segment, size)
             index.words[entry + f.T_SYNCED] = 0
             index.set_state(segment, f.SEALED)
-            index.words[entry + f.T_OWNER] = 0  # last: an active one without owner stays so
+            index.words[entry + f.T_OWNER] = 0  # last: no death in between leaves an active one without owner
         else:
             with contextlib.suppress(IsADirectoryError, PermissionError):  # a directory is none of ours
                 self._files.backend.unlink(path)
@@ -123,13 +123,13 @@ class SegmentCheck:
         return False
 
     def _overwrite(self, fd: int, kept: list[Slot]) -> None:
-        """Write over what cannot be read of a segment, where no entry is."""
+        """Overwrite what cannot be read of a segment, except where an entry is."""
         reader = unreadable.Sparing(self._files.backend)
         reader.look_through(fd)
         reader.overwrite(fd, [(slot.offset, slot.offset + f.record_bytes(slot.lengths)) for slot in kept])
 
     def _list_anew(self, fd: int, kept: list[Slot]) -> None:
-        """Have the footer list just these entries: nobody reads what is between them then."""
+        """Have the footer list just these entries, so that nobody reads what is between them."""
         entries, tail = [], f.SEGMENT_HEADER_BYTES
         for slot in sorted(kept, key=lambda slot: slot.offset):
             length = slot.head_bytes + f.LARGE_POINTER.size * slot.is_large
@@ -170,7 +170,7 @@ class SegmentCheck:
         return ""
 
     def _sound_bytes(self, fd: int, segment: int) -> int:
-        """Where the first record of a log begins that is not what was written."""
+        """Where the first unsound record of a log begins."""
         end = f.SEGMENT_HEADER_BYTES
         for record in scan(self._files.backend, fd, segment, self._current.index.identity.seed):
             if record.offset != end:
@@ -193,7 +193,7 @@ class SegmentCheck:
                     yield self._unlisted(segment, fix)
 
     def _unlisted(self, segment: int, fix: bool) -> Problem:
-        """A segment file that is ours is removed; one of another cache is left alone."""
+        """With `fix`, remove a segment file that is ours; leave one of another cache alone."""
         path, header = self._files.segments.path(segment), None
         detail, name = "a segment that the index does not list", f.segment_name(segment)
         try:
