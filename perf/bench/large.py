@@ -2,7 +2,7 @@
 
     python -m perf.bench.large [--backend threads|uring] [--json FILE]
 
-Says what `LARGE_VALUE_BYTES` in store.py should be. In a segment, a value that is replaced leaves dead
+Says what `LARGE_VALUE_BYTES` in store/limits.py should be. In a segment, a value that is replaced leaves dead
 bytes that have to be cleaned up later, which is not in these times; a file goes at once.
 """
 

@@ -209,7 +209,7 @@ def test_what_comes_up_while_a_thread_is_started_arrives(make: Any, monkeypatch:
         patch.setattr(cache._store.checkpoints, "_is_due", lambda: True)
         with pytest.raises(Interrupt):
             cache._store.checkpoints.begin_if_due()
-    assert not cache._store._logged
+    assert not cache._store.notices._topics
     fill(cache)
     free_of_locks(cache)
     assert cache.check() == []

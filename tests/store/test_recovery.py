@@ -822,8 +822,8 @@ def test_an_index_much_too_large_is_made_anew(make: Callable[..., DiskCache], di
     cache.set_many(dict.fromkeys(range(6000), b""))
     before = cache.stats().index_bytes
     cache.delete_many(range(100, 6000))
-    assert cache._store.evictor._shrink_index()
-    assert not cache._store.evictor._shrink_index()
+    assert cache._store.room._shrink_index()
+    assert not cache._store.room._shrink_index()
     assert cache.stats().index_bytes < before / 5
     assert (directory / "index").stat().st_size == cache.stats().index_bytes
     for handle in (other, cache):

@@ -312,7 +312,7 @@ def test_who_is_not_alone_is_not_taken_to_be(make: Make, directory: Path, how: s
             pass
     other = make()
     with other._lease.store.locks.index:
-        assert not other._lease.store.users_alone()
+        assert not other._lease.store.users.is_alone()
     other.close()
     assert not cache._lease.store.current.index.words[f.W_CLEAN]
 
