@@ -51,12 +51,18 @@ else:
         "repair": "mending",
     }
 
+    _MODULES = {"aio", "cli", "codec", "config", "desk", "entry", "mending", "stats", "store"}
+
     def __getattr__(name):
         from importlib import import_module
 
-        if name not in _PLACES:
+        from .concurrency.locks import importing
+
+        if name not in _PLACES and name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        with importing:  # forks wait for it
+            module = import_module(f".{_PLACES.get(name, name)}", __name__)
+        found = globals()[name] = module if name in _MODULES else getattr(module, name)
         return found
 
     def __dir__():

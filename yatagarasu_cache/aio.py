@@ -30,7 +30,7 @@ from .config import Settings
 from .desk import Desk
 from .entry import Entry, Location
 from .errors import ClosedError, from_os_error
-from .guard import callers, guarded, tell
+from .guard import callers, constructed, guarded, tell
 from .stats import CacheStats
 from .store.check import Problem
 from .store.format import Slot
@@ -152,7 +152,7 @@ class AsyncDiskCache:
     def from_config(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> AsyncDiskCache:
         """As `DiskCache.from_config`."""
         directory, options = Desk.configured(source)
-        return cls(directory, **options)
+        return constructed(cls, directory, options)
 
     # -- life ---------------------------------------------------------------------------------
 

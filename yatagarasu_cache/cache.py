@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from .engine import loaded
 from .errors import CacheIOError
-from .guard import guarded, tell
+from .guard import constructed, guarded, tell
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +77,7 @@ class DiskCache:
         Raises `ConfigurationError` naming the setting, or the file and what is wrong with it.
         """
         directory, options = loaded().configured(source)
-        return cls(directory, **options)
+        return constructed(cls, directory, options)
 
     # -- life ---------------------------------------------------------------------------------
 

@@ -41,11 +41,11 @@ __all__ = [
     "Settings",
     "from_mapping",
     "is_enabled",
-    "is_reopening",
     "load",
     "make_settings",
     "moved",
     "reopening",
+    "take_reopening",
     "to_arguments",
     "to_options",
 ]
@@ -497,8 +497,11 @@ def reopening() -> Iterator[None]:
         _reopening.reset(token)
 
 
-def is_reopening() -> bool:
-    return _reopening.get()
+def take_reopening() -> bool:
+    """Whether this is within `reopening`. Others that are made there, by a subclass, are ordinary."""
+    reopens = _reopening.get()
+    _reopening.set(False)
+    return reopens
 
 
 def make_settings(directory: str | os.PathLike[str], **options: Any) -> Settings:

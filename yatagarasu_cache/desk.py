@@ -105,7 +105,7 @@ class Desk:
     @callers
     def checked(directory: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Settings, bool]:
         """The settings of a new handle, and whether it is being unpickled."""
-        return config.make_settings(directory, **options), config.is_reopening()
+        return config.make_settings(directory, **options), config.take_reopening()
 
     @staticmethod
     @callers

@@ -6,6 +6,7 @@ So importing the package is cheap (tests/api/test_imports.py says what it loads)
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from .concurrency.locks import importing
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["loaded"]
 
-_forks_wait = not hasattr(os, "register_at_fork")
 _desk: type[Desk] | None = None
 
 
@@ -32,24 +32,54 @@ def _load() -> type[Desk]:
     if importing._is_owned():  # type: ignore[attr-defined]
         raise Reentered("this code has interrupted the opening of the first cache: have it run later")
     with importing:
-        _have_forks_wait()
+        if _forks is not None:
+            _forks.wait_behind_logging()
         from .desk import Desk
 
         _desk = Desk
     return Desk
 
 
-def _have_forks_wait() -> None:
-    """Let forks wait while a thread imports the engine: a child would wait for ever for that import.
+class _Forks:
+    """Has forks wait while modules of this package are imported. Otherwise the child could wait for ever for
+    a module that another thread was importing.
 
-    Hooks that run before a fork run in reverse order of registration. Logging's takes a lock that loading
-    the engine needs: so ours is registered after it.
+    What is registered last is called first before a fork, and logging has forks wait for a lock of its own,
+    which the engine needs while it is loaded. So waiting is registered a second time, behind logging, once
+    that is loaded; what was registered at first has forks wait until then.
     """
-    global _forks_wait
-    if not _forks_wait:
-        import logging  # noqa: F401
 
-        os.register_at_fork(
-            before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release
-        )
-        _forks_wait = True
+    def __init__(self) -> None:
+        self._is_behind_logging = self._has_loaded_logging = self._holds = False
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
+
+    def wait_behind_logging(self) -> None:
+        """`importing` is held."""
+        if not self._is_behind_logging:
+            self._has_loaded_logging = "logging" not in sys.modules
+            import logging  # noqa: F401
+
+            os.register_at_fork(
+                before=importing.acquire, after_in_parent=importing.release, after_in_child=importing.release
+            )
+            self._is_behind_logging = True
+
+    def _before(self) -> None:
+        if importing._is_owned():  # type: ignore[attr-defined]  # by what is registered behind logging
+            return
+        was_behind = self._is_behind_logging
+        # With a bound: should this thread have logging's lock, whoever is importing could wait for it.
+        taken = importing.acquire(timeout=_PATIENCE)
+        self._holds = taken and not self._is_behind_logging
+        if self._is_behind_logging and not was_behind and self._has_loaded_logging:
+            # What was registered meanwhile is called after the fork, but was not called before it.
+            sys.modules["logging"]._lock.acquire()
+
+    def _after(self) -> None:
+        if self._holds:
+            self._holds = False
+            importing.release()
+
+
+_PATIENCE = 10.0  # seconds
+_forks = _Forks() if hasattr(os, "register_at_fork") else None

@@ -20,9 +20,10 @@ from .concurrency.interruption import is_interruption
 from .concurrency.locks import at_the_outside, give_back, is_holding
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 
-__all__ = ["callers", "guarded", "is_callers", "tell"]
+__all__ = ["callers", "constructed", "guarded", "is_callers", "tell"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 _PASSING = (CacheError, KeyError, MemoryError, RecursionError)
 _callers: set[CodeType] = set()
 # As in the flags of code (`inspect.CO_...`, which costs more to import than all the rest here).
@@ -33,6 +34,12 @@ def callers(function: F) -> F:
     """Mark a function that does nothing but call the caller's code, or look at arguments."""
     _callers.add(function.__code__)
     return function
+
+
+@callers
+def constructed(cls: Callable[..., T], directory: str, options: dict[str, Any]) -> T:
+    """`cls(directory, **options)`: the constructor of a subclass is the caller's code."""
+    return cls(directory, **options)
 
 
 def is_callers(error: BaseException) -> bool:

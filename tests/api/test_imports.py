@@ -145,19 +145,23 @@ def test_type_checkers_know_it(tmp_path: Path) -> None:
 
 # While a module of the engine is imported, `meanwhile` is called.
 SLOW = """
+SLOW = "yatagarasu_cache.store.sharing"
 import os, sys, threading, time
 from yatagarasu_cache import CacheError, DiskCache, Reentered
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "yatagarasu_cache.store.sharing":
+        if name == SLOW:
             meanwhile()
 sys.meta_path.insert(0, Slow())
 """
 
 
-def test_a_fork_waits_until_the_engine_is_loaded(directory: Path) -> None:
+@pytest.mark.parametrize("module", ["logging", "yatagarasu_cache.store.sharing", "yatagarasu_cache.backends.threads"])
+def test_a_fork_waits_until_the_engine_is_loaded(directory: Path, module: str) -> None:
     """Else its modules would be half loaded in the child, by a thread that it does not have."""
     code = SLOW + """
+SLOW = sys.argv[2]
+assert SLOW not in sys.modules
 import signal
 sys.unraisablehook = lambda told: print(told.exc_value)
 begun = threading.Event()
@@ -181,7 +185,7 @@ print(os.waitpid(child, 0)[1])
 with DiskCache(sys.argv[1], backend="threads") as cache:
     assert cache["k"] == b"v"
 """
-    assert run_python(code, directory).strip() == "0"
+    assert run_python(code, directory, module).strip() == "0"
 
 
 def test_who_interrupts_the_first_opening_is_refused(directory: Path) -> None:

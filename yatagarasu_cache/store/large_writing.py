@@ -85,13 +85,12 @@ class LargeWriting:
         return other
 
     def put(self, item: Item, only_absent: bool = False) -> bool:
-        """Store a value that is all there: again where somebody removed files of it meanwhile. False if
-        `only_absent` forbade it."""
-        self._life.ensure_writable("store an entry")
+        """Store a value that is all there, and fits: again where somebody removed files of it meanwhile.
+        False if `only_absent` forbade it."""
         length = len(item.payload)
         for _ in range(ATTEMPTS):
             ensure_wanted()
-            self._budget.ensure_fits(length)
+            self._life.ensure_writable("store an entry")
             try:
                 now = item.under(self._current.seed)._replace(payload=b"")
                 return self.put_parts(now, (item.payload,), length, length, only_absent)

@@ -36,6 +36,10 @@ class Limits:
         self._followers.append(follower)
         follower()
 
+    def forget_followers(self) -> None:
+        """The parts of a try to open that failed hear of nothing any more."""
+        self._followers.clear()
+
     def take_over(self, settings: CacheSettings) -> None:
         """Go by other settings of the cache, and whatever follows from them."""
         own = self._settings

@@ -6,6 +6,7 @@ They are taken in this order: `appending` (threads of this handle), `reclaiming`
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -57,8 +58,9 @@ class Locks:
         )
 
     def close(self) -> None:
-        for lock in (self.index, self.checkpointing, self.reclaiming):
-            lock.close()
+        with contextlib.ExitStack() as stack:  # the last one first, however those before it end
+            for lock in (self.index, self.checkpointing, self.reclaiming):
+                stack.callback(lock.close)
 
     def let_go_in_child(self) -> None:
         for lock in (self.index, self.checkpointing, self.reclaiming):

@@ -82,6 +82,7 @@ class Store:
         self.locks = Locks()
         self.notices = Notices(self.root, self.locks.are_mine)
         self.losses = Losses(self.notices)
+        self.limits = Limits(settings)
         self.core = choose_core(settings, backend)
 
     # -- opening ------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Store:
         self.life.released = False
         settings, backend = self.settings, self.backend
         is_new = prepare(backend, settings)
-        self.limits = Limits(settings)
+        self.limits.forget_followers()
         self.files = files = CacheFiles(backend, settings, self.core, self.notices)
         self.owner = Owner(backend, self.root, files.mode, files.made, files.files_in)
         self.users = Users(

@@ -60,11 +60,19 @@ class Writing:
         """Store an entry, in place of any older one. When it returns, every process sees it;
         with durability="sync" it survives a power cut. If it raises, the old entry is still there.
         """
-        length = len(item.payload)
-        if length >= self._limits.large_bytes:  # makes room for each of its steps
+        if self._is_large(item):  # which makes room for each of its steps
             self._large.put(item)
         else:
-            self._room.in_room(length, partial(self._put, item))
+            self._room.in_room(len(item.payload), partial(self._put, item))
+
+    def _is_large(self, item: Item) -> bool:
+        """Whether the value gets a file of its own, by the settings in force. Refused if it can never fit."""
+        length = len(item.payload)
+        if length < self._limits.large_bytes:
+            return False
+        self._life.ensure_writable("store an entry")
+        self._budget.ensure_fits(length)  # which takes over settings that somebody has changed
+        return length >= self._limits.large_bytes
 
     def _put(self, item: Item) -> None:
         length, size = len(item.payload), item.room
@@ -208,7 +216,7 @@ class Writing:
         """`put` if there is no live entry. Atomic among all processes."""
         if self._finding.entry(item.low, item.high, item.key) is not None:
             return False
-        if len(item.payload) >= self._limits.large_bytes:
+        if self._is_large(item):
             return self._large.put(item, only_absent=True)
         added = False
 
