@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from helpers import Make, noise
 
-from yatagarasu_cache import AsyncDiskCache, ClosedError, DiskCache
+from yatagarasu_cache import AsyncDiskCache, CacheIOError, ClosedError, DiskCache
 from yatagarasu_cache.store import recovery, sharing
 
 pytestmark = pytest.mark.once
@@ -254,3 +255,23 @@ def test_a_child_keeps_no_lock_of_what_another_thread_was_opening(
         os.waitpid(child, 0)
         for fd in (ended, end, began, begin):
             os.close(fd)
+
+
+def test_each_lock_is_closed_though_another_cannot_be(make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make()
+    cache.set("k", 1)
+    lock = cache._store.locks.index
+    unlock = type(lock)._unlock  # type: ignore[union-attr]
+
+    def fails(self: Any) -> None:
+        if self is lock:
+            raise OSError(errno.ENOLCK, "no locks")
+        unlock(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lock), "_unlock", fails)
+        with pytest.raises(CacheIOError):
+            cache.close()
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    opened = {os.path.basename(os.readlink(link)) for link in links if os.path.lexists(link)}
+    assert not opened & {"checkpoint.lock", "reclaim.lock"}

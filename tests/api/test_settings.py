@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import errno
 import functools
+import io
 import itertools
 import json
 import logging
@@ -930,3 +931,20 @@ async def readable_async(directory: Path, options: dict[str, Any], stored: dict[
         found = {size: await cache.get(size) for size in stored}
         assert all(value in (None, stored[size]) for size, value in found.items())
         assert (await cache.stats()).corrupt == 0
+
+
+@pytest.mark.parametrize("how", ["set", "add", "set_many", "stream"])
+def test_what_is_large_is_said_by_the_limit_in_force(directory: Path, how: str, core: str) -> None:
+    """Also where another process has raised it, and nothing has told of that yet."""
+    with DiskCache(directory, size_limit=1 << 20) as cache:
+        cache.set("before", b"x")
+        with Other(directory, size_limit=LIMIT):
+            pass
+        value = noise(cache._store.limits.large_bytes)  # and so in a file of its own, by the old limit
+        calls: dict[str, Any] = {
+            "set": lambda: cache.set("k", value), "add": lambda: cache.add("k", value),
+            "set_many": lambda: cache.set_many({"k": value}), "stream": lambda: cache.set("k", io.BytesIO(value)),
+        }  # fmt: skip
+        calls[how]()
+        assert cache.get("k") == value
+        assert not list((directory / "large").iterdir())
