@@ -47,6 +47,7 @@ class Names(NamedTuple):
     meta: bytes
     created: int
 
+
 class Reading:
     """Reads, and drops what lastingly fails its checksum."""
 

@@ -245,14 +245,7 @@ class Removal:
                 self._changes.sync(mark)
             except ours(OSError) as error:
                 raise from_os_error(error, "cannot make a change durable") from error
-        self._pace.spend(f.RECORD_BYTES + 16)
-
-
-
-
-
-
-
+        self._pace.spend(f.RECORD_BYTES + f.DIGEST_BYTES)
 
     def durably(self) -> Removal:
         """The same, but for making durable what it does."""
