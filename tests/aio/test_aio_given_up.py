@@ -129,7 +129,7 @@ def test_cancelled_while_others_have_the_lock(open_cache: Open, directory: Path,
 @pytest.mark.parametrize(
     ("waiting", "cancelled"),
     [
-        ("incr", "add"), ("incr", "set"), ("incr", "set_many"), ("incr", "set file"), ("touch", Removal, "delete"),
+        ("incr", "add"), ("incr", "set"), ("incr", "set_many"), ("incr", "set file"), ("touch", "delete"),
         ("touch", "incr"), ("delete", "delete_many"), ("set_many", "incr"), ("set", "pop"), ("add", "set large"),
     ],
 )  # fmt: skip

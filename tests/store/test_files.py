@@ -37,7 +37,7 @@ from yatagarasu_cache import CacheError, CacheIOError, DiskCache, FormatError, L
 from yatagarasu_cache.backends import directories
 from yatagarasu_cache.backends.directories import Directories, Foreign, Trust
 from yatagarasu_cache.backends.threads import ThreadsBackend
-from yatagarasu_cache.concurrency import locks
+from yatagarasu_cache.concurrency import file_locks
 from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.segment import scan
 
@@ -542,7 +542,7 @@ with DiskCache(sys.argv[1], backend=sys.argv[2], directory_mode=0o777, file_mode
     [(0o600, 0o600), (0o640, 0o600), (0o644, 0o600), (0o660, 0o660), (0o664, 0o660), (0o666, 0o666), (0o622, 0o600)],
 )
 def test_who_may_only_read_locks_nothing(make: Make, directory: Path, mode: int, expected: int) -> None:
-    assert locks.lock_mode(mode) == expected
+    assert file_locks.lock_mode(mode) == expected
     with make(file_mode=mode, **SMALL) as cache:
         cache.set(1, noise(100))
         paths = [directory / name for name in LOCKS] + list((directory / "writers").iterdir())

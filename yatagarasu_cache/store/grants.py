@@ -109,9 +109,11 @@ class Grants:
 
     def _extend(self, writer: SegmentWriter, granted: int) -> None:
         """Let `granted` bytes of the writer's segment count. The lock is held."""
-        writer.granted = max(min(granted, writer.capacity), writer.granted)
-        assert writer.granted >= writer.tail, "what was written was granted before"
-        self._index.resize_segment(writer.segment, writer.granted)
+        granted = max(min(granted, writer.capacity), writer.granted)
+        assert granted >= writer.tail, "what was written was granted before"
+        # First: an exception may come in between, and nothing may be written that does not count.
+        self._index.resize_segment(writer.segment, granted)
+        writer.granted = granted
 
     def _next_writer(self, size: int, *, first: bool) -> SegmentWriter:
         """Begin a segment, or, if it is the handle's first, go on with a small one. The lock is held."""
