@@ -51,7 +51,19 @@ else:
         "repair": "mending",
     }
 
-    _MODULES = {"aio", "cli", "codec", "config", "desk", "entry", "mending", "stats", "store"}
+    # Modules that can be had without being imported, among them the layout of the files (docs/format.md).
+    _MODULES = {
+        "aio": "aio",
+        "cli": "cli",
+        "codec": "codec",
+        "config": "config",
+        "desk": "desk",
+        "entry": "entry",
+        "format": "store.format",
+        "mending": "mending",
+        "stats": "stats",
+        "store": "store",
+    }
 
     def __getattr__(name):
         from importlib import import_module
@@ -61,8 +73,8 @@ else:
         if name not in _PLACES and name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         with importing:  # forks wait for it
-            module = import_module(f".{_PLACES.get(name, name)}", __name__)
-        found = globals()[name] = module if name in _MODULES else getattr(module, name)
+            module = import_module(f".{_PLACES.get(name) or _MODULES[name]}", __name__)
+        found = globals()[name] = getattr(module, name) if name in _PLACES else module
         return found
 
     def __dir__():

@@ -222,3 +222,13 @@ with DiskCache(sys.argv[1]) as cache:
     assert cache["k"] == b"v" and times == 3
 """
     run_python(code, directory)
+
+
+@pytest.mark.parametrize("name", ["aio", "codec", "config", "entry", "format", "mending", "stats"])
+def test_modules_can_be_had_without_being_imported(name: str) -> None:
+    code = """
+import sys, yatagarasu_cache
+module = getattr(yatagarasu_cache, sys.argv[1])
+assert module.__name__.startswith("yatagarasu_cache.") and module.__name__.endswith(sys.argv[1])
+"""
+    run_python(code, name)
