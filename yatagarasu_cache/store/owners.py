@@ -58,7 +58,24 @@ class Note(NamedTuple):
         return bool(self.storing or self.leaving)
 
 
-class Owner:
+class _Held:
+    """A locked file that is open for as long as somebody is there."""
+
+    _backend: Backend
+    _fd = -1
+
+    def __del__(self) -> None:
+        if self._fd >= 0:  # an exception came before it was given up
+            self._backend.let_go(self._fd)
+
+    def let_go_in_child(self) -> None:
+        """Close it without giving up the lock, which is the parent's."""
+        inherited, self._fd = self._fd, -1
+        if inherited >= 0:
+            os.close(inherited)
+
+
+class Owner(_Held):
     """This handle's mark of life, named by a random token that stands in the segment table."""
 
     def __init__(self, backend: Backend, root: str, mode: int, made: Made, files: Files) -> None:
@@ -206,23 +223,13 @@ class Owner:
                 self._fd, fd, self.token = -1, self._fd, 0
                 self._backend.let_go(fd)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was released
-            self._backend.let_go(self._fd)
-
-    def let_go_in_child(self) -> None:
-        """The mark stays the parent's: it is not removed."""
-        inherited, self._fd = self._fd, -1
-        if inherited >= 0:
-            os.close(inherited)
-
     def after_fork(self) -> None:
-        self.let_go_in_child()
+        self.let_go_in_child()  # the mark stays the parent's: it is not removed
         self.token, self._fd, self._stays, self._acquiring = 0, -1, False, new_lock()
         self._noted = Note()
 
 
-class Users:
+class Users(_Held):
     """A shared lock that every open handle holds; whoever gets it exclusively is alone.
 
     But if the file was removed, others may still hold the lock of the old one: so the marks of handles
@@ -273,15 +280,6 @@ class Users:
         if self._fd >= 0:
             self._fd, fd = -1, self._fd
             self._backend.let_go(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:  # an exception came before it was left
-            self._backend.let_go(self._fd)
-
-    def let_go_in_child(self) -> None:
-        inherited, self._fd = self._fd, -1
-        if inherited >= 0:
-            os.close(inherited)
 
     def after_fork(self) -> None:
         if self._fd >= 0:

@@ -155,18 +155,9 @@ class Store:
         self.changes = changes = ChangeLog(locks, files, limits, current, table, notices)
         self.active = active = ActiveSegment(locks, files, owner, current, notices)
         self.presence = presence = Presence(
-            life,
-            locks,
-            files,
-            owner,
-            self.users,
-            recovery,
-            current,
-            self.settings_file,
-            changes,
-            active,
-            notices,
-        )
+            life, locks, files, owner, self.users, recovery, current, self.settings_file, changes,
+            active, notices,
+        )  # fmt: skip
         self.durability = durability = Durability(life, locks, files, owner, current)
         self.budget = budget = Budget(
             locks, files, limits, current, settings, under_way, self.settings
@@ -195,20 +186,9 @@ class Store:
             locks, limits, current, budget, reaper, finding, removal, leaving, counters
         )
         self.cleaner = cleaner = Cleaner(
-            locks,
-            files,
-            owner,
-            limits,
-            current,
-            budget,
-            active,
-            grants,
-            walks,
-            removal,
-            leaving,
-            counters,
-            dead,
-        )
+            locks, files, owner, limits, current, budget, active, grants, walks, removal, leaving,
+            counters, dead,
+        )  # fmt: skip
         self.room = room = Room(
             life, locks, files, limits, current, budget, under_way, active, reaper, dead, checkpoints,
             evictor, cleaner, grants, counters, notices,
@@ -217,19 +197,9 @@ class Store:
             limits, current, settings, budget, pace, reaper, dead, checkpoints, evictor, cleaner, room
         )
         self.showing = showing = Showing(
-            locks,
-            limits,
-            files,
-            current,
-            finding,
-            active,
-            under_way,
-            durability,
-            leaving,
-            counters,
-            pace,
-            core,
-        )
+            locks, limits, files, current, finding, active, under_way, durability, leaving, counters,
+            pace, core,
+        )  # fmt: skip
         large = LargeWriting(
             life, locks, limits, files, temporaries, current, presence, finding, active, under_way, room,
             budget, showing, counters, pace,
