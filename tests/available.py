@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,17 @@ BACKENDS = _available()
 CORES = ["c", "python"] if compiled.load() is not None else ["python"]  # as YATAGARASU_CORE has them
 # For tests that take too long to run on each core.
 on_one_core = pytest.mark.parametrize("core", CORES[:1], indirect=True)
+
+
+def needs_nowait(directory: Path) -> None:
+    """Skip where the system cannot say whether bytes are in memory: on tmpfs, for one."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(b"x")
+        file.flush()
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except (AttributeError, OSError) as error:
+            pytest.skip(f"no reads that don't wait here: {error}")
 
 
 def backend_for(case: object, share: int = 1) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from available import needs_nowait
 from calls import CALLS, CONTENT, described, outcome
 from helpers import descriptors, in_threads, noise
 from watched import (
@@ -48,23 +48,11 @@ def by_hand(coroutine: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
     return False, None
 
 
-def needs_nowait(path: Path) -> None:
-    """Skip where the system cannot say whether bytes are in memory."""
-    path.write_bytes(b"x")
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except (AttributeError, OSError) as error:
-        pytest.skip(f"no reads that don't wait here: {error}")
-    finally:
-        os.close(fd)
-
-
 @pytest.mark.parametrize(
     "value", [b"plain", "text", 5, {"a": [1]}, noise(LARGE - 1)], ids=lambda v: type(v).__name__
 )
 def test_a_warm_get_does_not_leave_the_task(open_cache: Open, tmp_path: Path, value: Any) -> None:
-    needs_nowait(tmp_path / "probe")
+    needs_nowait(tmp_path)
 
     async def main() -> None:
         turns = 0
@@ -88,7 +76,7 @@ def test_a_warm_get_does_not_leave_the_task(open_cache: Open, tmp_path: Path, va
 
 
 def test_many_hits_in_place_let_others_run(open_cache: Open, tmp_path: Path) -> None:
-    needs_nowait(tmp_path / "probe")
+    needs_nowait(tmp_path)
 
     async def main() -> None:
         turns, stopped = 0, False

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from available import BACKENDS
+from available import BACKENDS, needs_nowait
 from faulty import ALWAYS, Fault, FaultyBackend
 from helpers import noise, run_python
 
@@ -139,7 +139,10 @@ def test_reading_once_gives_a_true_beginning(tested: Backend, fd: int) -> None:
 
 
 @pytest.mark.parametrize("cold", [False, True])
-def test_reading_without_waiting_gives_all_or_nothing(tested: Backend, fd: int, cold: bool) -> None:
+def test_reading_without_waiting_gives_all_or_nothing(
+    tested: Backend, fd: int, tmp_path: Path, cold: bool
+) -> None:
+    needs_nowait(tmp_path)
     whole(fd)
     found = 0
     for length, offset in some_ranges(2, 60):

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from available import needs_nowait
 from uring_bed import cool
 
 from yatagarasu_cache import AsyncDiskCache, CacheIOError, DiskCache, aio
+from yatagarasu_cache.backends import uring
 from yatagarasu_cache.backends.ring import lib
 from yatagarasu_cache.backends.uring import UringBackend
 from yatagarasu_cache.store import compiled
@@ -59,6 +61,14 @@ class Filled:
         return int(self.cache.stats().backend_stats["submitted"]) - before
 
 
+def look_in_vain(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a look finds nothing in memory. It makes the system read, and on a disk that is as fast as the
+    processor what was asked for is there before the look is over."""
+    monkeypatch.setattr(cache._store.backend, "read_nowait", lambda *request: None)
+    monkeypatch.setattr(cache._store.core, "get_nowait", lambda key, now: NotImplemented)
+    monkeypatch.setattr(uring, "_is_cold", lambda *place: True)
+
+
 @pytest.fixture(params=["python", "c"] if compiled.load() else ["python"])
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the core in Python, and compiled."""
@@ -89,8 +99,7 @@ def test_what_a_cache_does_through_rings(
         assert cache.check() == []
 
     assert filled.submitted(hot) == 0
-    # The look that comes first makes the system read, and may find what it asked for then.
-    monkeypatch.setattr(cache._store.backend, "read_nowait", lambda *request: None)
+    look_in_vain(cache, monkeypatch)
     for cold in (batch, check):
         assert filled.submitted_cold(cold) > 20
     filled.cool()
@@ -107,7 +116,9 @@ def takes_direct(directory: str) -> bool:
     return True
 
 
-def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> None:
+def test_cold_reads_of_a_loop_go_through_its_ring(
+    tmp_path: Path, core: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled = Filled(tmp_path / "cache", False)
     keys = [key for key in filled.values if key != "long"]
     random.Random(1).shuffle(keys)
@@ -115,9 +126,11 @@ def test_cold_reads_of_a_loop_go_through_its_ring(tmp_path: Path, core: str) -> 
     async def main() -> None:
         async with AsyncDiskCache(filled.directory, backend="uring") as cache:
             before = (await cache.stats()).backend_stats["submitted"]
-            assert await asyncio.gather(*map(cache.get, keys)) == [filled.values[key] for key in keys]
+            with monkeypatch.context() as patch:
+                look_in_vain(cache._sync(), patch)
+                assert await asyncio.gather(*map(cache.get, keys)) == [filled.values[key] for key in keys]
             submitted = (await cache.stats()).backend_stats["submitted"] - before
-            assert submitted > 20  # fewer than keys: neighbours come with a page, looks begin to read
+            assert submitted > 20
             await asyncio.gather(*map(cache.get, keys[:50]))
             again = (await cache.stats()).backend_stats["submitted"] - before - submitted
             assert again <= 50
@@ -162,6 +175,7 @@ def test_an_entry_that_cannot_be_read_is_kept(
             errors.append(error)
 
     with monkeypatch.context() as patch:
+        look_in_vain(cache, patch)
         unreadable(cache, patch, persists)
         assert filled.submitted_cold(batch) > 20
         assert {error.errno for error in errors} == ({errno.EIO} if persists else set())
@@ -188,22 +202,11 @@ def test_a_loop_keeps_an_entry_that_cannot_be_read(
 
     async def main() -> None:
         async with AsyncDiskCache(filled.directory, backend="uring") as cache:
-            def submitted() -> int:
-                return int(cache._sync().stats().backend_stats["submitted"])
-
-            async def cold(count: int) -> list[Any]:
-                for _ in range(10):
-                    filled.cool_files()
-                    before = submitted()
-                    found = await asyncio.gather(*map(cache.get, keys[:count]), return_exceptions=True)
-                    if submitted() > before:
-                        return found
-                raise AssertionError("it stays in memory")
-
-            assert await cold(50) == [values[key] for key in keys[:50]]  # now the loop has its ring
-            with monkeypatch.context() as patch:
+            look_in_vain(cache._sync(), monkeypatch)
+            assert await asyncio.gather(*map(cache.get, keys[:50])) == [values[key] for key in keys[:50]]
+            with monkeypatch.context() as patch:  # now the loop has its ring
                 unreadable(cache._sync(), patch, persists)
-                found = await cold(len(keys))
+                found = await asyncio.gather(*map(cache.get, keys), return_exceptions=True)
             failed = [one for one in found if isinstance(one, BaseException)]
             assert all(isinstance(one, CacheIOError) and one.errno == errno.EIO for one in failed)
             assert bool(failed) == persists
@@ -221,7 +224,10 @@ def test_a_loop_keeps_an_entry_that_cannot_be_read(
 
 
 @pytest.mark.skipif(not compiled.load(), reason="the compiled core alone looks first")
-def test_loops_give_up_looking_in_memory_and_take_it_up_again(tmp_path: Path) -> None:
+def test_loops_give_up_looking_in_memory_and_take_it_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_nowait(tmp_path)
     directory = str(tmp_path / "cache")
     values = {f"key-{i}": os.urandom(4096) for i in range(4000)}
     wanted = random.sample(list(values), 300)  # in an order for which nothing is read ahead
@@ -232,11 +238,9 @@ def test_loops_give_up_looking_in_memory_and_take_it_up_again(tmp_path: Path) ->
             await cache.flush()
             assert await cache.get("key-0") == values["key-0"]
             assert cache._cold == 0
-            for name in os.listdir(f"{directory}/segments"):
-                file = os.open(f"{directory}/segments/{name}", os.O_RDONLY)
-                cool(file)
-                os.close(file)
-            found = await asyncio.gather(*[cache.get(key) for key in wanted])
+            with monkeypatch.context() as patch:
+                look_in_vain(cache._sync(), patch)
+                found = await asyncio.gather(*[cache.get(key) for key in wanted])
             assert found == [values[key] for key in wanted]
             assert aio.COLD < cache._cold <= aio.COLD_MOST
             before = cache._sync().stats().backend_stats["submitted"]
