@@ -151,7 +151,7 @@ def test_a_handle_does_not_go_on_with_a_segment_that_it_sealed(make: Make) -> No
     store = cache._store
     assert store.active.writer is not None
     sealed = store.active.writer.segment
-    store.rest()  # as at the end of a child of multiprocessing, with threads still there
+    store.ending.rest()  # as at the end of a child of multiprocessing, with threads still there
     cache.set("b", noise(100))
     assert store.active.writer.segment != sealed
     cache.close()
@@ -177,7 +177,7 @@ def test_resting_beside_threads_that_set(make: Make) -> None:
     for thread in threads:
         thread.start()
     for _ in range(60):
-        cache._store.rest()
+        cache._store.ending.rest()
         time.sleep(0.01)
     stop.set()
     for thread in threads:

@@ -229,7 +229,7 @@ class CacheMachine(RuleBasedStateMachine):
         value = (known.value if known else 0) + delta
         assert self.cache(at).incr(key, delta) == value
         if known:
-            known.value, known.written = value, next(self.turn)
+            known.value, known.written, known.created = value, next(self.turn), self.clock.now
             self.use(known)
         else:
             self.store(key, value, None)

@@ -21,5 +21,6 @@ up:
 * what reads it: `finding`, `reading`, `walks`, `check`;
 * what keeps room free: `budget` (how much there may be), `grants`, `room`, `evicting`, `victims`,
   `cleaning`, `dead_segments`, `checkpointing`, `reaping` (of the dead), `pace` and `upkeep` (when);
-* what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key).
+* what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key);
+* what a call begins with and how use ends: `tidying` (what an interrupted call left), `ending`.
 """

@@ -177,7 +177,7 @@ class Shared:
         """Put everything in order, though threads may go on using it."""
         try:
             if not self.store.life.read_only:
-                self.store.rest()
+                self.store.ending.rest()
         except ours(Exception) as error:
             self.store.notices.log_once("close", f"cannot be closed in order: {error}")
 

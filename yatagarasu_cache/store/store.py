@@ -11,9 +11,8 @@ from ..backends.base import Backend
 from ..concurrency import forks
 from ..concurrency.file_locks import GRACE
 from ..concurrency.interruption import ours
-from ..concurrency.locks import ensure_not_within
 from ..config import Settings
-from ..errors import CacheError, CacheIOError, from_os_error
+from ..errors import CacheIOError, from_os_error
 from . import format as f
 from .active import ActiveSegment
 from .budget import Budget
@@ -34,10 +33,11 @@ from .current import CurrentIndex
 from .dead_segments import DeadSegments
 from .directory import again_where_it_vanishes, prepare
 from .durability import Durability
+from .ending import Ending
 from .evicting import Evictor
 from .finding import Finding
 from .grants import Grants
-from .index import Index, IndexDamaged
+from .index import Index
 from .keyed import CompiledAccess, KeyedAccess
 from .large_writing import LargeWriting
 from .leaving_files import LeavingFiles
@@ -57,6 +57,7 @@ from .segment_table import SegmentTable
 from .settings_file import SettingsFile
 from .shared_settings import SharedSettings
 from .showing import Showing
+from .tidying import Tidying
 from .under_way import UnderWay
 from .unreadable import Losses
 from .upkeep import Upkeep
@@ -193,7 +194,7 @@ class Store:
             life, locks, files, limits, current, budget, under_way, active, reaper, dead, checkpoints,
             evictor, cleaner, grants, counters, notices,
         )  # fmt: skip
-        self.upkeep = Upkeep(
+        self.upkeep = upkeep = Upkeep(
             limits, current, settings, budget, pace, reaper, dead, checkpoints, evictor, cleaner, room
         )
         self.showing = showing = Showing(
@@ -207,6 +208,14 @@ class Store:
         self.writing = Writing(
             life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
         )
+        tidying = Tidying(
+            self.root, life, locks, notices, owner, self.users, under_way, current, recovery, reaper
+        )
+        self.entering, self.was_interrupted = tidying.entering, tidying.was_interrupted
+        self.ending = Ending(
+            life, locks, files, temporaries, owner, self.users, under_way, current, recovery, active,
+            durability, counters, upkeep,
+        )  # fmt: skip
         self.checker = self._checker()
         self.keyed = self._keyed()
         locks.on_gone(presence.on_lock_gone)
@@ -258,44 +267,6 @@ class Store:
 
     # -- while it is open ---------------------------------------------------------------------
 
-    def entering(self) -> None:
-        """What a public method begins with: the handle is this process's, and in the middle of nothing."""
-        forks.ensure_own()
-        if self.locks.are_mine() or self.notices.is_telling:
-            ensure_not_within(self.root)
-            self.notices.forget_telling()
-        if self.life.interrupted:
-            self._tidy_up()
-
-    def was_interrupted(self) -> None:
-        """An exception that is not ours left a method, in this thread: whoever comes next tidies up."""
-        self.life.interrupted = True
-        self.under_way.forget_own()
-
-    def _tidy_up(self) -> None:
-        """No room stays taken for what was left half done. Other files that were left are removed when nobody
-        else has the cache open, or who has closes: the mark tells."""
-        life, under_way = self.life, self.under_way
-        life.interrupted = False
-        if life.read_only or life.closed:
-            return
-        try:
-            with self.locks.index:
-                lost = under_way.recall()
-                if not under_way and self.users.is_alone():
-                    index = self.current.index
-                    return self.recovery.tidy(index, began=index.stamp())
-                if lost:
-                    under_way.count_anew()
-            self.owner.stay_marked()
-            if lost:
-                self.reaper.look_for_orphans()
-        except ours(CacheError, OSError, IndexDamaged) as error:
-            self.notices.log_once("tidy", f"cannot tidy up after an interruption: {error}")
-        except BaseException:  # whoever comes next does it
-            life.interrupted = under_way.lost = True
-            raise
-
     @property
     def closed(self) -> bool:
         return self.life.closed
@@ -321,7 +292,7 @@ class Store:
         is_first, life.closed = life.usable and not life.closed, True
         try:
             if is_first:
-                self._end_in_order()
+                self.ending.close()
         except BaseException as error:
             self.owner.stay_marked()  # whoever is the last to close tidies up
             if not isinstance(error, OSError) or self.is_in_place():  # else nothing is to be left in order
@@ -329,45 +300,6 @@ class Store:
         finally:
             self._release()
             _stores.discard(self)
-
-    def _end_in_order(self) -> None:
-        self.upkeep.close()
-        self.counters.fold()
-        if not self.life.read_only:
-            self._close_writing()
-
-    def rest(self) -> None:
-        """Have everything in order for an end without `close`."""
-        self.counters.fold()
-        with self.locks.appending, self.locks.index:
-            self.active.seal()
-
-    def _close_writing(self) -> None:
-        with self.locks.appending, self.locks.index:
-            self.active.seal()
-            if self.users.is_alone():
-                self._close_as_last()
-            elif self.under_way:  # as if it had died: the last to close tidies up
-                self.owner.stay_marked()
-            # Before the lock is given up: whoever closes next may be the last, and no thread of ours, which
-            # may be waiting for the lock, changes anything any more.
-            self.users.leave()
-            self.owner.release()
-            self.locks.index.close()
-
-    def _close_as_last(self) -> None:
-        index = self.current.index
-        if self.owner.any_dead() or self.under_way or index.words[f.W_LEAVING]:
-            self.under_way.forget_all()
-            self.recovery.tidy(index)
-        self.durability.sync_dirty()
-        # Removals too: after a clean end nobody looks for files that belong to nothing.
-        self.files.sync_directory(self.files.large.directory)
-        self.files.sync_directory(self.temporaries.directory)
-        index = self.current.index
-        index.sync()
-        index.words[f.W_CLEAN] = 1
-        index.sync()
 
     def _made(self, *names: str) -> list[Any]:
         """Those of the parts that there are: opening may have come to no end."""
