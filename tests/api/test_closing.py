@@ -274,4 +274,4 @@ def test_each_lock_is_closed_though_another_cannot_be(make: Make, directory: Pat
             cache.close()
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
     opened = {os.path.basename(os.readlink(link)) for link in links if os.path.lexists(link)}
-    assert not opened & {"checkpoint.lock", "reclaim.lock"}
+    assert not opened & {"lock", "checkpoint.lock", "reclaim.lock"}

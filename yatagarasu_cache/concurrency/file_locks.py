@@ -283,10 +283,11 @@ class FileLock:
         """Waits for a thread that holds the lock, unless that is this one. Those who wait find it closed."""
         with self.threads:
             if self.fd >= 0:
-                # A child that is forked just now may keep the file open, and with it the lock.
-                self._unlock()
-                self.fd, fd = -1, self.fd
-                self._files.let_go(fd)
+                try:  # a child that is forked just now may keep the file open, and with it the lock
+                    self._unlock()
+                finally:
+                    self.fd, fd = -1, self.fd
+                    self._files.let_go(fd)
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:  # an exception came before it was closed
