@@ -159,3 +159,6 @@ for name, module in (("RING", "io_uring module"), ("CORE", "core module")):
     print(f"==> {module}:", "built" if built else "NOT built", "--", reason)
 PY
 }
+
+# How many tests run at once: on all processors, and one more, as many wait.
+test_workers() { echo $(($(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1)); }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,26 @@ settings.register_profile(
 )
 settings.register_profile("long", parent=settings.get_profile("suite"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.hookimpl(trylast=True)  # of those that -m and -k leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests that are marked `in_turn` each case keeps one of the backends and cores that it could run on."""
+    cases: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        if item.get_closest_marker("in_turn") and not os.environ.get("YATAGARASU_TEST_EVERY"):
+            assert isinstance(item, pytest.Function)
+            others = [(k, v) for k, v in item.callspec.params.items() if k not in ("backend", "core")]
+            cases[item.nodeid.partition("[")[0]][repr(sorted(others, key=repr))].append(item)
+    left_out = {
+        item
+        for name, of_test in cases.items()
+        for number, ways in enumerate(of_test.values(), zlib.crc32(name.encode()))
+        for item in ways[: number % len(ways)] + ways[number % len(ways) + 1 :]
+    }
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -260,6 +260,7 @@ def test_100_mb_in_constant_memory(cache: DiskCache) -> None:
     _stream_large(cache, 100)
 
 
+@pytest.mark.in_turn
 @pytest.mark.slow
 @on_one_core
 def test_1_gib_in_constant_memory(cache: DiskCache) -> None:

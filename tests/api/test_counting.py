@@ -131,6 +131,7 @@ def python(code: str, *arguments: object, core: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment(YATAGARASU_CORE=core))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside writers"])
 @pytest.mark.parametrize("way", ["hit", "miss", "many", "int key"])
 def test_a_killed_process_has_counted(directory: Path, tmp_path: Path, core: str, way: str, busy: bool) -> None:

@@ -169,6 +169,7 @@ def test_what_goes_wrong_while_closing(
     cache.close()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("error", INJECTED[:7], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("where", ["find", "slot", "put", "remove", "count", "stamp"])
 def test_what_goes_wrong_deeper(

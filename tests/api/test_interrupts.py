@@ -165,6 +165,7 @@ def test_what_another_handle_took_over_is_not_appended_to(make: Any, monkeypatch
     assert os.path.getsize(store.files.segments.path(segment)) == size
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_stays_taken(make: Any, name: str) -> None:
@@ -215,6 +216,7 @@ def test_what_comes_up_while_a_thread_is_started_arrives(make: Any, monkeypatch:
     assert cache.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", [name for name in METHODS if name.split()[0] in ("set", "set_many", "add", "incr")])
 def test_others_go_on_beside_one_that_is_interrupted(make: Any, name: str) -> None:
@@ -302,6 +304,7 @@ def test_what_is_seen_after_an_interruption_stays(make: Any, name: str) -> None:
     other.close()
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", METHODS)
 def test_a_time_limit_arrives(make: Any, name: str) -> None:
@@ -316,6 +319,7 @@ def test_a_time_limit_arrives(make: Any, name: str) -> None:
     assert cache.set("after", b"1") and cache.get("after") == b"1"
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("what", ["open", "close"])
 def test_opening_and_closing_leave_nothing_open(make: Any, tmp_path: Path, what: str) -> None:
@@ -367,6 +371,7 @@ USES: dict[str, Callable[[DiskCache, dict[str, Any]], object]] = {
 ROUNDS, MOST_LEFT = 600, 20
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a destructor
 @pytest.mark.parametrize("name", USES)
 def test_signals_leave_nothing_open(make: Any, name: str) -> None:

@@ -286,6 +286,7 @@ def test_a_check_that_cannot_read_drops_nothing(
     assert cache.check() == [] and cache.stats().corrupt == 0
 
 
+@pytest.mark.in_turn
 def test_segments_that_cannot_be_removed(
     failing: Callable[..., tuple[DiskCache, FailingBackend]], make: Make, directory: Path
 ) -> None:
@@ -710,6 +711,7 @@ def test_much_more_than_fits(make: Make, directory: Path) -> None:
 # -- nothing leaks ------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("core", "operations"),
     [*((name, 15_000) for name in CORES), pytest.param(CORES[0], 100_000, marks=pytest.mark.slow)],

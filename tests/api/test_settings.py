@@ -372,6 +372,7 @@ def test_a_damaged_word_is_found_at_opening(
     assert "recovering" in caplog.text
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("value", [0, 1, 3, 77, (1 << 64) - 1])
 @pytest.mark.parametrize("word", [f.W_SIZE_LIMIT, f.W_EVICTION, f.W_HEADROOM, f.W_SETTINGS_SUM])
 def test_a_damaged_word_under_an_open_handle(make: Make, core: str, word: int, value: int) -> None:

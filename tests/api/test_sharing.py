@@ -378,6 +378,7 @@ def collected(directory: Path | str, **options: Any) -> list[warnings.WarningMes
     return [one for one in said if issubclass(one.category, ResourceWarning)]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_collected_handle_is_closed(directory: Path, backend: str) -> None:
     before = descriptors()

@@ -73,6 +73,7 @@ def test_a_stream_of_the_length_that_was_told(make: Make, kind: str, length: int
     assert cache["k"] == data
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["file", "iterator"])
 @pytest.mark.parametrize("length", [0, 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE])
 @pytest.mark.parametrize("found", [0, 1, LARGE - 1, LARGE, 3 * LARGE, 9 * LARGE])

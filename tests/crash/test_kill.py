@@ -297,6 +297,7 @@ def survivor(directory: Path, options: dict[str, Any], seed: str, shared: mmap.m
     return Child(work)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("scenario", ["ample", "evicting"])
 def test_kill_at_random(
     disks: Path, backend: str, core: str, scenario: str, monkeypatch: pytest.MonkeyPatch
@@ -549,6 +550,7 @@ CALLS: dict[str, tuple[Any, str]] = {
 MANY = 5  # calls of a kind, beyond which only some are tried
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("evicts", [False, True], ids=["ample", "evicting"])
 def test_kill_at_each_call(disks: Path, backend: str, evicts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and behind each call of what changes files or the index."""
@@ -607,6 +609,7 @@ def _trace_lines(number: int, files: set[str | None]) -> None:
     sys.settrace(entering)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("evicts", [False, True], ids=["ample", "evicting"])
 @pytest.mark.parametrize("files", ["index", "all"])
 def test_kill_at_lines(
@@ -652,6 +655,7 @@ def _interrupted(*_: object) -> Any:
     raise KeyboardInterrupt
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("who", ["stays", "opens", "opens beside another"])
 @pytest.mark.parametrize("durability", ["none", "sync"])
 @pytest.mark.parametrize("removal", REMOVALS)

@@ -58,6 +58,7 @@ def evict_one_by_one(cache: DiskCache) -> None:
 # -- the order of a policy ----------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("entries", [1, 63, 64, 65, 500, 6000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", ["lru", "fifo"])
 def test_exact_order(make: Make, monkeypatch: pytest.MonkeyPatch, entries: int, policy: str) -> None:
@@ -311,6 +312,7 @@ def fill_up(cache: DiskCache, length: int = 1000, **options: Any) -> int:
     raise AssertionError("never full")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("segment", [4 << 10, 16 << 10, 64 << 10])
 @pytest.mark.parametrize("length", [0, 100, 1000, 5000])
 def test_full_without_eviction(make: Make, directory: Path, segment: int, length: int) -> None:
@@ -429,6 +431,7 @@ def test_cull(make: Make) -> None:
     assert cache.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("policy", ["lru", "fifo", "lfu"])
 def test_the_first_write_comes_within_a_smaller_limit(make: Make, directory: Path, policy: str) -> None:
     cache = make(size_limit=8 << 20, segment_size=16 << 10, eviction=policy)
@@ -480,6 +483,7 @@ LOADS: dict[str, Callable[[random.Random], int]] = {
 }
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("policy", "load"),
     [*(("lru", load) for load in LOADS), *itertools.product(("fifo", "lfu"), ("tiny", "mixed"))],
@@ -564,6 +568,7 @@ def test_values_near_what_fits(make: Make, directory: Path) -> None:
     assert cache.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("policy", ["lru", "none"])
 def test_threads_keep_the_limit(make: Make, policy: str) -> None:
     limit, segment = 1 << 20, 16 << 10
@@ -738,6 +743,7 @@ def contents(cache: DiskCache) -> dict[Any, tuple[Any, Any, Any]]:
     return found
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("handles", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_index_is_made_anew_from_a_checkpoint(

@@ -676,6 +676,7 @@ def test_index_replaced_under_others(opener: Callable[..., DiskCache], how: str)
 # -- room ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("sizes", [(700,), (20, 200, 3000)], ids=["even", "mixed"])
 def test_disk_use_of_several_writers(
     opener: Callable[..., DiskCache], directory: Path, sizes: tuple[int, ...]

@@ -131,6 +131,7 @@ def busy_life(cache: DiskCache, rng: random.Random, turns: int = 250) -> dict[st
 # -- the same as before -------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "abandoned"])
 @pytest.mark.parametrize("how", ["index lost", "index empty", "new boot", "asked for"])
 def test_rebuild_shows_what_was_there(

@@ -70,6 +70,7 @@ def until_they_look() -> None:
 # -- what is left ---------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("opened", ["live", "new"])
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -531,6 +532,7 @@ def test_the_index_is_removed_when_another_has_just_replaced_it(make: Any, direc
         assert len(again) == 51 and again.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("how", ["directory", "inside", "some", "moved"])
 def test_removed_again_and_again(directory: Path, core: str, how: str) -> None:
     """Processes work on, meet in one cache afterwards, and count exactly there."""

@@ -412,6 +412,7 @@ def test_what_the_dead_were_writing_goes_while_others_live(make: Make, directory
 # -- files take whole blocks ---------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("segment", "size"),
     [
@@ -442,6 +443,7 @@ def test_segments_count_as_the_blocks_that_they_take(
         assert disk_blocks(directory) <= most
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("limit", "large"), [(256 << 10, None), (MIB, None), (4 * MIB, 1), (8 * MIB, 4096), (64 * MIB, None)]
 )

@@ -134,6 +134,7 @@ def ensure_exact(cache: DiskCache) -> None:
     assert not [name for name in os.listdir(store.temporaries.directory) if name.endswith(f.VALUE_SUFFIX)]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("place", PLACES)
 def test_what_the_dead_had_under_way_counts_no_more(make: Make, directory: Path, place: str) -> None:
     cache = filled(make)
@@ -147,6 +148,7 @@ def test_what_the_dead_had_under_way_counts_no_more(make: Make, directory: Path,
     assert cache.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("place", ["counted", "in its place", "removed, not unlinked"])
 def test_clearing_and_checking_take_it_along(make: Make, directory: Path, place: str) -> None:
     cache = filled(make)
@@ -196,6 +198,7 @@ cache.close()
 """
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("how", ["clear", "delete"])
 @pytest.mark.parametrize("end", [signal.SIGCONT, signal.SIGKILL])
 def test_whoever_is_stopped_while_he_removes_takes_no_room(
@@ -278,6 +281,7 @@ while True:
 """
 
 
+@pytest.mark.in_turn
 @pytest.mark.slow
 def test_kills_at_random(make: Make, directory: Path) -> None:
     cache = filled(make)

@@ -47,6 +47,7 @@ def fill_up(volume: Path) -> None:
             file.write(bytes(4096))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("size", "eviction"), [(500, "lru"), (3000, "fifo"), (LARGE, "lru")])
 def test_an_evicting_cache_goes_on(volume: Path, make: Make, size: int, eviction: str) -> None:
     cache = make(volume / "cache", eviction=eviction, large_value_size=LARGE)
@@ -207,6 +208,7 @@ assert c.check() == []
 """
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("way", "durability", "eviction"),
     [
@@ -298,6 +300,7 @@ def test_clear_gives_room_at_once(volume: Path, make: Make) -> None:
 # -- by injection -------------------------------------------------------------------------------
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("size", [100, LARGE])
 @pytest.mark.parametrize(
@@ -332,6 +335,7 @@ def test_each_write_may_find_no_room(
         assert cache.check() == []
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("way", LARGE_WAYS)
 @pytest.mark.parametrize("eviction", f.EVICTIONS)
 @pytest.mark.parametrize("kind", ["open", "write", "sync", "replace"])
