@@ -27,13 +27,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 @pytest.hookimpl(trylast=True)  # of those that -m and -k leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of tests that are marked `in_turn` each case keeps one of the backends and cores that it could run on."""
+    """Tests that are marked `in_turn` run each case on one of the backends and cores that it could run on."""
+    which = os.environ.get("YATAGARASU_TEST_IN_TURN", "long")  # or "all", or "none"
     cases: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
-        if item.get_closest_marker("in_turn") and not os.environ.get("YATAGARASU_TEST_EVERY"):
-            assert isinstance(item, pytest.Function)
-            others = [(k, v) for k, v in item.callspec.params.items() if k not in ("backend", "core")]
-            cases[item.nodeid.partition("[")[0]][repr(sorted(others, key=repr))].append(item)
+        if which == "all" or which == "long" and item.get_closest_marker("in_turn"):
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            others = sorted(f"{k} {v!r}" for k, v in params.items() if k not in ("backend", "core"))
+            cases[item.nodeid.partition("[")[0]]["; ".join(others)].append(item)
     left_out = {
         item
         for name, of_test in cases.items()
