@@ -29,12 +29,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that are marked `in_turn` run each case on one of the backends and cores that it could run on."""
     which = os.environ.get("YATAGARASU_TEST_IN_TURN", "long")  # or "all", or "none"
-    cases: dict[str, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    cases: dict[str, dict[Any, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         if which == "all" or which == "long" and item.get_closest_marker("in_turn"):
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            others = sorted(f"{k} {v!r}" for k, v in params.items() if k not in ("backend", "core"))
-            cases[item.nodeid.partition("[")[0]]["; ".join(others)].append(item)
+            case = frozenset((name, id(one)) for name, one in params.items() if name not in ("backend", "core"))
+            cases[item.nodeid.partition("[")[0]][case].append(item)
     left_out = {
         item
         for name, of_test in cases.items()
