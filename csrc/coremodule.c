@@ -675,15 +675,19 @@ static bool named(struct yc_entry *entry, PyObject *key, PyObject *tag, PyObject
     return true;
 }
 
-/* What the entry of put() has. */
-enum { P_KEY, P_TAG, P_META, P_PAYLOAD, P_FLAGS, P_EXPIRES, P_COUNT };
-
-static bool is_entry(PyObject *object, Py_ssize_t parts)
+/* False if it is not plain, or with an error. */
+static bool entry_of_item(PyObject *item, struct yc_entry *entry)
 {
-    bool is_one = PyTuple_Check(object) && PyTuple_Size(object) == parts;
-    if (!is_one)
-        PyErr_SetString(PyExc_TypeError, "the entry must be a tuple, as documented");
-    return is_one;
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT)
+        return false;
+    PyObject *key = PyTuple_GetItem(item, ITEM_KEY), *tag = PyTuple_GetItem(item, ITEM_TAG);
+    PyObject *meta = PyTuple_GetItem(item, ITEM_META), *payload = PyTuple_GetItem(item, ITEM_PAYLOAD);
+    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(tag) || !PyBytes_CheckExact(meta) ||
+        !PyBytes_CheckExact(payload) || !named(entry, key, tag, meta, payload))
+        return false;
+    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, ITEM_FLAGS));
+    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, ITEM_EXPIRES));
+    return !PyErr_Occurred();
 }
 
 static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -694,15 +698,8 @@ static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!is_entry(args[A_ENTRY], P_COUNT))
-        return NULL;
-    PyObject *parts[P_COUNT];
-    for (Py_ssize_t i = 0; i < P_COUNT; i++)
-        parts[i] = PyTuple_GetItem(args[A_ENTRY], i);
-    if (!named(&entry, parts[P_KEY], parts[P_TAG], parts[P_META], parts[P_PAYLOAD]))
+    if (!entry_of_item(args[A_ENTRY], &entry))
         return PyErr_Occurred() ? NULL : another(Py_NotImplemented);
-    entry.flags = (uint32_t)PyLong_AsUnsignedLong(parts[P_FLAGS]);
-    entry.expires = PyLong_AsUnsignedLongLong(parts[P_EXPIRES]);
     record.stop_after = count == A_COUNT ? PyLong_AsLongLong(args[A_STOP_AFTER]) : -1;
     return put(self, args, &entry, &record);
 }
@@ -717,29 +714,17 @@ static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!is_entry(args[A_ENTRY], 2) || !bytes_of(PyTuple_GetItem(args[A_ENTRY], 1), &entry.payload, &value))
+    if (!PyTuple_Check(args[A_ENTRY]) || PyTuple_Size(args[A_ENTRY]) != 2 ||
+        !bytes_of(PyTuple_GetItem(args[A_ENTRY], 1), &entry.payload, &value)) {
+        PyErr_SetString(PyExc_TypeError, "the entry must be (key, value)");
         return NULL;
+    }
     if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], 0), encoded)))
         return another(Py_NotImplemented);
     entry.key = encoded;
     entry.length = (uint64_t)value;
     record.stop_after = -1;
     return put(self, args, &entry, &record);
-}
-
-/* False if it is not plain, or with an error. */
-static bool entry_of_item(PyObject *item, struct yc_entry *entry)
-{
-    if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT)
-        return false;
-    PyObject *key = PyTuple_GetItem(item, ITEM_KEY), *tag = PyTuple_GetItem(item, ITEM_TAG);
-    PyObject *meta = PyTuple_GetItem(item, ITEM_META), *payload = PyTuple_GetItem(item, ITEM_PAYLOAD);
-    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(tag) || !PyBytes_CheckExact(meta) ||
-        !PyBytes_CheckExact(payload) || !named(entry, key, tag, meta, payload))
-        return false;
-    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, ITEM_FLAGS));
-    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, ITEM_EXPIRES));
-    return !PyErr_Occurred();
 }
 
 /* A list of the footer's entries of records that were appended at `offset`. */

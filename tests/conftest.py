@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite. Tests that touch a cache run once on every backend there is."""
+"""Fixtures of the whole suite. Tests that touch a cache run on every backend there is, long ones in turn."""
 
 from __future__ import annotations
 

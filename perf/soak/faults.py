@@ -1,7 +1,7 @@
 """A cache under mixed work for a while, whose processes are killed, stopped, interrupted and forked.
 
     python -m perf.soak.faults [--minutes 10] [--processes 8] [--directory D] [--backend auto|threads|uring]
-                               [--core compiled|python] [--seed N]
+                               [--core c|python] [--seed N]
 
 Every process has keys of its own, of which it alone stores new versions and everybody reads; it notes in
 memory that all share which version it is about to store, and which it has stored. What a version is
@@ -654,11 +654,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--directory", help="of the cache: none so far; by default one that is removed afterwards")
     parser.add_argument("--backend", choices=("auto", "threads", "uring"), default="auto")
-    parser.add_argument("--core", choices=("compiled", "python"), default="compiled")
+    parser.add_argument("--core", choices=("c", "python"), default="c")
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args(arguments)
     options.seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    os.environ["YATAGARASU_CORE"] = "python" if options.core == "python" else "auto"
+    os.environ["YATAGARASU_CORE"] = options.core
     logging.getLogger("yatagarasu_cache").setLevel(logging.ERROR)  # repairs say what they do
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which is what is tried
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # interrupted before
@@ -666,7 +666,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = os.path.join(own, "state")
         os.mkdir(state)
         options.directory = options.directory or os.path.join(own, "cache")
-        print(f"seed {options.seed}, {options.core} core, in {options.directory}", flush=True)
+        print(f"seed {options.seed}, core {options.core}, in {options.directory}", flush=True)
         driver = Driver(options, state)
         driver.run()
         pid = os.fork()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from yatagarasu_cache import DiskCache, SerializationError, ValueTooLarge, codec
 from yatagarasu_cache.codec import MAX_KEY_BYTES, MsgpackSerializer, ValueCodec, encode_key
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
 MOST = 1 << 20
 TEXT = "x" * 100_000

@@ -14,7 +14,7 @@ import pytest
 from yatagarasu_cache import AsyncDiskCache, DiskCache, PickleSerializer, SerializationError, codec
 from yatagarasu_cache.codec import KIND_CUSTOM, MAX_KEY_BYTES, Key, ValueCodec, encode_key
 from yatagarasu_cache.store.format import CODEC_FLAGS, key_digest
-from yatagarasu_cache.store.keyed import KeyedAccess
+from yatagarasu_cache.store.item import Item
 
 pytestmark = pytest.mark.once
 
@@ -130,20 +130,18 @@ def test_each_changed_byte_is_noticed() -> None:
 # Through the cache
 
 
-@pytest.fixture(params=["compiled", "python"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path, backend: str, monkeypatch: Any) -> Iterator[DiskCache]:
-    if request.param == "python":
-        monkeypatch.setenv("YATAGARASU_CORE", "python")
+@pytest.fixture
+def opened(tmp_path: Path, backend: str, core: str) -> Iterator[DiskCache]:
     with DiskCache(tmp_path / "c", backend=backend, serializer=PickleSerializer(SECRET)) as cache:
         yield cache
 
 
 def move(cache: DiskCache, source: Key, target: Key) -> None:
     """What somebody does who can write to the files: all checksums are right."""
-    data = encode_key(source)
-    found = cache._store.reading.fetch(*key_digest(data, cache._store.current.seed), data)
+    data, other, seed = encode_key(source), encode_key(target), cache._store.current.seed
+    found = cache._store.reading.fetch(*key_digest(data, seed), data)
     assert found is not None
-    KeyedAccess.put(cache._store.keyed, encode_key(target), found[0], found[1] & CODEC_FLAGS, 0, b"", b"")
+    cache._store.writing.put(Item(*key_digest(other, seed), other, found[0], found[1] & CODEC_FLAGS))
 
 
 WAYS: dict[str, Callable[[DiskCache, Key], Any]] = {

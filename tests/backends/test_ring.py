@@ -24,6 +24,8 @@ from available import needs_nowait
 from helpers import descriptors
 from ring_driver import PAGE, Read, Ring, address, ffi, in_child, lib, polled
 
+pytestmark = [pytest.mark.compiled, pytest.mark.once]
+
 ring, data, fd, files = ring_driver.ring, ring_driver.data, ring_driver.fd, ring_driver.files  # fixtures
 AT_FDCWD, AT_REMOVEDIR = -100, 0x200
 

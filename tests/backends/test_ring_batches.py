@@ -16,6 +16,8 @@ import ring_driver
 from helpers import descriptors
 from ring_driver import PAGE, Read, Ring, address, ffi, lib
 
+pytestmark = [pytest.mark.compiled, pytest.mark.once]
+
 ring, data, fd, files = ring_driver.ring, ring_driver.data, ring_driver.fd, ring_driver.files  # fixtures
 
 

@@ -37,6 +37,8 @@ from yatagarasu_cache.backends import ring_batches, uring
 from yatagarasu_cache.backends.ring import Ring, lib
 from yatagarasu_cache.backends.uring import UringBackend
 
+pytestmark = pytest.mark.compiled
+
 make, path, fd, long_reads = uring_bed.make, uring_bed.path, uring_bed.fd, uring_bed.long_reads  # fixtures
 
 

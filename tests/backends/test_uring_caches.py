@@ -21,6 +21,8 @@ from yatagarasu_cache.backends.uring import UringBackend
 from yatagarasu_cache.store import compiled
 from yatagarasu_cache.store.check import Problem
 
+pytestmark = pytest.mark.compiled
+
 # -- what a cache does through rings ----------------------------------------------------------
 
 
@@ -67,14 +69,6 @@ def look_in_vain(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache._store.backend, "read_nowait", lambda *request: None)
     monkeypatch.setattr(cache._store.core, "get_nowait", lambda key, now: NotImplemented)
     monkeypatch.setattr(uring, "_is_cold", lambda *place: True)
-
-
-@pytest.fixture(params=["python", "c"] if compiled.load() else ["python"])
-def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the core in Python, and compiled."""
-    name: str = request.param
-    monkeypatch.setenv(compiled.VARIABLE, name)
-    return name
 
 
 @pytest.mark.parametrize("direct", [True, False])

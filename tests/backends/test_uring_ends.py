@@ -39,6 +39,8 @@ from yatagarasu_cache.backends import ring as ring_module
 from yatagarasu_cache.backends.uring import UringBackend
 from yatagarasu_cache.config import make_settings
 
+pytestmark = pytest.mark.compiled
+
 make, path, fd, long_reads = uring_bed.make, uring_bed.path, uring_bed.fd, uring_bed.long_reads  # fixtures
 
 

@@ -26,6 +26,8 @@ from yatagarasu_cache.backends import ring as ring_module
 from yatagarasu_cache.backends import ring_channel
 from yatagarasu_cache.backends.ring import Ring, lib
 
+pytestmark = pytest.mark.compiled
+
 make, path, fd = uring_bed.make, uring_bed.path, uring_bed.fd  # fixtures
 
 

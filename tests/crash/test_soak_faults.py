@@ -16,11 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # perf is not installed
 
 
+from available import CORES  # noqa: E402
+
 from perf.soak.faults import ABSENT, EXPIRING, PRESENT, Driver, complaint, kind_of, value_for  # noqa: E402
 from yatagarasu_cache import DiskCache  # noqa: E402
 
 
-@pytest.mark.parametrize("core", ["compiled", "python"])
+@pytest.mark.parametrize("core", CORES)
 def test_a_short_soak_with_faults(tmp_path: Path, core: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "perf.soak.faults", "--minutes", "0.1", "--processes", "4", "--core", core,

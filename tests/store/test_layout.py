@@ -14,6 +14,8 @@ from typing import NamedTuple
 import pytest
 from helpers import ROOT
 
+from yatagarasu_cache.store import grants
+
 CSRC = ROOT / "csrc"
 HEADER = CSRC / "layout.h"
 
@@ -121,6 +123,11 @@ def test_names_are_given_once_and_used() -> None:
     assert len(names) > 90 and len(set(names)) == len(names)
     used = set(re.findall(r"\w+", " ".join(map(code_of, OTHERS))))
     assert set(names) <= used
+
+
+def test_blocks_are_allocated_ahead_within_what_is_granted() -> None:
+    (ahead,) = [value for name, value in constants(code_of("core.c")) if name == "SPACE_AHEAD"]
+    assert grants._MOST_GRANT % ahead == 0
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -1,7 +1,8 @@
 """What a cache is: an index over segments and large files, shared by threads and processes.
 
 Everything here deals in digests and bytes; the faces (`cache.py`, `aio.py`) turn keys and values into
-these. The rules that keep it right are few:
+these. (`core` and `keyed` take keys as they are: compiled code encodes them faster.) The rules that keep it
+right are few:
 
 * a record is appended first, then the index is changed under the lock: a failure in between
   leaves the old value;
@@ -13,12 +14,15 @@ these. The rules that keep it right are few:
 A `Store` (`store.py`) is made of parts, each of which may touch what its constructor names, from the bottom
 up:
 
-* files: `format` (every byte), `segment`, `large`, `owners`, `directory`, `cache_files`, `settings_file`;
-* the index: `index` (one mapped file), `core` (compiled code over it), `eviction` (policies),
-  `recovery`, `rebuild`, `checkpoint`, `current` (which index is in use), `presence` (is it still there);
-* what changes it: `locking`, `changes` (the log), `active` (the segment that is appended to), `durability`,
-  `showing`, `writing`, `large_writing`, `leaving_files`, `removal`;
-* what reads it: `finding`, `reading`, `walks`, `check`;
+* what all go by: `life`, `limits`, `notices` (the log), `locking`, `counters`, `item` (an entry to store);
+* files: `format` (every byte), `segment`, `large`, `owners`, `directory`, `cache_files`, `unreadable` (what
+  is absence, what a fault), `settings_file`, `cache_settings`, `shared_settings`;
+* the index: `index` (one mapped file), `segment_table`, `eviction` (policies), `compiled` (which core there
+  is), `core` (compiled code over the index), `recovery`, `rebuild`, `checkpoint`, `current` (which index is
+  in use), `presence` (is it still there), `hidden` (slots behind damage);
+* what changes it: `changes` (the log), `active` (the segment that is appended to), `durability`, `showing`,
+  `writing`, `large_writing`, `under_way` (large files without an entry), `leaving_files`, `removal`;
+* what reads it: `finding`, `reading`, `walks`, `check` and `checks`;
 * what keeps room free: `budget` (how much there may be), `grants`, `room`, `evicting`, `victims`,
   `cleaning`, `dead_segments`, `checkpointing`, `reaping` (of the dead), `pace` and `upkeep` (when);
 * what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key);

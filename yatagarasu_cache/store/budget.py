@@ -146,6 +146,14 @@ class Budget:
         over = index.used_bytes - self.limit
         return beyond + (over if over > beyond else 0)
 
+    def volume_is_full(self) -> None:
+        """What the cache has now is what the volume has room for."""
+        self.volume, self.volume_seen = self._index.used_bytes, time.monotonic()
+
+    def forget_volume(self) -> None:
+        """It may have room by now: whoever writes will see."""
+        self.volume = None
+
     def look_at_volume(self) -> None:
         """The volume was full: now and then, see whether it has more room."""
         now = time.monotonic()

@@ -166,7 +166,7 @@ def _digests(slots: bytes, part: int) -> Iterator[tuple[int, int]]:
         or any(high & f.PARTITION_MASK != part for high in highs)
         or not all(0 < place >> 32 <= f.LAST_SEGMENT for place in places)
         or any(place & f.MASK32 < _LEAST_OFFSET for place in places)
-        or any(length & 0xFFFF < _LEAST_HEAD for length in lengths)
+        or any(length & f.HEAD_MASK < _LEAST_HEAD for length in lengths)
         or any(stamp > f.LAST_STAMP for stamp in stamps)
     ):
         raise _Damaged

@@ -63,8 +63,7 @@ class Cleaner:
     def __init__(
         self, locks: Locks, files: CacheFiles, owner: Owner, limits: Limits, current: CurrentIndex,
         budget: Budget, active: ActiveSegment, grants: Grants, walks: Walks, removal: Removal,
-        leaving: LeavingFiles,
-        counters: Counters, dead: DeadSegments,
+        leaving: LeavingFiles, counters: Counters, dead: DeadSegments,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._owner, self._limits = locks, files, owner, limits
         self._current, self._budget, self._active, self._grants = current, budget, active, grants
@@ -341,7 +340,7 @@ class Cleaner:
     def _moved(
         self, sound: list[tuple[Record, Slot, bytes]], writer: SegmentWriter
     ) -> tuple[list[int], list[tuple[bytes, Buffer, bytes]]]:
-        """The records as they read at the writer's tail: same stamp, other place."""
+        """The records as they read at the writer's tail: another place, and not stamped anew."""
         offset = writer.tail
         places: list[int] = []
         copies: list[tuple[bytes, Buffer, bytes]] = []

@@ -156,7 +156,7 @@ FLAG_LARGE = 0x10
 CODEC_FLAGS = 0x0F
 
 MAX_HEAD_BYTES = HEAD_MASK * ALIGN  # header, key, tag and meta of one record
-MAX_TAG_BYTES = 0xFFFF
+MAX_TAG_BYTES = 0xFFFF  # as RECORD has it; keys, and so tags, are shorter
 MAX_VALUE_BYTES = (1 << 40) - 1
 
 # A footer lists the records of a sealed segment: entries, then this trailer at the end of the file:
@@ -361,7 +361,7 @@ def pack_change(seed: int, place: int, kind: int, payload: bytes, stamp: int) ->
     """A whole record of a log."""
     checksum = value_sum(payload, 0, 0)
     head = pack_record(seed, place, kind, 0, b"", b"", b"", len(payload), stamp, 0, stamp, checksum)
-    return head + payload + bytes(-len(payload) & 15)
+    return head + payload + bytes(-len(payload) % ALIGN)
 
 
 def pack_record(
@@ -374,7 +374,7 @@ def pack_record(
         value_length, stamp, expires, created, checksum,
     )  # fmt: skip
     names = key + tag + meta if tag or meta else key
-    return b"".join((fixed, xxh3_64_digest(fixed + names, seed ^ place), names, bytes(-len(names) & 15)))
+    return b"".join((fixed, xxh3_64_digest(fixed + names, seed ^ place), names, bytes(-len(names) % ALIGN)))
 
 
 def unpack_head(data: bytes | memoryview, offset: int) -> Head | None:

@@ -98,7 +98,8 @@ class Grants:
     def _usual_size(self, writer: SegmentWriter) -> int:
         """What the writer's segment may come to: twice what it uses, within its share of the limit.
 
-        Large grants are whole pieces of _MOST_GRANT: the compiled core allocates file blocks in these.
+        Large grants are whole pieces of _MOST_GRANT, which those divide in which the compiled core allocates
+        blocks: it asks for none that are not granted.
         """
         share = self._budget.size_limit // _GRANT_SHARE
         first = min(max(share // _FIRST_GRANTS, _FIRST_LEAST), _FIRST_MOST)

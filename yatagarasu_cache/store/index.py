@@ -797,9 +797,9 @@ class Index:
             slots = self.partition_slots(part)
             pairs = zip(self.column(slots, 0), self.column(slots, f.S_LENGTHS), strict=True)
             total += sum(
-                f.file_bytes(lengths >> 24)
+                f.file_bytes(lengths >> f.LENGTH_SHIFT)
                 for low, lengths in pairs
-                if low > f.REMOVED and lengths >> 16 & f.FLAG_LARGE
+                if low > f.REMOVED and lengths >> f.FLAGS_SHIFT & f.FLAG_LARGE
             )
         return total
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..backends.base import Buffer
 from ..codec import Key, encode_key
 from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import await_lock
@@ -19,7 +18,7 @@ from .changes import ChangeLog
 from .core import SHORT_KEY, CompiledCore
 from .counters import Counters
 from .current import CurrentIndex
-from .format import Slot, key_digest, room_for
+from .format import ALIGN, Slot, key_digest, room_for
 from .item import Item
 from .limits import Limits
 from .locking import Locks
@@ -67,12 +66,9 @@ class KeyedAccess:
         """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
         return False
 
-    def put(
-        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
-    ) -> None:
-        """`Writing.put` of an encoded key."""
-        digest = key_digest(key, self._current.seed)
-        self._writing.put(Item(*digest, key, payload, flags, expires, tag, meta))
+    def put(self, item: Item) -> None:
+        """`Writing.put`."""
+        self._writing.put(item)
 
     def delete(self, key: bytes) -> bool:
         """`Removal.delete` of an encoded key."""
@@ -133,15 +129,14 @@ class CompiledAccess(KeyedAccess):
             return False
         return self._append(self._set, (key, value), _SHORT_ROOM + length, False)
 
-    def put(
-        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
-    ) -> None:
-        length = len(payload)
-        if length < self._limits.large_bytes and type(payload) is bytes:
-            room = room_for(len(key) + len(tag) + len(meta), length)
-            if self._append(self._put, (key, tag, meta, payload, flags, expires), room, True):
-                return
-        super().put(key, payload, flags, expires, tag, meta)
+    def put(self, item: Item) -> None:
+        payload = item.payload
+        if (
+            type(payload) is not bytes
+            or len(payload) >= self._limits.large_bytes
+            or not self._append(self._put, item, item.room, True)
+        ):
+            super().put(item)
 
     def _append(self, put: Callable[..., Any], entry: tuple[Any, ...], room: int, grows: bool) -> bool:
         """Append a record by compiled code, and show it; False if that is left to the ordinary path.
@@ -163,7 +158,7 @@ class CompiledAccess(KeyedAccess):
                 writer = self._room.in_room(room, partial(self._room.writer, room))
             start = writer.tail
             # First: wherever this is interrupted, nobody will write here again.
-            writer.tail = start + (room & ~15)
+            writer.tail = start + (room & -ALIGN)
             try:
                 with lock.threads:
                     done = put(writer.fd, writer.segment, start, lock.fd, time.time_ns(), entry)

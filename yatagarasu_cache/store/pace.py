@@ -17,7 +17,7 @@ class Pace:
 
     def __init__(self, limits: Limits, notices: Notices) -> None:
         self._limits, self._notices = limits, notices
-        self.work: Callable[[int], None] = lambda _: None
+        self._work: Callable[[int], None] = lambda _: None
         self.turn = new_lock()  # a signal handler may close what it has interrupted
         self._unpaced = 0
         limits.follow(self._follow_limits)
@@ -26,6 +26,10 @@ class Pace:
         self.is_behind = True  # as far as is known: a limit that was lowered takes effect with the next write
         # Bytes written between two looks at what is to be done.
         self.quantum = min(self._limits.segment_bytes // 8, 1 << 18)
+
+    def on_turn(self, work: Callable[[int], None]) -> None:
+        """Have `work(bytes)` called where so many are due."""
+        self._work = work
 
     def spend(self, written: int) -> None:
         """Do as much work as `written` bytes ask for; called after every put."""
@@ -38,10 +42,10 @@ class Pace:
             return
         try:
             budget, self._unpaced = 2 * max(self._unpaced, self.quantum), 0
-            self.work(budget)
+            self._work(budget)
         except GivenUp:  # what was asked for is done, and whoever comes next cleans up
             pass
-        except StorageFull:  # the next roll says so to a caller who can do something about it
+        except StorageFull:  # the next segment says so to a caller who can do something about it
             pass
         except ours(OSError) as error:  # what was asked for is done
             self._notices.log_once("maintenance", f"cannot clean up: {error}")

@@ -18,7 +18,23 @@ from .cache_files import CacheFiles
 from .counters import Counters
 from .current import CurrentIndex
 from .finding import Finding
-from .format import FLAG_LARGE, MASK32, RECORD_BYTES, SLOT, Slot, is_of_key, key_digest, value_sum
+from .format import (
+    ALIGN,
+    FLAG_LARGE,
+    FLAGS_SHIFT,
+    HEAD_MASK,
+    LENGTH_SHIFT,
+    MASK32,
+    RECORD_BYTES,
+    RECORD_KEY_LENGTH,
+    S_ACCESS,
+    SLOT,
+    W_EVICTION,
+    Slot,
+    is_of_key,
+    key_digest,
+    value_sum,
+)
 from .index import IndexDamaged
 from .large import CHUNK_BYTES
 from .life import Life
@@ -29,7 +45,7 @@ from .unreadable import is_absence
 
 T = TypeVar("T")
 UNLOOKED = 1 << 20  # bytes of a value up to which no file is asked whether it can have so many,
-_PLAIN_LENGTHS = UNLOOKED << 24  # as a slot says it
+_PLAIN_LENGTHS = UNLOOKED << LENGTH_SHIFT  # as a slot says it
 
 
 class Found(NamedTuple):
@@ -78,21 +94,21 @@ class Reading:
                     return None
                 if stamp > now + f.AHEAD:
                     return self.get_carefully(low, high, key)
-            flags = lengths >> 16 & 0xFF
+            flags = lengths >> FLAGS_SHIFT & 0xFF
             fd = self._files.segments.open_files.get(place >> 32)
             if fd is not None and lengths < _PLAIN_LENGTHS and not flags & FLAG_LARGE:
-                head = (lengths & 0xFFFF) << 4
-                record = self._read_once(fd, head + (lengths >> 24), (place & MASK32) << 4)
+                head = (lengths & HEAD_MASK) * ALIGN
+                record = self._read_once(fd, head + (lengths >> LENGTH_SHIFT), (place & MASK32) * ALIGN)
                 data = record[head:]
                 # value_sum and is_of_key, without calls of ours
                 if (
                     xxh3_64_intdigest(data, low ^ flags) == checksum
                     and record.startswith(key, RECORD_BYTES)
-                    and record[8:12] == len(key).to_bytes(4, "little")
+                    and record.startswith(len(key).to_bytes(4, "little"), RECORD_KEY_LENGTH)
                 ):
-                    touched = self._touched(index.words[34])  # W_EVICTION, without looking up its name
+                    touched = self._touched(index.words[W_EVICTION])
                     if touched is not None:
-                        index.words[at + 7] = touched(access, index.stamp())
+                        index.words[at + S_ACCESS] = touched(access, index.stamp())
                     self._counters.use(True)
                     return data, flags
         except ours(IndexDamaged, OSError, ValueError, AttributeError, OverflowError):

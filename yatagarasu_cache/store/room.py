@@ -105,7 +105,7 @@ class Room:
                 except StorageFull:
                     if self._budget.volume is None:
                         raise
-                    self._budget.volume = None  # it may have room by now: whoever writes will see
+                    self._budget.forget_volume()
                     self._reclaim(need)
 
     def in_room(self, need: int, change: Callable[[], T]) -> T:
@@ -138,11 +138,11 @@ class Room:
 
     def _go_on_smaller(self, need: int) -> bool:
         """Let what the cache has now be its limit, and make room within that. `reclaiming` is held."""
-        self._budget.volume, self._budget.volume_seen = self._index.used_bytes, time.monotonic()
+        self._budget.volume_is_full()
         try:
             self._reclaim(need)
         except StorageFull:
-            self._budget.volume = None
+            self._budget.forget_volume()
             return False
         if self._limits.policy.evicts:
             self._notices.log_once("volume", "the volume is full: going on with what the cache has there")

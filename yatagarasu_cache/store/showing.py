@@ -133,7 +133,7 @@ class Showing:
             # Nor may the next flush pass it by, where somebody has removed the mark that names it.
             words[f.W_FLUSHED] = min(words[f.W_FLUSHED], stream.pointer)
         replaced = []
-        if at and words[at + f.S_LENGTHS] >> 16 & FLAG_LARGE:
+        if at and words[at + f.S_LENGTHS] >> f.FLAGS_SHIFT & FLAG_LARGE:
             replaced = self._leaving.files_of([index.slot(at)])
             if stream is None:  # else it is noted already that there is something to be looked for
                 self._under_way.leave(replaced)

@@ -152,7 +152,7 @@ class Store:
         current.on_use(lambda _: settings.follow())
         self.finding = finding = Finding(life, locks, files, current)
         self.walks = walks = Walks(life, files, current, finding)
-        self.table = table = SegmentTable(files, current)
+        table = SegmentTable(files, current)
         self.changes = changes = ChangeLog(locks, files, limits, current, table, notices)
         self.active = active = ActiveSegment(locks, files, owner, current, notices)
         self.presence = presence = Presence(
@@ -171,7 +171,7 @@ class Store:
             life, locks, files, temporaries, current, budget, changes, durability, dead, notices
         )
         self.pace = pace = Pace(limits, notices)
-        self.leaving = leaving = LeavingFiles(
+        leaving = LeavingFiles(
             locks, files, current, under_way, durability, reaper, notices
         )
         self.removal = removal = Removal(
@@ -179,7 +179,7 @@ class Store:
             counters, pace, core, notices,
         )  # fmt: skip
         self.reading = Reading(life, locks, limits, files, current, finding, removal, counters)
-        self.grants = grants = Grants(
+        grants = Grants(
             locks, files, owner, limits, current, budget, presence, table, changes, active, durability,
             reaper, core,
         )  # fmt: skip

@@ -29,7 +29,7 @@ class Upkeep:
         self._budget, self._pace, self._reaper, self._dead = budget, pace, reaper, dead
         self._checkpoints, self._evictor, self._cleaner = checkpoints, evictor, cleaner
         self._room = room
-        pace.work = self._work
+        pace.on_turn(self._work)
 
     def _work(self, budget: int) -> None:
         self._shared_settings.follow()
