@@ -46,7 +46,10 @@ class Interrupter:
             if self.steps == self.at:
                 time.sleep(self.pause)
                 self.where = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name}:{frame.f_lineno}"
-                self.in_destructor = any(one.f_code.co_name == "__del__" for one in frames(frame))
+                # From CPython 3.14 on a generator that is let go of half way takes a step without a line.
+                self.in_destructor = frame.f_lineno is None or any(
+                    one.f_code.co_name == "__del__" for one in frames(frame)
+                )
                 raise self.error
         return self.step
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,10 +108,9 @@ def test_a_volume_that_gets_full(small_volume: Path, make: Make, size: int) -> N
 
 
 def test_a_volume_too_small_to_begin(small_volume: Path, make: Make) -> None:
-    with open(small_volume / "filler", "wb") as file, pytest.raises(OSError, match="No space"):
+    with open(small_volume / "filler", "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(1 << 16))
-            file.flush()
     with pytest.raises(CacheIOError) as raised:
         make(small_volume / "cache")
     assert raised.value.errno == errno.ENOSPC
@@ -649,9 +647,9 @@ def test_network_file_systems_are_refused(
 
 
 def test_the_file_system_is_recognised(tmp_path: Path) -> None:
+    if " / / " not in Path("/proc/self/mountinfo").read_text():
+        pytest.skip("the root directory is none of a file system here")
     found = directory_module.file_system(str(tmp_path))
-    df = shutil.which("stat")
-    assert df is not None
     assert found and found not in directory_module.NETWORK_FILE_SYSTEMS
     assert directory_module.file_system("/proc") == "proc"
 

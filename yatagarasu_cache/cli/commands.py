@@ -530,6 +530,10 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except (CacheError, OSError) as error:
         presenter().note(f"error: {describe(error)}")
+        try:
+            sys.stdout.flush()
+        except OSError:  # what was printed cannot be had at the end either
+            close_stdout()
         return FAILED
 
 
