@@ -8,6 +8,7 @@ setuptools: the extensions, the wheel's tag, and a record of what was done and w
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -76,6 +77,12 @@ class BuildExt(build_ext):
             decided.link.reach(extension)
         else:
             self.leave_out(extension)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """With a suffix that every CPython loads. From 3.15 on that of the stable ABI names the platform, and
+        earlier releases, to which the wheel's tag promises the module, do not look for it."""
+        filename: str = super().get_ext_filename(fullname)  # type: ignore[no-untyped-call]
+        return re.sub(r"\.abi3-[\w-]+\.so$", ".abi3.so", filename)
 
     def build_extension(self, extension: Any) -> None:
         try:

@@ -288,7 +288,7 @@ def have_cleaning_wait(
             if once:
                 lock.close()
 
-    monkeypatch.setattr(cache._sync()._store.pace, "work", partial(cleaning, cache._sync()._store.upkeep))
+    monkeypatch.setattr(cache._sync()._store.pace, "_work", partial(cleaning, cache._sync()._store.upkeep))
     cache._sync()._store.pace._unpaced = 1 << 30
     return reached
 

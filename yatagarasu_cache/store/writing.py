@@ -75,14 +75,16 @@ class Writing:
         return length >= self._limits.large_bytes
 
     def _put(self, item: Item) -> None:
+        seed = self._current.seed
+        item = item.under(seed)  # another cache may have come in the place of ours since it was drafted
         length, size = len(item.payload), item.room
-        checksum, seed = value_sum(item.payload, item.low, item.flags), self._current.seed
+        checksum = value_sum(item.payload, item.low, item.flags)
         for _ in range(ATTEMPTS):
             ensure_wanted()
             with self._locks.appending:
                 writer = self._room.writer(size)
-                if seed != self._current.seed:  # another cache is in the place of ours, which was removed
-                    return self._put(item.under(self._current.seed))
+                if seed != self._current.seed:  # or comes now
+                    return self._put(item)
                 index = self._current.index
                 epoch = index.words[f.W_EPOCH]
                 head, slot = item.draft(index, self._limits.policy, writer.next_place, length, checksum)
@@ -128,7 +130,7 @@ class Writing:
         """Store one of `batches`."""
         for at in self.put_at_once(batch):
             ensure_wanted()
-            self.put(batch[at].under(self._current.seed))
+            self.put(batch[at])
 
     def put_at_once(self, batch: list[Item]) -> list[int]:
         """The same, but for those that have to be put once more: which these are."""
