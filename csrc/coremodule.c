@@ -675,18 +675,21 @@ static bool named(struct yc_entry *entry, PyObject *key, PyObject *tag, PyObject
     return true;
 }
 
-/* False if it is not plain, or with an error. */
-static bool entry_of_item(PyObject *item, struct yc_entry *entry)
+/* What an Item has from its part `first` on: the digest may be left out. False if it is not plain, or with an
+ * error. */
+static bool entry_of_item(PyObject *item, Py_ssize_t first, struct yc_entry *entry)
 {
-    if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT)
+    PyObject *parts[ITEM_COUNT];
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != ITEM_COUNT - first)
         return false;
-    PyObject *key = PyTuple_GetItem(item, ITEM_KEY), *tag = PyTuple_GetItem(item, ITEM_TAG);
-    PyObject *meta = PyTuple_GetItem(item, ITEM_META), *payload = PyTuple_GetItem(item, ITEM_PAYLOAD);
-    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(tag) || !PyBytes_CheckExact(meta) ||
-        !PyBytes_CheckExact(payload) || !named(entry, key, tag, meta, payload))
+    for (Py_ssize_t i = first; i < ITEM_COUNT; i++)
+        parts[i] = PyTuple_GetItem(item, i - first);
+    if (!PyBytes_CheckExact(parts[ITEM_KEY]) || !PyBytes_CheckExact(parts[ITEM_TAG]) ||
+        !PyBytes_CheckExact(parts[ITEM_META]) || !PyBytes_CheckExact(parts[ITEM_PAYLOAD]) ||
+        !named(entry, parts[ITEM_KEY], parts[ITEM_TAG], parts[ITEM_META], parts[ITEM_PAYLOAD]))
         return false;
-    entry->flags = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(item, ITEM_FLAGS));
-    entry->expires = PyLong_AsUnsignedLongLong(PyTuple_GetItem(item, ITEM_EXPIRES));
+    entry->flags = (uint32_t)PyLong_AsUnsignedLong(parts[ITEM_FLAGS]);
+    entry->expires = PyLong_AsUnsignedLongLong(parts[ITEM_EXPIRES]);
     return !PyErr_Occurred();
 }
 
@@ -698,7 +701,7 @@ static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!entry_of_item(args[A_ENTRY], &entry))
+    if (!entry_of_item(args[A_ENTRY], ITEM_KEY, &entry))
         return PyErr_Occurred() ? NULL : another(Py_NotImplemented);
     record.stop_after = count == A_COUNT ? PyLong_AsLongLong(args[A_STOP_AFTER]) : -1;
     return put(self, args, &entry, &record);
@@ -799,7 +802,7 @@ static PyObject *core_append_many(Core *self, PyObject *args)
         return PyErr_NoMemory();
     bool plain = true;
     for (Py_ssize_t i = 0; i < count && plain; i++)
-        plain = entry_of_item(PyList_GetItem(items, i), &entries[i]);
+        plain = entry_of_item(PyList_GetItem(items, i), 0, &entries[i]);
     if (plain)
         result = append_many(self, entries, (size_t)count, &end, now);
     else if (!PyErr_Occurred())

@@ -182,8 +182,7 @@ class Desk:
         else:
             payload, flags = self.encode(value, self.store.limits.encodable_bytes, key)
         self._check_sizes(data, tag_bytes, meta_bytes, len(payload))
-        digest = key_digest(data, self.store.current.seed)
-        self.put(Item(*digest, data, payload, flags, expires, tag_bytes, meta_bytes))
+        self.put(data, payload, flags, expires, tag_bytes, meta_bytes)
         return True
 
     def item(self, key: Key, value: Any, expire: float | None, tag: Key, meta: Any) -> Item:

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from yatagarasu_cache import CacheIOError, DiskCache
 from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.store import format as f
-from yatagarasu_cache.store.item import Item
 
 pytestmark = [pytest.mark.usefixtures("apart"), pytest.mark.compiled]  # each handle stands for a process
 
@@ -347,7 +346,7 @@ class Put:
             data = encode_key(key)
             result = self.core.put(
                 given["fd"], given["segment"], writer.tail, given["lock_fd"],
-                changed.get("now", time.time_ns()), Item(0, 0, data, payload, 0), stop_after,
+                changed.get("now", time.time_ns()), (data, payload, 0, 0, b"", b""), stop_after,
             )  # fmt: skip
             if result is NotImplemented or "fd" in changed:
                 return result

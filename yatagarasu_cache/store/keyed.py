@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..backends.base import Buffer
 from ..codec import Key, encode_key
 from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import await_lock
@@ -66,9 +67,13 @@ class KeyedAccess:
         """`put` of plain bytes that never expire; False, and nothing was done, if that is not plain."""
         return False
 
-    def put(self, item: Item) -> None:
-        """`Writing.put`."""
-        self._writing.put(item)
+    def put(
+        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
+    ) -> None:
+        """`Writing.put` of what an `Item` has beside its digest, which compiled code finds by itself: with an
+        `Item` made for it a `set` of a small value takes a sixth longer (5.9 instead of 5.0 us)."""
+        digest = key_digest(key, self._current.seed)
+        self._writing.put(Item(*digest, key, payload, flags, expires, tag, meta))
 
     def delete(self, key: bytes) -> bool:
         """`Removal.delete` of an encoded key."""
@@ -129,14 +134,15 @@ class CompiledAccess(KeyedAccess):
             return False
         return self._append(self._set, (key, value), _SHORT_ROOM + length, False)
 
-    def put(self, item: Item) -> None:
-        payload = item.payload
-        if (
-            type(payload) is not bytes
-            or len(payload) >= self._limits.large_bytes
-            or not self._append(self._put, item, item.room, True)
-        ):
-            super().put(item)
+    def put(
+        self, key: bytes, payload: Buffer, flags: int, expires: int = 0, tag: bytes = b"", meta: bytes = b""
+    ) -> None:
+        length = len(payload)
+        if length < self._limits.large_bytes and type(payload) is bytes:
+            room = room_for(len(key) + len(tag) + len(meta), length)
+            if self._append(self._put, (key, payload, flags, expires, tag, meta), room, True):
+                return
+        super().put(key, payload, flags, expires, tag, meta)
 
     def _append(self, put: Callable[..., Any], entry: tuple[Any, ...], room: int, grows: bool) -> bool:
         """Append a record by compiled code, and show it; False if that is left to the ordinary path.
