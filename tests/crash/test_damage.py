@@ -30,7 +30,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from yatagarasu_cache import CacheError, DiskCache, FormatError, ReadOnlyError, StorageFull
+from yatagarasu_cache.codec import encode_key
 from yatagarasu_cache.store import format as f
+from yatagarasu_cache.store.format import key_digest
 
 pytestmark = pytest.mark.usefixtures("apart")  # each handle stands for a process
 
@@ -452,6 +454,29 @@ def test_read_only(samples: tuple[Sample, Sample], kind: str) -> None:
             assert kind == "index", f"{where}: {error}"
             assert "read_only" in str(error)
         shutil.rmtree(sample.path)
+
+
+def test_a_lost_slot_of_a_large_value_does_not_bring_back_its_predecessor(
+    sample: Sample, backend: str, core: str
+) -> None:
+    """No entry stands for its file any more, which is removed: an index that is made anew finds its record alone."""
+    with DiskCache(sample.path, backend=backend, **OPTIONS) as cache:
+        cache.set("key", b"old" * 10)
+        cache.set("key", b"new" * 3000)
+        store = cache._store
+        with store.locks.index:
+            index = store.current.index
+            at = index.find(*key_digest(encode_key("key"), index.identity.seed))
+            assert at and index.slot(at).is_large
+            index.words[at] ^= 1 << 60
+        assert cache.get("key") is None
+        store.reaper.look_for_orphans()
+        store.current.rebuild("for a test")
+        assert cache.get("key") is None
+        cache.set("key", b"newer")
+        store.current.rebuild("for a test")
+        assert cache.get("key") == b"newer"
+        assert cache.check(fix=True) is not None and cache.check() == []
 
 
 def test_a_corrupt_entry_does_not_leave_its_predecessor_behind(sample: Sample, backend: str) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from ..concurrency.cancelling import ensure_wanted
 from ..concurrency.file_locks import claim
@@ -13,6 +14,7 @@ from ..concurrency.interruption import ours
 from . import format as f
 from .active import ActiveSegment
 from .cache_files import CacheFiles
+from .changes import ChangeLog
 from .current import CurrentIndex
 from .durability import Durability
 from .index import Index
@@ -24,7 +26,16 @@ from .segment import void_record
 from .under_way import UnderWay
 from .unreadable import Losses, is_given_up
 
-_REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for,
+_REAP_SECONDS = 10.0  # between looks for dead handles that nobody asked for
+_BATCH = 1000  # orphans whose digests are logged at once
+
+
+class Orphan(NamedTuple):
+    """A large file that no entry stands for: the digest in its name, and its path."""
+
+    low: int
+    high: int
+    path: str
 
 
 class Reaper:
@@ -32,10 +43,11 @@ class Reaper:
 
     def __init__(
         self, locks: Locks, files: CacheFiles, owner: Owner, under_way: UnderWay, current: CurrentIndex,
-        recovery: Recovery, active: ActiveSegment, durability: Durability, losses: Losses, notices: Notices,
+        recovery: Recovery, changes: ChangeLog, active: ActiveSegment, durability: Durability, losses: Losses,
+        notices: Notices,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._owner, self._under_way = locks, files, owner, under_way
-        self._current, self._recovery, self._active = current, recovery, active
+        self._current, self._recovery, self._changes, self._active = current, recovery, changes, active
         self._durability, self._losses, self._notices = durability, losses, notices
         self._reaped = time.monotonic()
         self._orphans = False  # large files that no entry stands for are to be looked for again
@@ -86,12 +98,12 @@ class Reaper:
     def look_for_orphans(self) -> None:
         """Remove large files that no entry stands for."""
         self._orphans = True  # should that fail
-        for path in self.orphans():
-            self._files.backend.unlink(path)
+        for orphan in self.orphans():
+            self._files.backend.unlink(orphan.path)
         self._orphans = False
 
-    def find_orphans(self) -> list[str]:
-        """Paths of large files that no entry stands for, nor will. The lock is not held: others go on."""
+    def find_orphans(self) -> list[Orphan]:
+        """Large files that no entry stands for, nor will. The lock is not held: others go on."""
         files, found = list(self._files.large.listed()), []
         with self._locks.index:  # not before: whoever shows one later has named it by now
             named = self._owner.named()
@@ -102,15 +114,30 @@ class Reaper:
                     if not self._recovery.refers(
                         self._index, low, high, pointer
                     ) and self._files.backend.exists(path):
-                        found.append(path)
+                        found.append(Orphan(low, high, path))
         return found
 
-    def orphans(self) -> list[str]:
-        """Paths of large files that no entry stands for, and that may go now."""
+    def orphans(self) -> list[Orphan]:
+        """Large files that no entry stands for, and that may go now."""
         found = self.find_orphans()
+        for start in range(0, len(found), _BATCH):
+            self._log_removal(found[start : start + _BATCH])
         if found and self._index.words[f.W_PROMISED]:  # what removed their entries is durable first
             self._durability.sync_dirty()
         return found
+
+    def _log_removal(self, orphans: list[Orphan]) -> None:
+        """Log the digests that have no slot as removed. Damage may have taken one: an index that is made anew
+        would find its record without the file, and bring back what that record had replaced."""
+        with self._locks.index:
+            index = self._index
+            digests = [orphan[:2] for orphan in orphans if not index.find(*orphan[:2])]
+            if not digests:
+                return
+            stamp = index.stamp_above(0)
+            self._changes.append(f.REMOVE, b"".join(f.pack_digest(*digest) for digest in digests), stamp)
+            for _, high in digests:  # nothing older is shown any more
+                index.words[f.W_DELETED + (high & f.PARTITION_MASK)] = stamp
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""

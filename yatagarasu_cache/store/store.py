@@ -164,8 +164,9 @@ class Store:
             locks, files, limits, current, settings, under_way, self.settings
         )
         self.reaper = reaper = Reaper(
-            locks, files, owner, under_way, current, recovery, active, durability, losses, notices
-        )
+            locks, files, owner, under_way, current, recovery, changes, active, durability, losses,
+            notices,
+        )  # fmt: skip
         self.dead = dead = DeadSegments(locks, files, current, budget, durability)
         self.checkpoints = checkpoints = Checkpoints(
             life, locks, files, temporaries, current, budget, changes, durability, dead, notices

@@ -37,14 +37,14 @@ class LargeCheck:
         """Every large file belongs to an entry, and what they take is counted."""
         if fix:
             self._reaper.reap()
-        paths = self._reaper.orphans() if fix else self._reaper.find_orphans()
+        orphans = self._reaper.orphans() if fix else self._reaper.find_orphans()
         # Others may just be removing some whose entries are gone.
         until = time.monotonic() + _PATIENCE
-        while paths and time.monotonic() < until:
+        while orphans and time.monotonic() < until:
             ensure_wanted()
             time.sleep(_PATIENCE / 100)
-            paths = [path for path in paths if self._files.backend.exists(path)]
-        for path in paths:
+            orphans = [orphan for orphan in orphans if self._files.backend.exists(orphan.path)]
+        for *_, path in orphans:
             fixed = fix
             if fix:
                 try:
