@@ -160,5 +160,7 @@ for name, module in (("RING", "io_uring module"), ("CORE", "core module")):
 PY
 }
 
+processors() { getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1; }
+
 # How many tests run at once: on all processors, and one more, as many wait.
-test_workers() { echo $(($(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1) + 1)); }
+test_workers() { echo $(($(processors) + 1)); }
