@@ -15,6 +15,7 @@ that was removed comes back.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..concurrency.file_locks import has_name
@@ -121,6 +122,13 @@ class ChangeLog:
         index.words[entry + f.T_TAIL] = end
         index.add(f.W_WRITTEN, 1)
         return Mark(segment, end)
+
+    def remove(self, digests: Sequence[tuple[int, int]], stamp: int) -> Mark:
+        """Log the removal of digests. Nothing older is shown under them any more, should we be killed now."""
+        mark = self.append(f.REMOVE, b"".join(f.pack_digest(*digest) for digest in digests), stamp)
+        for _, high in digests:
+            self._index.words[f.W_DELETED + (high & f.PARTITION_MASK)] = stamp
+        return mark
 
     def take_back(self, mark: Mark, length: int) -> None:
         """Void the last record, of `length` bytes, that ends at `mark`: its change was not made.

@@ -132,12 +132,8 @@ class Reaper:
         with self._locks.index:
             index = self._index
             digests = [orphan[:2] for orphan in orphans if not index.find(*orphan[:2])]
-            if not digests:
-                return
-            stamp = index.stamp_above(0)
-            self._changes.append(f.REMOVE, b"".join(f.pack_digest(*digest) for digest in digests), stamp)
-            for _, high in digests:  # nothing older is shown any more
-                index.words[f.W_DELETED + (high & f.PARTITION_MASK)] = stamp
+            if digests:
+                self._changes.remove(digests, index.stamp_above(0))
 
     def _named_owners(self) -> set[int]:
         """Other handles that the segment table names."""

@@ -19,7 +19,7 @@ from .current import ATTEMPTS, CurrentIndex
 from .dead_segments import DeadSegments
 from .durability import Durability
 from .finding import Finding
-from .format import PARTITION_MASK, Slot
+from .format import Slot
 from .index import Index
 from .leaving_files import Gone, LeavingFiles
 from .life import Life
@@ -142,15 +142,9 @@ class Removal:
         `absent`: digests without a slot that are logged as well (see `ActiveSegment.others_append`).
         Returns the large files that can be removed now.
         """
-        digests = b"".join(f.pack_digest(low, high) for low, high in (*(slot[:2] for slot in slots), *absent))
-        stamp = self._stamp_beyond(slots)
-        mark = self._changes.append(f.REMOVE, digests, stamp)
+        mark = self._changes.remove([*(slot[:2] for slot in slots), *absent], self._stamp_beyond(slots))
         gone = Gone(self._leaving.leaving(slots), mark)
-        for _, high in absent:
-            self._index.words[f.W_DELETED + (high & PARTITION_MASK)] = stamp
         for slot in slots:
-            # First: should we be killed here, nothing older comes in where this was logged as gone.
-            self._index.words[f.W_DELETED + (slot.high & PARTITION_MASK)] = stamp
             if at := self._index.find(slot.low, slot.high):  # else it was damaged just now
                 self._index.remove(at)
         return gone

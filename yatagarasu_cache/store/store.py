@@ -172,9 +172,7 @@ class Store:
             life, locks, files, temporaries, current, budget, changes, durability, dead, notices
         )
         self.pace = pace = Pace(limits, notices)
-        leaving = LeavingFiles(
-            locks, files, current, under_way, durability, reaper, notices
-        )
+        leaving = LeavingFiles(locks, files, current, under_way, durability, reaper, notices)
         self.removal = removal = Removal(
             life, locks, files, current, finding, active, changes, leaving, durability, reaper, dead,
             counters, pace, core, notices,
