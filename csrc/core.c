@@ -42,9 +42,13 @@ enum { LRU = EVICTIONS_LRU + 1, LFU = EVICTIONS_LFU + 1 }; /* W_EVICTION; any ot
 
 _Static_assert(SLOT_BYTES == SLOT_WORDS * 8 && S_ACCESS == SLOT_WORDS - 1 && T_TAIL < ENTRY_WORDS, "words");
 _Static_assert(W_BUSY + JOURNAL_SLOT + SLOT_WORDS <= W_PARTITIONS && W_PARTITIONS + PARTITIONS <= W_COUNTS &&
-                   W_COUNTS + PARTITIONS <= W_DELETED && (W_DELETED + PARTITIONS) * 8 <= HEADER_BYTES,
+                   W_COUNTS + PARTITIONS <= W_DELETED && W_DELETED + PARTITIONS <= W_TAGS &&
+                   (W_TAGS + PARTITIONS) * 8 <= HEADER_BYTES,
                "what the header holds does not overlap");
 _Static_assert(CAPACITY_MASK == (1 << DESCRIPTOR_BITS) - 1 && LAST_CLOCK < LAST_STAMP, "masks and limits");
+_Static_assert(TAG_CELLS *TAG_CELL_WORDS == TAG_CELL_SLOTS * (SLOT_WORDS - 1) &&
+                   TAGCELL_LINK == TAG_CELL_WORDS - 1 && TAG_TABLE_WORDS < LEAST_SLOTS,
+               "each slot of a tag table leaves a word for a chain");
 _Static_assert(EMPTY < REMOVED && REMOVED < DIGEST_BIT, "low words tell slots apart");
 _Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_SIZE + 8,
                "the head of a record");
@@ -63,12 +67,10 @@ _Static_assert(sizeof RECORD_MAGIC - 1 == MAGIC_BYTES && RECORD_BYTES == RECORD_
 #define ONE_THREAD ((uint64_t)2 << 20) /* bytes; for larger files a second thread pays */
 #define GATHER 8192 /* bytes; shorter records are copied together, which is cheaper than a vector */
 #define TOGETHER                                                                                             \
-    4096 /* bytes; shorter records are read in one piece and copied, which is cheaper than a vector */
+    YC_READ_BYTES /* bytes; shorter records are read in one piece and copied, which is cheaper than a vector */
 #define SPACE_AHEAD ((uint64_t)1 << 20) /* bytes of a segment that are allocated at once */
-#define IDLE 1000 /* idle turns after which a thread sleeps until the other has ended */
-#define PIECE ((uint64_t)256 << 10) /* bytes of a file that stay in the processor's cache */
-#define MOST_PIECES 4096
 
+_Static_assert(CHUNK_SUM_BYTES == sizeof(uint64_t) && YC_PIECE % CHUNK_BYTES == 0, "chunks");
 _Static_assert(YC_HEAD_BYTES >= RECORD_BYTES + YC_MAX_NAMES && YC_HEAD_BYTES % ALIGN == 0 &&
                    YC_HEAD_BYTES <= TOGETHER,
                "heads fit");
@@ -192,6 +194,12 @@ static uint64_t find(const struct yc_view *view, struct digest key)
     return UNSURE;
 }
 
+/* Where partitions and tag tables may begin. */
+static uint64_t first_slot(const struct yc_view *view)
+{
+    return (view->table_word + view->table_capacity * ENTRY_WORDS) / SLOT_WORDS;
+}
+
 static uint64_t entry_of(const struct yc_view *view, uint64_t segment)
 {
     return view->table_word + segment % view->table_capacity * ENTRY_WORDS;
@@ -276,15 +284,14 @@ static bool is_of_key(const struct yc_found *found, const char *head)
 
 static bool read_head(const struct yc_found *found)
 {
-    char head[YC_HEAD_BYTES];
+    char head[YC_READ_BYTES];
     ssize_t done = pread(found->fd, head, found->head, (off_t)(found->offset - found->head));
     return done >= 0 && (uint64_t)done == found->head && is_of_key(found, head);
 }
 
 /* Reads the whole record at once: its head costs next to nothing beside the value. */
-bool yc_read(const struct yc_found *found, void *value)
+bool yc_read(const struct yc_found *found, char *head, void *value)
 {
-    char head[YC_HEAD_BYTES];
     struct iovec vector[2] = {{head, found->head}, {value, found->length}};
     ssize_t done = preadv(found->fd, vector, 2, (off_t)(found->offset - found->head));
     if (done < 0 && is_refused(errno)) { /* a sandbox may know pread() only */
@@ -294,25 +301,24 @@ bool yc_read(const struct yc_found *found, void *value)
     return done >= 0 && (uint64_t)done == found->head + found->length && is_of_key(found, head);
 }
 
-int yc_read_nowait(const struct yc_found *found, void *value)
+int yc_read_nowait(const struct yc_found *found, char *head, void *value)
 {
 #if defined SYS_preadv2 && defined RWF_NOWAIT
     /* Not every C library has it. The kernel takes the offset in two halves. */
-    char whole[TOGETHER];
     uint64_t length = value ? found->length : 0, start = found->offset - found->head;
     bool together = found->head + length <= TOGETHER;
-    struct iovec vector[2] = {{whole, found->head + (together ? length : 0)}, {value, length}};
+    struct iovec vector[2] = {{head, found->head + (together ? length : 0)}, {value, length}};
     long done = syscall(SYS_preadv2, found->fd, vector, together ? 1L : 2L, (long)start, (long)(start >> 32),
                         (long)RWF_NOWAIT);
     if (done < 0 && (errno == EOPNOTSUPP || errno == EINVAL || is_refused(errno)))
         return -errno;
-    if (done < 0 || (uint64_t)done != found->head + length || !is_of_key(found, whole))
+    if (done < 0 || (uint64_t)done != found->head + length || !is_of_key(found, head))
         return 0;
     if (together && length)
-        memcpy(value, whole + found->head, length);
+        memcpy(value, head + found->head, length);
     return 1;
 #else
-    (void)found, (void)value;
+    (void)found, (void)head, (void)value;
     return -ENOSYS;
 #endif
 }
@@ -320,8 +326,29 @@ int yc_read_nowait(const struct yc_found *found, void *value)
 /* True if the record is the key's, by its head, which should be in the page cache. */
 static bool is_held(const struct yc_found *found)
 {
-    int done = yc_read_nowait(found, NULL);
+    char head[YC_READ_BYTES];
+    int done = yc_read_nowait(found, head, NULL);
     return done < 0 ? read_head(found) : done;
+}
+
+int64_t yc_meta(const struct yc_view *view, const struct yc_found *found, char *head, const char **meta)
+{
+    uint16_t tag_length;
+    uint32_t meta_length;
+    uint64_t value_sum, sum, place = (uint64_t)found->segment << 32 | (found->offset - found->head) / ALIGN;
+    memcpy(&tag_length, head + RECORD_TAG_LENGTH, sizeof tag_length);
+    memcpy(&meta_length, head + RECORD_META_LENGTH, sizeof meta_length);
+    memcpy(&value_sum, head + RECORD_VALUE_SUM, sizeof value_sum);
+    memcpy(&sum, head + RECORD_SIZE, sizeof sum);
+    uint64_t before = found->key_length + tag_length, names = before + meta_length;
+    if (RECORD_BYTES + names > found->head || value_sum != found->value_sum)
+        return -1;
+    /* What is summed stands around the checksum. */
+    char *summed = memmove(head + RECORD_BYTES - RECORD_SIZE, head, RECORD_SIZE);
+    if (__builtin_bswap64(XXH3_64bits_withSeed(summed, RECORD_SIZE + names, view->seed ^ place)) != sum)
+        return -1;
+    *meta = head + RECORD_BYTES + before;
+    return meta_length;
 }
 
 void yc_prefetch(const struct yc_found *found)
@@ -374,6 +401,20 @@ int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, u
     if (status != YC_FOUND)
         return status == YC_MISS ? YC_MISS : YC_OTHER;
     return is_held(&found) ? YC_FOUND : YC_OTHER;
+}
+
+int yc_shows(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t place, uint64_t *slot)
+{
+    if (!usable(view))
+        return YC_OTHER;
+    struct digest digest = digest_of(key, key_length, view->seed);
+    uint64_t at = find(view, digest);
+    if (!at || at == UNSURE)
+        return at ? YC_OTHER : YC_MISS;
+    for (uint64_t i = 0; i < SLOT_WORDS; i++)
+        slot[i] = load(view->map, at + i);
+    return slot[S_PLACE] == place && slot[S_LOW] == digest.low && slot[S_HIGH] == digest.high ? YC_FOUND
+                                                                                              : YC_MISS;
 }
 
 /* -- put ---------------------------------------------------------------------------------- */
@@ -534,11 +575,20 @@ static uint64_t pack_head(const struct yc_view *view, struct yc_record *record, 
     return bytes;
 }
 
-/* Bytes of a slot's record; that of a large value has a pointer as its payload. */
+uint64_t yc_large_payload(uint64_t length)
+{
+    uint64_t sums = YC_CHUNKS(length);
+    while (sums > MOST_SUMS)
+        sums = (sums + 1) / 2;
+    return LARGE_POINTER_SIZE + sums * CHUNK_SUM_BYTES;
+}
+
+/* Bytes of a slot's record. */
 static uint64_t record_bytes(uint64_t lengths)
 {
-    uint64_t payload = lengths >> FLAGS_SHIFT & FLAG_LARGE ? LARGE_POINTER_SIZE : lengths >> LENGTH_SHIFT;
-    return (lengths & HEAD_MASK) * ALIGN + aligned(payload);
+    uint64_t length = lengths >> LENGTH_SHIFT;
+    bool is_large = lengths >> FLAGS_SHIFT & FLAG_LARGE;
+    return (lengths & HEAD_MASK) * ALIGN + aligned(is_large ? yc_large_payload(length) : length);
 }
 
 static uint64_t live_word(const struct yc_view *view, uint64_t place)
@@ -617,6 +667,164 @@ static void change(const struct yc_view *view, struct yc_record *record, uint64_
         store(view->map, at, value);
     }
 }
+
+/* -- tags --------------------------------------------------------------------------------- */
+
+/* A tag table: words, and cells. As TagTable in tag_table.py. */
+struct tag_table {
+    uint64_t base, chains, first_cell, room, count;
+};
+
+/* A cell about to be added to a table, its place, and that of its chain. */
+struct cell {
+    uint64_t at, table, number, chain, length, first;
+};
+
+static uint32_t tag_hash(const void *tag, uint64_t length, uint64_t seed)
+{
+    uint32_t hash = length ? (uint32_t)XXH3_64bits_withSeed(tag, length, seed) : 0;
+    return length && !hash ? 1 : hash;
+}
+
+/* False if there is none, or none that lies within the mapping, behind the segment table. */
+static bool tag_table_of(const struct yc_view *view, uint64_t part, struct tag_table *table)
+{
+    uint64_t descriptor = load(view->map, W_TAGS + part), slots = descriptor & CAPACITY_MASK;
+    uint64_t base = (descriptor >> DESCRIPTOR_BITS) * SLOT_WORDS;
+    if (descriptor == UNTAGGED || slots < LEAST_SLOTS || slots % TAG_CELL_SLOTS ||
+        base < first_slot(view) * SLOT_WORDS || base + slots * SLOT_WORDS > view->words ||
+        load(view->map, base + TAGTABLE_DESCRIPTOR) != descriptor)
+        return false;
+    *table = (struct tag_table){
+        .base = base,
+        .chains = slots - TAG_TABLE_WORDS,
+        .first_cell = base + slots,
+        .room = slots / TAG_CELL_SLOTS * TAG_CELLS,
+        .count = load(view->map, base + TAGTABLE_CELLS),
+    };
+    return table->count <= table->room;
+}
+
+/* TagTable.add(), in the same order. */
+static void add_cell(const struct yc_view *view, struct yc_record *record, const struct cell *cell)
+{
+    change(view, record, cell->at + S_LOW, record->slot[S_LOW] ^ DIGEST_BIT);
+    change(view, record, cell->at + S_HIGH, record->slot[S_HIGH]);
+    change(view, record, cell->at + TAGCELL_STAMP, record->slot[S_STAMP]);
+    change(view, record, cell->at + TAGCELL_LINK, (uint64_t)record->tag_hash << 32 | cell->first);
+    change(view, record, cell->table + TAGTABLE_CELLS, cell->number);
+    change(view, record, cell->chain, (cell->length + 1) << 32 | cell->number);
+}
+
+/* True if the version of an entry that a cell stands for is the one that its slot shows. */
+static bool counts_cell(const struct yc_view *view, uint64_t part, uint64_t at)
+{
+    const void *map = view->map;
+    struct digest key = {load(map, at + S_LOW) ^ DIGEST_BIT, load(map, at + S_HIGH)};
+    if (key.high % PARTITIONS != part || !(key.low & DIGEST_BIT)) /* damage */
+        return false;
+    uint64_t slot = find(view, key);
+    return slot && slot != UNSURE && load(map, slot + S_STAMP) == load(map, at + TAGCELL_STAMP);
+}
+
+/* Index._extent() within the mapping: the first of so many free slots; 0 if there are none, or for damage. */
+static uint64_t free_extent(const struct yc_view *view, uint64_t slots)
+{
+    uint64_t extents[2 * PARTITIONS], count = 0, first = first_slot(view), end = view->words / SLOT_WORDS;
+    for (uint64_t i = 0; i < 2 * PARTITIONS; i++) {
+        uint64_t descriptor = load(view->map, i < PARTITIONS ? W_PARTITIONS + i : W_TAGS + i - PARTITIONS);
+        if (!descriptor || descriptor == UNTAGGED)
+            continue;
+        uint64_t at = count++; /* sorted by where they begin */
+        for (; at && extents[at - 1] > descriptor; at--)
+            extents[at] = extents[at - 1];
+        extents[at] = descriptor;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t begins = extents[i] >> DESCRIPTOR_BITS, ends = begins + (extents[i] & CAPACITY_MASK);
+        if (begins < first || ends > end)
+            return 0;
+        if (begins - first >= slots)
+            return first;
+        first = ends;
+    }
+    return first + slots <= end ? first : 0;
+}
+
+/* Index._renew_tags() where the file has room. Nobody looks at what is written before the descriptor is. */
+static bool renew_tags(const struct yc_view *view, struct yc_record *record, uint64_t part, uint64_t now)
+{
+    struct tag_table old = {0};
+    const void *map = view->map;
+    if (load(map, W_TAGS + part) != UNTAGGED && !tag_table_of(view, part, &old))
+        return false;
+    uint64_t live = 0, number = 0, stamp;
+    for (uint64_t i = 0; i < old.count; i++)
+        live += counts_cell(view, part, old.first_cell + i * TAG_CELL_WORDS);
+    /* As tag_table.slots_for() and growth(). */
+    double factor = TAG_LEAST_GROWTH + TAG_GROWTH_SPREAD * (double)(part * 37 % PARTITIONS) / PARTITIONS;
+    uint64_t slots = ((uint64_t)((double)(live + 1) * factor) / TAG_CELLS + 1) * TAG_CELL_SLOTS;
+    slots = slots > LEAST_SLOTS ? slots : LEAST_SLOTS;
+    uint64_t first = slots <= CAPACITY_MASK ? free_extent(view, slots) : 0;
+    if (!first || !(stamp = new_stamp(view, now)))
+        return false;
+
+    uint64_t base = first * SLOT_WORDS, chains = base + TAG_TABLE_WORDS, cell = base + slots;
+    for (uint64_t at = chains; at < cell; at++)
+        change(view, record, at, NO_CELL);
+    for (uint64_t i = 0; i < old.count && number < live; i++) {
+        uint64_t from = old.first_cell + i * TAG_CELL_WORDS;
+        if (!counts_cell(view, part, from))
+            continue;
+        uint64_t hash = load(map, from + TAGCELL_LINK) >> 32,
+                 chain = chains + hash % (slots - TAG_TABLE_WORDS);
+        uint64_t word = load(map, chain);
+        for (uint64_t at = 0; at < TAGCELL_LINK; at++)
+            change(view, record, cell + at, load(map, from + at));
+        change(view, record, cell + TAGCELL_LINK, hash << 32 | (word & MASK32));
+        change(view, record, chain, ((word >> 32) + 1) << 32 | ++number);
+        cell += TAG_CELL_WORDS;
+    }
+    for (uint64_t at = cell; at < base + slots * SLOT_WORDS; at++)
+        change(view, record, at, 0);
+    change(view, record, base + TAGTABLE_NUMBER + 1, 0);
+    change(view, record, base + TAGTABLE_CELLS, number);
+    change(view, record, base + TAGTABLE_DESCRIPTOR, first << DESCRIPTOR_BITS | slots);
+    change(view, record, base + TAGTABLE_NUMBER, stamp);
+    change(view, record, W_TAGS + part, first << DESCRIPTOR_BITS | slots);
+    return true;
+}
+
+bool yc_renew_tags(const struct yc_view *view, uint64_t part, uint64_t now)
+{
+    struct yc_record record = {.stop_after = -1};
+    return usable(view) && part < PARTITIONS && renew_tags(view, &record, part, now);
+}
+
+/* Where the cell of a new entry goes; false if there is no room for it in the file, or for damage. */
+static bool place_cell(const struct yc_view *view, struct yc_record *record, struct cell *cell)
+{
+    struct tag_table table = {0};
+    uint64_t part = record->slot[S_HIGH] % PARTITIONS, hash = record->tag_hash;
+    bool there = tag_table_of(view, part, &table);
+    if (!there || table.count == table.room)
+        there = renew_tags(view, record, part, record->slot[S_STAMP]) && tag_table_of(view, part, &table);
+    if (!there || table.count >= table.room)
+        return false;
+    uint64_t chain = table.base + TAG_TABLE_WORDS + hash % table.chains, word = load(view->map, chain);
+    *cell = (struct cell){
+        .at = table.first_cell + table.count * TAG_CELL_WORDS,
+        .table = table.base,
+        .number = table.count + 1,
+        .chain = chain,
+        .length = word >> 32,
+        .first = word & MASK32,
+    };
+    return cell->length ? cell->length <= table.count && cell->first && cell->first <= table.count
+                        : cell->first == NO_CELL;
+}
+
+/* -- showing what was put ------------------------------------------------------------------ */
 
 /* Changes of live bytes: `more` in the segment that a slot points to, `less` in the one it pointed to. */
 struct counts {
@@ -720,8 +928,13 @@ static bool install(const struct yc_view *view, struct yc_record *record)
         if (load(map, live_word(view, load(map, at + S_PLACE))) < size || load(map, W_LIVE_BYTES) < size)
             return false;
     }
+    struct cell cell = {0};
+    if (record->tag_hash && !place_cell(view, record, &cell))
+        return false;
     /* Another policy may hold since the record was made. */
     record->slot[S_ACCESS] = touched(load(map, W_EVICTION), 0, record->slot[S_STAMP]);
+    if (record->tag_hash)
+        add_cell(view, record, &cell);
     put_slot(view, record, at, fresh);
     return true;
 }
@@ -783,6 +996,7 @@ static bool draft(const struct yc_view *view, const struct yc_entry *entry, uint
     slot[S_STAMP] = stamp;
     slot[S_EXPIRES] = entry->expires;
     slot[S_ACCESS] = touched(load(view->map, W_EVICTION), 0, stamp);
+    record->tag_hash = tag_hash(entry->tag, entry->tag_length, view->seed);
     record->head_bytes = pack_head(view, record, entry, PUT, now);
     record->listed_bytes = yc_list(entry, 0, NULL, NULL);
     slot[S_LENGTHS] = entry->length << LENGTH_SHIFT | (uint64_t)entry->flags << FLAGS_SHIFT |
@@ -857,13 +1071,14 @@ int yc_append_many(const struct yc_view *view, const struct yc_entry *entries, s
     return *error ? YC_FAILED : 0;
 }
 
-size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch,
-                       uint64_t owner)
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, const uint32_t *tag_hashes,
+                       size_t count, uint64_t epoch, uint64_t owner)
 {
     struct yc_record record = {.epoch = epoch, .owner = owner, .stop_after = -1};
     size_t done = 0;
     while (done < count && usable(view)) {
         memcpy(record.slot, &slots[done * SLOT_WORDS], sizeof record.slot);
+        record.tag_hash = tag_hashes ? tag_hashes[done] : 0;
         if (!install(view, &record))
             break;
         done++;
@@ -1015,23 +1230,24 @@ int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, 
     return status;
 }
 
-/* -- whole files -------------------------------------------------------------------------- */
+/* -- large values ------------------------------------------------------------------------- */
 
-/* A file that threads read together: each takes the next piece. */
+/* A file that threads read together: each takes the next piece, and sums its chunks while these are in the
+ * processor's cache. */
 struct reading {
     int fd;
-    char *bytes;
-    uint64_t length, piece, pieces;
+    bool kept; /* else each of the two threads has a piece of `bytes`, over and over */
+    char *bytes; /* where they go */
+    uint64_t start, length, seed, *sums;
     _Atomic uint64_t next;
     _Atomic int64_t end; /* where the file ended early, or a negative errno: all threads stop then */
-    _Atomic unsigned char done[MOST_PIECES];
 };
 
-/* A file being written, while another thread computes its checksum. */
-struct part {
-    char *bytes;
-    uint64_t to, seed, sum;
-    int64_t result;
+/* A value being written, while another thread sums its chunks. */
+struct summing {
+    const struct yc_part *parts;
+    size_t count;
+    uint64_t seed, *sums;
 };
 
 /* Run `work` in a thread of its own, with signals blocked: those are the interpreter's. */
@@ -1045,120 +1261,145 @@ static bool start(pthread_t *thread, void *(*work)(void *), void *argument)
     return started;
 }
 
-static bool goes_on(struct reading *file)
+/* Read bytes of the file into `to`: false if it ends before, or fails. */
+static bool read_piece(struct reading *file, char *to, uint64_t at, uint64_t length)
 {
-    return atomic_load_explicit(&file->end, memory_order_relaxed) == (int64_t)file->length;
-}
-
-static void read_piece(struct reading *file, uint64_t piece)
-{
-    uint64_t at = piece * file->piece, to = at + file->piece;
-    if (to > file->length)
-        to = file->length;
-    while (at < to) {
-        ssize_t done = pread(file->fd, file->bytes + at, to - at, (off_t)at);
+    while (length) {
+        ssize_t done = pread(file->fd, to, length, (off_t)(file->start + at));
         if (done < 0 && errno == EINTR)
             continue;
         if (done <= 0) { /* the first thread to see that sets it */
             int64_t whole = (int64_t)file->length;
             atomic_compare_exchange_strong(&file->end, &whole, done < 0 ? -(int64_t)errno : (int64_t)at);
-            return;
+            return false;
         }
+        to += done;
         at += (uint64_t)done;
+        length -= (uint64_t)done;
     }
-    atomic_store_explicit(&file->done[piece], 1, memory_order_release);
+    return true;
 }
 
-/* Read the next piece that nobody has taken. False if there is none. */
-static bool read_next(struct reading *file)
+static void sum_chunks(const char *bytes, uint64_t length, uint64_t seed, uint64_t *sums)
 {
-    if (!goes_on(file) || atomic_load_explicit(&file->next, memory_order_relaxed) >= file->pieces)
-        return false;
-    uint64_t piece = atomic_fetch_add(&file->next, 1);
-    if (piece < file->pieces)
-        read_piece(file, piece);
-    return piece < file->pieces;
+    for (uint64_t at = 0; at < length; at += CHUNK_BYTES) {
+        uint64_t left = length - at;
+        *sums++ = value_sum(bytes + at, left < CHUNK_BYTES ? left : CHUNK_BYTES, seed, 0);
+    }
 }
 
-static void *read_in_thread(void *file)
+/* Read and sum pieces that nobody has taken, until there is none. */
+static void read_pieces(struct reading *file, char *scratch)
 {
-    while (read_next(file))
-        ;
+    while (atomic_load_explicit(&file->end, memory_order_relaxed) == (int64_t)file->length) {
+        uint64_t at = atomic_fetch_add(&file->next, YC_PIECE), left = file->length - at;
+        if (at >= file->length)
+            return;
+        uint64_t length = left < YC_PIECE ? left : YC_PIECE;
+        char *to = file->kept ? file->bytes + at : scratch;
+        if (!read_piece(file, to, at, length))
+            return;
+        sum_chunks(to, length, file->seed, file->sums + at / CHUNK_BYTES);
+    }
+}
+
+static void *read_in_thread(void *argument)
+{
+    struct reading *file = argument;
+    read_pieces(file, file->kept ? NULL : file->bytes + YC_PIECE);
     return NULL;
 }
 
-/* Add each piece to the checksum as soon as it is there, and read another while the next one is missing. The
- * helper thread, if there is one, may come late or never: then this one reads most pieces, or all. */
-static void read_and_sum(struct reading *file, XXH3_state_t *state, pthread_t *helper)
-{
-    uint64_t piece = 0;
-    int idle = 0;
-    while (piece < file->pieces && goes_on(file)) {
-        if (atomic_load_explicit(&file->done[piece], memory_order_acquire)) {
-            uint64_t at = piece++ * file->piece, left = file->length - at;
-            update(state, file->bytes + at, left < file->piece ? left : file->piece);
-            idle = 0;
-        } else if (read_next(file)) {
-            idle = 0;
-        } else if (helper && idle++ < IDLE) {
-            pause_a_little();
-        } else if (helper) {
-            pthread_join(*helper, NULL);
-            helper = NULL;
-        } else {
-            break;
-        }
-    }
-    if (helper)
-        pthread_join(*helper, NULL);
-}
-
-int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
+/* The helper thread, if there is one, may come late: then this one reads most pieces, or all. */
+int64_t yc_read_chunks(int fd, uint64_t start_at, void *bytes, bool kept, uint64_t length, uint64_t seed,
+                       uint64_t *sums)
 {
     struct reading file = {.fd = fd,
+                           .kept = kept,
                            .bytes = bytes,
+                           .start = start_at,
                            .length = length,
-                           .piece = PIECE,
+                           .seed = seed,
+                           .sums = sums,
                            .end = (int64_t)length};
-    XXH3_state_t state;
     pthread_t helper;
-    while ((length + file.piece - 1) / file.piece > MOST_PIECES)
-        file.piece *= 2;
-    file.pieces = (length + file.piece - 1) / file.piece;
-    XXH3_INITSTATE(&state);
-    XXH3_64bits_reset_withSeed(&state, seed);
     bool helped = length >= ONE_THREAD && start(&helper, read_in_thread, &file);
-    read_and_sum(&file, &state, helped ? &helper : NULL);
-    *sum = XXH3_64bits_digest(&state);
+    read_pieces(&file, file.bytes);
+    if (helped)
+        pthread_join(helper, NULL);
     return file.end;
 }
 
+/* Sum the chunks of a value that lies in parts: those within one at once, others piece by piece. */
 static void *sum_in_thread(void *argument)
 {
-    struct part *part = argument;
-    part->sum = value_sum(part->bytes, part->to, part->seed, 0);
+    struct summing *value = argument;
+    uint64_t left = CHUNK_BYTES, *sums = value->sums; /* left: of the one that is summed piece by piece */
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state);
+    for (size_t i = 0; i < value->count; i++) {
+        const char *bytes = value->parts[i].bytes;
+        uint64_t length = value->parts[i].length;
+        while (length) {
+            if (left == CHUNK_BYTES && length >= CHUNK_BYTES) {
+                uint64_t whole = length - length % CHUNK_BYTES;
+                sum_chunks(bytes, whole, value->seed, sums);
+                sums += whole / CHUNK_BYTES;
+                bytes += whole;
+                length -= whole;
+                continue;
+            }
+            uint64_t more = length < left ? length : left;
+            if (left == CHUNK_BYTES)
+                XXH3_64bits_reset_withSeed(&state, value->seed);
+            update(&state, bytes, more);
+            bytes += more;
+            length -= more;
+            left -= more;
+            if (!left) {
+                *sums++ = XXH3_64bits_digest(&state);
+                left = CHUNK_BYTES;
+            }
+        }
+    }
+    if (left != CHUNK_BYTES)
+        *sums = XXH3_64bits_digest(&state);
     return NULL;
 }
 
-int yc_write_file(int fd, const void *bytes, uint64_t length, uint64_t seed, uint64_t *sum)
+static int write_parts(int fd, const struct yc_part *parts, size_t count)
 {
-    struct part part = {.bytes = (char *)(uintptr_t)bytes, .to = length, .seed = seed};
-    struct iovec vector = {part.bytes, length};
+    uint64_t offset = 0;
+    int error = 0;
+    for (size_t i = 0; i < count && !error; i++) {
+        struct iovec vector = {(void *)(uintptr_t)parts[i].bytes, parts[i].length};
+        error = vector.iov_len ? write_all(fd, &vector, 1, offset) : 0;
+        offset += parts[i].length;
+    }
+    return error;
+}
+
+int yc_write_file(int fd, const struct yc_part *parts, size_t count, uint64_t seed, uint64_t *sums)
+{
+    struct summing value = {.parts = parts, .count = count, .seed = seed, .sums = sums};
+    uint64_t length = 0;
+    for (size_t i = 0; i < count; i++)
+        length += parts[i].length;
     pthread_t thread;
-    bool started = length >= ONE_THREAD && start(&thread, sum_in_thread, &part);
+    int error = 0;
+    bool started = length >= ONE_THREAD && start(&thread, sum_in_thread, &value);
 #ifdef __linux__
     /* Allocating all at once costs much less than page by page; only a full volume is a failure. */
     if (fallocate(fd, 0, 0, (off_t)length) && errno == ENOSPC)
-        part.result = -ENOSPC;
+        error = -ENOSPC;
 #endif
-    if (!part.result && length)
-        part.result = write_all(fd, &vector, 1, 0);
+    if (!error)
+        error = write_parts(fd, parts, count);
     if (started)
         pthread_join(thread, NULL);
     else
-        sum_in_thread(&part);
-    *sum = part.sum;
-    return (int)part.result;
+        sum_in_thread(&value);
+    return error;
 }
 
 /* -- for tests ---------------------------------------------------------------------------- */

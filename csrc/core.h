@@ -28,6 +28,7 @@
 /* The most bytes that key, tag and metadata of a record for yc_put() may have. */
 #define YC_MAX_NAMES 4000
 #define YC_HEAD_BYTES 4080 /* of a record with as many names */
+#define YC_READ_BYTES 4096 /* memory for one that is read */
 #define YC_REMOVAL_BYTES (RECORD_BYTES + DIGEST_BYTES) /* of a record that yc_remove() logs */
 #define YC_MAX_VALUE ((uint64_t)1 << 26) /* longer ones are taken to be large, or damage */
 
@@ -61,12 +62,15 @@ struct yc_found {
  * YC_UNOPENED if its segment has to be opened first. */
 int yc_find(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
             struct yc_found *found);
-/* Read all `found->length` bytes of the value; false if the read was short, or the record is not the
- * key's. */
-bool yc_read(const struct yc_found *found, void *value);
+/* Read all `found->length` bytes of the value, and into `head`, which has YC_READ_BYTES, what is before it in
+ * the record; false if the read was short, or the record is not the key's. */
+bool yc_read(const struct yc_found *found, char *head, void *value);
 /* The same if it is in the page cache: it never waits for a disk. 1 or 0; a negative errno where
  * the system can't do that. Without `value` only the head is read. */
-int yc_read_nowait(const struct yc_found *found, void *value);
+int yc_read_nowait(const struct yc_found *found, char *head, void *value);
+/* Find the metadata in a head that was read; its bytes, or -1 if the head is not what was written there, and of
+ * the value that the slot promises. Moves what is in `head`. */
+int64_t yc_meta(const struct yc_view *view, const struct yc_found *found, char *head, const char **meta);
 /* Have the disk begin to read it, without waiting. */
 void yc_prefetch(const struct yc_found *found);
 /* True if `value` is the value of the key; then its use is noted. */
@@ -78,6 +82,11 @@ bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, co
 
 /* Whether the key has a live entry: YC_FOUND, YC_MISS or YC_OTHER. It hardly ever waits for a disk. */
 int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now);
+
+/* Whether the index shows the record at `place` as that of the key: YC_FOUND, and `slot` has its SLOT_WORDS words;
+ * YC_MISS or YC_OTHER. */
+int yc_shows(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t place,
+             uint64_t *slot);
 
 struct yc_entry {
     const void *key, *tag, *meta, *payload;
@@ -97,6 +106,7 @@ struct yc_record {
     uint64_t epoch;   /* the index's when the append began */
     uint64_t owner;   /* who appends: it is shown only if the segment is still theirs */
     uint64_t head_bytes, listed_bytes;
+    uint32_t tag_hash;  /* of its tag; 0: it has none */
     int error;          /* of YC_FAILED: a negative errno */
     int64_t stop_after; /* for tests: only so many stores to the index take effect; -1: all do */
     char listed[FOOTER_ENTRY_SIZE + YC_HEAD_BYTES]; /* the footer's entry, which contains the head */
@@ -122,9 +132,10 @@ uint64_t yc_room_for(const struct yc_entry *entry);
 /* Write the footer's entry of a record at `offset` into `listed`, unless that is NULL. Returns its length. */
 uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *record, char *listed);
 /* Show records in the index, one after the other, while holding the lock, up to the first one that is
- * left to the ordinary path. Returns how many. `epoch`: the index's before they were appended. */
-size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, size_t count, uint64_t epoch,
-                       uint64_t owner);
+ * left to the ordinary path. Returns how many. `epoch`: the index's before they were appended. `tag_hashes`: of
+ * their tags; NULL if none has one. */
+size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, const uint32_t *tag_hashes,
+                       size_t count, uint64_t epoch, uint64_t owner);
 uint64_t yc_epoch(const struct yc_view *view);
 
 /* Log a removal of the key and take it out of the index. YC_FOUND if it was there. YC_EXPIRED if it
@@ -134,11 +145,31 @@ uint64_t yc_epoch(const struct yc_view *view);
 int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,
               const struct yc_end *own, uint64_t now, struct yc_record *record);
 
-/* Read a file, from its start, into `bytes`, and set its checksum. Returns the bytes read, fewer if the
- * file ends earlier (then without a checksum), or a negative errno. */
-int64_t yc_read_file(int fd, void *bytes, uint64_t length, uint64_t seed, uint64_t *sum);
-/* Write `bytes` to a new file, and set its checksum. 0 or a negative errno. */
-int yc_write_file(int fd, const void *bytes, uint64_t length, uint64_t seed, uint64_t *sum);
+/* Make the tag table of a partition anew, with the cells that count and room for more, while holding the lock.
+ * False, and nothing was done, if the file has no room for it, or it is damaged. */
+bool yc_renew_tags(const struct yc_view *view, uint64_t part, uint64_t now);
+
+/* format.large_payload(): bytes that the record of a large value has in the place of its `length` bytes. */
+uint64_t yc_large_payload(uint64_t length);
+/* How many chunks, each of CHUNK_BYTES but for the last one, `length` bytes of a large value have. */
+#define YC_CHUNKS(length) (((uint64_t)(length) + CHUNK_BYTES - 1) / CHUNK_BYTES)
+#define YC_PIECE ((uint64_t)256 << 10) /* bytes that stay in the processor's cache: some chunks */
+#define YC_SCRATCH_BYTES (2 * YC_PIECE) /* memory for what is read and not kept */
+
+/* Read `length` bytes of a file from `start`, where a chunk begins, and set the sum of each chunk. `bytes` is
+ * where they go; unless they are to be `kept`, that is scratch memory. Returns the bytes read, fewer if the
+ * file ends earlier (then without all sums), or a negative errno. */
+int64_t yc_read_chunks(int fd, uint64_t start, void *bytes, bool kept, uint64_t length, uint64_t seed,
+                       uint64_t *sums);
+
+struct yc_part {
+    const void *bytes;
+    uint64_t length;
+};
+
+/* Write a large value, which comes in `count` parts, to its new file, and set the sums of its chunks. 0 or a
+ * negative errno. */
+int yc_write_file(int fd, const struct yc_part *parts, size_t count, uint64_t seed, uint64_t *sums);
 
 /* For tests: the digest of a key (low, high), and format.value_sum(). */
 void yc_digest(const void *key, uint64_t length, uint64_t seed, uint64_t *digest);

@@ -10,6 +10,7 @@
 #include "core.h"
 #include "pack.h"
 #include "reads.h"
+#include "walk.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -17,10 +18,29 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if defined Py_LIMITED_API && Py_LIMITED_API + 0 < 0x030b0000
+/* Part of the stable interface from CPython 3.11 on; 3.10 has them, and the same structure, as well. */
+typedef struct {
+    void *buf;
+    PyObject *obj;
+    Py_ssize_t len, itemsize;
+    int readonly, ndim;
+    char *format;
+    Py_ssize_t *shape, *strides, *suboffsets;
+    void *internal;
+} Py_buffer;
+PyAPI_FUNC(int) PyObject_GetBuffer(PyObject *object, Py_buffer *buffer, int flags);
+PyAPI_FUNC(void) PyBuffer_Release(Py_buffer *buffer);
+#define PyBUF_SIMPLE 0
+#define PyBUF_WRITABLE 1
+#endif
+
 /* Up to this length a value in the page cache is read while holding the interpreter's lock: releasing
  * it and acquiring it again costs more, and beside a busy thread very much more. */
 #define SHORT_VALUE 32768u
 #define PREFETCHED 256 /* reads of a batch that are announced to the disk beforehand */
+#define SHOWN 512 /* entries that one step of a walk gives at most */
+#define NUMBER_KEY 9   /* bytes of an encoded key that is a number: its type, and eight */
 #define HUGE_PAGES ((uintptr_t)2 << 20) /* memory for long values is asked for in these */
 
 /* A view and what it keeps alive. Counted, because calls give up the interpreter's lock. */
@@ -197,6 +217,24 @@ static PyObject *core_detach(Core *self, PyObject *unused)
     return another(Py_None);
 }
 
+/* A tuple of new objects, or NULL if one of them is NULL; several times as fast as Py_BuildValue(). Takes the
+ * references. */
+static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
+{
+    PyObject *result = PyTuple_New(count);
+    bool failed = !result;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        failed |= !parts[i];
+        if (result)
+            failed |= PyTuple_SetItem(result, i, parts[i]) != 0;
+        else
+            Py_XDECREF(parts[i]);
+    }
+    if (failed)
+        Py_CLEAR(result);
+    return result;
+}
+
 /* Call `tell`, then return `result`. By now the uses are counted, and the call's work is done, because `tell`
  * may attach another mapping. Takes the reference. */
 static PyObject *tell_uses(Core *self, uint64_t now, PyObject *result)
@@ -218,13 +256,14 @@ static inline PyObject *used(Core *self, uint64_t now, PyObject *result)
     return due && self->tell ? tell_uses(self, now, result) : result;
 }
 
-/* Read the value that was found into `bytes`; true if it is there and right. */
-static bool load_value(struct mapping *mapping, const struct yc_found *found, void *bytes, uint64_t now,
-                       bool wait)
+/* Read the value that was found into `bytes`, and its record's head into `head`; true if it is there and
+ * right. */
+static bool load_value(struct mapping *mapping, const struct yc_found *found, char *head, void *bytes,
+                       uint64_t now, bool wait)
 {
     bool is_short = found->length <= SHORT_VALUE, loaded = false;
     if (is_short && !mapping->no_nowait) {
-        int done = yc_read_nowait(found, bytes);
+        int done = yc_read_nowait(found, head, bytes);
         if (done > 0)
             return yc_verify(&mapping->view, found, bytes, now);
         mapping->no_nowait = done < 0;
@@ -233,18 +272,81 @@ static bool load_value(struct mapping *mapping, const struct yc_found *found, vo
         return false;
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
-    loaded = (wait ? yc_read(found, bytes) : yc_read_nowait(found, bytes) > 0) &&
+    loaded = (wait ? yc_read(found, head, bytes) : yc_read_nowait(found, head, bytes) > 0) &&
              yc_verify(&mapping->view, found, bytes, now);
     Py_END_ALLOW_THREADS
     release(mapping);
     return loaded;
 }
 
-/* codec.encode_key() for a short str or bytes, into `encoded`. Returns the length; 0 for other keys. */
-static Py_ssize_t encode_key(PyObject *key, char *encoded)
+static Py_ssize_t encode_key_at(PyObject *key, char *encoded, Py_ssize_t room, int depth);
+
+/* Eight bytes, the lowest first. */
+static void put_word(char *to, uint64_t word)
+{
+    for (int i = 0; i < 8; i++)
+        to[i] = (char)(word >> 8 * i);
+}
+
+/* A number of 64 bits, a bool or None: at most NUMBER_KEY bytes, which are all written. */
+static Py_ssize_t encode_number(PyObject *key, char *encoded)
+{
+    uint64_t word;
+    if (PyLong_CheckExact(key)) {
+        int overflow;
+        long long number = PyLong_AsLongLongAndOverflow(key, &overflow);
+        if (overflow)
+            return 0;
+        encoded[0] = *KEY_INT;
+        put_word(encoded + 1, (uint64_t)number);
+        Py_ssize_t length = 1; /* the shortest two's complement */
+        for (uint64_t rest = (uint64_t)(number < 0 ? ~number : number) >> 7; rest; rest >>= 8)
+            length++;
+        return length + 1;
+    }
+    if (PyFloat_CheckExact(key)) {
+        double number = PyFloat_AsDouble(key) + 0.0; /* no -0.0 */
+        if (number != number)
+            return 0;
+        encoded[0] = *KEY_FLOAT;
+        memcpy(&word, &number, sizeof word);
+        put_word(encoded + 1, word);
+        return NUMBER_KEY;
+    }
+    if (key != Py_None && key != Py_True && key != Py_False)
+        return 0;
+    encoded[0] = key == Py_None ? *KEY_NONE : key == Py_True ? *KEY_TRUE : *KEY_FALSE;
+    return 1;
+}
+
+/* A tuple that `depth` - 1 others hold: each part behind its length, which takes two bytes. */
+static Py_ssize_t encode_tuple(PyObject *key, char *encoded, Py_ssize_t room, int depth)
+{
+    Py_ssize_t count = PyTuple_Size(key), end = 1;
+    if (depth > MAX_KEY_DEPTH)
+        return 0;
+    encoded[0] = *KEY_TUPLE;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *part = PyTuple_GetItem(key, i);
+        Py_ssize_t left = room - end - 2, length;
+        if (left < NUMBER_KEY)
+            return 0;
+        if (!(length = encode_number(part, encoded + end + 2)))
+            length = encode_key_at(part, encoded + end + 2, left, depth);
+        if (!length)
+            return 0;
+        encoded[end] = (char)(length & 0xFF);
+        encoded[end + 1] = (char)(length >> 8);
+        end += length + 2;
+    }
+    return end;
+}
+
+/* A str, bytes or tuple that takes `room` bytes at most, of which there is one; `depth` tuples hold it. */
+static Py_ssize_t encode_key_at(PyObject *key, char *encoded, Py_ssize_t room, int depth)
 {
     Py_ssize_t length;
-    const char *text;
+    const char *text = NULL;
     char *bytes;
     if (PyUnicode_CheckExact(key)) {
         text = PyUnicode_AsUTF8AndSize(key, &length);
@@ -253,19 +355,38 @@ static Py_ssize_t encode_key(PyObject *key, char *encoded)
         text = PyBytes_AsStringAndSize(key, &bytes, &length) ? NULL : bytes;
         encoded[0] = *KEY_BYTES;
     } else {
-        return 0;
+        return PyTuple_CheckExact(key) ? encode_tuple(key, encoded, room, depth + 1) : 0;
     }
     if (!text) /* lone surrogates */
         PyErr_Clear();
-    if (!text || length >= SHORT_KEY)
+    if (!text || length >= room)
         return 0;
     memcpy(encoded + 1, text, (size_t)length);
     return length + 1;
 }
 
-/* A value as it is returned: bytes with no flags as they are. Takes the reference. */
+/* codec.encode_key() for a short str, bytes or tuple, into `encoded`. Returns the length; 0 for other keys, among
+ * them numbers that stand alone, and for what is no key. */
+static Py_ssize_t encode_key(PyObject *key, char *encoded)
+{
+    return encode_key_at(key, encoded, SHORT_KEY, 0);
+}
+
+/* Memory for a value: what is to be written to by whoever gets it is a bytearray. */
+static PyObject *new_value(uint64_t length, uint32_t flags, char **bytes)
+{
+    bool is_array = (flags & CODEC_FLAGS) == KIND_ARRAY;
+    PyObject *value = is_array ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)length)
+                               : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (value)
+        *bytes = is_array ? PyByteArray_AsString(value) : PyBytes_AsString(value);
+    return value;
+}
+
+/* A value as it is returned: bytes with no flags of the codec's as they are. Takes the reference. */
 static PyObject *with_flags(PyObject *value, uint32_t flags)
 {
+    flags &= CODEC_FLAGS;
     return flags != KIND_BYTES ? Py_BuildValue("(NI)", value, (unsigned int)flags) : value;
 }
 
@@ -305,19 +426,62 @@ static PyObject *get(Core *self, PyObject *const *args, Py_ssize_t count, bool e
 {
     struct yc_found found;
     uint64_t now = 0;
-    char key[SHORT_KEY];
+    char key[SHORT_KEY], head[YC_READ_BYTES], *bytes;
     PyObject *other = look_up(self, args, count, encoded, key, &found, &now);
     if (found.fd < 0)
         return other;
-    PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found.length);
+    PyObject *value = new_value(found.length, found.flags, &bytes);
     if (!value)
         return NULL;
-    if (!load_value(self->mapping, &found, PyBytes_AsString(value), now, wait)) {
+    if (!load_value(self->mapping, &found, head, bytes, now, wait)) {
         Py_DECREF(value);
         return another(Py_NotImplemented);
     }
     self->hits++;
     return used(self, now, with_flags(value, found.flags));
+}
+
+/* (value, flags, metadata) of what was found; NULL with an error, or without one if it is not plain. */
+static PyObject *load_with_meta(struct mapping *mapping, const struct yc_found *found, uint64_t now,
+                                bool wait)
+{
+    char head[YC_READ_BYTES], *bytes;
+    const char *meta;
+    PyObject *value = new_value(found->length, found->flags, &bytes);
+    if (!value)
+        return NULL;
+    if (load_value(mapping, found, head, bytes, now, wait)) {
+        int64_t length = yc_meta(&mapping->view, found, head, &meta);
+        if (length >= 0) {
+            PyObject *parts[] = {value, PyLong_FromUnsignedLong(found->flags),
+                                 PyBytes_FromStringAndSize(meta, (Py_ssize_t)length)};
+            return tuple_of(parts, sizeof parts / sizeof *parts);
+        }
+    }
+    Py_DECREF(value);
+    return NULL;
+}
+
+static PyObject *core_get_with_meta(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    struct yc_found found;
+    uint64_t now = 0;
+    char key[SHORT_KEY];
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected key, now and wait");
+        return NULL;
+    }
+    PyObject *other = look_up(self, args, 2, false, key, &found, &now);
+    if (found.fd < 0)
+        return other;
+    struct mapping *mapping = self->mapping; /* others may attach another meanwhile */
+    mapping->users++;
+    PyObject *result = load_with_meta(mapping, &found, now, args[2] == Py_True);
+    release(mapping);
+    if (!result)
+        return PyErr_Occurred() ? NULL : another(Py_NotImplemented);
+    self->hits++;
+    return used(self, now, result);
 }
 
 static PyObject *core_get(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -353,10 +517,11 @@ static void forget(struct waiting *waiting)
 
 static void read_waiting(const struct yc_view *view, struct waiting *waiting, Py_ssize_t count, uint64_t now)
 {
+    char head[YC_READ_BYTES];
     for (Py_ssize_t i = 0, told = 0; i < count; i++) {
         for (; count > 1 && told < count && told < i + PREFETCHED; told++)
             yc_prefetch(&waiting[told].found);
-        waiting[i].right = yc_read(&waiting[i].found, waiting[i].bytes) &&
+        waiting[i].right = yc_read(&waiting[i].found, head, waiting[i].bytes) &&
                            yc_verify(view, &waiting[i].found, waiting[i].bytes, now);
     }
 }
@@ -366,7 +531,7 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
 {
     struct mapping *mapping = self->mapping;
     struct yc_found *found = &waiting->found;
-    char encoded[SHORT_KEY];
+    char encoded[SHORT_KEY], head[YC_READ_BYTES];
     Py_ssize_t length = encode_key(key, encoded);
     if (!length)
         return another(Py_NotImplemented);
@@ -381,12 +546,11 @@ static PyObject *get_at_once(Core *self, PyObject *key, uint64_t now, struct wai
     default:
         return another(Py_NotImplemented);
     }
-    if (!(waiting->value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)found->length)))
+    if (!(waiting->value = new_value(found->length, found->flags, &waiting->bytes)))
         return NULL;
-    waiting->bytes = PyBytes_AsString(waiting->value);
     waiting->key = NULL;
     if (found->length <= SHORT_VALUE && !mapping->no_nowait) {
-        int done = yc_read_nowait(found, waiting->bytes);
+        int done = yc_read_nowait(found, head, waiting->bytes);
         mapping->no_nowait = done < 0;
         if (done > 0 && yc_verify(&mapping->view, found, waiting->bytes, now)) {
             self->hits++;
@@ -537,8 +701,14 @@ static PyObject *core_accept(Core *self, PyObject *const *args, Py_ssize_t count
     found.flags = flags;
     if ((uint64_t)size != found.length || !yc_verify_late(&self->mapping->view, &found, data, now))
         return another(Py_NotImplemented);
+    PyObject *value = another(args[1]);
+    if ((flags & CODEC_FLAGS) == KIND_ARRAY) { /* the ring's result is bytes: the one copy that it costs */
+        Py_DECREF(value);
+        if (!(value = PyByteArray_FromStringAndSize(data, size)))
+            return NULL;
+    }
     self->hits++;
-    return used(self, now, with_flags(another(args[1]), found.flags));
+    return used(self, now, with_flags(value, found.flags));
 }
 
 static PyObject *core_counted(Core *self, PyObject *unused)
@@ -588,24 +758,6 @@ static PyObject *os_error(const struct yc_record *record)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* A tuple of new objects, or NULL if one of them is NULL; several times as fast as Py_BuildValue(). Takes the
- * references. */
-static PyObject *tuple_of(PyObject **parts, Py_ssize_t count)
-{
-    PyObject *result = PyTuple_New(count);
-    bool failed = !result;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        failed |= !parts[i];
-        if (result)
-            failed |= PyTuple_SetItem(result, i, parts[i]) != 0;
-        else
-            Py_XDECREF(parts[i]);
-    }
-    if (failed)
-        Py_CLEAR(result);
-    return result;
-}
-
 /* What put() returns of a record that was appended. Takes the reference. */
 static PyObject *appended(const struct yc_entry *entry, const struct yc_end *end,
                           const struct yc_record *record, PyObject *unshown)
@@ -651,8 +803,10 @@ static PyObject *put(Core *self, PyObject *const *args, const struct yc_entry *e
         return appended(entry, &end, record, another(Py_None));
     case YC_APPENDED:
         return appended(entry, &end, record,
-                        Py_BuildValue("(KKKKKKKK)K", slot[0], slot[1], slot[2], slot[3], slot[4], slot[5],
-                                      slot[6], slot[7], record->epoch));
+                        Py_BuildValue("(KKKKKKKK)NK", slot[0], slot[1], slot[2], slot[3], slot[4], slot[5],
+                                      slot[6], slot[7],
+                                      PyBytes_FromStringAndSize(entry->tag, (Py_ssize_t)entry->tag_length),
+                                      record->epoch));
     case YC_FAILED:
         return os_error(record);
     default:
@@ -712,19 +866,22 @@ static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
     struct yc_entry entry = {.flags = KIND_BYTES};
     struct yc_record record;
     Py_ssize_t value;
-    char encoded[SHORT_KEY];
+    char encoded[SHORT_KEY], encoded_tag[SHORT_KEY];
     if (count != A_STOP_AFTER) {
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!PyTuple_Check(args[A_ENTRY]) || PyTuple_Size(args[A_ENTRY]) != 2 ||
+    if (!PyTuple_Check(args[A_ENTRY]) || PyTuple_Size(args[A_ENTRY]) != 3 ||
         !bytes_of(PyTuple_GetItem(args[A_ENTRY], 1), &entry.payload, &value)) {
-        PyErr_SetString(PyExc_TypeError, "the entry must be (key, value)");
+        PyErr_SetString(PyExc_TypeError, "the entry must be (key, value, tag)");
         return NULL;
     }
-    if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], 0), encoded)))
+    PyObject *tag = PyTuple_GetItem(args[A_ENTRY], 2);
+    if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], 0), encoded)) ||
+        (tag != Py_None && !(entry.tag_length = (uint32_t)encode_key(tag, encoded_tag))))
         return another(Py_NotImplemented);
     entry.key = encoded;
+    entry.tag = encoded_tag;
     entry.length = (uint64_t)value;
     record.stop_after = -1;
     return put(self, args, &entry, &record);
@@ -813,13 +970,15 @@ static PyObject *core_append_many(Core *self, PyObject *args)
 
 static PyObject *core_install_many(Core *self, PyObject *args)
 {
-    PyObject *slots;
-    Py_ssize_t first, bytes;
+    PyObject *slots, *tag_hashes;
+    Py_ssize_t first, bytes, hash_bytes;
     unsigned long long epoch;
-    const void *words;
-    if (!PyArg_ParseTuple(args, "SnK", &slots, &first, &epoch) || !bytes_of(slots, &words, &bytes))
+    const void *words, *hashes;
+    if (!PyArg_ParseTuple(args, "SSnK", &slots, &tag_hashes, &first, &epoch) ||
+        !bytes_of(slots, &words, &bytes) || !bytes_of(tag_hashes, &hashes, &hash_bytes))
         return NULL;
-    if (first < 0 || first > bytes / SLOT_BYTES) {
+    if (first < 0 || first > bytes / SLOT_BYTES ||
+        (hash_bytes && hash_bytes / TAG_HASH_BYTES != bytes / SLOT_BYTES)) {
         PyErr_SetString(PyExc_ValueError, "there are not so many slots");
         return NULL;
     }
@@ -828,10 +987,28 @@ static PyObject *core_install_many(Core *self, PyObject *args)
     mapping->users++;
     Py_BEGIN_ALLOW_THREADS
     done = yc_install_many(&mapping->view, (const uint64_t *)words + first * SLOT_WORDS,
+                           hash_bytes ? (const uint32_t *)hashes + first : NULL,
                            (size_t)(bytes / SLOT_BYTES - first), epoch, self->owner);
     Py_END_ALLOW_THREADS
     release(mapping);
     return PyLong_FromSize_t(done);
+}
+
+static PyObject *core_renew_tags(Core *self, PyObject *args)
+{
+    unsigned long long part, now;
+    bool done = false;
+    if (!PyArg_ParseTuple(args, "KK", &part, &now))
+        return NULL;
+    if (!is_forked()) {
+        struct mapping *mapping = self->mapping;
+        mapping->users++;
+        Py_BEGIN_ALLOW_THREADS
+        done = yc_renew_tags(&mapping->view, part, now);
+        Py_END_ALLOW_THREADS
+        release(mapping);
+    }
+    return PyBool_FromLong(done);
 }
 
 enum { R_FD, R_SEGMENT, R_LOCK_FD, R_KEY, R_OWN_SEGMENT, R_OWN_END, R_NOW, R_STOP_AFTER, R_COUNT };
@@ -881,6 +1058,73 @@ static PyObject *core_remove(Core *self, PyObject *const *args, Py_ssize_t count
     }
 }
 
+/* (encoded key, slot) of an entry. */
+static PyObject *shown(const struct yc_shown *found)
+{
+    PyObject *slot[SLOT_WORDS];
+    for (int i = 0; i < SLOT_WORDS; i++)
+        slot[i] = PyLong_FromUnsignedLongLong(found->slot[i]);
+    PyObject *parts[] = {PyBytes_FromStringAndSize(found->key, (Py_ssize_t)found->key_length),
+                         tuple_of(slot, SLOT_WORDS)};
+    return tuple_of(parts, 2);
+}
+
+static PyObject *shown_many(const struct yc_shown *found, int64_t count)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (int64_t i = 0; i < count && list; i++) {
+        PyObject *one = shown(&found[i]);
+        if (!one || PyList_SetItem(list, (Py_ssize_t)i, one))
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* A step of a walk. args: (data, base, at, segment, prefix, before). */
+static PyObject *walk(Core *self, PyObject *args,
+                      int64_t (*step)(const struct yc_view *, const struct yc_walk *, uint64_t *, uint64_t *,
+                                      struct yc_shown *, uint64_t))
+{
+    PyObject *data, *prefix, *result = NULL;
+    unsigned long long base, start, segment, before;
+    const void *bytes, *begin;
+    Py_ssize_t length, prefix_length;
+    if (!PyArg_ParseTuple(args, "SKKKSK", &data, &base, &start, &segment, &prefix, &before) ||
+        !bytes_of(data, &bytes, &length) || !bytes_of(prefix, &begin, &prefix_length))
+        return NULL;
+    struct yc_walk walk = {bytes, (uint64_t)length, base, segment, begin, (uint64_t)prefix_length, before};
+    struct yc_shown *found = PyMem_Malloc(SHOWN * sizeof *found);
+    struct mapping *mapping = self->mapping;
+    int64_t count = YC_OTHER;
+    uint64_t at = start, looked = 0;
+    if (!found)
+        return PyErr_NoMemory();
+    if (!is_forked()) {
+        mapping->users++;
+        Py_BEGIN_ALLOW_THREADS
+        count = step(&mapping->view, &walk, &at, &looked, found, SHOWN);
+        Py_END_ALLOW_THREADS
+        release(mapping);
+    }
+    if (count == YC_OTHER)
+        result = another(Py_NotImplemented);
+    else
+        result = Py_BuildValue("NKK", shown_many(found, count), (unsigned long long)at,
+                               (unsigned long long)looked);
+    PyMem_Free(found);
+    return result;
+}
+
+static PyObject *core_walk_footer(Core *self, PyObject *args)
+{
+    return walk(self, args, yc_walk_footer);
+}
+
+static PyObject *core_walk_records(Core *self, PyObject *args)
+{
+    return walk(self, args, yc_walk_records);
+}
+
 static PyMethodDef core_methods[] = {
     {"attach", (PyCFunction)core_attach, METH_VARARGS,
      "attach(fd, size, table_word, table_capacity, seed, files, writable)\n--\n\n"
@@ -900,6 +1144,9 @@ static PyMethodDef core_methods[] = {
      "own(token)\n--\n\nWhom the segment belongs to that is appended to from now on."},
     {"get_nowait", (PyCFunction)(void (*)(void))core_get_nowait, METH_FASTCALL,
      "get_nowait(key, now)\n--\n\nThe same without waiting for a disk: NotImplemented instead."},
+    {"get_with_meta", (PyCFunction)(void (*)(void))core_get_with_meta, METH_FASTCALL,
+     "get_with_meta(key, now, wait)\n--\n\nget() with (value, flags, metadata); unless `wait` without waiting for a "
+     "disk."},
     {"get_many", (PyCFunction)(void (*)(void))core_get_many, METH_FASTCALL,
      "get_many(keys, now)\n--\n\nA list of what get() gives for each of a list of keys; a segment's number if it\n"
      "has to be opened first. What is not in memory is read in one batch."},
@@ -915,17 +1162,26 @@ static PyMethodDef core_methods[] = {
     {"put", (PyCFunction)(void (*)(void))core_put, METH_FASTCALL,
      "put(fd, segment, offset, lock_fd, now, entry, stop_after=-1)\n--\n\n"
      "Append an entry, (encoded key, tag, meta, payload, flags, expires), and show it: (its entry in the footer, where\n"
-     "the next record begins, bytes that were asked for, None); NotImplemented. Instead of None there is (slot, epoch)\n"
-     "if the index was left as it was."},
+     "the next record begins, bytes that were asked for, None); NotImplemented. Instead of None there is (slot, tag,\n"
+     "epoch) if the index was left as it was."},
     {"set", (PyCFunction)(void (*)(void))core_set, METH_FASTCALL,
      "set(fd, segment, offset, lock_fd, now, entry)\n--\n\n"
-     "put() of a key that is not encoded, and a bytes value: (key, value)."},
+     "put() of a key and a tag that are not encoded, and a bytes value: (key, value, tag or None)."},
     {"append_many", (PyCFunction)core_append_many, METH_VARARGS,
      "append_many(fd, segment, offset, items, now)\n--\n\nAppend records by one write: (their entries in the footer, "
      "their slots, epoch, where the next record begins); NotImplemented."},
     {"install_many", (PyCFunction)core_install_many, METH_VARARGS,
-     "install_many(slots, first, epoch)\n--\n\nShow records from `first` on while the lock is held: how many, until one "
-     "is not plain."},
+     "install_many(slots, tag_hashes, first, epoch)\n--\n\nShow records from `first` on while the lock is held: how "
+     "many, until one is not plain."},
+    {"renew_tags", (PyCFunction)core_renew_tags, METH_VARARGS,
+     "renew_tags(part, now)\n--\n\nMake a partition's tag table anew while the lock is held. False, and nothing was done, if "
+     "that is not plain."},
+    {"walk_footer", (PyCFunction)core_walk_footer, METH_VARARGS,
+     "walk_footer(entries, tail, at, segment, prefix, before)\n--\n\nThe next of a footer's entries that are shown: ([(key, "
+     "slot)], where the next entry is, how many were looked at).\nNotImplemented if something is not plain."},
+    {"walk_records", (PyCFunction)core_walk_records, METH_VARARGS,
+     "walk_records(data, base, at, segment, prefix, before)\n--\n\nThe same of records, up to the first that is none or not "
+     "whole."},
     {"remove", (PyCFunction)(void (*)(void))core_remove, METH_FASTCALL,
      "remove(fd, segment, lock_fd, key, own_segment, own_end, now, stop_after=-1)\n--\n\n"
      "(whether there was an entry that had not expired, bytes logged); None if nothing was done; NotImplemented."},
@@ -984,51 +1240,148 @@ static void ask_for_huge_pages(char *bytes, size_t length)
 #endif
 }
 
-static PyObject *module_read_file(PyObject *module, PyObject *args)
+/* Memory for the sums of the chunks of so many bytes; NULL with an error. */
+static PyObject *new_sums(uint64_t length, uint64_t **sums)
 {
-    int fd;
-    Py_ssize_t length;
-    unsigned long long seed;
-    uint64_t sum;
-    int64_t done;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "inK", &fd, &length, &seed))
-        return NULL;
-    PyObject *value = PyBytes_FromStringAndSize(NULL, length);
-    if (!value)
-        return NULL;
-    char *bytes = PyBytes_AsString(value);
-    ask_for_huge_pages(bytes, (size_t)length);
-    Py_BEGIN_ALLOW_THREADS
-    done = yc_read_file(fd, bytes, (uint64_t)length, seed, &sum);
-    Py_END_ALLOW_THREADS
-    if (done == length)
-        return Py_BuildValue("NK", value, (unsigned long long)sum);
-    Py_DECREF(value);
+    PyObject *list = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(YC_CHUNKS(length) * CHUNK_SUM_BYTES));
+    if (list)
+        *sums = (uint64_t *)(void *)PyBytes_AsString(list);
+    return list;
+}
+
+/* What reading `length` bytes returns, of which so many were `done`. Takes the reference to `result`. */
+static PyObject *read_result(int64_t done, uint64_t length, PyObject *result)
+{
+    if (!result || done == (int64_t)length)
+        return result;
+    Py_DECREF(result);
     if (done >= 0)
         return another(Py_None);
     errno = (int)-done;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *module_write_file(PyObject *module, PyObject *args)
+static PyObject *module_read_chunks(PyObject *module, PyObject *args)
 {
-    int fd, error;
-    PyObject *object;
-    const void *bytes;
+    int fd;
     Py_ssize_t length;
-    unsigned long long seed;
-    uint64_t sum;
+    unsigned long long start, seed;
+    unsigned int flags;
+    uint64_t *sums = NULL;
+    int64_t done;
+    char *bytes = NULL;
     (void)module;
-    if (!PyArg_ParseTuple(args, "iSK", &fd, &object, &seed) || !bytes_of(object, &bytes, &length))
+    if (!PyArg_ParseTuple(args, "iKnKI", &fd, &start, &length, &seed, &flags))
+        return NULL;
+    PyObject *list = new_sums((uint64_t)length, &sums);
+    PyObject *value = list ? new_value((uint64_t)length, flags, &bytes) : NULL;
+    if (!value) {
+        Py_XDECREF(list);
+        return NULL;
+    }
+    ask_for_huge_pages(bytes, (size_t)length);
+    Py_BEGIN_ALLOW_THREADS
+    done = yc_read_chunks(fd, start, bytes, true, (uint64_t)length, seed, sums);
+    Py_END_ALLOW_THREADS
+    return read_result(done, (uint64_t)length, Py_BuildValue("NN", value, list));
+}
+
+static PyObject *module_read_chunks_into(PyObject *module, PyObject *args)
+{
+    int fd;
+    unsigned long long start, seed;
+    uint64_t *sums = NULL;
+    int64_t done = 0;
+    Py_buffer buffer;
+    PyObject *object;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iKOK", &fd, &start, &object, &seed) ||
+        PyObject_GetBuffer(object, &buffer, PyBUF_WRITABLE))
+        return NULL;
+    uint64_t length = (uint64_t)buffer.len;
+    PyObject *list = new_sums(length, &sums);
+    if (list) {
+        Py_BEGIN_ALLOW_THREADS
+        done = yc_read_chunks(fd, start, buffer.buf, true, length, seed, sums);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&buffer);
+    return read_result(done, length, list);
+}
+
+static PyObject *module_sum_chunks(PyObject *module, PyObject *args)
+{
+    int fd;
+    Py_ssize_t length;
+    unsigned long long start, seed;
+    uint64_t *sums = NULL;
+    int64_t done = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iKnK", &fd, &start, &length, &seed))
+        return NULL;
+    PyObject *list = new_sums((uint64_t)length, &sums);
+    char *scratch = list ? PyMem_Malloc(YC_SCRATCH_BYTES) : NULL;
+    if (!scratch) {
+        Py_XDECREF(list);
+        return list ? PyErr_NoMemory() : NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    done = yc_read_chunks(fd, start, scratch, false, (uint64_t)length, seed, sums);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(scratch);
+    return read_result(done, (uint64_t)length, list);
+}
+
+/* Write the buffers that were got to a new file: the sums of their chunks. */
+static PyObject *write_buffers(int fd, const Py_buffer *buffers, struct yc_part *parts, Py_ssize_t count,
+                               uint64_t seed)
+{
+    uint64_t length = 0, *sums = NULL;
+    int error;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        parts[i] = (struct yc_part){buffers[i].buf, (uint64_t)buffers[i].len};
+        length += parts[i].length;
+    }
+    PyObject *list = new_sums(length, &sums);
+    if (!list)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    error = yc_write_file(fd, bytes, (uint64_t)length, seed, &sum);
+    error = yc_write_file(fd, parts, (size_t)count, seed, sums);
     Py_END_ALLOW_THREADS
     if (!error)
-        return PyLong_FromUnsignedLongLong(sum);
+        return list;
+    Py_DECREF(list);
     errno = -error;
     return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *module_write_file(PyObject *module, PyObject *args)
+{
+    int fd;
+    PyObject *list, *result = NULL;
+    unsigned long long seed;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iOK", &fd, &list, &seed))
+        return NULL;
+    if (!PyTuple_Check(list)) {
+        PyErr_SetString(PyExc_TypeError, "expected a tuple of buffers");
+        return NULL;
+    }
+    Py_ssize_t count = PyTuple_Size(list), got = 0;
+    Py_buffer *buffers = PyMem_Malloc((size_t)(count + 1) * sizeof *buffers);
+    struct yc_part *parts = PyMem_Malloc((size_t)(count + 1) * sizeof *parts);
+    if (!buffers || !parts)
+        PyErr_NoMemory();
+    else
+        while (got < count && !PyObject_GetBuffer(PyTuple_GetItem(list, got), &buffers[got], PyBUF_SIMPLE))
+            got++;
+    if (got == count && !PyErr_Occurred())
+        result = write_buffers(fd, buffers, parts, count, seed);
+    while (got)
+        PyBuffer_Release(&buffers[--got]);
+    PyMem_Free(buffers);
+    PyMem_Free(parts);
+    return result;
 }
 
 static PyObject *module_begin_process(PyObject *module, PyObject *unused)
@@ -1041,10 +1394,15 @@ static PyObject *module_begin_process(PyObject *module, PyObject *unused)
 static PyMethodDef module_methods[] = {
     {"begin_process", module_begin_process, METH_NOARGS,
      "Everything was renewed after a fork: calls are answered again."},
-    {"read_file", module_read_file, METH_VARARGS,
-     "read_file(fd, length, seed)\n--\n\n(content, its checksum); None if the file is shorter."},
+    {"read_chunks", module_read_chunks, METH_VARARGS,
+     "read_chunks(fd, start, length, seed, flags)\n--\n\n(content, the sums of its chunks); None if the "
+     "file is shorter."},
+    {"read_chunks_into", module_read_chunks_into, METH_VARARGS,
+     "read_chunks_into(fd, start, buffer, seed)\n--\n\nThe same with memory of the caller's: the sums."},
+    {"sum_chunks", module_sum_chunks, METH_VARARGS,
+     "sum_chunks(fd, start, length, seed)\n--\n\nThe same of what is read and not kept."},
     {"write_file", module_write_file, METH_VARARGS,
-     "write_file(fd, payload, seed)\n--\n\nWrite a new file; the checksum of its content."},
+     "write_file(fd, parts, seed)\n--\n\nWrite a new file of these buffers; the sums of its chunks."},
     {"pack", (PyCFunction)(void (*)(void))yc_pack, METH_FASTCALL,
      "pack(value, most, watch, extensions)\n--\n\nA plain value as msgpack; NotImplemented if it is not plain, None if it takes "
      "more bytes than `most`.\nwatch(value, most) is called once it takes many, and may raise. With `extensions` (tag, bytes) are taken "

@@ -1,6 +1,6 @@
-/* Calls the functions of core.h with damaged indexes, for as long as it is told to: ci/fuzz builds it with the
+/* Calls the functions of core.h and walk.h with damaged indexes, for as long as it is told to: ci/fuzz builds it with the
  * sanitizers. Some words of a sound index take extreme values, or are noise; in some rounds another thread goes on
- * changing them. What must hold: nothing outside of the mapping is touched, no memory is asked for that no file can
+ * changing them; and footers and records are damaged. What must hold: nothing outside of the mapping is touched, no memory is asked for that no file can
  * fill, no file grows without bound, every call comes to its end.
  *
  * Usage: fuzz SECONDS SEED. It says which seed a round had, which then is the only one: fuzz 0 SEED. */
@@ -9,6 +9,7 @@
 #endif
 
 #include "core.h"
+#include "walk.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +25,7 @@
 enum { TABLE = 8, CAPACITY = 8, KEYS = 64, ROUNDS = 16 };
 #define HEADER_WORDS (HEADER_BYTES / 8)
 #define FIRST_SLOT (HEADER_WORDS + TABLE * ENTRY_WORDS)
-#define WORDS (FIRST_SLOT + PARTITIONS * CAPACITY * SLOT_WORDS)
+#define WORDS (FIRST_SLOT + 3 * PARTITIONS * CAPACITY * SLOT_WORDS) /* two thirds are for tag tables */
 #define SEGMENT 1u
 #define CHANGES 2u
 #define FILE_BYTES ((uint64_t)1 << 16)
@@ -103,9 +104,11 @@ static void begin(struct cache *cache)
     set_word(cache, W_LOG, CHANGES);
     set_word(cache, W_ACTIVE, 1);
     set_word(cache, W_EVICTION, 1 + below(4));
-    for (uint64_t part = 0; part < PARTITIONS; part++)
+    for (uint64_t part = 0; part < PARTITIONS; part++) {
         set_word(cache, W_PARTITIONS + part,
                  (FIRST_SLOT / SLOT_WORDS + part * CAPACITY) << DESCRIPTOR_BITS | CAPACITY);
+        set_word(cache, W_TAGS + part, UNTAGGED);
+    }
     for (uint64_t segment = SEGMENT; segment <= CHANGES; segment++) {
         uint64_t entry = HEADER_WORDS + segment * ENTRY_WORDS;
         set_word(cache, entry + T_STATE, (segment == CHANGES ? LOG : ACTIVE) | segment);
@@ -157,11 +160,14 @@ static void look(struct cache *cache, const char *key, uint64_t length)
     char *value = malloc(found.length ? found.length : 1);
     if (!value)
         die("no memory");
-    if (yc_read(&found, value)) {
+    const char *meta;
+    char head[YC_READ_BYTES];
+    if (yc_read(&found, head, value)) {
+        (void)yc_meta(&cache->view, &found, head, &meta);
         (void)yc_verify(&cache->view, &found, value, 2000);
         (void)yc_verify_late(&cache->view, &found, value, 2000);
     }
-    (void)yc_read_nowait(&found, value);
+    (void)yc_read_nowait(&found, head, value);
     yc_prefetch(&found);
     free(value);
 }
@@ -173,22 +179,74 @@ static bool is_missed(struct cache *cache, const char *key, uint64_t length)
     return atomic_load(&cache->stop) && yc_find(&cache->view, key, length, 2000, &found) == YC_MISS;
 }
 
+/* Some bytes of a segment, of a length that the sanitizer sees, with a few of them damaged. */
+static char *damaged(const char *data, uint64_t length)
+{
+    char *bytes = malloc(length ? length : 1);
+    if (!bytes)
+        die("no memory");
+    memcpy(bytes, data, length);
+    for (uint64_t left = below(4); left && length; left--) {
+        uint64_t at = below(length);
+        bytes[at] = (char)(below(2) ? bytes[at] ^ 1 << below(8) : (int)number());
+    }
+    return bytes;
+}
+
+typedef int64_t walk_step(const struct yc_view *, const struct yc_walk *, uint64_t *, uint64_t *,
+                          struct yc_shown *, uint64_t);
+
+static void walk(struct cache *cache, walk_step *go, const char *data, uint64_t length, uint64_t base,
+                 uint64_t at)
+{
+    struct yc_shown found[7];
+    char *bytes = damaged(data, length);
+    struct yc_walk walk = {bytes, length, base, SEGMENT, "sk1", below(4), below(2) ? UINT64_MAX : 1700};
+    volatile char touched = 0;
+    for (uint64_t count = 0, before = UINT64_MAX; at < length && at != before;) {
+        before = at;
+        int64_t shown = go(&cache->view, &walk, &at, &count, found, 7);
+        if (shown > 7 || (shown < 0 && shown != YC_OTHER) || at < before)
+            die("a walk that goes nowhere");
+        for (int64_t i = 0; i < shown; i++)
+            for (uint64_t byte = 0; byte < found[i].key_length; byte++)
+                touched ^= found[i].key[byte];
+        if (shown < 0)
+            break;
+    }
+    free(bytes);
+}
+
+static void walk_both(struct cache *cache, const char *listed, uint64_t listed_bytes)
+{
+    static char data[FILE_BYTES];
+    uint64_t length = below(FILE_BYTES);
+    if (pread(cache->segment, data, length, 0) != (ssize_t)length)
+        die("cannot read the segment");
+    walk(cache, yc_walk_records, data, length, 0, SEGMENT_HEADER_BYTES);
+    walk(cache, yc_walk_footer, listed, listed_bytes, FILE_BYTES, 0);
+}
+
 static void use(struct cache *cache)
 {
-    static char payload[4096], records[64 << 10];
+    static char payload[4096], records[64 << 10], listed[8 << 10];
+    uint64_t listed_bytes = 0;
     uint64_t tail = SEGMENT_HEADER_BYTES, slots[4 * SLOT_WORDS];
     for (int step = 0; step < 40; step++) {
         char key[16];
         struct yc_record record = {.stop_after = -1, .owner = OWNER};
         int length = snprintf(key, sizeof key, "sk%d", (int)below(KEYS)), error = 0;
+        uint32_t hashes[] = {0, (uint32_t)number(), 5, UINT32_MAX};
         struct yc_entry entry = {.key = key,
+                                 .tag = "stag",
+                                 .tag_length = (uint32_t)below(5),
                                  .payload = payload,
                                  .key_length = (uint32_t)length,
                                  .length = below(600),
                                  .expires = below(4) ? 0 : number()};
         struct yc_end end = {cache->segment, cache->lock, SEGMENT, tail},
                       log = {cache->changes, cache->lock, CHANGES, 0};
-        switch (below(4)) {
+        switch (below(5)) {
         case 0:
             switch (yc_put(&cache->view, &entry, &end, 1500 + below(900), &record)) {
             case YC_INSTALLED:
@@ -197,6 +255,10 @@ static void use(struct cache *cache)
                 /* fall through */
             case YC_APPENDED:
                 tail += yc_record_bytes(&entry);
+                if (listed_bytes + record.listed_bytes <= sizeof listed) {
+                    memcpy(listed + listed_bytes, record.listed, record.listed_bytes);
+                    listed_bytes += record.listed_bytes;
+                }
             }
             break;
         case 1:
@@ -207,16 +269,20 @@ static void use(struct cache *cache)
             uint64_t epoch = yc_epoch(&cache->view);
             if (!yc_append_many(&cache->view, entries, 4, &end, 1700, records, slots, &error)) {
                 tail += yc_batch_bytes(entries, 4);
-                (void)yc_install_many(&cache->view, slots, 4, epoch, OWNER);
+                (void)yc_install_many(&cache->view, slots, below(2) ? hashes : NULL, 4, epoch, OWNER);
             }
             break;
         }
+        case 3:
+            (void)yc_renew_tags(&cache->view, below(PARTITIONS + 1), 1500 + below(900));
+            break;
         default:
             look(cache, key, (uint64_t)length);
         }
         if (tail > FILE_BYTES - 8192)
             tail = SEGMENT_HEADER_BYTES;
     }
+    walk_both(cache, listed, listed_bytes);
 }
 
 static void check_files(struct cache *cache)

@@ -9,6 +9,7 @@
 #define YATAGARASU_LAYOUT_H
 
 /* store/format.py */
+#define CODEC_FLAGS 0x0F /* of the flags: the kind of value */
 #define MASK32 0xFFFFFFFF
 #define LAST_CLOCK 0x7F00000000000000 /* a clock beyond this is not believed */
 #define LAST_STAMP 0x7F40000000000000 /* a stamp beyond this is damage */
@@ -35,6 +36,7 @@
 #define W_PARTITIONS 64
 #define W_COUNTS 128
 #define W_DELETED 192
+#define W_TAGS 256
 #define BUSY_CHANGING 0x474E49474E414843
 
 #define S_LOW 0
@@ -52,6 +54,14 @@
 #define FLAGS_SHIFT 16 /* flags, */
 #define HEAD_MASK 0xFFFF /* and bytes of the head / ALIGN */
 
+#define TAG_TABLE_WORDS 4 /* what a tag table begins with */
+#define TAG_CELL_WORDS 4
+#define TAG_CELLS 7 /* so many cells are in */
+#define TAG_CELL_SLOTS 4 /* so many slots of a tag table */
+#define TAG_HASH_BYTES 4
+#define NO_CELL 0xFFFFFFFF /* instead of the number of a cell */
+#define UNTAGGED 0x4445474741544E55 /* instead of the descriptor of a tag table */
+
 #define ENTRY_WORDS 8 /* of the segment table */
 #define T_STATE 0
 #define T_SIZE 1
@@ -66,13 +76,30 @@
 #define RECORD_MAGIC "YREC"
 #define RECORD_BYTES 64
 #define RECORD_SIZE 56 /* without the checksum */
-#define RECORD_KEY_LENGTH 8 /* where a record has that */
+#define RECORD_TAG_LENGTH 6 /* where a record has that, */
+#define RECORD_KEY_LENGTH 8 /* that, */
+#define RECORD_META_LENGTH 12 /* that, */
+#define RECORD_VALUE_SUM 48 /* and that */
 #define PUT 1 /* kinds of records */
+#define LARGE 2
 #define REMOVE 3
 #define FLAG_LARGE 0x10
 #define FOOTER_ENTRY_SIZE 12 /* what a footer has before the head of a record */
 #define LARGE_POINTER_SIZE 8
+#define CHUNK_BYTES 0x10000 /* of a large value: each such part has a checksum of its own */
+#define CHUNK_SUM_BYTES 8 /* of one of these, in the value's record */
+#define MOST_SUMS 0x10000 /* in there: of longer values each is of two chunks, or more */
+#define MAX_VALUE_BYTES 0xFFFFFFFFFF
 #define DIGEST_BYTES 16 /* of a digest in a record of removals */
+
+/* store/format.py: TagTable */
+#define TAGTABLE_CELLS 0
+#define TAGTABLE_DESCRIPTOR 1
+#define TAGTABLE_NUMBER 2
+
+/* store/format.py: TagCell */
+#define TAGCELL_STAMP 2
+#define TAGCELL_LINK 3
 
 /* store/format.py: Journal */
 #define JOURNAL_PART 1
@@ -98,6 +125,11 @@
 /* store/index.py */
 #define MAX_LOAD 0.75 /* of a partition, tombstones included */
 
+/* store/tag_table.py */
+#define LEAST_SLOTS 8 /* of a tag table */
+#define TAG_LEAST_GROWTH 1.75 /* a new one has room for so many times its cells, */
+#define TAG_GROWTH_SPREAD 0.5 /* and for up to so many times more */
+
 /* store/changes.py */
 #define LOG_AHEAD 2048 /* bytes that a log has behind its last record, or it is made longer */
 
@@ -120,12 +152,24 @@
 #define USES_NANOSECONDS 1000000000
 
 /* store/compiled.py */
-#define ABI_VERSION 12 /* of what Python calls, and how */
+#define ABI_VERSION 13 /* of what Python calls, and how */
 
-/* codec.py */
+/* codec/basics.py */
 #define KIND_BYTES 0 /* in the flags of a value that is what was stored */
+#define KIND_ARRAY 9 /* of one that is handed on in memory of its own, to be written to */
+
+/* codec/keys.py */
 #define KEY_STR "s" /* first byte of an encoded key */
 #define KEY_BYTES "b"
+#define KEY_INT "i"
+#define KEY_FLOAT "d"
+#define KEY_NONE "n"
+#define KEY_TRUE "t"
+#define KEY_FALSE "f"
+#define KEY_TUPLE "u"
+#define MAX_KEY_DEPTH 32
+
+/* codec/bounds.py */
 #define DEEPEST 255 /* levels of a value that ormsgpack writes and reads */
 
 /* concurrency/file_locks.py */

@@ -1,4 +1,4 @@
-/* Plain values as msgpack, of bounded length: what codec.py does with ormsgpack where this is missing.
+/* Plain values as msgpack, of bounded length: what codec/msgpack.py does with ormsgpack where this is missing.
  *
  * It takes list and dict with str keys, nested, and in them str, bytes, float, bool, None and int of 64 bits.
  * The types must be exactly these, so that what comes back is what went in, without further checks.
@@ -16,10 +16,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FIRST_BYTES 4096     /* on the stack */
-#define HEAD_BYTES 16        /* the most that a head or a number takes */
+#define FIRST_BYTES 4096 /* on the stack */
+#define HEAD_BYTES 16 /* the most that a head or a number takes */
 #define WATCH_BYTES (1 << 24) /* from this length on, `watch` is asked whether to go on */
-#define SIGNALS_EVERY 65536  /* items */
+#define SIGNALS_EVERY 65536 /* items */
 
 enum status { DONE, NOT_PLAIN, TOO_LONG, FAILED };
 

@@ -3,7 +3,7 @@
 
 #include <Python.h>
 
-/* pack(value, most, watch, extensions): see codec.py, which has the same in Python. */
+/* pack(value, most, watch, extensions): see codec/msgpack.py, which has the same in Python. */
 PyObject *yc_pack(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

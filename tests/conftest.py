@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import zlib
@@ -16,7 +17,8 @@ from guarded_index import guard
 from helpers import in_memory, open_apart
 from hypothesis import HealthCheck, settings
 
-from yatagarasu_cache import DiskCache, codec
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache.codec import msgpack
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -27,23 +29,65 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 @pytest.hookimpl(trylast=True)  # of those that -m and -k leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that are marked `in_turn` run each case on one of the backends and cores that it could run on."""
-    which = os.environ.get("YATAGARASU_TEST_IN_TURN", "long")  # or "all", or "none"
+    """Each case of a test runs on every backend and on every core, but not on each pair of them.
+
+    One that is marked `in_turn` runs on one of the pairs: so do all with YATAGARASU_TEST_IN_TURN=all, and none
+    with "none": then each runs on each pair. With YATAGARASU_TEST_SHARE=k/n only the k-th of n parts into which
+    the tests fall runs.
+    """
+    which = os.environ.get("YATAGARASU_TEST_IN_TURN", "long")
+    if which != "none":
+        leave_out(config, items, out_of_turn(items, which == "all"))
+    share, _, shares = os.environ.get("YATAGARASU_TEST_SHARE", "1/1").partition("/")
+    others = {item for item in items if zlib.crc32(item.nodeid.encode()) % int(shares) != int(share) - 1}
+    leave_out(config, items, others)
+
+
+def out_of_turn(items: list[pytest.Item], all_in_turn: bool) -> set[pytest.Item]:
     cases: dict[str, dict[Any, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
-        if which == "all" or which == "long" and item.get_closest_marker("in_turn"):
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            case = frozenset((name, id(one)) for name, one in params.items() if name not in ("backend", "core"))
-            cases[item.nodeid.partition("[")[0]][case].append(item)
-    left_out = {
+        case = frozenset((name, id(one)) for name, one in parameters(item).items() if name not in ("backend", "core"))
+        cases[item.nodeid.partition("[")[0]][case].append(item)
+    return {
         item
         for name, of_test in cases.items()
         for number, ways in enumerate(of_test.values(), zlib.crc32(name.encode()))
-        for item in ways[: number % len(ways)] + ways[number % len(ways) + 1 :]
+        for item in set(ways) - chosen(ways, number, all_in_turn or ways[0].get_closest_marker("in_turn") is not None)
     }
+
+
+def chosen(ways: list[pytest.Item], number: int, one: bool) -> set[pytest.Item]:
+    """Those that run of the ways in which a case can: `one` of them, or one for each backend and each core."""
+    if one:
+        return {ways[number % len(ways)]}
+    backends, cores = (sorted({parameters(way).get(name, "") for way in ways}) for name in ("backend", "core"))
+    if len(backends) * len(cores) != len(ways) or len(backends) == 1 or len(cores) == 1:
+        return set(ways)
+    return {
+        way
+        for way in ways
+        for at in [backends.index(parameters(way)["backend"]) + cores.index(parameters(way)["core"])]
+        if (at + number) % max(len(backends), len(cores)) == 0
+    }
+
+
+def parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item], left_out: set[pytest.Item]) -> None:
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """What is there before a module's tests stays: the garbage collector, which many of them ask for, leaves it
+    out. It is up to thirty times as fast so."""
+    gc.unfreeze()  # something of the module before may have been in use when it was left out
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +113,7 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     name: str = request.param
     monkeypatch.setenv("YATAGARASU_CORE", name)
     if name == "python":
-        monkeypatch.setattr(codec, "_pack", codec._pack_in_python)  # chosen when it was imported
+        monkeypatch.setattr(msgpack, "_pack", msgpack._pack_in_python)  # chosen when it was imported
     return name
 
 

@@ -22,7 +22,7 @@ from yatagarasu_cache.store.current import CurrentIndex
 from yatagarasu_cache.store.index import Index
 
 CHANGES = (
-    "put", "remove", "move", "reset", "repair", "sum_up", "recount", "install", "load",
+    "put", "tag", "remove", "move", "reset", "repair", "sum_up", "recount", "install", "load", "load_tags",
     "add_segment", "set_state", "settle", "resize_segment", "drop_segment", "next_segment_id",
 )  # fmt: skip
 SLOW = os.environ.get("YATAGARASU_TEST_INDEX") == "slow"

@@ -92,6 +92,22 @@ class FrozenSet(frozenset): ...  # type: ignore[type-arg]
 class ByteArray(bytearray): ...
 
 
+class DateTime(datetime.datetime): ...
+
+
+class Number(decimal.Decimal): ...
+
+
+class Ordered(collections.OrderedDict): ...  # type: ignore[type-arg]
+
+
+class Zone(datetime.tzinfo):
+    """One that nobody but its author knows."""
+
+    def utcoffset(self, _: Any) -> datetime.timedelta:
+        return datetime.timedelta(0)
+
+
 class Color(enum.Enum):
     RED = 1
 
@@ -135,10 +151,20 @@ HASHABLE_STRANGERS = [
     Flags.A,
     Point(1, 2),
     Data(),
-    1j,
     object(),
     len,
     int,
+    slice,
+    NotImplemented,
+    DateTime(2020, 1, 1),
+    Zone(),
+    datetime.datetime(2020, 1, 1, tzinfo=Zone()),
+    datetime.time(12, tzinfo=Zone()),
+    Number(1),
+]
+# What values may be, and keys not.
+SCALARS = [
+    1j,
     range(3),
     ...,
     datetime.datetime(2020, 1, 1),
@@ -150,7 +176,6 @@ HASHABLE_STRANGERS = [
     decimal.Decimal(1),
     fractions.Fraction(1, 2),
     pathlib.PurePosixPath("a"),
-    slice,
 ]
 STRANGERS = [
     *HASHABLE_STRANGERS,
@@ -159,7 +184,7 @@ STRANGERS = [
     Set({1}),
     ByteArray(b"a"),
     SlottedData(1),
-    collections.OrderedDict(a=1),
+    Ordered(a=1),
     collections.defaultdict(int, a=1),
     collections.Counter("a"),
     collections.deque([1]),

@@ -140,13 +140,18 @@ def with_injection(
 def start_reads(backend: UringBackend, fd: int, count: int = 100) -> tuple[Any, Any, list[Any]]:
     """A loop that was left with reads under way: (loop, channel, futures)."""
     loop = asyncio.new_event_loop()
+    channel: Any = None
 
-    async def begin() -> tuple[Any, list[Any]]:
-        channel = backend.channel(loop)
+    async def begin() -> list[Any]:
+        nonlocal channel
+        channel = channel or backend.channel(loop)
         cool(fd)
         reads = [channel.read(*request) for request in some(fd, count)]
         await asyncio.sleep(0)
-        return channel, reads
+        return reads
 
-    channel, reads = loop.run_until_complete(begin())
+    for _ in range(100):  # a loop that was kept waiting for a processor finds all of them done
+        reads = loop.run_until_complete(begin())
+        if not all(read.done() for read in reads):
+            break
     return loop, channel, reads

@@ -129,7 +129,7 @@ def _write_over(path: Path, data: bytes | bytearray) -> None:
 
 def _header_word(data: bytearray, rng: random.Random) -> int:
     meant = [*range(f.W_CLEAN, f.W_SLACK + 1)]
-    per_part = rng.choice((f.W_PARTITIONS, f.W_COUNTS, f.W_DELETED)) + rng.randrange(f.PARTITIONS)
+    per_part = rng.choice((f.W_PARTITIONS, f.W_COUNTS, f.W_DELETED, f.W_TAGS)) + rng.randrange(f.PARTITIONS)
     return 8 * rng.choice((rng.choice(meant), rng.choice(meant), per_part))
 
 

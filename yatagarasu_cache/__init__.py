@@ -29,7 +29,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .aio import AsyncDiskCache
-    from .codec import MsgpackSerializer, PickleSerializer, Serializer
+    from .codec import MsgpackSerializer, PickleSerializer, Serializer, TypedSerializer
+    from .compat.diskcache.importer import import_diskcache
     from .config import RingSettings, Settings
     from .entry import Entry, Location
     from .mending import repair
@@ -48,6 +49,8 @@ else:
         "RingSettings": "config",
         "Serializer": "codec",
         "Settings": "config",
+        "TypedSerializer": "codec",
+        "import_diskcache": "compat.diskcache.importer",
         "repair": "mending",
     }
 
@@ -56,6 +59,7 @@ else:
         "aio": "aio",
         "cli": "cli",
         "codec": "codec",
+        "compat": "compat",
         "config": "config",
         "desk": "desk",
         "entry": "entry",
@@ -105,7 +109,9 @@ __all__ = [
     "Serializer",
     "Settings",
     "StorageFull",
+    "TypedSerializer",
     "ValueTooLarge",
     "__version__",
+    "import_diskcache",
     "repair",
 ]

@@ -9,39 +9,51 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from .aio_loop import Loop, in_thread
 from .aio_sources import Source, pairs_of, pull
 from .arguments import listed
 from .cache import DiskCache
-from .codec import KIND_BYTES, Key, Prefix, refuse_equal
+from .codec import KIND_BYTES, Key, Prefix, Serializer, refuse_equal
 from .concurrency import forks
 from .concurrency.interruption import ours
 from .concurrency.locks import new_lock
-from .config import Settings
+from .config import RingSettings, Settings
 from .desk import Desk
+from .engine import late, opening
 from .entry import Entry, Location
-from .errors import ClosedError, from_os_error
+from .errors import ClosedError, ReadOnlyError, Unreadable, from_os_error
 from .guard import callers, constructed, guarded, tell
+from .modifying import result_of_either
 from .stats import CacheStats
 from .store.check import Problem
+from .store.chunks import PIECE_BYTES
 from .store.format import Slot
-from .store.large import CHUNK_BYTES
+from .store.item import Item
 from .store.reading import Found
 from .store.store import Store
 from .streams import as_stream, check_length, stream_length
 
+if TYPE_CHECKING:
+    from .computing.aio_key_lock import AsyncKeyLock
+    from .computing.aio_once import AsyncOnce
+    from .computing.memoize import AsyncMemoized, AsyncMemoizing
+    from .computing.throttling import Rate, Turn
+
 __all__ = ["AsyncDiskCache", "AsyncEntry", "AsyncValueReader"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+_MISSING: Any = object()
 _YIELD_EVERY = 64  # hits in place after which other tasks get a turn
 _WALK_BATCH = 256  # keys fetched by one call while iterating
 # Where reads that begin together cost less, a value is not always looked for in memory first: while
@@ -59,7 +71,7 @@ class AsyncEntry(Entry):
     def __init__(self, entry: Entry, run: Callable[[Callable[[], Any]], Any]) -> None:
         super().__init__(
             key=entry.key, tag=entry.tag, meta=entry.meta, size=entry.size, created=entry.created,
-            expires=entry.expires, accessed=entry.accessed, load=entry._load,
+            expires=entry.expires, accessed=entry.accessed, version=entry.version, load=entry._load,
         )  # fmt: skip
         self._run = run
 
@@ -89,6 +101,35 @@ class AsyncValueReader:
             return data
 
     @guarded
+    async def readinto(self, buffer: Any) -> int:
+        """Bytes into a buffer of the caller's, at most so many as it holds: how many; 0 only at the end."""
+        size: int = await self._run(self._readinto, buffer)
+        return size
+
+    @callers
+    def _readinto(self, buffer: Any) -> int:
+        with self._reading:
+            size: int = self._file.readinto(buffer)
+            return size
+
+    @guarded
+    async def readline(self, size: int = -1) -> bytes:
+        """Up to the end of the line, which it includes, or `size` bytes."""
+        line: bytes = await self._run(self._readline, size)
+        return line
+
+    @callers
+    def _readline(self, size: int) -> bytes:
+        with self._reading:
+            line: bytes = self._file.readline(size)
+            return line
+
+    def fileno(self) -> int:
+        """As of what `DiskCache.open` gives: `io.UnsupportedOperation` if the value has no own file."""
+        descriptor: int = self._file.fileno()
+        return descriptor
+
+    @guarded
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         position: int = await self._run(self._seek, offset, whence)
         return position
@@ -115,11 +156,12 @@ class AsyncValueReader:
         await self.close()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while chunk := await self.read(CHUNK_BYTES):
+        while chunk := await self.read(PIECE_BYTES):
             yield chunk
 
 
 _caches: weakref.WeakSet[AsyncDiskCache] = weakref.WeakSet()
+_companions: weakref.WeakKeyDictionary[DiskCache, weakref.ref[AsyncDiskCache]] = weakref.WeakKeyDictionary()
 
 
 class AsyncDiskCache:
@@ -132,13 +174,46 @@ class AsyncDiskCache:
     """
 
     @guarded
-    def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
+    @opening
+    def __init__(
+        self, directory: str | os.PathLike[str], *,
+        size_limit: int = 10 * 2**30,
+        eviction: Literal["lru", "fifo", "lfu", "none"] = "lru",
+        backend: Literal["auto", "uring", "threads"] | None = "auto",
+        durability: Literal["none", "sync"] = "none",
+        serializer: Literal["msgpack", "pickle"] | Serializer = "msgpack",
+        on_unreadable: Literal["error", "miss"] = "error",
+        compression: Literal["zstd", "lz4"] | None = None,
+        compression_level: int | None = None,
+        compression_min_size: int = 1024,
+        max_value_size: int | None = None,
+        max_stream_size: int | None = None,
+        default_expire: float | None = None,
+        read_only: bool = False,
+        segment_size: int | None = None,
+        large_value_size: int | None = None,
+        headroom: float = 0.15,
+        max_open_files: int = 256,
+        max_in_flight: int = 1024,
+        lock_timeout: float | None = 60.0,
+        workers: int | None = None,
+        allow_network_fs: bool = False,
+        directory_mode: int | str = 0o700,
+        file_mode: int | str = 0o600,
+        io_uring: RingSettings | Mapping[str, Any] = {},  # noqa: B006 - shown, and never used
+    ) -> None:  # fmt: skip
         """Options as in `DiskCache`, besides: max_in_flight, operations of a loop under way before
         further ones wait (1024). Raises `ConfigurationError`; the rest is raised when it opens.
         """
-        self._settings, self._unpickled = Desk.checked(directory, options)
+
+    def _begin(self, directory: str | os.PathLike[str], options: dict[str, Any]) -> None:
         self._desk: Desk | None = None  # while it is open, and for the methods that wait for the disk:
         self._cache: DiskCache | None = None
+        if isinstance(directory, DiskCache):  # see `_beside`
+            self._settings, self._unpickled = directory._settings, False
+            self._desk, self._cache = directory._desk, directory
+        else:
+            self._settings, self._unpickled = Desk.checked(directory, options)
         self._opening: Future[BaseException | None] | None = None  # what came in its way
         self._opening_lock, self._closing_lock = new_lock(), new_lock()
         self._closings: set[asyncio.Task[None]] = set()
@@ -153,6 +228,16 @@ class AsyncDiskCache:
         """As `DiskCache.from_config`."""
         directory, options = Desk.configured(source)
         return constructed(cls, directory, options)
+
+    @classmethod
+    def _beside(cls, cache: DiskCache) -> AsyncDiskCache:
+        """For coroutines that use a synchronous handle: the same handle, which ends when that is closed."""
+        known = _companions.get(cache)
+        companion = None if known is None else known()
+        if companion is None:
+            companion = cls(cache)  # type: ignore[arg-type]
+            _companions[cache] = weakref.ref(companion)
+        return companion
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -270,6 +355,8 @@ class AsyncDiskCache:
         self._loops.clear()
 
     async def _drain(self) -> None:
+        if "yatagarasu_cache.computing.aio_ways" in sys.modules:
+            await late("computing.aio_ways").end_refreshes(self._desk)
         if (opening := self._opening) is not None:
             await asyncio.shield(asyncio.wrap_future(opening))
         state = self._loops.get(asyncio.get_running_loop())
@@ -305,18 +392,27 @@ class AsyncDiskCache:
         await self._opened()
         return await self._run(getattr(self._sync(), name), *args)
 
-    async def _change(self, name: str, *args: Any) -> Any:
+    async def _change(self, name: str, *args: Any, **options: Any) -> Any:
         """The same of one that changes something: nothing of it takes effect after this."""
         state = self._loop(await self._opened())
         async with state.turns:
-            return await state.change(getattr(self._sync(), name), *args)
+            return await state.change(partial(getattr(self._sync(), name), *args, **options))
 
     # -- one entry ----------------------------------------------------------------------------
 
-    async def get(self, key: Key, default: Any = None) -> Any:
+    @overload
+    async def get(self, key: Key, default: Any = None, *, with_meta: Literal[False] = False) -> Any: ...
+    @overload
+    async def get(self, key: Key, default: Any = None, *, with_meta: Literal[True]) -> tuple[Any, Any]: ...
+    @overload
+    async def get(self, key: Key, default: Any = None, *, with_meta: bool) -> Any: ...
+
+    async def get(self, key: Key, default: Any = None, with_meta: bool = False) -> Any:
         """As `DiskCache.get`. Does not leave the task if the value is in memory."""
         try:
             desk = self._desk or await self._opened()
+            if with_meta:
+                return await self._get_with_meta(desk, key, default)
             core = desk.store.core
             found: Any = NotImplemented
             looks = self._cold <= COLD or self._tries()
@@ -342,8 +438,21 @@ class AsyncDiskCache:
             payload, flags = found
             return desk.decode(payload, flags, key) if flags else payload
         except Exception as error:  # as `guarded` does, without a coroutine
+            if type(error) is Unreadable and self._settings.on_unreadable == "miss":
+                return (default, None) if with_meta else default
             tell(error, self)
             raise
+
+    async def _get_with_meta(self, desk: Desk, key: Key, default: Any) -> tuple[Any, Any]:
+        """In place if the value is in memory; else in a worker."""
+        found: tuple[Any, Any] | None = desk.get_with_meta(key, default, wait=False)
+        if found is None:
+            waited: tuple[Any, Any] = await self._run(desk.get_with_meta, key, default)
+            return waited
+        self._in_place += 1
+        if self._in_place >= _YIELD_EVERY:
+            await self._yield()
+        return found
 
     async def _yield(self) -> None:
         self._in_place = 0
@@ -404,7 +513,7 @@ class AsyncDiskCache:
 
     async def set(
         self, key: Key, value: Any, expire: float | None = None, tag: Key = None, meta: Any = None,
-        length: int | None = None,
+        length: int | None = None, if_version: int | None = None,
     ) -> bool:  # fmt: skip
         """As `DiskCache.set`; `value` may also be an asynchronous iterator of bytes.
 
@@ -415,28 +524,27 @@ class AsyncDiskCache:
             state = self._loop(desk)
             store = desk.store
             store.life.ensure_writable("store an entry")
+            expected = desk.expected(if_version)
             pulled = pull(value, state.loop)
             stream = as_stream(value if pulled is None else iter(pulled), length)
             if stream is None and length is not None:
                 check_length(value, length)
-            item = desk.item(key, value if stream is None else b"", expire, tag, meta)
+            value = value if stream is None else b""
+            if desk.compresses:  # which takes a while
+                item = await self._run(desk.item, key, value, expire, tag, meta)
+            else:
+                item = desk.item(key, value, expire, tag, meta)
             if stream is None:
-                if not state.turns.enter():
-                    await state.turns.wait()
-                future = state.put(item)
-                try:
-                    await future
-                except asyncio.CancelledError:
-                    await state.put_settled(future)
-                    raise
-                finally:
-                    state.turns.leave()
+                if expected is not None:
+                    async with state.turns:
+                        return await state.change(store.writing.put_if, item, expected)
+                await state.store(item)
                 return True
             source = pulled or Source(stream)
             item = item._replace(flags=KIND_BYTES)
             return await state.run_aside(
                 source, store.writing.put_stream, item, stream if pulled else iter(source),
-                stream_length(value, length),
+                stream_length(value, length), expected,
             )  # fmt: skip
         except Exception as error:  # as `guarded` does, without a coroutine
             tell(error, self)
@@ -457,16 +565,43 @@ class AsyncDiskCache:
         return touched
 
     @guarded
-    async def incr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+    async def set_meta(self, key: Key, meta: Any) -> bool:
+        """As `DiskCache.set_meta`."""
+        done: bool = await self._change("set_meta", key, meta)
+        return done
+
+    @guarded
+    async def incr(
+        self, key: Key, delta: int = 1, default: int | None = 0, *, expire: float | None = None,
+        tag: Key = None,
+    ) -> int:  # fmt: skip
         """As `DiskCache.incr`."""
-        value: int = await self._change("incr", key, delta, default)
+        value: int = await self._change("incr", key, delta, default, expire=expire, tag=tag)
         return value
 
     @guarded
-    async def decr(self, key: Key, delta: int = 1, default: int | None = 0) -> int:
+    async def decr(
+        self, key: Key, delta: int = 1, default: int | None = 0, *, expire: float | None = None,
+        tag: Key = None,
+    ) -> int:  # fmt: skip
         """As `DiskCache.decr`."""
-        value: int = await self._change("decr", key, delta, default)
+        value: int = await self._change("decr", key, delta, default, expire=expire, tag=tag)
         return value
+
+    @guarded
+    async def modify(
+        self, key: Key, function: Callable[[Any], Any] | Callable[[Any], Awaitable[Any]], default: Any = None
+    ) -> Any:
+        """As `DiskCache.modify`; `function` may also be a coroutine function. It runs in the task."""
+        desk = await self._opened()
+        modification = desk.modification(key, default)
+        while True:
+            value = await result_of_either(function, await self._run(modification.read))
+            state = self._loop(desk)
+            async with state.turns:
+                if await state.change(modification.store, value):
+                    return value
+            await asyncio.sleep(modification.pause())
 
     @guarded
     async def pop(self, key: Key, default: Any = None) -> Any:
@@ -474,10 +609,135 @@ class AsyncDiskCache:
         return await self._change("pop", key, default)
 
     @guarded
-    async def delete(self, key: Key) -> bool:
+    async def setdefault(
+        self, key: Key, default: Any = None, expire: float | None = None, tag: Key = None, meta: Any = None
+    ) -> Any:
+        """As `DiskCache.setdefault`."""
+        desk = self._desk or await self._opened()
+        desk.store.life.ensure_writable("store an entry")
+        for _ in range(desk.attempts):
+            value = await self.get(key, _MISSING)
+            if value is not _MISSING:
+                return value
+            if await self.add(key, default, expire, tag, meta):
+                return default
+            await self._run(desk.ensure_readable, key)
+        raise desk.undefaulted()
+
+    @guarded
+    async def delete(self, key: Key, if_version: int | None = None) -> bool:
         """As `DiskCache.delete`."""
-        deleted: bool = await self._change("delete", key)
+        deleted: bool = await self._change("delete", key, if_version)
         return deleted
+
+    # -- computing, and locks by key ------------------------------------------------------------
+
+    @property
+    def _once(self) -> AsyncOnce:
+        kind: type[AsyncOnce] = late("computing.aio_once").AsyncOnce
+        return kind(self)
+
+    async def _put(self, item: Item) -> None:
+        """Store an item, as `set` does."""
+        state = self._loop(await self._opened())
+        await state.store(item)
+
+    @overload
+    async def get_or_set(
+        self, key: Key, function: Callable[[], Awaitable[T]], *, expire: float | None = ..., tag: Key = ...,
+        meta: Any = ..., stale: float | None = ..., refresh_early: float | None = ...,
+        wait: float | None = ...,
+    ) -> T: ...  # fmt: skip
+
+    @overload
+    async def get_or_set(
+        self, key: Key, function: Callable[[], T], *, expire: float | None = ..., tag: Key = ...,
+        meta: Any = ..., stale: float | None = ..., refresh_early: float | None = ...,
+        wait: float | None = ...,
+    ) -> T: ...  # fmt: skip
+
+    async def get_or_set(
+        self, key: Key, function: Callable[[], Any], *, expire: float | None = None, tag: Key = None,
+        meta: Any = None, stale: float | None = None, refresh_early: float | None = None,
+        wait: float | None = None,
+    ) -> Any:  # fmt: skip
+        """As `DiskCache.get_or_set`. `function` may be a coroutine function, which this task awaits, or a
+        plain one, which a thread of its own calls; what that returns is awaited if it can be.
+
+        If the task is cancelled, the turn passes to another one, unless a thread computes: that goes on, for
+        those who wait, and the result is stored.
+        """
+        try:
+            value = await self.get(key, _MISSING)
+            if value is not _MISSING and refresh_early is None and (stale is None or expire is not None):
+                return value
+            once = self._once
+            terms = once.terms(expire, tag, meta, stale, refresh_early, wait)
+            if value is _MISSING:
+                return await once.compute(key, function, terms)
+            await once.keep_fresh(key, function, terms)
+            return value
+        except BaseException as error:  # as `guarded` does, without a coroutine
+            tell(error, self)
+            raise
+
+    @guarded
+    def lock(self, key: Key, *, wait: float | None = None) -> AsyncKeyLock:
+        """As `DiskCache.lock`, for tasks: ``async with cache.lock(key):``. Its release() is not awaited."""
+        return self._key_lock(key, 1, wait, True)
+
+    @guarded
+    def semaphore(self, key: Key, n: int, *, wait: float | None = None) -> AsyncKeyLock:
+        """As `DiskCache.semaphore`, for tasks."""
+        return self._key_lock(key, n, wait, False)
+
+    def _key_lock(self, key: Key, n: int, wait: float | None, is_lock: bool) -> AsyncKeyLock:
+        if self._closed:
+            raise self._closed_error()
+        self._ensure_writable("lock a key")
+        kind: type[AsyncKeyLock] = late("computing.aio_key_lock").AsyncKeyLock
+        return kind(self, key, n, wait, is_lock=is_lock)
+
+    @guarded
+    def throttle(
+        self, count: int, seconds: float, *, name: str | None = None
+    ) -> Callable[[Callable[P, Any]], Callable[P, Coroutine[Any, Any, Any]]]:
+        """As `DiskCache.throttle`. A plain function becomes a coroutine function, and a thread calls it."""
+        self._ensure_writable("count calls")
+        throttling, tasks = late("computing.throttling"), late("computing.aio_throttling")
+
+        def decorate(function: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Any]]:
+            rate = throttling.rate_of(function, count, seconds, name)
+            is_plain = not late("computing.ways").is_async(function)
+
+            async def reserve() -> Turn:
+                return await self._reserve(rate)
+
+            throttled: Callable[P, Coroutine[Any, Any, Any]] = tasks.throttled(
+                function, reserve, self._put_off, self._give_turn_back, is_plain=is_plain
+            )
+            return throttled
+
+        throttling.check(count, seconds, name)
+        return decorate
+
+    @guarded
+    async def _reserve(self, rate: Rate) -> Turn:
+        turn: Turn = await self._change("_reserve", rate)
+        return turn
+
+    @guarded
+    async def _put_off(self, turn: Turn) -> None:
+        await self._change("_put_off", turn)
+
+    @guarded
+    async def _give_turn_back(self, turn: Turn) -> None:
+        await self._change("_give_turn_back", turn)
+
+    def _ensure_writable(self, doing: str) -> None:
+        if self._settings.read_only:
+            line = f"cannot {doing}: the cache in {self.directory!r} was opened with read_only=True"
+            raise ReadOnlyError(line)
 
     def _sync(self) -> DiskCache:
         if self._cache is None:
@@ -531,11 +791,7 @@ class AsyncDiskCache:
             done.set_result(None)
         for (i, _, _), hit in zip(cold, read, strict=True):
             found[i] = hit
-        return {
-            key: hit if type(hit) is bytes else desk.decode(hit[0], hit[1], key)
-            for key, hit in zip(wanted, found, strict=True)
-            if hit is not None
-        }
+        return desk.decoded(wanted, found)
 
     @guarded
     async def set_many(
@@ -548,6 +804,13 @@ class AsyncDiskCache:
             return stored
         state, source = self._loop(await self._opened()), Source(pairs_of(items))
         return await state.run_aside(source, self._sync().set_many, iter(source), expire, tag, meta)
+
+    async def update(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]] = (), *, expire: float | None = None,
+        tag: Key = None, meta: Any = None,
+    ) -> None:  # fmt: skip
+        """As `DiskCache.update`."""
+        await self.set_many(items, expire, tag, meta)
 
     @guarded
     async def delete_many(self, keys: Iterable[Key]) -> int:
@@ -571,16 +834,34 @@ class AsyncDiskCache:
         return self.__aiter__()
 
     @guarded
+    async def items(self) -> AsyncIterator[tuple[Key, Any]]:
+        """As `DiskCache.items`."""
+        desk = await self._opened()
+        async for batch in self._walk(lambda cache: cache._contents(), 1):
+            for content in batch:
+                found = content.now() or await self._run(content.renewed)
+                if found is not None and (item := desk.pair(content, found)) is not None:
+                    yield item
+
+    async def values(self) -> AsyncIterator[Any]:
+        """As `DiskCache.values`."""
+        async for _, value in self.items():
+            yield value
+
+    @guarded
     async def entries(self, prefix: Prefix | None = None, tag: Key = None) -> AsyncIterator[AsyncEntry]:
         """As `DiskCache.entries`; values are awaited."""
         async for entry in self._walk(lambda cache: cache.entries(prefix, tag)):
             yield AsyncEntry(entry, self._run_for_others)
 
     @guarded
-    async def _walk(self, begin: Callable[[DiskCache], Iterator[T]]) -> AsyncIterator[T]:
+    async def _walk(
+        self, begin: Callable[[DiskCache], Iterator[T]], most: int = _WALK_BATCH
+    ) -> AsyncIterator[T]:
+        """What an iterator of the synchronous cache gives, of which it is asked for `most` at once."""
         await self._opened()
         iterator = begin(self._sync())
-        while batch := await self._run(lambda: list(islice(iterator, _WALK_BATCH))):
+        while batch := await self._run(lambda: list(islice(iterator, most))):
             for item in batch:
                 yield item
 
@@ -628,21 +909,61 @@ class AsyncDiskCache:
         return AsyncValueReader(await self._resource("open", key), self._run_for_others)
 
     @guarded
-    async def location(self, key: Key) -> Location:
+    async def location(self, key: Key, offset: int = 0, length: int | None = None) -> Location:
         """As `DiskCache.location`."""
-        location: Location = await self._resource("location", key)
+        location: Location = await self._resource("location", key, offset, length)
         return location
 
-    async def _resource(self, name: str, key: Key) -> Any:
+    @guarded
+    async def view(self, key: Key) -> Any:
+        """As `DiskCache.view`."""
+        return await self._call("view", key)
+
+    async def _resource(self, name: str, *args: Any) -> Any:
         """A call whose result must be closed, also when nobody waits for it any more."""
         state = self._loop(await self._opened())
         async with state.turns:
-            future = state.run(getattr(self._sync(), name), key)
+            future = state.run(getattr(self._sync(), name), *args)
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
                 future.add_done_callback(_close_result)
                 raise
+
+    # -- functions ----------------------------------------------------------------------------
+
+    @overload
+    def memoize(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> AsyncMemoized[P, T]: ...
+
+    @overload
+    def memoize(self, function: Callable[P, T], /) -> AsyncMemoized[P, T]: ...
+
+    @overload
+    def memoize(
+        self, function: None = None, /, *, name: str | None = None, expire: float | None = None,
+        tag: Key = None, meta: Any = None, stale: float | None = None, refresh_early: float | None = None,
+        wait: float | None = None,
+        key: Callable[..., Key] | None = None, ignore: Iterable[str | int] = (), typed: bool = False,
+        version: Key = None, condition: Callable[[Any], bool] | None = None,
+    ) -> AsyncMemoizing: ...  # fmt: skip
+
+    def memoize(
+        self, function: Any = None, /, *, name: str | None = None, expire: float | None = None,
+        tag: Key = None, meta: Any = None, stale: float | None = None, refresh_early: float | None = None,
+        wait: float | None = None,
+        key: Callable[..., Key] | None = None, ignore: Iterable[str | int] = (), typed: bool = False,
+        version: Key = None, condition: Callable[[Any], bool] | None = None,
+    ) -> Any:  # fmt: skip
+        """As `DiskCache.memoize`, of a coroutine function. Another function becomes one, and runs in a
+        thread.
+
+        Its `invalidate` and `cache_clear` are awaited; `cache_key` is not.
+        """
+        decorate = late("computing.memoize").AsyncMemoizing(
+            self, name=name, expire=expire, tag=tag, meta=meta, stale=stale, refresh_early=refresh_early,
+            wait=wait, key=key, ignore=ignore, typed=typed, version=version, condition=condition,
+        )  # fmt: skip
+        return decorate if function is None else decorate(function)
 
     # -- the cache as a whole -----------------------------------------------------------------
 

@@ -219,6 +219,19 @@ class Loop:
             self.loop.call_soon(self._put_next)
         return future
 
+    async def store(self, item: Item) -> None:
+        """`put` as an operation of its own. Once it was cancelled, nothing more of it takes effect."""
+        if not self.turns.enter():
+            await self.turns.wait()
+        future = self.put(item)
+        try:
+            await future
+        except asyncio.CancelledError:
+            await self.put_settled(future)
+            raise
+        finally:
+            self.turns.leave()
+
     async def put_settled(self, future: asyncio.Future[None]) -> None:
         """After the future of a `put` was cancelled: wait until nothing more of that put takes effect."""
         if self._batch is not None:

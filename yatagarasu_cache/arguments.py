@@ -14,8 +14,8 @@ from .guard import callers
 from .store.format import MAX_HEAD_BYTES
 
 __all__ = [
-    "META", "check_fix", "check_int", "check_items", "distinct", "encode_meta", "encode_tag", "expiry",
-    "listed", "pairs", "wrong_type",
+    "META", "check_fix", "check_int", "check_items", "check_range", "check_start", "check_version",
+    "distinct", "encode_meta", "encode_tag", "expiry", "listed", "pairs", "wrong_type",
 ]  # fmt: skip
 
 META = MsgpackSerializer()
@@ -102,6 +102,33 @@ def check_fix(fix: bool, drop_unreadable: bool) -> None:
 def check_int(name: str, value: object, otherwise: str = "") -> None:
     if type(value) is not int:
         wrong_type(f"{name} must be an int{otherwise}, not {type(value).__name__}")
+
+
+@callers
+def check_range(offset: object, length: object) -> None:
+    """A part of a value, in bytes."""
+    for name, number in (("offset", offset), ("length", 0 if length is None else length)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            otherwise = " or None" if name == "length" else ""
+            raise TypeError(f"{name} must be an int (bytes){otherwise}, not {type(number).__name__}")
+        if number < 0:
+            raise ValueError(f"{name} must not be negative: it is {number}")
+
+
+@callers
+def check_start(offset: int, length: int) -> None:
+    """That a part begins within a value of `length` bytes, or where it ends."""
+    if offset > length:
+        raise ValueError(f"offset is {offset}, and the value has {length} bytes")
+
+
+@callers
+def check_version(if_version: object) -> None:
+    if type(if_version) is not int:
+        kind = type(if_version).__name__
+        raise TypeError(f"if_version must be an int, the version of an Entry or 0 for none, not {kind}")
+    if if_version < 0:
+        raise ValueError(f"if_version must be the version of an Entry, or 0 for none, not {if_version}")
 
 
 @callers

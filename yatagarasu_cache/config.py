@@ -67,6 +67,8 @@ _MAX_CPU = 8191  # the largest NR_CPUS that Linux can be built with, less one
 BACKENDS = ("auto", "uring", "threads")
 _DURABILITIES = ("none", "sync")
 _SERIALIZERS = ("msgpack", "pickle")
+_ON_UNREADABLE = ("error", "miss")
+_COMPRESSIONS = {"zstd": 22, "lz4": 12}  # and the highest level of each
 _MIB = 2**20
 
 # Kept by the cache itself, and the same for all who use it (see store/cache_settings.py).
@@ -129,6 +131,15 @@ class Settings:
     """"none": the system writes when it likes; "sync": a completed change survives a power cut."""
     serializer: object = "msgpack"
     """"msgpack", "pickle", or an object with `name`, `dumps` and `loads`."""
+    on_unreadable: str = "error"
+    """Of a stored value that the serializer can't read: "error" raises `SerializationError`; "miss": it is as
+    if it were not there. Counted in either case."""
+    compression: str | None = None
+    """"zstd" or "lz4": values are stored compressed where that saves room. None: as they are."""
+    compression_level: int | None = None
+    """1 to 22 (zstd), 1 to 12 (lz4). None: chosen by the library."""
+    compression_min_size: int = 1024
+    """Bytes from which on it is tried to compress a value."""
     max_value_size: int | None = None
     """Bytes; a larger value raises `ValueTooLarge`. None: what `size_limit` gives room for."""
     max_stream_size: int | None = None
@@ -403,6 +414,10 @@ _CHECKS: dict[str, _Check] = {
     "backend": _backend,
     "durability": _choice(_DURABILITIES),
     "serializer": _serializer,
+    "on_unreadable": _choice(_ON_UNREADABLE),
+    "compression": _optional(_choice(tuple(_COMPRESSIONS))),
+    "compression_level": _optional(_integer(1, max(_COMPRESSIONS.values()), "level")),
+    "compression_min_size": _integer(0, MAX_SIZE_LIMIT, "bytes"),
     "max_value_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),
     "max_stream_size": _optional(_integer(1, MAX_SIZE_LIMIT, "bytes")),
     "default_expire": _optional(_seconds),
@@ -452,6 +467,16 @@ def _check_sizes(settings: Settings, prefix: str) -> None:
         raise _bad(prefix + "segment_size", segment, allowed)
 
 
+def _check_level(settings: Settings, prefix: str) -> None:
+    level, name = settings.compression_level, settings.compression
+    if level is None:
+        return
+    if name is None:
+        raise _bad(prefix + "compression_level", level, 'None without compression: name it ("zstd" or "lz4")')
+    if level > _COMPRESSIONS[name]:
+        raise _bad(prefix + "compression_level", level, f"at most {_COMPRESSIONS[name]} with {name}")
+
+
 def _environment_backend() -> str:
     """What YATAGARASU_BACKEND says; "auto" if it is unset or blank."""
     text = os.environ.get(BACKEND_VARIABLE, "").strip().lower()
@@ -482,6 +507,7 @@ def _build(options: Mapping[Any, object], prefix: str = "") -> Settings:
     values["backend"] = _decide_backend(values.get("backend"), ring.enabled, prefix)
     settings = Settings(**values)
     object.__setattr__(settings, "_named", named)
+    _check_level(settings, prefix)
     if "size_limit" in values:
         _check_sizes(settings, prefix)
     return settings

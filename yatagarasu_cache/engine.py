@@ -5,20 +5,29 @@ So importing the package is cheap (tests/api/test_imports.py says what it loads)
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .concurrency.locks import importing
 from .errors import Reentered
 from .guard import callers
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from .computing.once import Once
     from .desk import Desk
 
-__all__ = ["loaded"]
+__all__ = ["late", "loaded", "once", "opening"]
+
+F = TypeVar("F", bound=Callable[..., None])
 
 _desk: type[Desk] | None = None
+_once: type[Once] | None = None
+_late: dict[str, ModuleType] = {}
 
 
 def loaded() -> type[Desk]:
@@ -38,6 +47,44 @@ def _load() -> type[Desk]:
 
         _desk = Desk
     return Desk
+
+
+def once() -> type[Once]:
+    """What computes values that are missing: not everybody has a function for that."""
+    return _once or _load_once()
+
+
+def _load_once() -> type[Once]:
+    global _once
+    _once = found = cast("type[Once]", late("computing.once").Once)
+    return found
+
+
+def late(name: str) -> Any:
+    """A module of this package that not everybody needs."""
+    return _late.get(name) or _load_late(name)
+
+
+@callers
+def _load_late(name: str) -> Any:
+    from importlib import import_module
+
+    with importing:  # forks wait for it
+        _late[name] = module = import_module(f".{name}", __package__)
+    return module
+
+
+def opening(constructor: F) -> F:
+    """A constructor that shows the signature of `constructor` to editors and readers, and calls
+    ``self._begin(directory, options)``.
+
+    So `config` hears which options were named, whatever their values, and says what a misspelt one may mean.
+    """
+
+    def begin(self: Any, directory: str | os.PathLike[str], **options: Any) -> None:
+        self._begin(directory, options)
+
+    return cast("F", functools.update_wrapper(begin, constructor))
 
 
 class _Forks:

@@ -64,6 +64,10 @@ class SerializationError(CacheError, TypeError):
     """A key or a value cannot be stored exactly, or stored bytes cannot be decoded."""
 
 
+class Unreadable(SerializationError):
+    """A stored value can't be decoded: what `on_unreadable` is about. Users see a `SerializationError`."""
+
+
 class ValueTooLarge(CacheError, ValueError):
     """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives. Or it is a
     stream of unknown length that has come to more than `max_stream_size`, or a value that refers to the same
@@ -88,12 +92,15 @@ class StorageFull(CacheIOError):
 
 
 class LockTimeout(CacheIOError):
-    """A lock was not to be had within `lock_timeout`; the message says who holds it."""
+    """A lock was not to be had within `lock_timeout`, or a turn or a lock by key within `wait`; the message
+    says who has it."""
 
 
 class Reentered(CacheError):
     """The cache was used where it had been interrupted in the middle of a change, by a signal handler or a
-    destructor, or where it logs a line, by a logging handler, in the same thread. Nothing was done."""
+    destructor, or where it logs a line, by a logging handler, in the same thread. Or what was asked for would
+    wait for itself: the value that the function is to compute, the lock that the thread holds. Nothing was
+    done."""
 
 
 _FULL = frozenset({_errno.ENOSPC, _errno.EDQUOT})

@@ -27,6 +27,7 @@ class CacheStats:
     evictions: int
     expirations: int
     corrupt: int
+    unreadable: int  # values that a serializer of this process could not read; of this process alone
     entries: int  # expired ones included that were not removed yet
     live_bytes: int  # of records and large values that are in use, and of the index
     disk_bytes: int  # of all files, active segments at full size
@@ -38,6 +39,7 @@ class CacheStats:
     backend_reason: str
     core: str  # what serves plain gets and sets: "c" or "python"
     core_reason: str
+    computing: dict[str, int]  # by `get_or_set`, in this process
     process: dict[str, int]
     backend_stats: dict[str, Any]
 
@@ -52,13 +54,14 @@ class CacheStats:
         return dataclasses.asdict(self) | {"hit_ratio": self.hit_ratio}
 
 
-def collect(store: Store, reason: str, process: dict[str, int]) -> CacheStats:
-    """`process`: see `sharing.counters`, which has folded them."""
+def collect(store: Store, reason: str, process: dict[str, int], computing: dict[str, int]) -> CacheStats:
+    """`process`: see `sharing.counters`, which has folded them; `computing`: see `InFlight`."""
     store.shared_settings.follow()
     index = store.current.index
     shared = {name: index.words[f.W_COUNTERS + i] for i, name in enumerate(f.COUNTERS)}
     return CacheStats(
         **shared,
+        unreadable=process.pop("unreadable"),
         entries=index.count(),
         live_bytes=index.live_bytes,
         disk_bytes=index.used_bytes,
@@ -70,6 +73,7 @@ def collect(store: Store, reason: str, process: dict[str, int]) -> CacheStats:
         backend_reason=reason,
         core=store.core.name,
         core_reason=store.core.reason,
+        computing=dict(computing),
         process=process,
         backend_stats=store.backend.stats(),
     )

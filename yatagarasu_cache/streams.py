@@ -12,7 +12,7 @@ from .backends.base import Buffer
 from .concurrency.interruption import ours
 from .errors import SerializationError
 from .guard import callers
-from .store.large import CHUNK_BYTES
+from .store.chunks import PIECE_BYTES
 
 __all__ = ["as_stream", "check_length", "stream_length"]
 
@@ -62,7 +62,7 @@ def _says(value: Any, name: str) -> Any:
 @callers
 def _pieces(value: Any) -> Iterator[Any]:
     """What a file has, to its end. A generator, so that a StopIteration from `read` does not end it."""
-    while (piece := value.read(CHUNK_BYTES)) != b"":
+    while (piece := value.read(PIECE_BYTES)) != b"":
         yield piece
 
 

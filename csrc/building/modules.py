@@ -62,8 +62,8 @@ CORE = Module(
     title="core module",
     switch="YATAGARASU_COMPILED_CORE",
     library="libxxhash",
-    sources=("core.c", "sum_avx2.c", "reads.c", "pack.c", "coremodule.c"),
-    headers=("core.h", "layout.h", "reads.h", "pack.h"),
+    sources=("core.c", "walk.c", "sum_avx2.c", "reads.c", "pack.c", "coremodule.c"),
+    headers=("core.h", "layout.h", "walk.h", "reads.h", "pack.h"),
     # All of xxHash in its header, and XXH3 as it is for good.
     trial=r"""
 #include <Python.h>

@@ -84,6 +84,7 @@ class Lab:
             "key in cache": each(lambda key: key in cache),
             "get container": each(lambda key: cache.get(("container", key))),
             "set 4 KiB": each(lambda key: cache.set(key, value)),
+            "set 4 KiB with a tag": each(lambda key: cache.set(("tagged", key), value, tag="tag")),
             "set container": each(lambda key: cache.set(("container", key), self.container)),
             "set and delete": each(put_and_delete),
             "get_many of 100": each(lambda key: cache.get_many(self.batch)),

@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diskcache
 
 from perf.bed import disk_bytes, drop_caches, scratch
+from perf.report import batteries, compatible
 from perf.report.machine import describe
+from perf.report.rows import Row, table
 from perf.timing import compare, latencies, per_call, percentile
 from yatagarasu_cache import DiskCache
 from yatagarasu_cache.store import compiled
@@ -30,15 +32,6 @@ VALUE = bytes(range(256)) * 16  # 4 KiB
 SMALL = b"x" * 100
 BYTES_WHEN_FULL = 570  # of size_limit for each such entry in a full cache, with index and headroom
 HOT_ENTRIES = 3000
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    what: str
-    asked: str
-    measured: str
-    reached: bool
 
 
 def against_diskcache(path: str, backend: str) -> Iterator[Row]:
@@ -168,18 +161,12 @@ def measure(backend: str, scale: float) -> Iterator[Row]:
     for step in steps:
         with scratch() as path:
             yield from step(path)
+    yield from batteries.measure(backend, scale)
+    yield from compatible.measure(scale)
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 MARKS = "<!-- figures:start -->", "<!-- figures:end -->"
-
-
-def table(rows: Iterable[Row]) -> str:
-    lines = ["| what | asked | measured | reached |", "|---|---|---|---|"]
-    lines += [
-        f"| {row.what} | {row.asked} | {row.measured} | {'yes' if row.reached else 'no'} |" for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def write_readme(rows: Iterable[Row], machine: dict[str, str], readme: Path = README) -> None:

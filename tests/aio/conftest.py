@@ -15,15 +15,6 @@ from watched import Open, Watched
 from yatagarasu_cache import AsyncDiskCache
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """What was there before the tests is not looked through after each of them."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(autouse=True)
 def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """asyncio logs exceptions that nobody looked at, and failures of callbacks: none may come."""

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import DEFAULT, STRANGERS, assert_exact, canonical, label, nested, numbers, round_trip, values
 
-from yatagarasu_cache import codec
 from yatagarasu_cache.codec import (
     KIND_BYTES,
     KIND_FALSE,
@@ -25,6 +24,7 @@ from yatagarasu_cache.codec import (
     KIND_TRUE,
     MAX_VALUE_DEPTH,
     MsgpackSerializer,
+    msgpack,
 )
 from yatagarasu_cache.errors import CacheError, SerializationError
 
@@ -183,7 +183,7 @@ def places_of(value: Any) -> list[Any]:
 @pytest.mark.parametrize("stranger", STRANGERS, ids=label)
 def test_strangers_are_refused_wherever_they_are(stranger: Any) -> None:
     for value in places_of(stranger):
-        with pytest.raises(SerializationError, match="serializer='pickle'") as caught:
+        with pytest.raises(SerializationError, match=r"TypedSerializer\(types=\[...\]\).*PickleSerializer\(secret=...\)|use .*zoneinfo.ZoneInfo") as caught:
             DEFAULT.encode(value)
         assert type(stranger).__qualname__ in str(caught.value)
         assert isinstance(caught.value, CacheError)
@@ -193,14 +193,6 @@ def test_views_are_refused_inside_of_containers() -> None:
     for value in places_of(memoryview(b"abc"))[1:]:
         with pytest.raises(SerializationError, match="type memoryview would not come back as what it is"):
             DEFAULT.encode(value)
-
-
-def test_numpy_values_are_refused() -> None:
-    numpy = pytest.importorskip("numpy")
-    for stranger in (numpy.zeros(3), numpy.int64(1), numpy.float64(1), numpy.bool_(True), numpy.str_("a")):
-        for value in (stranger, [stranger], (stranger,), {"a": stranger}):
-            with pytest.raises(SerializationError, match="numpy"):
-                DEFAULT.encode(value)
 
 
 WRAPS: list[Any] = [
@@ -242,15 +234,15 @@ def test_orders_to_ormsgpack_are_no_values() -> None:
 
 
 def test_what_msgpack_cannot_hold_is_refused(monkeypatch: Any) -> None:
-    monkeypatch.setattr(codec, "_pack", lambda *_: NotImplemented)  # as for more than 4 GiB
+    monkeypatch.setattr(msgpack, "_pack", lambda *_: NotImplemented)  # as for more than 4 GiB
     with pytest.raises(
-        SerializationError, match="cannot hold the value: .*more than .* bytes.*serializer='pickle'"
+        SerializationError, match="cannot hold the value: .*more than .* bytes.*convert it"
     ):
         DEFAULT.encode([1])
 
 
 def test_a_refusal_has_no_noise_around_it() -> None:
     with pytest.raises(SerializationError) as caught:
-        DEFAULT.encode({"a": 1j})
+        DEFAULT.encode({"a": object()})
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from samples import STRANGERS, Point, Str, canonical, damage, keys, label, nested
+from samples import SCALARS, STRANGERS, Point, Str, canonical, damage, keys, label, nested
 
 from yatagarasu_cache.codec import MAX_KEY_BYTES, MAX_KEY_DEPTH, decode_key, encode_key, encode_prefix
 from yatagarasu_cache.errors import SerializationError
@@ -71,7 +71,7 @@ def test_nan_is_no_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [*STRANGERS, bytearray(b"a"), memoryview(b"a"), [1], {1}, {1: 2}, frozenset()], ids=label
+    "key", [*STRANGERS, *SCALARS, bytearray(b"a"), memoryview(b"a"), [1], {1}, {1: 2}, frozenset()], ids=label
 )
 def test_other_types_are_no_keys(key: Any) -> None:
     for each in (key, ("a", key), ("a", (1, key))):

@@ -29,9 +29,15 @@ from samples import (
     scalars,
 )
 
-from yatagarasu_cache import codec
-from yatagarasu_cache.codec import KIND_CUSTOM, MsgpackSerializer, PickleSerializer, Serializer, ValueCodec
-from yatagarasu_cache.errors import ConfigurationError, SerializationError
+from yatagarasu_cache.codec import (
+    KIND_CUSTOM,
+    MsgpackSerializer,
+    PickleSerializer,
+    Serializer,
+    ValueCodec,
+    pickling,
+)
+from yatagarasu_cache.errors import ConfigurationError, SerializationError, ValueTooLarge
 
 
 class Bomb:
@@ -82,7 +88,11 @@ class Returning:
         return what
 
 
-PICKLES = [PickleSerializer(), PickleSerializer(SECRET), PickleSerializer(SECRET * 10, protocol=0)]
+PICKLES = [
+    PickleSerializer(), PickleSerializer(SECRET), PickleSerializer(SECRET * 10, protocol=0),
+    PickleSerializer(SECRET, old_secrets=[b"old"]),
+]  # fmt: skip
+OTHERS = [PickleSerializer(only_others=True), PickleSerializer(SECRET, only_others=True)]
 
 
 @pytest.mark.parametrize("serializer", PICKLES, ids=named)
@@ -213,7 +223,7 @@ def test_errors_of_ours_and_interrupts_pass_unchanged() -> None:
         assert caught.value is error
 
 
-@pytest.mark.parametrize("dumped", ["text", bytearray(b"a"), memoryview(b"a"), None, 1], ids=label)
+@pytest.mark.parametrize("dumped", ["text", None, 1, [b"a"]], ids=label)
 def test_dumps_has_to_return_bytes(dumped: Any) -> None:
     with pytest.raises(
         SerializationError, match=f"'returning' returned {label(dumped)}; it has to return bytes"
@@ -277,7 +287,7 @@ def test_each_changed_byte_of_a_signed_pickle_is_noticed_before_loading(monkeypa
     data = signed.dumps([1, Thing("a")])
     assert signed.loads(data) == [1, Thing("a")]
     loaded: list[bytes] = []
-    monkeypatch.setattr(codec.pickle, "loads", loaded.append)
+    monkeypatch.setattr(pickling.pickle, "loads", loaded.append)
     changed = [data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :] for at in range(len(data))]
     cut = [data[:length] for length in range(len(data))]
     for tampered in [*changed, *cut, data + b"\0"]:
@@ -307,10 +317,76 @@ def test_secrets_of_any_length_differ() -> None:
     assert len(data) == 6
 
 
-@pytest.mark.parametrize("serializer", PICKLES, ids=named)
+@pytest.mark.parametrize("serializer", OTHERS, ids=named)
+def test_only_what_the_default_serializer_refuses_is_pickled(serializer: PickleSerializer) -> None:
+    values_ = ValueCodec(serializer)
+    natives: list[Any] = [[1, (2,)], {"a": {1}}, collections.OrderedDict(a=1), 1j, b"a", "a", 1, None]
+    for value in natives:
+        assert values_.encode(value, key="k") == DEFAULT.encode(value)
+        assert_exact(value, values_)
+    for value in (Thing("a", [1]), Color.RED, Point(1, 2), [Thing("a"), {1}], Str("a"), bytearray(b"a"), {"a": Level.LOW}):
+        payload, flags = values_.encode(value, key="k")
+        assert flags == KIND_CUSTOM
+        back = values_.decode(bytes(payload), flags, "k")
+        assert back == value and type(back) is type(value)
+        assert values_.decode(*DEFAULT.encode([1]), "k") == [1]
+
+
+def test_a_list_that_holds_itself_is_pickled_with_the_others() -> None:
+    ring: list[Any] = [1]
+    ring.append(ring)
+    values_ = ValueCodec(OTHERS[1])
+    payload, flags = values_.encode(ring, key="k")
+    back = values_.decode(bytes(payload), flags, "k")
+    assert back[0] == 1 and back[1] is back
+
+
+def test_what_is_too_large_is_not_pickled_instead() -> None:
+    with pytest.raises(ValueTooLarge):
+        ValueCodec(OTHERS[1]).encode([b"x" * 1000], 100, "k")
+
+
+@pytest.mark.parametrize("serializer", OTHERS, ids=named)
+def test_what_can_neither_be_kept_nor_pickled_is_refused(serializer: PickleSerializer) -> None:
+    with pytest.raises(SerializationError, match="cannot store a value of type"):
+        ValueCodec(serializer).encode(lambda: None, key="k")
+
+
+def test_old_secrets_are_read_and_not_written() -> None:
+    old, new = PickleSerializer(b"old"), PickleSerializer(b"new", old_secrets=[b"older", b"old"])
+    assert new.loads(old.dumps([1])) == new.loads(PickleSerializer(b"older").dumps([1])) == [1]
+    assert new.dumps([1]) == PickleSerializer(b"new").dumps([1])
+    with pytest.raises(SerializationError, match="signature"):
+        old.loads(new.dumps([1]))
+    with pytest.raises(SerializationError, match="signature"):
+        new.loads(PickleSerializer(b"oldest").dumps([1]))
+    payload, flags = ValueCodec(old).encode([1], key="k")
+    assert ValueCodec(new).decode(bytes(payload), flags, "k") == [1]
+    with pytest.raises(SerializationError, match="signature"):
+        ValueCodec(new).decode(bytes(payload), flags, "other")
+
+
+@pytest.mark.parametrize("old", [b"old", "old", [b""], ["old"], [None]])
+def test_what_are_no_old_secrets(old: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^old_secrets must be a list of bytes"):
+        PickleSerializer(SECRET, old_secrets=old)
+
+
+def test_old_secrets_without_a_new_one_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="^old_secrets need a secret"):
+        PickleSerializer(old_secrets=[b"old"])
+
+
+def test_only_others_is_true_or_false() -> None:
+    with pytest.raises(ConfigurationError, match="^only_others must be"):
+        PickleSerializer(SECRET, only_others=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("serializer", [*PICKLES, *OTHERS], ids=named)
 def test_pickle_serializers_travel_to_other_processes(serializer: PickleSerializer) -> None:
     there = pickle.loads(pickle.dumps(serializer))
-    assert there.name == serializer.name
+    assert there.name == serializer.name and there.only_others == serializer.only_others
+    assert there._old_secrets == serializer._old_secrets
     assert there.loads(serializer.dumps([1])) == [1]
     assert there.dumps([1]) == serializer.dumps([1])
 

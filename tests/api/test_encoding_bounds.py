@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import decimal
+import fractions
+import pathlib
 import signal
 import tracemalloc
 from collections.abc import Callable
@@ -13,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yatagarasu_cache import DiskCache, SerializationError, ValueTooLarge, codec
-from yatagarasu_cache.codec import MAX_KEY_BYTES, MsgpackSerializer, ValueCodec, encode_key
+from yatagarasu_cache import DiskCache, SerializationError, TypedSerializer, ValueTooLarge
+from yatagarasu_cache.codec import MAX_KEY_BYTES, MsgpackSerializer, ValueCodec, bounds, encode_key, msgpack
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
@@ -93,6 +96,29 @@ def test_what_is_long_is_not_copied_first(name: str, core: str) -> None:
     assert peak(refused) < MOST
 
 
+LONE: dict[str, Any] = {
+    "Decimal": decimal.Decimal("7" * 70_000), "Fraction": fractions.Fraction(1 << 600_000, 3), "range": range(1 << 600_000),
+    "path": pathlib.PurePosixPath("x" * 70_000), "surrogates": "\ud800" * 70_000, "int": 1 << 600_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONE)
+def test_a_long_scalar_alone_is_stored_or_too_large(tmp_path: Path, name: str, core: str) -> None:
+    value = LONE[name]
+    for options in ({}, {"serializer": TypedSerializer([])}, {"compression": "lz4"}):
+        with DiskCache(tmp_path / f"c{len(str(options))}", **options) as cache:  # type: ignore[arg-type]
+            cache.set("k", value, meta=value)
+            cache.set_many({"many": value})
+            cache.modify("many", lambda old: old)
+            entry = cache.get_entry("k")
+            assert entry is not None and entry.meta == value
+            assert cache["k"] == value and cache["many"] == value
+    assert MsgpackSerializer().loads(MsgpackSerializer().dumps(value)) == value
+    with DiskCache(tmp_path / "small", max_value_size=60_000) as cache:
+        with pytest.raises(ValueTooLarge, match="max_value_size"):
+            cache.set("k", value)
+
+
 DEEP: dict[str, Any] = {
     "itself": itself(), "holds itself": [itself()], "lists": doubled([], lambda v: [v], 50_000),
     "tuples": ([doubled((), lambda v: (v,), 50_000)],),
@@ -157,7 +183,7 @@ def test_the_longest_keys() -> None:
 
 def test_ctrl_c_while_it_is_encoded() -> None:
     """The compiled core lets signals in; a large value takes as long as it takes."""
-    if codec._core is None:
+    if msgpack._core is None:
         pytest.skip("ormsgpack does not")
     seen = 0
 
@@ -172,7 +198,7 @@ def test_ctrl_c_while_it_is_encoded() -> None:
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            codec._core.pack([bytes(1 << 20)] * 20, 1 << 30, watch, False)
+            msgpack._core.pack([bytes(1 << 20)] * 20, 1 << 30, watch, False)
     finally:
         signal.signal(signal.SIGALRM, before)
     assert seen == 1
@@ -181,7 +207,7 @@ def test_ctrl_c_while_it_is_encoded() -> None:
 @pytest.mark.parametrize("change", ["shrink", "grow", "replace"])
 def test_a_value_that_changes_while_it_is_encoded(change: str) -> None:
     """Whoever is let in may do anything to it: it is then looked at anew."""
-    if codec._core is None:
+    if msgpack._core is None:
         pytest.skip("nobody is let in")
     large = [bytes([n]) * (1 << 20) for n in range(20)]
     for value in ([{"a": large}, "end"], {"a": [large], "b": "end"}):
@@ -196,7 +222,7 @@ def test_a_value_that_changes_while_it_is_encoded(change: str) -> None:
                 content[:] = [b"other"] * len(content)
 
         whole: Any = [{"a": content}, "end"] if type(value) is list else {"a": [content], "b": "end"}
-        packed = codec._core.pack(whole, 1 << 30, watch, False)
+        packed = msgpack._core.pack(whole, 1 << 30, watch, False)
         assert packed is NotImplemented if change != "replace" else len(ormsgpack.unpackb(packed)) == 2
 
 
@@ -213,26 +239,26 @@ PLAIN = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(PLAIN)
 def test_the_compiled_core_writes_what_ormsgpack_writes(value: Any) -> None:
-    if codec._core is None:
+    if msgpack._core is None:
         pytest.skip("there is no compiled core")
     expected = ormsgpack.packb(value)
-    assert codec._core.pack(value, 1 << 30, None, False) == expected
-    assert codec._core.pack(value, len(expected), None, False) == expected
-    assert codec._core.pack(value, len(expected) - 1, None, False) is None
+    assert msgpack._core.pack(value, 1 << 30, None, False) == expected
+    assert msgpack._core.pack(value, len(expected), None, False) == expected
+    assert msgpack._core.pack(value, len(expected) - 1, None, False) is None
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 8, 15, 16, 17, 31, 32, 255, 256, 5000, 65_535, 65_536, 70_000])
 def test_lengths(length: int) -> None:
-    if codec._core is None:
+    if msgpack._core is None:
         pytest.skip("there is no compiled core")
     for value in ("x" * length, b"x" * length, [None] * length, {str(n): n for n in range(length)}):
-        assert codec._core.pack(value, 1 << 30, None, False) == ormsgpack.packb(value)
-    extension = codec._core.pack([(3, bytes(length))], 1 << 30, None, True)
+        assert msgpack._core.pack(value, 1 << 30, None, False) == ormsgpack.packb(value)
+    extension = msgpack._core.pack([(3, bytes(length))], 1 << 30, None, True)
     assert extension == ormsgpack.packb([ormsgpack.Ext(3, bytes(length))])
 
 
 def test_what_is_not_plain() -> None:
-    if codec._core is None:
+    if msgpack._core is None:
         pytest.skip("there is no compiled core")
 
     class Text(str):
@@ -242,10 +268,10 @@ def test_what_is_not_plain() -> None:
         (1,), {1}, {1: 2}, {b"a": 1}, 1 << 64, -(1 << 63) - 1, "\ud800", bytearray(b"x"), memoryview(b"x"),
         Text("x"), {Text("x"): 1}, doubled([], lambda v: [v], 300), 1j, ormsgpack.Ext(1, b"x"),
     ):  # fmt: skip
-        assert codec._core.pack(value, 1 << 30, None, False) is NotImplemented
-        assert codec._core.pack([1, value], 1 << 30, None, False) is NotImplemented
+        assert msgpack._core.pack(value, 1 << 30, None, False) is NotImplemented
+        assert msgpack._core.pack([1, value], 1 << 30, None, False) is NotImplemented
     deepest = doubled(1, lambda v: [v], 255)
-    assert MsgpackSerializer().loads(codec._core.pack(deepest, 1 << 30, None, False)) == deepest
+    assert MsgpackSerializer().loads(msgpack._core.pack(deepest, 1 << 30, None, False)) == deepest
 
 
 # What grows, and would still be allowed in a cache of many gigabytes
@@ -289,14 +315,14 @@ def test_what_grows_out_of_all_proportion_is_refused(name: str) -> None:
 
 
 def test_that_it_is_long_or_repeats_itself_is_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_MUCH", 1 << 16)
+    monkeypatch.setattr(bounds, "_MUCH", 1 << 16)
     text = ["x" * 600 + str(n) for n in range(1000)]
     for value in (
         text, tuple(text), [("a", 1)] * 30_000, [["row", 1, None]] * 30_000, {n: (n,) for n in range(20_000)},
         [{"name": "x" * 50, "n": n} for n in range(10_000)], ["y" * 500] * 10_000, [1 << 2000] * 10_000,
         [frozenset({n}) for n in range(10_000)], ["x" * 10_000] * 60, [b"x" * (1 << 20)],
     ):  # fmt: skip
-        codec._measure(value, HUGE, codec._CONTAINER_COST)
+        bounds.measure(value, HUGE, bounds.CONTAINER_COST)
 
 
 # Hashes that are the same
@@ -321,7 +347,7 @@ def members(name: str, number: int) -> list[Any]:
 
 def flat(content: list[Any], steps: list[int], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """What a set or dict of `content` would have been encoded as, before it was looked at."""
-    monkeypatch.setattr(codec._Collisions, "too_many", lambda *_: False)
+    monkeypatch.setattr(bounds.Collisions, "too_many", lambda *_: False)
     data = MsgpackSerializer().dumps(tuple(content))
     monkeypatch.undo()
     packed = ormsgpack.unpackb(data, ext_hook=lambda _, content: content)
@@ -340,12 +366,12 @@ def no_building(content: list[Any]) -> frozenset[Any]:
 def test_hashes_that_collide_are_refused_before_anything_is_built(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = {"set": codec._SET, "frozenset": codec._FROZENSET, "dict": codec._DICT}[kind]
+    step = {"set": msgpack._SET, "frozenset": msgpack._FROZENSET, "dict": msgpack._DICT}[kind]
     content = members(name, 10_000)
     if kind == "dict":
         content = [part for member in content for part in (member, None)]
     data = flat(content, [step], monkeypatch)
-    monkeypatch.setitem(codec._BUILDERS, step, no_building)
+    monkeypatch.setitem(msgpack._BUILDERS, step, no_building)
     with pytest.raises(SerializationError, match="damaged: too many members or keys of the same hash"):
         MsgpackSerializer().loads(data)
 
@@ -353,7 +379,7 @@ def test_hashes_that_collide_are_refused_before_anything_is_built(
 def test_many_sets_of_them_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is small enough."""
     content = members("ints", 2000)
-    parts, steps = content * 20, [codec._SET, 2000, 2000] * 20 + [codec._LIST, 0, 20]
+    parts, steps = content * 20, [msgpack._SET, 2000, 2000] * 20 + [msgpack._LIST, 0, 20]
     built = 0
 
     def build(content: list[Any]) -> Any:
@@ -361,9 +387,9 @@ def test_many_sets_of_them_are_refused_together(monkeypatch: pytest.MonkeyPatch)
         built += 1
         return content
 
-    monkeypatch.setitem(codec._BUILDERS, codec._SET, build)
+    monkeypatch.setitem(msgpack._BUILDERS, msgpack._SET, build)
     with pytest.raises(ValueError, match="of the same hash"):
-        codec._rebuild(parts, steps, 500_000)
+        msgpack._rebuild(parts, steps, 500_000, msgpack._BUILDERS, bounds.OPENERS)
     assert built == 4
 
 
@@ -371,7 +397,7 @@ def test_frozensets_that_are_long_to_compare(monkeypatch: pytest.MonkeyPatch) ->
     """Few of them, each of which was looked at by itself and let pass: to compare two is what takes long."""
     inner = [SAME * n for n in range(1, 1001)]
     sets = [frozenset([*inner, SAME * (2000 + n)]) for n in range(8)]
-    collisions = codec._Collisions()
+    collisions = bounds.Collisions()
     for one in sets:
         collisions.add(list(one))
     each = collisions.work // 8
@@ -409,7 +435,7 @@ WRAPS: list[Callable[[Any], Any]] = [set, lambda v: [frozenset(v)], lambda v: di
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_what_could_not_be_read_is_not_stored(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same limit on the way in, to the last member."""
-    monkeypatch.setattr(codec, "_COMPARISONS", 5000)
+    monkeypatch.setattr(bounds, "_COMPARISONS", 5000)
     most = 0
     for number in range(50, 200):
         value = wrap([SAME * n for n in range(number)])
@@ -424,7 +450,7 @@ def test_what_could_not_be_read_is_not_stored(wrap: Any, monkeypatch: pytest.Mon
 
 
 def test_it_is_refused_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_COMPARISONS", 1000)
+    monkeypatch.setattr(bounds, "_COMPARISONS", 1000)
     value = {SAME * n for n in range(100)}
     with DiskCache(tmp_path / "c") as cache:
         cache.set("k", "old")

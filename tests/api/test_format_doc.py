@@ -19,6 +19,7 @@ from helpers import ROOT
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from yatagarasu_cache import DiskCache, codec
+from yatagarasu_cache.codec import msgpack, scalars
 from yatagarasu_cache.store import format as layout
 from yatagarasu_cache.store.directory import boot_id
 
@@ -28,7 +29,7 @@ TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 NOT_ON_DISK = frozenset({"LITTLE_ENDIAN", "LOCK_NAMES", "MASK32", "MASK64"})
 KINDS = frozenset({"PUT", "LARGE", "REMOVE", "CLEAR", "TOUCH", "FLOOR"})
 STATES = frozenset({"ACTIVE", "SEALED", "DOOMED", "LOG", "TAKEN"})
-FLAGS = frozenset({"CODEC_FLAGS", "FLAG_LARGE"})
+FLAGS = frozenset({"CODEC_FLAGS", "FLAG_LARGE", "FLAG_TERMS"})
 
 Row = dict[str, str]
 
@@ -233,6 +234,15 @@ def test_kinds_of_values() -> None:
     assert codec.KIND_MASK == layout.CODEC_FLAGS
 
 
+def test_extensions_of_msgpack() -> None:
+    numbers = [int(row["Extension"]) for row in table("extensions")]
+    assert numbers == list(range(msgpack._EXT_ARRAY + 1))
+    names = {tag: load.__name__.removeprefix("_load_") for tag, load in scalars.LOADERS.items() if hasattr(load, "__name__")}
+    for row in table("extensions"):
+        name = names.get(int(row["Extension"]), "").removeprefix("__getitem__")
+        assert name.replace("zone", "").lower() in row["Value"].lower(), row
+
+
 KEYS: list[codec.Key] = ["ab", b"ab", 3, 1.5, True, False, None, ("a", 1)]
 
 
@@ -316,6 +326,35 @@ class Reader:
         data = xxh3_128_digest(key, self.seed)
         return int.from_bytes(data[:8], "little") | 2, int.from_bytes(data[8:], "little")
 
+    def tag_hash(self, tag: bytes) -> int:
+        return xxh3_64_intdigest(tag, self.seed) & 0xFFFFFFFF or 1
+
+    def tagged(self, tag: bytes) -> set[tuple[int, int, int]]:
+        """(low, high, stamp) of the cells that a tag leads to, found as the document says."""
+        found = set()
+        for part in range(self.number["PARTITIONS"]):
+            descriptor = self.words("W_TAGS", part)
+            if descriptor == self.number["UNTAGGED"]:
+                continue
+            slots = descriptor & self.number["CAPACITY_MASK"]
+            base = (descriptor >> self.number["DESCRIPTOR_BITS"]) * self.number["SLOT_BYTES"]
+            assert self.value(self.index, base, "TAG_TABLE", "descriptor") == descriptor
+            first_chain = base + 8 * self.number["TAG_TABLE_WORDS"]
+            chains = slots - self.number["TAG_TABLE_WORDS"]
+            at = first_chain + 8 * (self.tag_hash(tag) % chains)
+            chain = int.from_bytes(self.index[at : at + 8], "little")
+            number = chain & 0xFFFFFFFF
+            for _ in range(chain >> 32):
+                cell = base + 8 * slots + 8 * self.number["TAG_CELL_WORDS"] * (number - 1)
+                low, high, stamp, link = (
+                    self.value(self.index, cell, "TAG_CELL", field) for field in ("low", "high", "stamp", "link")
+                )
+                if link >> 32 == self.tag_hash(tag):
+                    found.add((low | self.number["DIGEST_BIT"], high, stamp))
+                number = link & 0xFFFFFFFF
+            assert number == self.number["NO_CELL"]
+        return found
+
     def slot_of(self, low: int, high: int) -> int | None:
         """Offset of the slot of a digest, found as the document says."""
         descriptor = self.words("W_PARTITIONS", high & self.number["PARTITION_MASK"])
@@ -342,7 +381,9 @@ class Reader:
             names += found[f"{part}_length"]
         align = self.number["ALIGN"]
         found["payload_at"] = -(-names // align) * align
-        length = 8 if found["kind"] == self.kind["LARGE"] else found["value_length"]
+        length = found["value_length"]
+        if found["kind"] == self.kind["LARGE"]:
+            length = 8 + self.number["CHUNK_SUM_BYTES"] * -(-length // self.number["CHUNK_BYTES"])
         found["payload"] = data[found["payload_at"] : found["payload_at"] + length]
         found["next"] = found["payload_at"] + -(-length // align) * align
         return found
@@ -403,6 +444,16 @@ def test_every_value_by_its_slot(reader: Reader) -> None:
         assert record["stamp"] == reader.value(reader.index, at, "SLOT", "stamp")
         head = data[start : start + 56] + record["key"] + record["tag"] + record["meta"]
         assert data[start + 56 : start + 64] == xxh3_64_digest(head, reader.seed ^ place)
+
+
+def test_every_tagged_entry_by_its_tag(reader: Reader) -> None:
+    found = set()
+    for low, high, stamp in reader.tagged(b"sgroup"):
+        at = reader.slot_of(low, high)
+        if at is not None and reader.value(reader.index, at, "SLOT", "stamp") == stamp:
+            found.add((low, high))
+    assert found == {reader.digest(b"s" + str(key).encode()) for key in VALUES}
+    assert not reader.tagged(b"sanother")
 
 
 def test_what_is_gone_has_no_slot(reader: Reader) -> None:
@@ -477,7 +528,8 @@ def check_footer(reader: Reader, data: bytes, tail: int, records: list[tuple[int
         assert data[at : at + 56] == data[offset : offset + 56]
         assert data[at + 64 : at + 64 + len(names)] == names
         at += 64 + len(names)
-        payload = b"" if record["kind"] == reader.kind["PUT"] else record["payload"]
+        large = record["kind"] == reader.kind["LARGE"]
+        payload = record["payload"][:8] if large else b"" if record["kind"] == reader.kind["PUT"] else record["payload"]
         assert data[at : at + kept] == payload
         at += kept
     assert at == trailer
@@ -516,11 +568,15 @@ def test_the_large_file(reader: Reader) -> None:
     assert at is not None
     place = reader.value(reader.index, at, "SLOT", "place")
     record = reader.record(reader.segment(place >> 32), (place & 0xFFFFFFFF) << 4)
-    (pointer,) = read_all(reader, record["payload"], "LARGE_POINTER")[0]
+    (pointer,) = read_all(reader, record["payload"][:8], "LARGE_POINTER")[0]
     path = reader.directory / reader.file["LARGE_NAME"] / f"{high:016x}{low:016x}-{pointer:016x}"
     assert path.read_bytes() == LARGE_VALUE
     assert record["kind"] == reader.kind["LARGE"] and record["flags"] == 0x10
-    assert record["value_sum"] == xxh3_64_intdigest(LARGE_VALUE, low ^ 0x10)
+    seed, chunk = low ^ 0x10, reader.number["CHUNK_BYTES"]
+    chunks = [LARGE_VALUE[at : at + chunk] for at in range(0, len(LARGE_VALUE), chunk)]
+    sums = b"".join(xxh3_64_intdigest(one, seed).to_bytes(8, "little") for one in chunks)
+    assert len(chunks) == 2 and record["payload"][8:] == sums
+    assert record["value_sum"] == xxh3_64_intdigest(sums, seed)
 
 
 def test_the_checkpoint(reader: Reader) -> None:
@@ -532,15 +588,24 @@ def test_the_checkpoint(reader: Reader) -> None:
     at = layout.CHECKPOINT_HEADER.size + count * layout.CHECKPOINT_SEGMENT.size
     found = set()
     for part in range(reader.number["PARTITIONS"]):
-        slots = reader.value(data, at, "CHECKPOINT_PART", "slots")
+        slots, tagged = (reader.value(data, at, "CHECKPOINT_PART", name) for name in ("slots", "tagged"))
         at += layout.CHECKPOINT_PART.size
+        order = []
         for _ in range(slots):
             low = reader.value(data, at, "SLOT", "low")
             if low > reader.number["REMOVED"]:
                 high = reader.value(data, at, "SLOT", "high")
                 assert high & reader.number["PARTITION_MASK"] == part
                 found.add((low, high))
+            order.append(low)
             at += reader.number["SLOT_BYTES"]
+        assert tagged in (0, slots)
+        size = reader.number["TAG_HASH_BYTES"]
+        for low in order[:tagged]:
+            large = low == reader.digest(b"slarge")[0]
+            assert int.from_bytes(data[at : at + size], "little") == (0 if large else reader.tag_hash(b"sgroup"))
+            at += size
+        at += -at % 8
     keys = [b"s" + str(key).encode() for key in VALUES] + [b"slarge"]
     assert found == {reader.digest(key) for key in keys}
     assert data[at:] == xxh3_64_intdigest(data[:at]).to_bytes(8, "little")

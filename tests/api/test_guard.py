@@ -26,8 +26,9 @@ from yatagarasu_cache import (
     aio,
     guard,
 )
-from yatagarasu_cache.entry import Entry, Location, ValueReader
+from yatagarasu_cache.entry import Entry, Location
 from yatagarasu_cache.store.index import Index, IndexDamaged
+from yatagarasu_cache.value_files import HeldReader, ValueReader
 
 pytestmark = pytest.mark.once
 
@@ -39,14 +40,20 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
     "set": lambda cache: cache.set("k", b"v"),
     "add": lambda cache: cache.add("new", 1),
     "touch": lambda cache: cache.touch("k"),
+    "set_meta": lambda cache: cache.set_meta("k", 1),
     "incr": lambda cache: cache.incr("n"),
     "decr": lambda cache: cache.decr("n"),
+    "modify": lambda cache: cache.modify("n", lambda n: n + 1),
+    "setdefault": lambda cache: cache.setdefault("new", 1),
     "pop": lambda cache: cache.pop("k"),
     "delete": lambda cache: cache.delete("k"),
     "get_many": lambda cache: cache.get_many(["k", 1, "none"]),
     "set_many": lambda cache: cache.set_many({"k": 1}),
+    "update": lambda cache: cache.update({"k": 1}),
     "delete_many": lambda cache: cache.delete_many(["k"]),
     "keys": lambda cache: list(cache.keys()),
+    "items": lambda cache: list(cache.items()),
+    "values": lambda cache: list(cache.values()),
     "entries": lambda cache: [entry.value for entry in cache.entries(tag="t")],
     "evict": lambda cache: cache.evict("t"),
     "delete_prefix": lambda cache: cache.delete_prefix("k"),
@@ -56,10 +63,15 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
     "get_entry": lambda cache: cache.get_entry("k").value,  # type: ignore[union-attr]
     "open": lambda cache: cache.open("k").read(),
     "location": lambda cache: cache.location("k").close(),
+    "view": lambda cache: cache.view("k"),
     "volume": lambda cache: cache.volume(),
     "flush": lambda cache: cache.flush(),
     "check": lambda cache: cache.check(),
     "stats": lambda cache: cache.stats(),
+    "get_or_set": lambda cache: cache.get_or_set("missing", lambda: 1),
+    "lock": lambda cache: cache.lock("k").acquire(),
+    "semaphore": lambda cache: cache.semaphore("k", 2).acquire(),
+    "throttle": lambda cache: cache.throttle(5, 1, name="n")(int)(),
     "close": lambda cache: cache.close(),
     "__getitem__": lambda cache: cache["k"],
     "__setitem__": lambda cache: cache.__setitem__("k", "v"),
@@ -69,7 +81,7 @@ CALLS: dict[str, Callable[[DiskCache], Any]] = {
     "__iter__": lambda cache: list(cache),
     "__exit__": lambda cache: cache.__exit__(),
 }
-PASSIVE = {"__enter__", "__bool__", "__repr__", "__reduce__", "from_config", "__init__"}
+PASSIVE = {"__enter__", "__bool__", "__repr__", "__reduce__", "from_config", "__init__", "memoize"}
 
 INJECTED: list[Exception] = [
     struct.error("on purpose"),
@@ -199,6 +211,8 @@ def test_asynchronous_methods(directory: Path, error: Exception) -> None:
     async def call(cache: Any, name: str) -> None:
         if name in ("keys", "__iter__"):
             [key async for key in cache]
+        elif name in ("items", "values"):
+            [one async for one in getattr(cache, name)()]
         elif name == "entries":
             [await entry.value async for entry in cache.entries(tag="t")]
         elif name == "get_entry":
@@ -245,7 +259,8 @@ def test_what_hands_out_values(make: Make, error: Exception, monkeypatch: pytest
     entry._load = fail(error)
     expect(error, lambda: entry.value)
     with monkeypatch.context() as patch:
-        patch.setattr(cache._store.backend, "read", fail(error))
+        for name in ("read_chunks", "read_chunks_into"):
+            patch.setattr(cache._store.core, name, fail(error))
         for call in (file.read, lambda: file.raw.read(10), lambda: file.raw.readinto(bytearray(9))):  # type: ignore[attr-defined]
             expect(error, call)
         patch.setattr("yatagarasu_cache.entry.os.close", fail(error))
@@ -253,7 +268,9 @@ def test_what_hands_out_values(make: Make, error: Exception, monkeypatch: pytest
     file.close()
     assert public(Entry) <= {"__init__", "__repr__", "value"}
     assert public(Location) == {"__init__", "__iter__", "__enter__", "__exit__", "close"}
-    assert public(ValueReader) == {"__init__", "readable", "seekable", "seek", "tell", "readinto", "close"}
+    raw = {"__init__", "readable", "seekable", "seek", "tell", "readinto", "readall", "fileno", "close"}
+    assert public(ValueReader) | public(ValueReader.__base__) == raw  # type: ignore[arg-type]
+    assert public(HeldReader) <= raw
 
 
 def test_opening(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from helpers import run_python
 
 import yatagarasu_cache
 from yatagarasu_cache import AsyncDiskCache, DiskCache, aio, codec, config, entry, mending, stats
+from yatagarasu_cache.compat.diskcache import importer
 from yatagarasu_cache.store import check
 
 PACKAGE = Path(yatagarasu_cache.__file__).parent
@@ -69,7 +70,7 @@ print(*{"asyncio", "concurrent.futures", "difflib", "json", "multiprocessing", "
 PLACES: dict[str, Any] = {
     "AsyncDiskCache": aio, "CacheStats": stats, "Entry": entry, "Location": entry, "MsgpackSerializer": codec,
     "PickleSerializer": codec, "Problem": check, "RingSettings": config, "Serializer": codec, "Settings": config,
-    "repair": mending,
+    "TypedSerializer": codec, "import_diskcache": importer, "repair": mending,
 }  # fmt: skip
 
 

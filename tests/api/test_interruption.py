@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from yatagarasu_cache import DiskCache, SerializationError, codec
-from yatagarasu_cache.codec import PickleSerializer, ValueCodec, decode_key, encode_key
+from yatagarasu_cache import DiskCache, SerializationError
+from yatagarasu_cache.codec import PickleSerializer, ValueCodec, decode_key, encode_key, msgpack
 from yatagarasu_cache.concurrency.interruption import descriptor_of, is_interruption
 
 
@@ -59,6 +59,8 @@ CODECS: dict[str, tuple[Any, Any]] = {
     "pickle": ("pickle", Hooked()), "signed": (PickleSerializer(b"secret"), [Hooked()]), "own": (Plain(), "text"),
 }  # fmt: skip
 
+CODE = {__file__, *map(str, Path(msgpack.__file__).parent.glob("*.py"))}  # whose lines are interrupted
+
 
 def interrupted_everywhere(work: Callable[[], Any], error: type[BaseException]) -> Iterator[BaseException | None]:
     """What comes out of `work` when a signal handler raises at its 1st, 2nd, ... line."""
@@ -73,7 +75,7 @@ def interrupted_everywhere(work: Callable[[], Any], error: type[BaseException]) 
 
         def trace(frame: FrameType, event: str, _: Any, handler: Any = handler) -> Any:
             nonlocal left
-            if frame.f_code.co_filename in (codec.__file__, __file__) and event == "line":
+            if frame.f_code.co_filename in CODE and event == "line":
                 left -= 1
                 if not left:
                     sys.settrace(None)
@@ -149,7 +151,7 @@ def test_a_signal_during_get_and_set(
     with DiskCache(tmp_path / "c") as cache:
         cache.set("k", [(1, {2})])
         with monkeypatch.context() as patch:
-            patch.setitem(codec._BUILDERS, codec._TUPLE, build)
+            patch.setitem(msgpack._BUILDERS, msgpack._TUPLE, build)
             for call in (
                 lambda: cache.get("k"), lambda: cache.get_many(["k"]), lambda: cache.pop("k"),
                 lambda: cache.get_entry("k").value,
@@ -181,7 +183,7 @@ def test_another_thread_raises_during_decode(
             pass
         return content
 
-    monkeypatch.setitem(codec._BUILDERS, codec._TUPLE, busy)
+    monkeypatch.setitem(msgpack._BUILDERS, msgpack._TUPLE, busy)
     monkeypatch.setattr(Plain, "text", lambda _, value: busy(value) if value == "text" else str(value))
     with DiskCache(tmp_path / "c", serializer=Plain() if name == "own" else "msgpack") as cache:
         value: Any = ["text"] if name == "own" else [(1,)]

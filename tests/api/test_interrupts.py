@@ -32,7 +32,7 @@ from yatagarasu_cache.store import format as f
 from yatagarasu_cache.store.index import Index
 from yatagarasu_cache.store.showing import Showing
 
-PICKED = os.environ.get("YATAGARASU_TEST_INTERRUPTS", "40")  # steps of a method that are tried
+PICKED = os.environ.get("YATAGARASU_TEST_INTERRUPTS", "25")  # steps of a method that are tried
 SEED = int(os.environ.get("YATAGARASU_TEST_SEED", "1"))
 LIMIT = {"size_limit": 1 << 20, "segment_size": 16 << 10}
 

@@ -53,7 +53,7 @@ def kept(cache: DiskCache | AsyncDiskCache) -> tuple[int, str, float]:
 def order(cache: DiskCache) -> list[Any]:
     """The keys of a small cache, the next victim first."""
     index = cache._store.current.index
-    names = {(slot.low, slot.high): record.key for record, slot in cache._store.walks.entries()}
+    names = {(slot.low, slot.high): key for key, slot in cache._store.walks.entries()}
     with cache._store.locks.index:
         slots = [index.slot(at) for at, _ in itertools.islice(Victims()(index), len(names))]
     return [decode_key(names[slot.low, slot.high]) for slot in slots]
@@ -687,6 +687,10 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "lock_timeout": (0.5, None),
     "workers": (1, 32),
     "allow_network_fs": (False, True),
+    "on_unreadable": ("error", "miss"),
+    "compression": (None, "zstd"),
+    "compression_level": (1, 9),
+    "compression_min_size": (1024, 0),
     "directory_mode": (0o700, 0o750),
     "file_mode": (0o600, 0o640),
 }
@@ -700,8 +704,9 @@ RING_DIFFERENT: dict[str, tuple[Any, Any]] = {
     "cpu_affinity": (None, 0),
     "max_workers": (None, 2),
 }
+NEEDED: dict[str, dict[str, Any]] = {"compression_level": {"compression": "zstd"}}  # settings of others' sense
 CASES = [
-    ({name: first}, {name: second})
+    ({**NEEDED.get(name, {}), name: first}, {**NEEDED.get(name, {}), name: second})
     for name, values in DIFFERENT.items()
     for first, second in (values, values[::-1])
 ] + [({"io_uring": {name: one}}, {"io_uring": {name: two}}) for name, (one, two) in RING_DIFFERENT.items()]

@@ -436,6 +436,7 @@ def run(machine: type[CacheMachine], examples: int, steps: int) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=steps))
 
 
+@pytest.mark.in_turn
 @handles
 def test_like_a_dict(core: str, machine: type[CacheMachine]) -> None:
     run(machine, 25, 40)
@@ -447,7 +448,7 @@ def test_like_a_dict(core: str, machine: type[CacheMachine]) -> None:
 @handles
 def test_like_a_dict_for_long(core: str, machine: type[CacheMachine]) -> None:
     """Longer runs rather than more: what a cache remembers of long ago is what can go wrong."""
-    run(machine, 25, 100)
+    run(machine, 12, 100)
 
 
 # -- one backend against another ----------------------------------------------------------------

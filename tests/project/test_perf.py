@@ -32,6 +32,7 @@ from perf.bench import (  # noqa: E402
     large,
     mixed,
     opening,
+    parts,
     shared,
     steps,
 )
@@ -43,7 +44,7 @@ from perf.soak import steady as soak  # noqa: E402
 
 BENCHES: dict[str, ModuleType] = {
     "asyncio": aio, "cold": cold, "durable": durable, "eviction": eviction, "hot": hot, "large": large,
-    "mixed": mixed, "opening": opening, "shared": shared, "steps": steps,
+    "mixed": mixed, "opening": opening, "parts": parts, "shared": shared, "steps": steps,
 }  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def gentle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "LIMIT", 1 << 20)
     monkeypatch.setattr(large, "SIZES", (256 << 10,))
     monkeypatch.setattr(steps, "ENTRIES", 100)
+    monkeypatch.setattr(parts, "SIZES", {64 << 10: 10, 1 << 20: 2})
+    monkeypatch.setattr(parts, "HUGE", 3 << 20)
 
 
 # -- arithmetic --------------------------------------------------------------------------------

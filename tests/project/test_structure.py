@@ -13,9 +13,9 @@ from helpers import ROOT
 PACKAGE = "yatagarasu_cache"
 # What a folder of the package, or its top level (""), must not import from.
 ABOVE = {
-    "concurrency": {"backends", "store", "cli"},
-    "backends": {"cli"},
-    "store": {"cli"},
+    "concurrency": {"backends", "store", "computing", "cli"},
+    "backends": {"computing", "cli"},
+    "store": {"computing", "cli"},
 }
 # Of the top level, what the engine may know: the others are faces.
 SHARED = {"_build_info", "_core", "_ring", "_version", "codec", "config", "entry", "errors", "guard"}

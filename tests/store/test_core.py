@@ -671,25 +671,25 @@ def test_get_many_of_damage(opened: Callable[..., DiskCache]) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 240, 4096, 1 << 20, (2 << 20) - 1, 2 << 20, 5_000_001])
 def test_whole_files(tmp_path: Path, length: int) -> None:
+    """The sums themselves: see test_chunks."""
     value, seed = noise(length, length), 0x1234_5678_9ABC_DEF0
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        checksum = module.write_file(fd, value, seed)
-        assert checksum == f.value_sum(value, seed, 0)
+        sums = module.write_file(fd, (value,), seed)
         assert os.pread(fd, length + 1, 0) == value
         for _ in range(5):
-            assert module.read_file(fd, length, seed) == (value, checksum)
-        assert module.read_file(fd, length + 1, seed) is None
+            assert module.read_chunks(fd, 0, length, seed, 0) == (value, sums)
+        assert module.read_chunks(fd, 0, length + 1, seed, 0) is None
         os.truncate(fd, length // 2)
-        assert length == 0 or module.read_file(fd, length, seed) is None
+        assert length == 0 or module.read_chunks(fd, 0, length, seed, 0) is None
     finally:
         os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        module.read_file(-1, length + 1, seed)
+        module.read_chunks(-1, 0, length + 1, seed, 0)
     with pytest.raises(OSError, match="No space left"):
         full = os.open("/dev/full", os.O_RDWR)
         try:
-            module.write_file(full, value + b"x", seed)
+            module.write_file(full, (value, b"x"), seed)
         finally:
             os.close(full)
 
@@ -936,11 +936,11 @@ def test_batches_of_slots_and_items(opened: Callable[..., DiskCache]) -> None:
     with pytest.raises(OSError):
         core.append_many(-1, writer.segment, writer.tail, [item], START)
     slots = bytes(3 * f.SLOT_BYTES)
-    assert core.install_many(slots, 3, 0) == 0
-    assert core.install_many(slots, 0, 12345) == 0  # of another epoch
+    assert core.install_many(slots, b"", 3, 0) == 0
+    assert core.install_many(slots, b"", 0, 12345) == 0  # of another epoch
     for first in (-1, 4):
         with pytest.raises(ValueError, match="slots"):
-            core.install_many(slots, first, 0)
+            core.install_many(slots, b"", first, 0)
     assert cache.get_many(range(10)) == {n: b"v" * n for n in range(10)}
     assert cache.check() == []
 

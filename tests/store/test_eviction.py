@@ -490,7 +490,7 @@ LOADS: dict[str, Callable[[random.Random], int]] = {
 )
 def test_ten_times_the_size(make: Make, directory: Path, load: str, policy: str) -> None:
     """Writes of ten times what fits, reads in between: never above the limit, and in order at the end."""
-    limit, segment = 512 << 10, 8 << 10
+    limit, segment = 256 << 10, 8 << 10
     cache = make(size_limit=limit, segment_size=segment, eviction=policy)
     random_ = random.Random(load)
     written = turn = 0

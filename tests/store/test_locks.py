@@ -25,6 +25,7 @@ from helpers import noise, run_python
 
 from yatagarasu_cache import CacheIOError, ClosedError, DiskCache, LockTimeout, Reentered
 from yatagarasu_cache.backends.threads import ThreadsBackend
+from yatagarasu_cache.concurrency import file_locks
 from yatagarasu_cache.concurrency.cancelling import Call, GivenUp
 from yatagarasu_cache.concurrency.file_locks import LOOK_EVERY, FileLock
 from yatagarasu_cache.store import format as f
@@ -54,6 +55,27 @@ def is_free(lock: FileLock) -> bool:
         return False
     fcntl.flock(lock.fd, fcntl.LOCK_UN)
     return True
+
+
+def test_whoever_waits_long_tries_seldom(locks: Callable[..., FileLock], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a try each 10 ms, 256 that wait take a processor from the one that they wait for."""
+    now, tries = [0.0], []
+
+    class Clock:
+        monotonic = staticmethod(lambda: now[0])
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            tries.append(now[0])
+            now[0] += seconds
+
+    fcntl.flock(locks().fd, fcntl.LOCK_EX)
+    lock = locks(60.0)
+    with monkeypatch.context() as patch, pytest.raises(LockTimeout):
+        patch.setattr(file_locks, "time", Clock)
+        lock.__enter__()
+    assert now[0] == pytest.approx(60) and sum(when < 0.1 for when in tries) > 15 and sum(when > 10 for when in tries) < 250
+    assert all(later - one <= max(0.0101, one / 16 + 1e-6) for one, later in zip(tries, tries[1:], strict=False))
 
 
 def test_it_may_be_taken_again_and_is_given_back(locks: Callable[..., FileLock]) -> None:

@@ -93,6 +93,12 @@ class Backend(abc.ABC):
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """`length` bytes from `offset`; fewer only where the file ends."""
 
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """`read` into memory of the caller's: how many bytes."""
+        data = self.read(fd, len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     @abc.abstractmethod
     def read_once(self, fd: int, length: int, offset: int) -> bytes:
         """One try at `read`, as cheap as can be: may be short anywhere. For hits, which are verified."""

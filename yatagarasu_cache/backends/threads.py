@@ -86,6 +86,19 @@ class ThreadsBackend(Backend):
         data = os.pread(fd, min(length, _MAX_TRANSFER), offset)
         return data if len(data) == length else _read_on(fd, data, length, offset)
 
+    if hasattr(os, "preadv"):
+
+        def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+            done = 0
+            try:
+                while more := os.preadv(fd, [buffer[done : done + _MAX_TRANSFER]], offset + done):
+                    done += more
+            except ours(OSError) as error:
+                if error.errno not in _REFUSED:
+                    raise
+                return super().read_into(fd, buffer, offset)
+            return done
+
     read_once = staticmethod(os.pread)  # type: ignore[assignment]  # a call less on every hit
 
     if _NOWAIT:

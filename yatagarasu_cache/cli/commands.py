@@ -24,6 +24,7 @@ from ..mending import repair
 from ..stats import CacheStats
 from ..store.check import Problem
 from ..store.format import EVICTIONS, INDEX_NAME
+from .importing import run_import_diskcache
 from .opening import (
     FAILED,
     INTERRUPTED,
@@ -330,6 +331,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=CommandParser)
     add_warm(commands)
+    add_import_diskcache(commands)
     add_get(commands)
     add_set(commands)
     add_delete(commands)
@@ -348,7 +350,7 @@ def add_command(
     commands: Commands, run: Callable[[argparse.Namespace], int], summary: str, example: str
 ) -> Parser:
     """A sub-command named like its function, with the options that all of them take."""
-    name = run.__name__.removeprefix("run_")
+    name = run.__name__.removeprefix("run_").replace("_", "-")
     parser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=f"example:\n  {example}"
     )
@@ -383,6 +385,10 @@ def add_storing(parser: Parser) -> None:
         metavar="TIME",
         help="forget it after so many seconds (or minutes, hours, days: 15m, 12h, 7d)",
     )
+    add_limits(parser)
+
+
+def add_limits(parser: Parser) -> None:
     parser.add_argument(
         "--size-limit",
         type=parse_size,
@@ -410,6 +416,27 @@ def add_warm(commands: Commands) -> None:
     parser.add_argument("--prefix", default="", help="put before each key, as it is")
     add_storing(parser)
     parser.add_argument("--tag", help="tag of all entries (default: first part of the file's path)")
+
+
+def add_import_diskcache(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        run_import_diskcache,
+        "take over what diskcache has stored: keys, values, tags and expiry; what is in the cache already "
+        "stays, so an import that was interrupted goes on when it is begun again; exit code 1 if something "
+        "was left out",
+        f"{PROG} import-diskcache /var/cache/old /var/cache/new",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="directory of diskcache's Cache or FanoutCache")
+    add_cache(parser)
+    parser.add_argument(
+        "--allow-pickle", action="store_true",
+        help="unpickle what is more than plain values: that runs code of whoever could write to SOURCE",
+    )  # fmt: skip
+    parser.add_argument("--json-disk", action="store_true", help="SOURCE was written by a JSONDisk")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the cache already")
+    add_json(parser)
+    add_limits(parser)
 
 
 def add_get(commands: Commands) -> None:

@@ -144,6 +144,22 @@ class Presenter:
             print("\r" + " " * 78, end="\r", file=sys.stderr, flush=True)
 
 
+    @contextlib.contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """To be called with how many are done, of how many; None where nobody sees it."""
+        if not self.shows_progress():
+            yield None
+            return
+
+        def draw(done: int, total: int) -> None:
+            print(f"\r{f'{done} of {total} {what}':<78}", end="", file=sys.stderr, flush=True)
+
+        try:
+            yield draw
+        finally:
+            print("\r" + " " * 78, end="\r", file=sys.stderr, flush=True)
+
+
 class RichPresenter(Presenter):
     """`Presenter` through rich. Output that goes to a file or a pipe stays the same plain text."""
 
@@ -188,6 +204,22 @@ class RichPresenter(Presenter):
         with bars.Progress(*columns, console=self._err, transient=True) as live:
             task = live.add_task("", total=size, files=0, total_files=files)
             yield Progress(lambda now: live.update(task, completed=now.bytes, files=now.files))
+
+
+    @contextlib.contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        if not self.shows_progress():
+            yield None
+            return
+        import rich.progress as bars
+
+        columns = (
+            bars.BarColumn(), bars.TaskProgressColumn(), bars.MofNCompleteColumn(), bars.TextColumn(what),
+            bars.TimeRemainingColumn(),
+        )  # fmt: skip
+        with bars.Progress(*columns, console=self._err, transient=True) as live:
+            task = live.add_task("", total=None)
+            yield lambda done, total: live.update(task, completed=done, total=total)
 
 
 @functools.cache

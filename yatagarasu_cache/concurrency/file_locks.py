@@ -29,9 +29,10 @@ __all__ = [
 
 _TRIES = 30  # to lock the file, before sleeping in between
 _FEW_TRIES = 8  # where nobody is waited for
-# Seconds between tries: with 256 processes waiting, shorter sleeps would take the processors from the one
-# that holds the lock.
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01
+# Seconds between tries. They grow, at last to a part of the time that was waited: hundreds of processes that
+# tried more often would take the processors from the one that holds the lock, where others need them too.
+_SHORTEST_SLEEP, _LONG_SLEEP, _LONGEST_SLEEP = 0.00005, 0.01, 0.25
+_SLEEPS_PART = 1 / 16
 # Seconds for which a file is believed to have its name still; and for which a process that replaces one
 # waits, so that all others have looked meanwhile, and have left the file that was removed.
 LOOK_EVERY = 0.01
@@ -193,8 +194,9 @@ class FileLock:
                 f"this thread has locked {self._path!r} by another handle, whose work a signal handler, a "
                 "destructor or a logging handler has interrupted: have that use the cache in another thread"
             )
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        sleep, look_at = _SHORTEST_SLEEP, time.monotonic() + GRACE
+        begun = time.monotonic()
+        deadline = None if self._timeout is None else begun + self._timeout
+        sleep, look_at = _SHORTEST_SLEEP, begun + GRACE
         while not self._try(1):
             heed()
             now = time.monotonic()
@@ -204,8 +206,8 @@ class FileLock:
                 if not has_name(self.fd, self._path):
                     return False
                 look_at = now + GRACE
-            time.sleep(sleep)
-            sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+            time.sleep(sleep if deadline is None else min(sleep, deadline - now))
+            sleep = _longer(sleep, now - begun)
         return True
 
     def _is_mine_elsewhere(self) -> bool:
@@ -330,17 +332,24 @@ def narrow(fd: int) -> None:
 
 def share(fd: int, path: str, timeout: float | None) -> None:
     """Take a shared lock of a file; wait `timeout` seconds at most for one who holds it exclusively."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    begun = time.monotonic()
+    deadline = None if timeout is None else begun + timeout
     sleep = _SHORTEST_SLEEP
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 raise _timed_out(path, timeout, _holder(fd)) from None
         heed()
-        time.sleep(sleep)
-        sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+        time.sleep(sleep if deadline is None else min(sleep, deadline - now))
+        sleep = _longer(sleep, now - begun)
+
+
+def _longer(sleep: float, waited: float) -> float:
+    """The seconds to sleep next."""
+    return min(1.5 * sleep, max(_LONG_SLEEP, _SLEEPS_PART * waited), _LONGEST_SLEEP)
 
 
 def _timed_out(path: str, timeout: float | None, holder: str) -> LockTimeout:

@@ -15,7 +15,7 @@ from opcode import opmap
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-__all__ = ["descriptor_of", "is_interruption", "ours", "started", "suppressing"]
+__all__ = ["descriptor_of", "is_interruption", "is_signals", "ours", "started", "suppressing"]
 
 T = TypeVar("T", bound=BaseException)
 
@@ -96,14 +96,26 @@ def is_interruption(error: BaseException) -> bool:
     """
     if not isinstance(error, Exception) or isinstance(error, MemoryError):
         return True
-    last: TracebackType | None = None
-    traceback = error.__traceback__
+    if is_signals(error):
+        return True
+    last, traceback = None, error.__traceback__
     while traceback is not None:
-        if _is_handler(traceback.tb_frame):
-            return True
         last, traceback = traceback, traceback.tb_next
     # Another thread's exception is an instance without arguments, at a place where no code raises it.
     return last is not None and not error.args and not isinstance(error, _ENDS) and not _raises(last)
+
+
+def is_signals(error: BaseException) -> bool:
+    """Whether a signal handler has raised it."""
+    # The first frame is the one that has caught it, which the handler may have interrupted and cannot be. It
+    # still names the exception, and before Python 3.13 a frame keeps what was seen of its variables: they
+    # would keep each other alive.
+    traceback = error.__traceback__ and error.__traceback__.tb_next
+    while traceback is not None:
+        if _is_handler(traceback.tb_frame):
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _is_handler(frame: FrameType) -> bool:

@@ -18,14 +18,16 @@ import time
 import weakref
 from collections.abc import Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import Reentered
 from .cancelling import heed, is_heeding
 
+F = TypeVar("F")
 _PACKAGE = __name__.partition(".")[0]
 _HEED_EVERY = 0.02  # seconds that a thread working for a task waits before it checks whether to go on
 _alone: set[CodeType] = set()
+_calling_out: set[CodeType] = set()
 # Held while modules of this package are imported late: forks wait for it (see engine.py), since a child would
 # wait for ever for a module that another thread was importing.
 importing = threading.RLock()
@@ -50,6 +52,7 @@ class _Registry:
 
 
 _thread_locks = _Registry()
+_thread_locks.add(importing)
 file_locks = _Registry()  # of processes: see file_locks.py
 
 
@@ -96,9 +99,21 @@ def runs_alone(function: Any) -> Any:
     return function
 
 
+def calls_out(function: F) -> F:
+    """Mark a function that calls the caller's code where nothing of ours is under way: that is outside."""
+    _calling_out.add(function.__code__)  # type: ignore[attr-defined]
+    return function
+
+
+def only_calls(function: F) -> F:
+    """Mark a function that users call, and that calls public methods as they do, holding nothing itself."""
+    runs_alone(function)
+    return function
+
+
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether no function of ours is among the callers, direct or not: `frame` and those above it."""
-    while frame is not None:
+    while frame is not None and frame.f_code not in _calling_out:
         if package_of(frame) == _PACKAGE and frame.f_code not in _alone:
             return False
         frame = frame.f_back

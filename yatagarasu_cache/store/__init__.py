@@ -14,15 +14,19 @@ right are few:
 A `Store` (`store.py`) is made of parts, each of which may touch what its constructor names, from the bottom
 up:
 
-* what all go by: `life`, `limits`, `notices` (the log), `locking`, `counters`, `item` (an entry to store);
-* files: `format` (every byte), `segment`, `large`, `owners`, `directory`, `cache_files`, `unreadable` (what
-  is absence, what a fault), `settings_file`, `cache_settings`, `shared_settings`;
-* the index: `index` (one mapped file), `segment_table`, `eviction` (policies), `compiled` (which core there
-  is), `core` (compiled code over the index), `recovery`, `rebuild`, `checkpoint`, `current` (which index is
-  in use), `presence` (is it still there), `hidden` (slots behind damage);
+* what all go by: `life`, `limits`, `notices` (the log), `locking`, `counters`, `item` (an entry to store),
+  `expected` (what must be there for that);
+* files: `format` (every byte), `segment`, `large`, `chunks` (checksums of large values), `owners`,
+  `directory`, `cache_files`, `unreadable` (what is absence, what a fault), `strangers` (what others have
+  made), `settings_file`, `cache_settings`, `shared_settings`;
+* the index: `index` (one mapped file), `tag_table` (which entries have a tag), `damage` (of an index),
+  `segment_table`, `eviction` (policies), `compiled` (which core there is), `core` (compiled code over the
+  index), `recovery`, `rebuild`, `checkpoint`, `current` (which index is in use), `presence` (is it still
+  there), `hidden` (slots behind damage);
 * what changes it: `changes` (the log), `active` (the segment that is appended to), `durability`, `showing`,
-  `writing`, `large_writing`, `under_way` (large files without an entry), `leaving_files`, `removal`;
-* what reads it: `finding`, `reading`, `walks`, `check` and `checks`;
+  `writing`, `annotating` (of metadata alone), `large_writing`, `under_way` (large files without an entry),
+  `leaving_files`, `removal`;
+* what reads it: `finding`, `reading`, `lending` (files and mappings), `walks`, `tags`, `check` and `checks`;
 * what keeps room free: `budget` (how much there may be), `grants`, `room`, `evicting`, `victims`,
   `cleaning`, `dead_segments`, `checkpointing`, `reaping` (of the dead), `pace` and `upkeep` (when);
 * what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key);

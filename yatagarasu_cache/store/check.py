@@ -78,6 +78,7 @@ class Checker:
         with self._locks.index:  # a change half made would look like damage
             self._current.index.validate()
             self._current.index.ensure_reachable()
+            self._current.index.ensure_tags()
             self._index.ensure_listed()
             if fix:
                 self._index.ensure_counted()

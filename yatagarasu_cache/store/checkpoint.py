@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from . import format as f
 from .cache_files import CacheFiles
 from .format import PARTITIONS, SLOT_BYTES
 from .index import Index, reachable
+from .tag_table import cells_of
 from .unreadable import is_absence
 
 _PIECE_SLOTS = 1 << 14  # read at once, one MiB
@@ -28,18 +30,21 @@ OVERDUE = 1 << 24  # records since the newest one, more than it takes to make an
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint as read back. `parts` holds the slots of each partition, as they stood."""
+    """A checkpoint as read back. `parts` holds the slots of each partition, as they stood; `tag_hashes` those
+    of their tags, 0 where there is none, or nothing where none of them has one."""
 
     identity: f.Identity
     floor: int
     eviction: int  # the policy whose access words the slots have, by its code
     sealed: frozenset[int]  # segments complete by then
     parts: list[bytes]
+    tag_hashes: list[array[int]]
 
 
 def most_bytes(index: Index) -> int:
     """What a checkpoint of the index as it is would take, rounded up."""
-    return 4096 + index.count() * SLOT_BYTES + index.table_capacity * f.CHECKPOINT_SEGMENT.size
+    slot_bytes = SLOT_BYTES + (f.TAG_HASH_BYTES if index.has_tags else 0)
+    return 4096 + index.count() * slot_bytes + index.table_capacity * f.CHECKPOINT_SEGMENT.size
 
 
 def account(files: CacheFiles, index: Index) -> None:
@@ -76,6 +81,18 @@ def live(part: int, image: bytes) -> list[bytes]:
     except _Damaged:
         slots = [slot for slot in slots if f.Slot._make(f.SLOT.unpack(slot)).is_possible]
     return slots
+
+
+def tag_hashes(slots: bytes, cells: memoryview) -> bytes:
+    """What a checkpoint says of the tags of some slots, whose cells are among `cells` (words): their hashes,
+    filled up to whole words; nothing if none has a tag."""
+    of_version = {cell[:3]: cell.tag_hash for cell in cells_of(cells)}
+    words = memoryview(slots).cast("Q")
+    versions = zip(*(words[field :: f.SLOT_WORDS].tolist() for field in (0, 1, f.S_STAMP)), strict=True)
+    hashes = array("I", [of_version.get(version, 0) for version in versions]) if of_version else array("I")
+    if not any(hashes):
+        return b""
+    return hashes.tobytes() + bytes(-len(hashes) % 2 * f.TAG_HASH_BYTES)
 
 
 def read(backend: Backend, root: str) -> Checkpoint | None:
@@ -115,12 +132,12 @@ class _Reader:
         if floor > f.LAST_STAMP or count > f.MAX_TABLE:
             raise _Damaged
         sealed = frozenset(self._segment() for _ in range(count))
-        parts = [self._part(part) for part in range(PARTITIONS)]
+        parts, tag_hashes = zip(*map(self._part, range(PARTITIONS)), strict=True)
         if self._left or self._backend.read(self._fd, f.CHECKPOINT_SUM.size, self._at) != (
             f.CHECKPOINT_SUM.pack(self._sum.intdigest())
         ):
             raise _Damaged
-        return Checkpoint(f.Identity(cache_id, seed), floor, eviction, sealed, parts)
+        return Checkpoint(f.Identity(cache_id, seed), floor, eviction, sealed, list(parts), list(tag_hashes))
 
     def _take(self, length: int) -> bytes:
         """The next bytes, which have to be there."""
@@ -139,10 +156,11 @@ class _Reader:
             raise _Damaged
         return int(segment)
 
-    def _part(self, part: int) -> bytes:
-        """The slots of a partition: live ones, each of which somebody can have written, and no key twice."""
-        slots, _ = f.CHECKPOINT_PART.unpack(self._take(f.CHECKPOINT_PART.size))
-        if slots > f.CAPACITY_MASK or slots * SLOT_BYTES > self._left:
+    def _part(self, part: int) -> tuple[bytes, array[int]]:
+        """The slots of a partition: live ones, each of which somebody can have written, and no key twice. And
+        the hashes of their tags."""
+        slots, tagged = f.CHECKPOINT_PART.unpack(self._take(f.CHECKPOINT_PART.size))
+        if slots > f.CAPACITY_MASK or slots * SLOT_BYTES > self._left or tagged not in (0, slots):
             raise _Damaged
         pieces: list[bytes] = []
         digests: set[tuple[int, int]] = set()
@@ -151,7 +169,9 @@ class _Reader:
             digests.update(_digests(pieces[-1], part))
         if len(digests) != slots:
             raise _Damaged
-        return b"".join(pieces)
+        hashes = array("I")
+        hashes.frombytes(self._take((tagged + tagged % 2) * f.TAG_HASH_BYTES))
+        return b"".join(pieces), hashes[:tagged]
 
 
 def _digests(slots: bytes, part: int) -> Iterator[tuple[int, int]]:

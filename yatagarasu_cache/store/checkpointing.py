@@ -164,8 +164,11 @@ class Checkpoints:
                     raise Replaced
                 slots = index.partition_slots(part)
                 image = index.map[slots.start * 8 : slots.stop * 8]
+                cells = index.tag_words(part)
             live = checkpoint.live(part, image)
-            yield f.CHECKPOINT_PART.pack(len(live), 0) + b"".join(live)
+            found = b"".join(live)
+            hashes = checkpoint.tag_hashes(found, cells)
+            yield f.CHECKPOINT_PART.pack(len(live), len(live) if hashes else 0) + found + hashes
 
     @property
     def thread(self) -> threading.Thread | None:

@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from xxhash import xxh3_64_intdigest
-
 from ..backends.base import Backend, Buffer
-from ..codec import Key
+from ..codec import KIND_ARRAY, Key
 from ..concurrency.interruption import ours
 from ..config import Settings
 from ..errors import from_os_error
 from . import compiled
-from .format import INDEX_NAME, LOCK_NAME
+from .chunks import PIECE_BYTES, RunningSums
+from .format import CODEC_FLAGS, INDEX_NAME, LOCK_NAME
 from .index import Index
 from .item import Item
 from .segment import SegmentFiles, SegmentWriter
@@ -93,6 +92,10 @@ class PythonCore:
         """`get` without waiting for a disk: NotImplemented instead."""
         return NotImplemented
 
+    def get_with_meta(self, key: Key, now: int, wait: bool) -> Any:
+        """`get` of (payload, flags, metadata); unless `wait` without waiting for a disk."""
+        return NotImplemented
+
     def get_many(self, keys: list[Key], now: int) -> list[Any]:
         """What `get` gives for each of `keys`; the number of a segment that has to be opened first. What is
         not in memory is read in one batch."""
@@ -117,27 +120,79 @@ class PythonCore:
         """What `get` returns, if `data` was read from `place` and is right; else NotImplemented."""
         return NotImplemented
 
+    # -- walking ------------------------------------------------------------------------------
+
+    def walk_footer(
+        self, entries: bytes, tail: int, at: int, segment: int, prefix: bytes, before: int
+    ) -> Any:
+        """Some of the records in a footer, from its entry at `at` on, that the index shows: ([(encoded key,
+        fields of the slot)], where the next entry is, how many were looked at); NotImplemented.
+
+        `prefix`: of the encoded keys that are wanted; `before`: their highest stamp.
+        """
+        return NotImplemented
+
+    def walk_records(self, data: bytes, base: int, at: int, segment: int, prefix: bytes, before: int) -> Any:
+        """The same of records, from `at` in data that was read at `base`, up to the first that is none or not
+        whole."""
+        return NotImplemented
+
     # -- writing ------------------------------------------------------------------------------
 
     def append_many(self, items: list[Item], writer: SegmentWriter) -> Any:
         """Append the records of `items`: their slots, packed, and the epoch before; or NotImplemented."""
         return NotImplemented
 
-    def install_many(self, slots: bytes, first: int, epoch: int) -> int:
-        """Show records from number `first` on, under the lock: how many, until one that is not plain."""
+    def install_many(self, slots: bytes, tag_hashes: bytes, first: int, epoch: int) -> int:
+        """Show records from number `first` on, under the lock: how many, until one that is not plain.
+
+        `tag_hashes`: `format.tag_hash` of each, 4 bytes; nothing if all are 0.
+        """
         return 0
 
     # -- large files --------------------------------------------------------------------------
 
-    def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
-        """All bytes of a large value and their checksum; None if the file is shorter."""
-        data = self._backend.read(fd, length, 0)
-        return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
+    def read_chunks(
+        self, fd: int, start: int, length: int, seed: int, flags: int
+    ) -> tuple[bytes | bytearray, bytes] | None:
+        """Bytes of a large value, from where a chunk begins, and the sums of their chunks; None if the file
+        is shorter. What `flags` say to be an array is a bytearray, for whoever gets it to write to."""
+        data: bytes | bytearray
+        if flags & CODEC_FLAGS == KIND_ARRAY:
+            data = bytearray(length)
+            whole = self._backend.read_into(fd, memoryview(data), start) == length
+        else:
+            data = self._backend.read(fd, length, start)
+            whole = len(data) == length
+        return (data, _sums_of((data,), seed)) if whole else None
 
-    def write_file(self, fd: int, payload: Buffer, seed: int) -> int:
-        """Write a large value to its new file; its checksum."""
-        self._backend.write(fd, [payload], 0)
-        return xxh3_64_intdigest(payload, seed)
+    def read_chunks_into(self, fd: int, start: int, view: memoryview, seed: int) -> bytes | None:
+        """The same into memory of the caller's: the sums."""
+        if self._backend.read_into(fd, view, start) < len(view):
+            return None
+        return _sums_of((view,), seed)
+
+    def sum_chunks(self, fd: int, start: int, length: int, seed: int) -> bytes | None:
+        """The same in constant memory, of what is not kept."""
+        sums, end = RunningSums(seed), start + length
+        for at in range(start, end, PIECE_BYTES):
+            data = self._backend.read(fd, min(PIECE_BYTES, end - at), at)
+            if len(data) < min(PIECE_BYTES, end - at):
+                return None
+            sums.update(data)
+        return sums.packed()
+
+    def write_file(self, fd: int, parts: tuple[Buffer, ...], seed: int) -> bytes:
+        """Write a large value to its new file; the sums of its chunks."""
+        self._backend.write(fd, parts, 0)
+        return _sums_of(parts, seed)
+
+
+def _sums_of(parts: tuple[Buffer, ...], seed: int) -> bytes:
+    sums = RunningSums(seed)
+    for part in parts:
+        sums.update(part)
+    return sums.packed()
 
 
 class CompiledCore(PythonCore):
@@ -153,12 +208,16 @@ class CompiledCore(PythonCore):
         self._core = core = module.Core()
         self.get, self.get_nowait = core.get, core.get_nowait  # type: ignore[method-assign]
         self.get_encoded, self.get_many = core.get_encoded, core.get_many  # type: ignore[method-assign]
+        self.get_with_meta = core.get_with_meta  # type: ignore[method-assign]
         self.counted, self.use = core.counted, core.use  # type: ignore[method-assign]
         self.own = core.own  # type: ignore[method-assign]
         self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
         self.holds, self.holds_encoded = core.holds, core.holds_encoded  # type: ignore[method-assign]
+        self.walk_footer, self.walk_records = core.walk_footer, core.walk_records  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]
         self.set, self.put, self.remove = core.set, core.put, core.remove
+        self.read_chunks_into, self.sum_chunks = module.read_chunks_into, module.sum_chunks  # type: ignore[method-assign]
+        self.write_file = module.write_file  # type: ignore[method-assign]
         self._module = module
         self._paths = [os.fsencode(os.path.join(root, name)) for name in (INDEX_NAME, LOCK_NAME)]
         self._segments: SegmentFiles | None = None
@@ -172,7 +231,7 @@ class CompiledCore(PythonCore):
         self._forget_index()
         self._index = index
         self._map()
-        index.on_map = self._map
+        index.on_map, index.renew_tags = self._map, self._core.renew_tags
 
     def _map(self) -> None:
         """Map what the index has mapped."""
@@ -185,7 +244,7 @@ class CompiledCore(PythonCore):
 
     def _forget_index(self) -> None:
         if self._index is not None:
-            self._index.on_map = None
+            self._index.on_map = self._index.renew_tags = None
             self._index = None
 
     def detach(self) -> None:
@@ -205,19 +264,17 @@ class CompiledCore(PythonCore):
         writer.enlist_many(start, listed)
         return slots, epoch
 
-    def read_file(self, fd: int, length: int, seed: int) -> tuple[bytes, int] | None:
-        data = self._backend.read_direct(fd, length, 0)
-        if data is not None:
-            return (data, xxh3_64_intdigest(data, seed)) if len(data) == length else None
-        found: tuple[bytes, int] | None = self._module.read_file(fd, length, seed)
-        return found
-
-    def write_file(self, fd: int, payload: Buffer, seed: int) -> int:
-        if type(payload) is not bytes:
-            return super().write_file(fd, payload, seed)
-        checksum: int = self._module.write_file(fd, payload, seed)
-        return checksum
-
+    def read_chunks(
+        self, fd: int, start: int, length: int, seed: int, flags: int
+    ) -> tuple[bytes | bytearray, bytes] | None:
+        direct = self._backend.read_direct(fd, length, start)
+        if direct is not None:
+            if len(direct) < length:
+                return None
+            array = flags & CODEC_FLAGS == KIND_ARRAY  # a ring gives bytes: the one copy that it costs
+            return bytearray(direct) if array else direct, _sums_of((direct,), seed)
+        found: Any = self._module.read_chunks(fd, start, length, seed, flags)
+        return found  # type: ignore[no-any-return]
 
 def choose(settings: Settings, backend: Backend) -> PythonCore:
     """The core of a store: the compiled one if it is there and may be used, else one log line."""

@@ -6,6 +6,7 @@ import time
 
 from ..concurrency.file_locks import FileLock, NoLock
 from ..concurrency.interruption import suppressing
+from ..concurrency.locks import new_lock
 from . import format as f
 from .cache_files import CacheFiles
 from .core import PythonCore
@@ -31,21 +32,29 @@ class Counters:
         self._in_vain, self._patient_again = 0, 0.0  # tries to fold these, and when to wait for that
         self._look_again = 0.0
         self._swept = 0  # the number of the segment to come when the open files were last looked through
+        self._noting = new_lock()
         self._begin()
 
     def _begin(self) -> None:
         self.hits = self.misses = self.corrupt = 0
         self.sets = self.deletes = self.evictions = self.expirations = 0
+        self.unreadable = 0
 
     def after_fork(self) -> None:
         """What was counted is the parent's."""
         self._core.counted()
+        self._noting = new_lock()
         self._begin()
 
     def count(self, counter: str, number: int) -> None:
         """Count for this handle and for the whole cache. The lock is held."""
         setattr(self, counter, getattr(self, counter) + number)
         self._current.index.add(f.W_COUNTERS + f.COUNTERS.index(counter), number)
+
+    def note_unreadable(self) -> None:
+        """Count a value that the serializer of its handle could not read: for this process alone."""
+        with self._noting:
+            self.unreadable += 1
 
     def use(self, hit: bool) -> None:
         """Count a get: the one way in which this is done outside of the core."""

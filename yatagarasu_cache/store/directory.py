@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -28,6 +29,7 @@ from ..errors import (
     user_name,
 )
 from . import format as f
+from .strangers import is_diskcache
 
 T = TypeVar("T")
 
@@ -72,7 +74,9 @@ _NAMES_INSIDE: dict[str, Callable[[str], bool]] = {  # of files in each of our d
 _STARTS = {  # of files beside these
     f.INDEX_NAME: f.INDEX_MAGIC, f.CHECKPOINT_NAME: f.CHECKPOINT_MAGIC, f.SETTINGS_NAME: f.SETTINGS_MAGIC,
 }  # fmt: skip
-_LOCK_NAMES = frozenset({f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME})
+_LOCK_NAMES = frozenset(
+    {f.LOCK_NAME, f.USERS_NAME, f.CHECKPOINT_LOCK_NAME, f.RECLAIM_LOCK_NAME, f.KEYS_LOCK_NAME}
+)
 _CREATE = "open it once without read_only=True to create the cache"
 _TRIES = 100  # where others create and remove the same directory
 _MOST_LINKS = 40  # as the kernel follows
@@ -156,8 +160,7 @@ def _prepare(backend: Backend, settings: Settings) -> bool:
     names = content(entries)
     if not is_ours(backend, root, names) and (stranger := _stranger(backend, root, entries)):
         raise FormatError(
-            f"{root!r} is not a cache of yatagarasu_cache (it contains {stranger!r}): "
-            "give an empty or a new directory"
+            f"{root!r} is not a cache of yatagarasu_cache (it contains {stranger!r}): " + _instead(root)
         )
     is_new = set(names) <= {f.TAG_NAME}
     if not settings.read_only:
@@ -289,6 +292,16 @@ def _stranger(backend: Backend, root: str, entries: Iterable[Entry]) -> str:
     """A name in the directory of something that no cache makes, by name or content; "" if there is none."""
     kept = [(name, status) for name, status in entries if not _is_negligible(name, status)]
     return next((name for name, status in kept if not _is_remnant(backend, root, name, status)), "")
+
+
+def _instead(root: str) -> str:
+    """What to do with a directory of somebody else's."""
+    if is_diskcache(root):
+        return (
+            "diskcache made it: give a new directory, and fill that with what is in here by"
+            f" `yatagarasu-cache import-diskcache {shlex.quote(root)} NEW_DIRECTORY`"
+        )
+    return "give an empty or a new directory"
 
 
 def _is_remnant(backend: Backend, root: str, name: str, status: os.stat_result) -> bool:

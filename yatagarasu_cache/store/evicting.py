@@ -73,7 +73,7 @@ class Evictor:
                 return freed
             gone = self._removal.remove_slots(victims)
             now = time.time_ns()
-            late = sum(0 < slot.expires <= now for slot in victims)
+            late = sum(slot.expires > 0 and f.hard_end(slot.expires, slot.lengths) <= now for slot in victims)
             self._counters.count("expirations", late)
             self._counters.count("evictions", len(victims) - late)
         self._leaving.discard(gone)

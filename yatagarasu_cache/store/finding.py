@@ -62,6 +62,11 @@ class Finding:
 
     def lookup(self, low: int, high: int) -> Slot | None:
         """A live, unexpired entry's slot. Counts nothing and touches nothing."""
+        slot = self.shown(low, high)
+        return None if slot is None or slot.expires and self.is_over(slot) else slot
+
+    def shown(self, low: int, high: int) -> Slot | None:
+        """The same, expired or not."""
         for _ in range(ATTEMPTS):
             at = self.find(low, high)
             if not at:
@@ -71,11 +76,26 @@ class Finding:
             except struct.error:  # the index was replaced by a smaller one meanwhile
                 continue
             if slot.low == low and slot.high == high:
-                return None if slot.expires and self.is_over(slot) else slot
+                return slot
         return None
 
-    def entry(self, low: int, high: int, key: bytes) -> Slot | None:
+    def stale(self, low: int, high: int) -> Slot | None:
+        """The slot of an entry that has expired, and may still be served while it is computed anew."""
+        try:
+            at = self.find(low, high)
+            slot = self._current.index.slot(at) if at else None
+        except struct.error:  # the index was replaced by a smaller one meanwhile
+            return None
+        if slot is None or (slot.low, slot.high) != (low, high):
+            return None
+        now = time.time_ns()
+        is_stale = 0 < slot.expires <= now < f.hard_end(slot.expires, slot.lengths)
+        return slot if is_stale and slot.stamp <= now + f.AHEAD else None
+
+    def entry(self, low: int, high: int, key: bytes, or_stale: bool = False) -> Slot | None:
         """`lookup` of an encoded key. The entry of another key with the same digest does not count.
+
+        `or_stale`: one that has expired, and may still be served, counts too.
 
         Raises `CacheIOError` if the record can't be read.
         """
@@ -87,7 +107,7 @@ class Finding:
                 return slot
             place = slot.place
             slot = self.lookup(low, high)  # it may have been moved meanwhile
-        return None
+        return self.stale(low, high) if or_stale else None
 
     def is_of(self, slot: Slot, key: bytes) -> bool:
         """Whether the record that a slot shows is of this very key. False also if there is none any more."""

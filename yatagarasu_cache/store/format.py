@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 LITTLE_ENDIAN = sys.byteorder == "little"
 
 # -- names inside a cache directory -----------------------------------------------------------
@@ -23,6 +23,7 @@ USERS_NAME = "users"
 CHECKPOINT_NAME = "checkpoint"
 CHECKPOINT_LOCK_NAME = "checkpoint.lock"
 RECLAIM_LOCK_NAME = "reclaim.lock"
+KEYS_LOCK_NAME = "keys.lock"
 SETTINGS_NAME = "settings"
 TAG_NAME = "CACHEDIR.TAG"
 SEGMENTS_NAME = "segments"
@@ -100,6 +101,7 @@ JOURNAL = struct.Struct("@QQQQQQQ64s")  # the fields of Journal
 W_PARTITIONS = 64  # descriptors: first slot << 24 | slots
 W_COUNTS = 128  # live slots << 32 | slots in use, removed ones included
 W_DELETED = 192  # highest stamp of a committed removal, per partition
+W_TAGS = 256  # descriptors of the partitions' tag tables, like theirs; or UNTAGGED
 LAST_SEGMENT = MASK32 - 1  # the highest number of a segment
 MAX_TABLE = 1 << 16  # entries of the segment table
 DESCRIPTOR_BITS = 24
@@ -115,6 +117,16 @@ DIGEST_BIT = 2  # of all others: always set
 S_LOW, S_HIGH, S_PLACE, S_LENGTHS, S_SUM, S_STAMP, S_EXPIRES, S_ACCESS = 0, 1, 2, 3, 4, 5, 6, 7
 # S_LENGTHS: bytes of the value << LENGTH_SHIFT | flags << FLAGS_SHIFT | bytes before the value / ALIGN
 LENGTH_SHIFT, FLAGS_SHIFT, HEAD_MASK = 24, 16, 0xFFFF
+
+# A partition's tag table: TAG_TABLE; then a chain, one word, for each further slot that the table takes: how
+# many cells it has << 32 | the first of them; and from there on cells, counted from 1.
+TAG_TABLE = struct.Struct("@QQQQ")  # the fields of TagTable
+TAG_TABLE_WORDS = 4
+TAG_CELL = struct.Struct("@QQQQ")  # the fields of TagCell
+TAG_CELL_WORDS = 4
+TAG_CELLS, TAG_CELL_SLOTS = 7, 4  # so many cells are in so many slots
+NO_CELL = MASK32  # where the number of a cell could be
+UNTAGGED = int.from_bytes(b"UNTAGGED", "little")  # where the descriptor of a tag table could be
 
 # the segment table: one entry of 8 words for each id modulo its capacity
 ENTRY_WORDS = 8
@@ -141,7 +153,8 @@ RECORD_MAGIC = b"YREC"
 # value checksum; then 8 bytes: checksum of these, key, tag and meta, seeded with the place
 RECORD = struct.Struct("<4sBBHIIQQQQQ")
 RECORD_BYTES = RECORD.size + 8
-RECORD_KEY_LENGTH = 8  # where a record has the length of its key
+# Where a record has the lengths of tag, key and metadata, and the checksum of its value.
+RECORD_TAG_LENGTH, RECORD_KEY_LENGTH, RECORD_META_LENGTH, RECORD_VALUE_SUM = 6, 8, 12, 48
 # In segments: a put with its value; one whose value is a large file.
 # In logs: removal of digests; removal of everything; new expiry of a digest; a checkpoint stands.
 # Each of these acts on records with a stamp up to its own.
@@ -149,11 +162,29 @@ PUT, LARGE, REMOVE, CLEAR, TOUCH, FLOOR = 1, 2, 3, 4, 5, 6
 DIGEST_BYTES = 16  # of each digest that a REMOVE lists
 TOUCHED = struct.Struct("<QQQ")  # payload of a TOUCH: digest low, digest high, expires
 LARGE_POINTER = struct.Struct("<Q")  # what a LARGE record holds in place of the value
+# A large value is checked in chunks, so that a part of it costs what that part costs. Their checksums stand
+# behind the pointer, and the value's checksum is that of their list.
+CHUNK_BYTES = 1 << 16
+CHUNK_SUM_BYTES = 8
+MOST_SUMS = 1 << 16  # in a list, which whoever reads a part needs: of longer values each sum is of 2^n chunks
 _CHANGE_BYTES = {CLEAR: 0, TOUCH: TOUCHED.size, FLOOR: 0}  # their payloads
 
 # Flags byte: the low half belongs to the codec, the high half to the store.
 FLAG_LARGE = 0x10
+FLAG_TERMS = 0x20  # the low TERMS_BITS of `expires` are no time, but terms: see below
 CODEC_FLAGS = 0x0F
+
+# Terms, in place of the last millisecond of a time of expiry, so that whoever compares that with now need not
+# know of them: for how long after it the value may still be served while it is computed anew (1 bit of it is
+# 1.05 ms), and, in the low bits, how long it took to compute (1.02 us). Both are small floating-point
+# numbers, rounded up: an exponent, and a mantissa below it of so many bits.
+TERMS_BITS = 20
+COMPUTING_BITS = 9
+COMPUTING_MANTISSA = 4
+COMPUTING_UNIT = 10  # nanoseconds, as a power of 2
+STALE_MANTISSA = 6
+STALE_UNIT = 20
+_TERMS = (1 << TERMS_BITS) - 1
 
 MAX_HEAD_BYTES = HEAD_MASK * ALIGN  # header, key, tag and meta of one record
 MAX_TAG_BYTES = 0xFFFF  # as RECORD has it; keys, and so tags, are shorter
@@ -172,7 +203,9 @@ CHECKPOINT_MAGIC = b"YATACKPT"
 # magic, version, partitions, cache id, hash seed, floor (stamp), segments listed, eviction policy
 CHECKPOINT_HEADER = struct.Struct("<8sII16sQQQQ")
 CHECKPOINT_SEGMENT = struct.Struct("<QQ")  # id, bytes
-CHECKPOINT_PART = struct.Struct("<QQ")  # slots, live; then the slots themselves
+# slots, and how many tag hashes: as many, or none; then the slots themselves, and the hashes
+CHECKPOINT_PART = struct.Struct("<QQ")
+TAG_HASH_BYTES = 4
 CHECKPOINT_SUM = struct.Struct("<Q")
 MOST_BYTES = 1 << 56  # in one cache: counts beyond this are damage
 
@@ -213,7 +246,12 @@ class Head(NamedTuple):
     @property
     def payload_length(self) -> int:
         """Bytes that stand in the segment after the head."""
-        return LARGE_POINTER.size if self.kind == LARGE else self.value_length
+        return large_payload(self.value_length) if self.kind == LARGE else self.value_length
+
+    @property
+    def listed_length(self) -> int:
+        """How many of them a footer repeats: those that whoever looks through the records needs."""
+        return LARGE_POINTER.size if self.kind == LARGE else self.value_length if self.kind != PUT else 0
 
     @property
     def names_length(self) -> int:
@@ -292,6 +330,28 @@ class Slot(NamedTuple):
         )
 
 
+class TagTable(NamedTuple):
+    """What a tag table begins with."""
+
+    cells: int  # in use
+    descriptor: int  # its own
+    number: int  # a stamp, that no other tag table has: not even one that was in the same place before
+    unused: int
+
+
+class TagCell(NamedTuple):
+    """An entry has, or had, a tag. It has if its slot is of this stamp."""
+
+    low: int  # in the file without DIGEST_BIT: where a slot was before, nobody takes this for one
+    high: int
+    stamp: int
+    link: int  # the tag's hash << 32 | the next cell of the chain, or NO_CELL
+
+    @property
+    def tag_hash(self) -> int:
+        return self.link >> 32
+
+
 class Journal(NamedTuple):
     """What W_BUSY and the words behind it say while a slot changes."""
 
@@ -310,6 +370,20 @@ def file_bytes(length: int) -> int:
     return -(-length // FILE_BLOCK) * FILE_BLOCK
 
 
+def chunks_a_sum(length: int) -> int:
+    """For how many chunks each checksum of a large value of `length` bytes stands; the last one maybe for
+    fewer."""
+    chunks = 1
+    while length > chunks * CHUNK_BYTES * MOST_SUMS:
+        chunks *= 2
+    return chunks
+
+
+def large_payload(length: int) -> int:
+    """Bytes that stand in the record of a large value of `length` bytes, in the place of the value."""
+    return LARGE_POINTER.size + -(-length // (chunks_a_sum(length) * CHUNK_BYTES)) * CHUNK_SUM_BYTES
+
+
 def aligned(length: int) -> int:
     """`length` rounded up to a multiple of ALIGN."""
     return (length + 15) & ~15
@@ -325,8 +399,48 @@ def pack_place(segment: int, offset: int) -> int:
 
 def record_bytes(lengths: int) -> int:
     """Bytes that the record of a slot with these lengths takes in its segment."""
-    payload = LARGE_POINTER.size if lengths >> FLAGS_SHIFT & FLAG_LARGE else lengths >> LENGTH_SHIFT
-    return (lengths & HEAD_MASK) * ALIGN + aligned(payload)
+    length = lengths >> LENGTH_SHIFT
+    is_large = lengths >> FLAGS_SHIFT & FLAG_LARGE
+    return (lengths & HEAD_MASK) * ALIGN + aligned(large_payload(length) if is_large else length)
+
+
+def pack_terms(expires: int, stale: int, took: int) -> int:
+    """A time of expiry, which is not 0, with terms, all in nanoseconds. More than can be said becomes the
+    most that can: over four years, and nine hours."""
+    stale = _pack_small(-(-stale >> STALE_UNIT), STALE_MANTISSA, TERMS_BITS - COMPUTING_BITS)
+    took = _pack_small(-(-took >> COMPUTING_UNIT), COMPUTING_MANTISSA, COMPUTING_BITS)
+    return with_terms(expires, stale << COMPUTING_BITS | took)
+
+
+def with_terms(expires: int, other: int) -> int:
+    """A time of expiry, which is not 0, with the terms that another one has."""
+    return expires & ~_TERMS | other & _TERMS
+
+
+def stale_time(expires: int) -> int:
+    """Nanoseconds for which a value with terms may be served after it has expired."""
+    return _unpack_small((expires & _TERMS) >> COMPUTING_BITS, STALE_MANTISSA) << STALE_UNIT
+
+
+def computing_time(expires: int) -> int:
+    """Nanoseconds that it took to compute a value with terms."""
+    return _unpack_small(expires & (1 << COMPUTING_BITS) - 1, COMPUTING_MANTISSA) << COMPUTING_UNIT
+
+
+def hard_end(expires: int, lengths: int) -> int:
+    """When an entry that expires is of no more use to anybody, by these words of its slot."""
+    return expires + stale_time(expires) if lengths >> FLAGS_SHIFT & FLAG_TERMS else expires
+
+
+def _pack_small(number: int, mantissa: int, bits: int) -> int:
+    """A number as a small floating-point one: the next that is not below it, or the largest there is."""
+    shift = max(number.bit_length() - mantissa - 1, 0)
+    return min((shift << mantissa) + -(-number >> shift), (1 << bits) - 1)
+
+
+def _unpack_small(packed: int, mantissa: int) -> int:
+    shift = max((packed >> mantissa) - 1, 0)
+    return packed - (shift << mantissa) << shift
 
 
 def room_for(names_length: int, payload_length: int) -> int:
@@ -350,6 +464,11 @@ def pack_digest(low: int, high: int) -> bytes:
 def unpack_digests(payload: bytes) -> list[tuple[int, int]]:
     """The digests that a REMOVE record lists."""
     return list(_TWO_WORDS.iter_unpack(payload[: len(payload) // DIGEST_BYTES * DIGEST_BYTES]))
+
+
+def tag_hash(tag: bytes, seed: int) -> int:
+    """32 bits of an encoded tag's xxh3-64, and never 0: that is what an entry without a tag has."""
+    return xxh3_64_intdigest(tag, seed) & MASK32 or 1 if tag else 0
 
 
 def value_sum(payload: bytes | bytearray | memoryview, low: int, flags: int) -> int:

@@ -12,15 +12,16 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..backends.base import Backend
 from ..errors import ClosedError, StorageFull
-from . import cache_settings, eviction
+from . import cache_settings, eviction, tag_table
 from . import format as f
 from .cache_settings import CacheSettings
+from .damage import IndexDamaged
 from .format import (
     CAPACITY_MASK,
     DESCRIPTOR_BITS,
@@ -30,11 +31,15 @@ from .format import (
     SLOT_BYTES,
     SLOT_TAIL,
     SLOT_WORDS,
+    UNTAGGED,
     W_BUSY,
     W_CLOCK,
     W_COUNTS,
     W_PARTITIONS,
+    W_TAGS,
+    TagCell,
 )
+from .tag_table import TagTable
 
 __all__ = ["Index", "IndexDamaged", "grown_capacity", "is_overlong", "reachable", "rebuilt"]
 
@@ -44,16 +49,15 @@ _FIRST_GROWTH = 1.6  # a grown partition has 1.6 to 2.6 times its live slots, by
 _GROWTH_SPREAD = 1.0  # so that they don't all grow, and don't all stand half empty, at once
 _GRAIN = 4096
 _MOST_GROWTH = 4  # if one partition takes all of the file, growing makes it at most 2.6 times longer
-# A table for all segments, and partitions of the maximum size.
-_MOST_FILE = f.HEADER_BYTES + (f.ENTRY_BYTES << 16) + (PARTITIONS * SLOT_BYTES << DESCRIPTOR_BITS)
+# A table for all segments, and partitions and tag tables of the maximum size.
+_MOST_FILE = f.HEADER_BYTES + (f.ENTRY_BYTES << 16) + (2 * PARTITIONS * SLOT_BYTES << DESCRIPTOR_BITS)
 _FETCHED_BYTES = 128 << 20  # the index of about a million entries
 _FETCH_STEP = 128 << 10
 APPENDABLE = frozenset({f.ACTIVE, f.TAKEN})  # segments in which some handle may be about to append
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which stamps given out at once may differ
-
-
-class IndexDamaged(Exception):
-    """The index contradicts itself: it has to be rebuilt from the segments."""
+_NO_TAGS = UNTAGGED.to_bytes(8, "little") * PARTITIONS
+_TABLE_TRIES = 10  # to read of a tag table while others put new ones in its place
+_TAGGED_SHARE = 2 * f.TAG_CELL_SLOTS / f.TAG_CELLS  # slots of a tag table for each tagged entry
 
 
 class Index:
@@ -63,6 +67,8 @@ class Index:
     """
 
     on_map: Callable[[], None] | None = None  # called after the file was mapped anew
+    # Compiled code that makes a tag table anew, if it finds room for it in the file.
+    renew_tags: Callable[[int, int], bool] | None = None
 
     def __init__(self, backend: Backend, path: str, fd: int, writable: bool = True) -> None:
         self.fd, self._backend = fd, backend
@@ -90,14 +96,18 @@ class Index:
 
     def validate(self) -> None:
         """Raise `IndexDamaged` if the partitions can't be as the header says."""
-        counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
-        descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
+        header = self.words[: f.HEADER_BYTES // 8].tolist()  # at once: they change
+        counts = header[W_COUNTS : W_COUNTS + PARTITIONS]
+        extents = list(zip(header[W_PARTITIONS : W_PARTITIONS + PARTITIONS], counts, strict=True))
+        extents += ((d, 0) for d in header[W_TAGS : W_TAGS + PARTITIONS] if d != UNTAGGED)
         if os.fstat(self.fd).st_size & ~(SLOT_BYTES - 1) > len(self.map):  # another process made it longer
             self._map()
         if self.map[: f.IDENTITY.size + 8] != f.pack_identity(self.identity, self.table_capacity):
             raise IndexDamaged("its identity has changed")
         end, reached = len(self.map) // SLOT_BYTES, self.first_slot
-        for descriptor, count in sorted(zip(descriptors, counts, strict=True)):
+        if not all(header[W_TAGS : W_TAGS + PARTITIONS]):
+            raise IndexDamaged("a tag table is missing")
+        for descriptor, count in sorted(extents):
             first, capacity = descriptor >> DESCRIPTOR_BITS, descriptor & CAPACITY_MASK
             if not descriptor and not count:
                 continue
@@ -146,6 +156,7 @@ class Index:
         index = cls(backend, path, fd)
         index.note_file()
         index.words[f.W_NEXT_SEGMENT] = 1
+        index._forget_tags()
         index.change_settings(settings)
         return index
 
@@ -220,7 +231,7 @@ class Index:
         """Tell every process that maps this file that another one has taken its place."""
         self.words[f.W_SUPERSEDED] = 1
         for part in range(PARTITIONS):
-            self.words[W_PARTITIONS + part] = f.SUPERSEDED_DESCRIPTOR
+            self.words[W_PARTITIONS + part] = self.words[W_TAGS + part] = f.SUPERSEDED_DESCRIPTOR
 
     # -- settings of the cache --------------------------------------------------------------
 
@@ -396,14 +407,17 @@ class Index:
 
     # -- changes (the lock is held) ---------------------------------------------------------
 
-    def put(self, slot: f.Slot, at: int) -> None:
-        """Write `slot` over `at`, the slot of the same digest, or anew if `at` is 0."""
+    def put(self, slot: f.Slot, at: int, tag_hash: int = 0) -> None:
+        """Write `slot` over `at`, the slot of the same digest, or anew if `at` is 0. `tag_hash`: that of its
+        record's tag."""
         part = slot.high & PARTITION_MASK
         if at and at not in self.partition_slots(part):
             raise IndexDamaged("a partition is out of place")
         old_lengths = self.words[at + f.S_LENGTHS] if at else 0
         if not at:
             at = self._free_slot(part, slot.low)
+        if tag_hash:
+            self.tag(slot, tag_hash)
         words = self.words
         fresh = words[at] <= f.REMOVED
         new_live = self.live_word(slot.place >> 32)
@@ -486,6 +500,7 @@ class Index:
         for part in range(PARTITIONS):
             words[W_PARTITIONS + part] = 0
             words[W_COUNTS + part] = 0
+        self._forget_tags()
         for entry in self.table_entries():
             words[entry + f.T_LIVE] = 0
         words[f.W_LIVE_BYTES] = 0
@@ -617,11 +632,13 @@ class Index:
         self.words[W_BUSY] = 0
 
     def _extent(self, capacity: int) -> int:
-        """The first slot of `capacity` free ones: a gap between the partitions' extents, or the end.
+        """The first slot of `capacity` free ones: a gap between the extents of partitions and tag tables, or
+        the end.
 
         What is free follows from the descriptors alone, so no crash can leak or double it.
         """
         descriptors = self.words[W_PARTITIONS : W_PARTITIONS + PARTITIONS].tolist()
+        descriptors += (d for d in self.words[W_TAGS : W_TAGS + PARTITIONS].tolist() if d != UNTAGGED)
         first = self.first_slot
         reached = max((d >> DESCRIPTOR_BITS) + (d & CAPACITY_MASK) for d in descriptors) * SLOT_WORDS
         self.reach(reached)
@@ -646,6 +663,7 @@ class Index:
         """About what the file would take if it were made anew for the present entries, and a table of
         `table_capacity` segments."""
         slots = self.count() * (_FIRST_GROWTH + _GROWTH_SPREAD / 2) + PARTITIONS * MIN_SLOTS
+        slots += self.most_tagged() * _TAGGED_SHARE
         return f.HEADER_BYTES + table_capacity * f.ENTRY_BYTES + int(slots) * SLOT_BYTES
 
     def copied_to(self, other: Index) -> None:
@@ -664,6 +682,7 @@ class Index:
             live = len(lows) - lows.count(f.EMPTY) - lows.count(f.REMOVED)
             if live:
                 other.load(part, live, rebuilt(self.map, slots, lows, grown_capacity(part, live)))
+            other.load_tags(part, self.live_tags(part))
 
     def load(self, part: int, live: int, image: bytearray) -> None:
         """Make `image`, with `live` entries in it, the partition's extent."""
@@ -671,6 +690,124 @@ class Index:
         first = self._extent(capacity)
         self.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = image
         self.install(part, first, capacity, live)
+
+    # -- tag tables -------------------------------------------------------------------------
+
+    def tagged(self, part: int, tag_hash: int) -> list[TagCell] | None:
+        """The cells of a partition's tag table that have a hash; None if others change it all the time. No
+        lock is needed. Whoever uses them looks whether their entries are still there, and at their tags."""
+        error = None
+        for _ in range(_TABLE_TRIES):
+            try:
+                table, error = self._tag_table(part), None
+                if table is None:
+                    return []
+                cells = table.of_hash(tag_hash)
+                if table.is_in_place:
+                    return cells
+            except IndexDamaged as damage:  # or another table was put there
+                error = damage
+        if error is not None:
+            raise error
+        return None
+
+    def tag(self, slot: f.Slot, tag_hash: int) -> None:
+        """Have an entry found by the hash of its tag, once its slot is shown. The lock is held."""
+        part = slot.high & PARTITION_MASK
+        table = self._tag_table(part)
+        if table is None or table.count >= table.room:
+            self._renew_tags(part, table)
+            table = self._tag_table(part)
+        if table is None:
+            raise IndexDamaged("a tag table is missing")
+        table.add(slot.low, slot.high, slot.stamp, tag_hash)
+
+    def live_tags(self, part: int) -> list[TagCell]:
+        """The cells of a partition that count: those of the versions that slots show. The lock is held."""
+        table = self._tag_table(part)
+        if table is None:
+            return []
+        return [cell for cell in tag_table.cells_of(table.words) if self._counts_cell(part, cell)]
+
+    def _counts_cell(self, part: int, cell: TagCell) -> bool:
+        if cell.high & PARTITION_MASK != part or not cell.low & f.DIGEST_BIT:  # damage
+            return False
+        at = self.find(cell.low, cell.high)
+        return bool(at) and self.words[at + f.S_STAMP] == cell.stamp
+
+    def tag_words(self, part: int) -> memoryview:
+        """A copy of the words of a partition's cells, whether they count or not. The lock is held."""
+        table = self._tag_table(part)
+        return memoryview(b"" if table is None else bytes(table.words)).cast("Q")
+
+    def ensure_tags(self) -> None:
+        """Raise `IndexDamaged` if a tag table contradicts itself. The lock is held."""
+        for part in range(PARTITIONS):
+            table = self._tag_table(part)
+            if table is not None and sum(1 for _ in table.in_chains()) > table.count:
+                raise IndexDamaged("the chains of a tag table have more cells than it has")
+
+    def found_by_tag(self, part: int) -> set[tuple[int, int, int, int]]:
+        """(low, high, stamp, tag hash) of all that a search by tag comes upon. The lock is held."""
+        table = self._tag_table(part)
+        return set() if table is None else {(*cell[:3], cell.tag_hash) for cell in table.in_chains()}
+
+    def leads_by_tag(self, slot: f.Slot, tag_hash: int) -> bool:
+        """Whether a search by tag comes upon an entry. The lock is held."""
+        table = self._tag_table(slot.high & PARTITION_MASK)
+        version = slot.low, slot.high, slot.stamp
+        return table is not None and any(cell[:3] == version for cell in table.of_hash(tag_hash))
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether an entry had a tag since the cache was empty. Asked by many a set."""
+        return self.map[W_TAGS * 8 : (W_TAGS + PARTITIONS) * 8] != _NO_TAGS
+
+    def most_tagged(self) -> int:
+        """At least as many as there are tagged entries."""
+        descriptors = self.words[W_TAGS : W_TAGS + PARTITIONS].tolist()
+        counts = self.words[W_COUNTS : W_COUNTS + PARTITIONS].tolist()
+        return sum(
+            min((descriptor & CAPACITY_MASK) * f.TAG_CELLS // f.TAG_CELL_SLOTS, count >> 32)
+            for descriptor, count in zip(descriptors, counts, strict=True)
+            if descriptor != UNTAGGED
+        )
+
+    def load_tags(self, part: int, cells: Sequence[TagCell]) -> None:
+        """Make a tag table of `cells`, if there are any."""
+        if cells:
+            self._load_tags(part, tag_table.image(part, cells))
+
+    def _tag_table(self, part: int) -> TagTable | None:
+        descriptor = self.words[W_TAGS + part]
+        if descriptor == UNTAGGED:
+            return None
+        first, slots = descriptor >> DESCRIPTOR_BITS, descriptor & CAPACITY_MASK
+        self.reach((first + slots) * SLOT_WORDS)
+        if first < self.first_slot:
+            raise IndexDamaged("a tag table is out of place")
+        return TagTable(self.words, part, descriptor)
+
+    def _renew_tags(self, part: int, table: TagTable | None) -> None:
+        """Make a tag table anew, of the cells that count, with room for as many again."""
+        if self.renew_tags is not None:
+            cells = 0 if table is None else table.count
+            self._extent(tag_table.slots_for(cells, tag_table.growth(part)))  # the most that it can take
+            if self.renew_tags(part, time.time_ns()):
+                return
+        self._load_tags(part, tag_table.image(part, self.live_tags(part)))
+
+    def _load_tags(self, part: int, image: bytearray) -> None:
+        """Put a tag table in the place of the one before, with one store."""
+        capacity = len(image) // SLOT_BYTES
+        first = self._extent(capacity)
+        descriptor = first << DESCRIPTOR_BITS | capacity
+        tag_table.place(image, descriptor, self.stamp())
+        self.map[first * SLOT_BYTES : (first + capacity) * SLOT_BYTES] = image
+        self.words[W_TAGS + part] = descriptor
+
+    def _forget_tags(self) -> None:
+        self.map[W_TAGS * 8 : (W_TAGS + PARTITIONS) * 8] = _NO_TAGS
 
     # -- the segment table ------------------------------------------------------------------
 

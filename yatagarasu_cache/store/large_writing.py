@@ -20,6 +20,7 @@ from .budget import Budget
 from .cache_files import CacheFiles, Temporaries
 from .counters import Counters
 from .current import ATTEMPTS, CurrentIndex
+from .expected import Expected
 from .finding import Finding
 from .format import FLAG_LARGE, Slot
 from .item import Item
@@ -84,25 +85,28 @@ class LargeWriting:
         other._showing = showing
         return other
 
-    def put(self, item: Item, only_absent: bool = False) -> bool:
+    def put(self, item: Item, expected: Expected | None = None) -> bool:
         """Store a value that is all there, and fits: again where somebody removed files of it meanwhile.
-        False if `only_absent` forbade it."""
+        False if `expected` was not met."""
         length = len(item.payload)
         for _ in range(ATTEMPTS):
             ensure_wanted()
             self._life.ensure_writable("store an entry")
             try:
                 now = item.under(self._current.seed)._replace(payload=b"")
-                return self.put_parts(now, (item.payload,), length, length, only_absent)
+                return self.put_parts(now, item.pieces, length, length, expected)
             except CacheIOError as error:
                 if error.errno != errno.ENOENT:
                     raise
         raise too_many_changes()
 
     def put_parts(
-        self, item: Item, parts: Iterable[Buffer], most: int, known: int, only_absent: bool
+        self, item: Item, parts: Iterable[Buffer], most: int, known: int, expected: Expected | None
     ) -> bool:
-        """Store a value that comes in parts: at most `most` bytes, of which `known` are known to fit."""
+        """Store a value that comes in parts: at most `most` bytes, of which `known` are known to fit.
+
+        False if `expected` was not met when the file was there: then it is removed.
+        """
         assert not item.payload, "the value comes in parts"
         item, durable = item._replace(flags=item.flags | FLAG_LARGE), self._showing.durable
         if not self._current.is_in_place():
@@ -120,8 +124,8 @@ class LargeWriting:
             )
             published = (item.low, item.high, reserved.pointer)
             large.publish(temporary, *published, sync=durable, in_room=in_room)
-            put = partial(self._put_pointer, item, *written, reserved, only_absent)
-            installed = in_room(len(item.key), put)
+            put = partial(self._put_pointer, item, *written, reserved, expected)
+            installed = in_room(len(item.key) + len(written[1]), put)
         except ours(OSError) as error:
             if is_callers(error):  # the stream's own
                 raise
@@ -155,41 +159,48 @@ class LargeWriting:
         return self._finding.attempt(self._files.segments.pointer, slot)
 
     def _put_pointer(
-        self, item: Item, length: int, checksum: int, stream: _Reservation, only_absent: bool
+        self, item: Item, length: int, sums: bytes, stream: _Reservation, expected: Expected | None
     ) -> bool:
         """Append the record of a large file that is in place, and let the index show it.
 
-        False if there is an entry already (`only_absent`), or a later one came first.
+        False if `expected` is not met. It is asked, and the record appended, under one lock: a change that
+        loses leaves no record.
         """
-        need = f.room_for(item.names_length, 2 * f.LARGE_POINTER.size)
+        payload = f.LARGE_POINTER.pack(stream.pointer) + sums
+        checksum = f.value_sum(sums, item.low, item.flags)
+        need = f.room_for(item.names_length, len(payload) + f.LARGE_POINTER.size)
+        show = self._showing.show_appended
         for _ in range(ATTEMPTS):
             ensure_wanted()
             with self._locks.appending:
-                writer, index = self._room.writer(need), self._current.index
+                writer = self._room.writer(need)
                 if f.key_digest(item.key, self._current.seed) != item[:2]:
                     line = "another cache has come in the place of this one"
                     raise FileNotFoundError(errno.ENOENT, line, self._files.root)
-                epoch = index.words[f.W_EPOCH]
-                head, slot = item.draft(
-                    index, self._limits.policy, writer.next_place, length, checksum, f.LARGE
-                )
-                if only_absent:
-                    with self._locks.index:
-                        if self._finding.entry(item.low, item.high, item.key) is not None:
-                            return False
-                        end = self._append(writer, head, stream)
-                        done, replaced = self._showing.show_appended(writer, end, slot, epoch, stream)
+                epoch = self._current.index.words[f.W_EPOCH]
+                if expected is None:
+                    slot, end = self._append(writer, item, length, checksum, payload)
                 else:
-                    end = self._append(writer, head, stream)
-            if not only_absent:
-                done, replaced = self._showing.show_appended(writer, end, slot, epoch, stream)
+                    with self._locks.index:
+                        there = self._finding.entry(item.low, item.high, item.key, expected.or_stale)
+                        settled = expected.settled(item, there)
+                        if settled is None:
+                            return False
+                        slot, end = self._append(writer, settled, length, checksum, payload)
+                        done, replaced = show(writer, end, slot, item.tag, epoch, stream)
+            if expected is None:
+                done, replaced = show(writer, end, slot, item.tag, epoch, stream)
             self._showing.discard(slot, replaced, large=True)
             if done:
                 return True
             self._active.let_go_if_lost(writer)
         raise too_many_changes()
 
-    def _append(self, writer: SegmentWriter, head: bytes, stream: _Reservation) -> int:
-        pointer = f.LARGE_POINTER.pack(stream.pointer)
-        self._showing.append(writer, head, pointer, pointer)
-        return writer.tail
+    def _append(
+        self, writer: SegmentWriter, item: Item, length: int, checksum: int, payload: bytes
+    ) -> tuple[Slot, int]:
+        """Append the record of a large file: the slot that shows it, and where the segment ends then."""
+        index, policy = self._current.index, self._limits.policy
+        head, slot = item.draft(index, policy, writer.next_place, length, checksum, f.LARGE)
+        self._showing.append(writer, head, payload, payload[: f.LARGE_POINTER.size])
+        return slot, writer.tail

@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest
 
-from ..backends.base import name_file
+from ..backends.base import Buffer
+from ..codec import KIND_ARRAY
 from ..concurrency.interruption import ours
-from ..entry import OwnLocation
 from . import format as f
 from .cache_files import CacheFiles
 from .counters import Counters
@@ -20,6 +20,7 @@ from .current import CurrentIndex
 from .finding import Finding
 from .format import (
     ALIGN,
+    CODEC_FLAGS,
     FLAG_LARGE,
     FLAGS_SHIFT,
     HEAD_MASK,
@@ -28,6 +29,7 @@ from .format import (
     RECORD_BYTES,
     RECORD_KEY_LENGTH,
     S_ACCESS,
+    S_EXPIRES,
     SLOT,
     W_EVICTION,
     Slot,
@@ -36,7 +38,6 @@ from .format import (
     value_sum,
 )
 from .index import IndexDamaged
-from .large import CHUNK_BYTES
 from .life import Life
 from .limits import Limits
 from .locking import Locks
@@ -49,10 +50,17 @@ _PLAIN_LENGTHS = UNLOOKED << LENGTH_SHIFT  # as a slot says it
 
 
 class Found(NamedTuple):
-    """A verified value."""
+    """A verified value. An array is a bytearray, which belongs to whoever gets it; what is mapped a view."""
 
-    payload: bytes
+    payload: Buffer
     flags: int
+
+
+def value_of(record: bytes, head_bytes: int, flags: int) -> bytes | bytearray:
+    """The value in a record, by one copy."""
+    if flags & CODEC_FLAGS == KIND_ARRAY:
+        return bytearray(memoryview(record)[head_bytes:])
+    return record[head_bytes:]
 
 
 class Names(NamedTuple):
@@ -62,6 +70,7 @@ class Names(NamedTuple):
     tag: bytes
     meta: bytes
     created: int
+    stamp: int
 
 
 class Reading:
@@ -78,7 +87,7 @@ class Reading:
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def get(self, low: int, high: int, key: bytes) -> Found | tuple[bytes, int] | None:
+    def get(self, low: int, high: int, key: bytes) -> Found | tuple[Buffer, int] | None:
         """(payload, flags) of the live entry of an encoded key, verified; None is a miss. Counted."""
         try:
             index = self._current.index
@@ -99,7 +108,7 @@ class Reading:
             if fd is not None and lengths < _PLAIN_LENGTHS and not flags & FLAG_LARGE:
                 head = (lengths & HEAD_MASK) * ALIGN
                 record = self._read_once(fd, head + (lengths >> LENGTH_SHIFT), (place & MASK32) * ALIGN)
-                data = record[head:]
+                data = value_of(record, head, flags)
                 # value_sum and is_of_key, without calls of ours
                 if (
                     xxh3_64_intdigest(data, low ^ flags) == checksum
@@ -124,9 +133,39 @@ class Reading:
 
     def fetch(self, low: int, high: int, key: bytes) -> Found | None:
         """Like `get`, uncounted: retries, and on a lasting mismatch drops the entry."""
-        return self.verified(low, high, key, self._load)
+        return self.verified(low, high, key, self.load)
 
-    def verified(self, low: int, high: int, key: bytes, load: Callable[[Slot], T | None]) -> T | None:
+    def get_with_meta(self, low: int, high: int, key: bytes) -> tuple[Buffer, int, bytes] | None:
+        """`get` of (payload, flags, metadata), of one and the same version. Counted."""
+        found = self.verified(low, high, key, self._load_with_meta)
+        self._counters.use(found is not None)
+        return found
+
+    def _load_with_meta(self, slot: Slot) -> tuple[Buffer, int, bytes] | None:
+        found, names = self.load(slot), self.read_names(slot)
+        return None if found is None or names is None else (*found, names.meta)
+
+    def peek(self, low: int, high: int, key: bytes) -> Found | None:
+        """`fetch` that is no use in the eviction order."""
+        return self.verified(low, high, key, self.load, is_use=False)
+
+    def fetch_stale(self, low: int, high: int, key: bytes) -> tuple[Found, Slot] | None:
+        """The value of an encoded key that has expired, and whose stale time is not over. Uncounted, but a
+        use in the eviction order."""
+        load = partial(self._load_of_key, key, self.load)
+        for _ in range(3):
+            slot = self._finding.stale(low, high)
+            if slot is None:
+                return None
+            found = self._finding.attempt(load, slot)
+            if found is not None:
+                self._finding.touch(low, high)
+                return found, slot
+        return None
+
+    def verified(
+        self, low: int, high: int, key: bytes, load: Callable[[Slot], T | None], *, is_use: bool = True
+    ) -> T | None:
         """`load(slot)` of the entry of a key, tried again if the entry was moved or replaced meanwhile.
 
         A mismatch that lasts under the lock drops the entry: it is counted and logged, and it is
@@ -140,7 +179,8 @@ class Reading:
                 return None
             loaded = self._finding.attempt(load, slot)
             if loaded is not None:
-                self._finding.touch(low, high)
+                if is_use:
+                    self._finding.touch(low, high)
                 return loaded
             if self._is_anothers(slot, key):
                 return None
@@ -165,17 +205,22 @@ class Reading:
         names = self.names_of(slot)
         return names is not None and names.key != key
 
-    def _load(self, slot: Slot) -> Found | None:
+    def load(self, slot: Slot) -> Found | None:
+        """The value of a slot; None if it is not what the slot promises. Errors are those of the system."""
         if slot.value_length > self._limits.size_limit and slot.value_length > self._current.index.used_bytes:
             return None  # damage: nothing that long is here
         if slot.is_large:
-            pointer, seed = self._files.segments.pointer(slot), slot.low ^ slot.flags
-            found = self._files.large.read(slot.low, slot.high, pointer, slot.value_length, seed=seed)
-            return Found(found[0], slot.flags) if found and found[1] == slot.value_sum else None
+            pointer, flags = self._files.segments.pointer(slot), slot.flags
+            found = self._files.large.read(slot.low, slot.high, pointer, slot.value_length, flags=flags)
+            if found is None or value_sum(found[1], slot.low, flags) != slot.value_sum:
+                return None
+            return Found(found[0], flags)
         if not self.in_segment(slot):
             return None
         fd = self._files.segments.get(slot.segment)
-        data = self._files.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes)
+        data = value_of(
+            self._files.backend.read(fd, slot.value_length, slot.offset + slot.head_bytes), 0, slot.flags
+        )
         if len(data) != slot.value_length or value_sum(data, slot.low, slot.flags) != slot.value_sum:
             return None
         return Found(data, slot.flags)
@@ -187,42 +232,12 @@ class Reading:
             # The checksum too: half of a slot may be read before it is overwritten, and half after.
             if current is None or (current.stamp, current.value_sum) != (slot.stamp, slot.value_sum):
                 return None
-            found = self._finding.attempt(self._load, current)
+            found = self._finding.attempt(self.load, current)
             if found is not None:
                 return found
         names = self.names_of(slot)
         if names is not None:
             self.fetch(slot.low, slot.high, names.key)  # drops it if the damage lasts
-        return None
-
-    def locate(self, slot: Slot) -> OwnLocation | None:
-        """A descriptor of its own for a value, and where the value lies; None if it fails its checksum."""
-        offset = 0 if slot.is_large else slot.offset + slot.head_bytes
-        location = OwnLocation(-1, offset, slot.value_length, slot.flags)  # first: it owns what is opened
-        if slot.is_large:
-            pointer = self._files.segments.pointer(slot)
-            path = self._files.large.path(slot.low, slot.high, pointer)
-            location.fd = fd = self._files.large.open(slot.low, slot.high, pointer)
-        else:
-            path = self._files.segments.path(slot.segment)
-            location.fd = fd = self._files.segments.open_kept(slot.segment)
-        try:
-            checksum = xxh3_64(seed=slot.low ^ slot.flags)
-            done = 0
-            while done < slot.value_length:
-                data = self._files.backend.read(fd, min(CHUNK_BYTES, slot.value_length - done), offset + done)
-                if not data:
-                    break
-                checksum.update(data)
-                done += len(data)
-            sound = done == slot.value_length and checksum.intdigest() == slot.value_sum
-        except BaseException as error:
-            name_file(error, path)
-            location.close()
-            raise
-        if sound:
-            return location
-        location.close()
         return None
 
     def read_names(self, slot: Slot) -> Names | None:
@@ -242,17 +257,32 @@ class Reading:
         at += head.key_length
         tag = data[at : at + head.tag_length]
         at += head.tag_length
-        return Names(key, tag, data[at : at + head.meta_length], head.created)
+        return Names(key, tag, data[at : at + head.meta_length], head.created, head.stamp)
 
     def names_of(self, slot: Slot) -> Names | None:
         """`read_names`, whose failures are told as those of the cache."""
         return self._finding.attempt(self.read_names, slot)
 
+    def names_of_version(self, slot: Slot) -> Names | None:
+        """`names_of` just the version that the slot's stamp says: half of a slot may be read before it is
+        overwritten, and half after. (If it stays at odds with its record, that is damage, and harmless.)"""
+        names = self.names_of(slot)
+        if names is not None and names.stamp != slot.stamp:
+            current = self._finding.lookup(slot.low, slot.high)
+            if current is None or current[:S_EXPIRES] != slot[:S_EXPIRES]:
+                return None
+        return names
+
+    def is_current(self, slot: Slot) -> bool:
+        """Whether that is still the version of the live entry, in whatever place."""
+        current = self._finding.lookup(slot.low, slot.high)
+        return current is not None and (current.stamp, current.value_sum) == (slot.stamp, slot.value_sum)
+
     # -- many at once ------------------------------------------------------------------------
 
-    def get_many(self, keys: Sequence[bytes]) -> list[Found | tuple[bytes, int] | None]:
+    def get_many(self, keys: Sequence[bytes]) -> list[Found | tuple[Buffer, int] | None]:
         """`get` of each encoded key. What is not in the page cache is read in one batch."""
-        results: list[Found | tuple[bytes, int] | None] = [None] * len(keys)
+        results: list[Found | tuple[Buffer, int] | None] = [None] * len(keys)
         cold: list[tuple[int, Slot, bytes]] = []
         for i, key in enumerate(keys):
             slot = self._finding.lookup(*key_digest(key, self._current.seed))
@@ -262,7 +292,15 @@ class Reading:
             results[i] = self.get_nowait(slot, key)
             if results[i] is None:
                 cold.append((i, slot, key))
-        self._get_cold(cold, results)
+        self._read_many(cold, results, self.check, self.get_carefully)
+        return results
+
+    def peek_many(self, wanted: Sequence[tuple[Slot, bytes]]) -> list[Found | None]:
+        """The values of slots and their encoded keys, read in one batch, counting and touching nothing. None
+        for one that is not there any more."""
+        results: list[Any] = [None] * len(wanted)
+        every = [(i, slot, key) for i, (slot, key) in enumerate(wanted)]
+        self._read_many(every, results, self._check_quietly, self.peek)
         return results
 
     def in_segment(self, slot: Slot) -> bool:
@@ -297,11 +335,16 @@ class Reading:
 
     def check(self, slot: Slot, key: bytes, record: bytes) -> Found | None:
         """The value as a counted hit if `record` is of the key, and has what the slot promises."""
-        data = record[slot.head_bytes :]
+        found = self._check_quietly(slot, key, record)
+        if found is not None:
+            self._finding.touch(slot.low, slot.high)
+            self._counters.use(True)
+        return found
+
+    def _check_quietly(self, slot: Slot, key: bytes, record: bytes) -> Found | None:
+        data = value_of(record, slot.head_bytes, slot.flags)
         if value_sum(data, slot.low, slot.flags) != slot.value_sum or not is_of_key(record, key):
             return None
-        self._finding.touch(slot.low, slot.high)
-        self._counters.use(True)
         return Found(data, slot.flags)
 
     def place_of(self, slot: Slot) -> int | None:
@@ -312,9 +355,12 @@ class Reading:
         except ours(OSError):
             return None
 
-    def _get_cold(
-        self, cold: list[tuple[int, Slot, bytes]], results: list[Found | tuple[bytes, int] | None]
-    ) -> None:
+    def _read_many(
+        self, cold: list[tuple[int, Slot, bytes]], results: list[Any],
+        check: Callable[[Slot, bytes, bytes], Found | None],
+        carefully: Callable[[int, int, bytes], Found | None],
+    ) -> None:  # fmt: skip
+        """Read into `results` in one batch. `carefully`: what is done where the record does not `check`."""
         plain, rest = [], []
         for i, slot, key in cold:
             place = self.place_of(slot)
@@ -327,9 +373,9 @@ class Reading:
             [(fd, slot.head_bytes + slot.value_length, slot.offset) for _, slot, _, fd in plain]
         )
         for (i, slot, key, _), data in zip(plain, read, strict=True):
-            found = None if isinstance(data, OSError) else self.check(slot, key, data)
+            found = None if isinstance(data, OSError) else check(slot, key, data)
             if found is None:
                 rest.append((i, slot, key))
             results[i] = found
         for i, slot, key in rest:
-            results[i] = self.get_carefully(slot.low, slot.high, key)
+            results[i] = carefully(slot.low, slot.high, key)

@@ -13,7 +13,17 @@ from . import format as f
 from .cache_files import CacheFiles
 from .checkpoint import Checkpoint
 from .eviction import policy_of, take_over
-from .format import PARTITION_MASK, PARTITIONS, SLOT, SLOT_BYTES, SLOT_WORDS, Slot
+from .format import (
+    PARTITION_MASK,
+    PARTITIONS,
+    SLOT,
+    SLOT_BYTES,
+    SLOT_WORDS,
+    TAG_CELL,
+    Slot,
+    TagCell,
+    tag_hash,
+)
 from .hidden import readable
 from .index import Index, grown_capacity, rebuilt
 from .owners import Owner
@@ -30,6 +40,10 @@ def _ends_at(reader: Reads, fd: int, end: int) -> bool:
     next_head = reader.read(fd, f.RECORD_BYTES, end)
     hole = isinstance(reader, Sparing) and reader.has_hole(end, end + f.RECORD_BYTES)
     return not hole and not any(next_head)
+
+
+def _cell(low: int, high: int, stamp: int, tag: int) -> bytes:
+    return TAG_CELL.pack(low, high, stamp, tag << 32)
 
 
 def _latest(saved: Checkpoint) -> int:
@@ -58,6 +72,7 @@ class Rebuild:
         self._saved = saved
         self._floor = 0
         self._slots = [bytearray() for _ in range(PARTITIONS)]
+        self._cells = [bytearray() for _ in range(PARTITIONS)]  # of those that have tags
         self._removed: dict[tuple[int, int], int] = {}
         self._cleared = 0
         self._touched: dict[tuple[int, int], tuple[int, int]] = {}
@@ -85,6 +100,7 @@ class Rebuild:
         for part in range(PARTITIONS):
             self._write(part, self._settle(part, vouched[part]))
             self._slots[part].clear()
+            self._cells[part].clear()
         self._finish()
 
     def _enter_segments(self) -> None:
@@ -106,7 +122,9 @@ class Rebuild:
     def _collect_saved(self, saved: Checkpoint) -> None:
         policy = policy_of(self._index.words)
         same = saved.eviction == self._index.words[f.W_EVICTION]
-        for slots, part in zip(self._slots, saved.parts, strict=True):
+        for slots, cells, part, hashes in zip(
+            self._slots, self._cells, saved.parts, saved.tag_hashes, strict=True
+        ):
             image = part if same else bytearray(part)
             words = memoryview(image).cast("Q")
             if not same:
@@ -115,6 +133,10 @@ class Rebuild:
             for i, low in enumerate(lows):
                 if low > f.REMOVED:
                     slots += image[i * SLOT_BYTES : (i + 1) * SLOT_BYTES]
+            if hashes:
+                highs, stamps = (words[field::SLOT_WORDS].tolist() for field in (f.S_HIGH, f.S_STAMP))
+                versions = zip(lows, highs, stamps, hashes, strict=True)
+                cells += b"".join(_cell(*version) for version in versions if version[-1])
         self._tick(saved.floor)
 
     def _tick(self, stamp: int) -> None:
@@ -206,6 +228,7 @@ class Rebuild:
         index, size = self._index, self._sizes[segment]
         clock, whole = 0, f.SEGMENT_HEADER_BYTES
         seed, first, slots, pack = index.identity.seed, policy_of(index.words).first, self._slots, SLOT.pack
+        cells = self._cells
         for record in records:
             head = record.head
             stamp = head.stamp
@@ -221,6 +244,8 @@ class Rebuild:
             slots[high & PARTITION_MASK] += pack(
                 low, high, place, head.lengths, head.value_sum, stamp, head.expires, first(stamp)
             )
+            if record.tag:
+                cells[high & PARTITION_MASK] += _cell(low, high, stamp, tag_hash(record.tag, seed))
         self._tick(clock)
         return whole
 
@@ -237,7 +262,8 @@ class Rebuild:
         if self._large.get(name) != head.value_length:
             return False
         try:
-            return self._files.large.checksum(*name, seed=low ^ head.flags) == head.value_sum
+            sums = self._files.large.sums_of(*name, head.value_length, flags=head.flags)
+            return sums is not None and f.value_sum(sums, low, head.flags) == head.value_sum
         except ours(OSError) as error:
             if not is_given_up(error):
                 raise
@@ -297,10 +323,19 @@ class Rebuild:
         positions = range(0, len(slots) * SLOT_WORDS, SLOT_WORDS)
         lows = [slot.low for slot in slots]
         index.load(part, len(slots), rebuilt(image, positions, lows, grown_capacity(part, len(slots))))
+        index.load_tags(part, self._cells_of(part, slots))
         for slot in slots:
             size = f.record_bytes(slot.lengths)
             index.words[index.live_word(slot.place >> 32)] += size
             index.words[f.W_LIVE_BYTES] += size
+
+    def _cells_of(self, part: int, slots: list[Slot]) -> list[TagCell]:
+        """The cells of those slots of a partition that have tags, one each."""
+        found = {cell[:3]: cell for cell in map(TagCell._make, TAG_CELL.iter_unpack(self._cells[part]))}
+        if not found:
+            return []
+        versions = ((slot.low, slot.high, slot.stamp) for slot in slots)
+        return [found[version] for version in versions if version in found]
 
     def _finish(self) -> None:
         index = self._index

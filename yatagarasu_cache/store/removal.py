@@ -88,7 +88,7 @@ class Removal:
             return False
 
         def chosen(slot: Slot) -> bool:
-            return self._finding.is_of(slot, key) if stamp is None else slot.stamp == stamp
+            return stamp in (None, slot.stamp) and self._finding.is_of(slot, key)
 
         return bool(self.remove([(low, high)], chosen, "deletes")[0])
 
@@ -223,6 +223,8 @@ class Removal:
             slot = self._finding.entry(low, high, key)
             if slot is None:
                 return False
+            if expires and slot.flags & f.FLAG_TERMS:
+                expires = f.with_terms(expires, slot.expires)
             payload = f.TOUCHED.pack(low, high, expires)
             mark = self._changes.append(f.TOUCH, payload, self._stamp_beyond([slot]))
             at = self._index.find(low, high)

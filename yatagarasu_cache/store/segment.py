@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from xxhash import xxh3_64_digest
 
@@ -26,6 +26,7 @@ from ..errors import ClosedError
 from . import format as f
 from .format import Head, Identity, Slot
 
+T = TypeVar("T")
 _SCAN_BYTES = 1 << 20
 _FOOTER_SHARE = 16  # a footer is at most 1/16 of the records' bytes: less than any headroom
 _CHECK_EVERY = 1024  # records between looks at that share
@@ -52,7 +53,7 @@ class Record(NamedTuple):
     head: Head
     key: bytes
     tag: bytes
-    payload: bytes  # pointer of a LARGE record, digests of a REMOVE and so on; empty for a PUT
+    payload: bytes  # of a LARGE record the pointer, digests of a REMOVE and so on; empty for a PUT
 
     def digest(self, seed: int) -> tuple[int, int]:
         return f.key_digest(self.key, seed)
@@ -106,16 +107,24 @@ class SegmentFiles:
 
     def pointer(self, slot: Slot) -> int:
         """The number in a large file's name, from the record in the segment."""
+        pointer: int = f.LARGE_POINTER.unpack(self._payload(slot, f.LARGE_POINTER.size))[0]
+        return pointer
+
+    def large(self, slot: Slot) -> tuple[int, bytes]:
+        """The same, and the list of sums of the value's chunks, which is not verified."""
+        data = self._payload(slot, f.large_payload(slot.value_length))
+        return f.LARGE_POINTER.unpack_from(data)[0], data[f.LARGE_POINTER.size :]
+
+    def _payload(self, slot: Slot, length: int) -> bytes:
         fd = self.get(slot.segment)
         try:
-            data = self._backend.read(fd, f.LARGE_POINTER.size, slot.offset + slot.head_bytes)
+            data = self._backend.read(fd, length, slot.offset + slot.head_bytes)
         except ours(OSError) as error:
             name_file(error, self.path(slot.segment))
             raise
-        if len(data) < f.LARGE_POINTER.size:
+        if len(data) < length:
             raise FileNotFoundError(errno.ENOENT, "the record is gone", self.path(slot.segment))
-        pointer: int = f.LARGE_POINTER.unpack(data)[0]
-        return pointer
+        return data
 
     def size(self, segment: int) -> int:
         """Bytes that the file takes; 0 if there is none."""
@@ -301,11 +310,15 @@ class SegmentWriter:
     def next_place(self) -> int:
         return f.pack_place(self.segment, self.tail)
 
-    def append(self, head: bytes, payload: Buffer, listed_payload: bytes = b"") -> None:
-        """Write one record at `next_place`. If that fails, the segment is as it was."""
-        length = len(payload)
+    def append(
+        self, head: bytes, payload: Buffer | tuple[Buffer, ...], listed_payload: bytes = b""
+    ) -> None:
+        """Write one record, whose payload may be in pieces, at `next_place`. If that fails, the segment is as
+        it was."""
+        pieces = payload if isinstance(payload, tuple) else (payload,)
+        length = sum(map(len, pieces))
         padding = -length & 15
-        self._write([head, payload, bytes(padding)] if padding else [head, payload])
+        self._write([head, *pieces, bytes(padding)] if padding else [head, *pieces])
         self.note(head, length + padding, listed_payload)
 
     def append_many(self, records: Sequence[tuple[bytes, Buffer, bytes]]) -> None:
@@ -464,8 +477,16 @@ def footer_bytes(backend: Backend, fd: int) -> int:
     return size - start if magic == f.FOOTER_MAGIC and 0 < start < size else 0
 
 
-def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
-    """The records of a sealed segment; None without a footer that fits its checksum."""
+class Footer(NamedTuple):
+    """A footer that fits its checksum."""
+
+    entries: bytes
+    records: int  # that it lists, going by its trailer
+    tail: int  # where these end in the segment
+
+
+def footer_of(backend: Reads, fd: int) -> Footer | None:
+    """The footer of a sealed segment; None if it has none that fits its checksum."""
     size = os.fstat(fd).st_size
     trailer_at = size - f.FOOTER_TRAILER_BYTES
     if trailer_at < f.SEGMENT_HEADER_BYTES:
@@ -481,7 +502,13 @@ def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
     body = backend.read(fd, size - start, start)
     if len(body) != size - start or xxh3_64_digest(body[:-8], tail) != body[-8:]:
         return None
-    records = unpack_footer(body[: -f.FOOTER_TRAILER_BYTES], count, tail)
+    return Footer(body[: -f.FOOTER_TRAILER_BYTES], count, tail)
+
+
+def read_footer(backend: Reads, fd: int) -> Iterator[Record] | None:
+    """The records of a sealed segment; None without a sound footer."""
+    footer = footer_of(backend, fd)
+    records = None if footer is None else unpack_footer(*footer)
     return None if records is None else iter(records)
 
 
@@ -503,7 +530,7 @@ def _footer_record(entries: bytes, at: int) -> tuple[Record | None, int]:
     offset, kept = f.FOOTER_ENTRY.unpack_from(entries, at)
     at += f.FOOTER_ENTRY.size
     head = f.unpack_head(entries, at)
-    if head is None or kept != (head.payload_length if head.kind != f.PUT else 0):
+    if head is None or kept != head.listed_length:
         return None, at
     key = at + f.RECORD_BYTES
     tag = key + head.key_length
@@ -528,9 +555,13 @@ class _Window:
     def have(self, offset: int, length: int) -> int:
         """Make `length` bytes from `offset` readable if the file has them. Their place in `data`."""
         if not self.start <= offset or offset + length > self.start + len(self.data):
-            self.data = self._backend.read(self._fd, max(length, _SCAN_BYTES), offset)
-            self.start = offset
+            self.move(offset, length)
         return offset - self.start
+
+    def move(self, offset: int, length: int = 0) -> None:
+        """Begin at `offset`."""
+        self.data = self._backend.read(self._fd, max(length, _SCAN_BYTES), offset)
+        self.start = offset
 
     def past_hole(self, offset: int) -> int:
         """`offset`, or where the next data begins: a hole may be longer than anybody can read."""
@@ -562,13 +593,39 @@ def scan(
             offset += record.head.record_bytes
 
 
+def scan_by(
+    look: Callable[[bytes, int, int], tuple[list[T], int]], backend: Reads, fd: int
+) -> Iterator[T]:
+    """`scan` by somebody who looks at many records at once.
+
+    `look(data, base, at)` gives something of the records from `at` on in data that was read at `base`, and
+    where the first of them begins that is none, or is not all there.
+    """
+    window, offset = _Window(backend, fd), f.SEGMENT_HEADER_BYTES
+    size = os.fstat(fd).st_size
+    if size > f.MAX_SEGMENT_BYTES:
+        return
+    while offset + f.RECORD_BYTES <= size:
+        at = window.have(offset, f.RECORD_BYTES)
+        found, end = look(window.data, window.start, at)
+        yield from found
+        if end > at:
+            offset = window.start + end
+        elif window.start < offset:  # the rest of it may be behind the window
+            window.move(offset)
+        elif (magic := _next_magic(window, offset + f.ALIGN, size)) is not None:
+            offset = magic
+        else:
+            return
+
+
 def _record_at(window: _Window, offset: int, segment: int, seed: int) -> Record | None:
     at = window.have(offset, f.RECORD_BYTES)  # first: it may replace the data
     head = f.unpack_head(window.data, at)
     if head is None:
         return None
     keeps = head.kind != f.PUT
-    payload_bytes = head.payload_length if keeps and head.payload_length < _SCAN_BYTES else 0
+    payload_bytes = head.listed_length if head.listed_length < _SCAN_BYTES else 0
     payload_at = head.head_bytes
     at = window.have(offset, payload_at + payload_bytes)
     if not f.verify_head(window.data, at, head, seed, f.pack_place(segment, offset)):

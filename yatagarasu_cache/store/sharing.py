@@ -28,7 +28,9 @@ from ..backends import choose
 from ..backends.base import Channel
 from ..backends.threads import WorkerPool
 from ..concurrency import forks
+from ..concurrency.in_flight import InFlight
 from ..concurrency.interruption import ours, started, suppressing
+from ..concurrency.key_locks import KeyLocks
 from ..concurrency.locks import new_lock, package_of
 from ..config import Settings
 from ..errors import CacheError
@@ -49,6 +51,7 @@ _LAST_OF_ALL = -100
 _BETWEEN_JOBS = WorkerPool.work.__code__
 
 Key = tuple[Any, ...]
+_COUNTED = (*f.COUNTERS, "unreadable")  # the last in each process alone
 Directory = tuple[int, ...]
 
 
@@ -72,8 +75,9 @@ class _Place:
 
     def __init__(self) -> None:
         self.stores: list[Shared] = []
-        self.past = dict.fromkeys(f.COUNTERS, 0)  # counted by stores that were closed
+        self.past = dict.fromkeys(_COUNTED, 0)  # counted by stores that were closed
         self.own: set[Lease] = set()  # of open handles that the user made in this process
+        self.key_locks, self.in_flight = KeyLocks(), InFlight()
 
 
 class Shared:
@@ -366,10 +370,11 @@ def _forget(shared: Shared) -> None:
         if place is None or shared not in place.stores:
             return
         place.stores.remove(shared)
-        for name in f.COUNTERS:
+        for name in _COUNTED:
             place.past[name] += getattr(shared.store.counters, name)
         if not place.stores:
             del _places[directory]
+            place.key_locks.close()
 
 
 def counters(lease: Lease) -> dict[str, int]:
@@ -380,7 +385,7 @@ def counters(lease: Lease) -> dict[str, int]:
     for store in stores:
         with suppressing(CacheError, OSError):  # closed just now
             store.counters.fold()
-    return {name: past[name] + sum(getattr(store.counters, name) for store in stores) for name in f.COUNTERS}
+    return {name: past[name] + sum(getattr(store.counters, name) for store in stores) for name in _COUNTED}
 
 
 # -- handles that nobody closed -----------------------------------------------------------------
@@ -551,7 +556,7 @@ def _after_fork_in_child() -> None:
             shared.after_fork()
             if shared.store.closed:
                 _forget(shared)
-        place.past = dict.fromkeys(f.COUNTERS, 0)
+        place.past = dict.fromkeys(_COUNTED, 0)
     if _places:
         _watch_multiprocessing()
 

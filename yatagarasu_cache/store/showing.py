@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from array import array
 from collections.abc import Sequence
 
 from ..backends.base import Buffer
@@ -35,6 +36,12 @@ def unpacked(slots: bytes) -> list[Slot]:
     return [Slot._make(fields) for fields in f.SLOT.iter_unpack(slots)]
 
 
+def _tag_hashes(batch: Sequence[Item], seed: int) -> bytes:
+    """The hashes of the tags of some items, packed; nothing if none of them has one."""
+    of_tag = {tag: f.tag_hash(tag, seed) for tag in {item.tag for item in batch}}
+    return array("I", [of_tag[item.tag] for item in batch]).tobytes() if any(of_tag) else b""
+
+
 class Showing:
     """Lets the index show records under the lock; what is not shown is taken back.
 
@@ -58,16 +65,18 @@ class Showing:
         other.durable = True
         return other
 
-    def append(self, writer: SegmentWriter, head: bytes, payload: Buffer, listed: bytes = b"") -> None:
+    def append(
+        self, writer: SegmentWriter, head: bytes, payload: Buffer | tuple[Buffer, ...], listed: bytes = b""
+    ) -> None:
         """`SegmentWriter.append`, whose failures are told as those of the cache."""
         try:
             writer.append(head, payload, listed)
         except ours(OSError) as error:
             raise from_os_error(error, "cannot write an entry") from error
 
-    def show(self, slot: Slot, epoch: int, size: int) -> bool:
+    def show(self, slot: Slot, tag: bytes, epoch: int, size: int) -> bool:
         """Show a record in the index, and account for its `size` bytes. False: it must be appended again."""
-        done, replaced = self.show_locked(slot, epoch)
+        done, replaced = self.show_locked(slot, tag, epoch)
         if done:
             self.stored(slot, replaced, size)
         return done
@@ -85,34 +94,37 @@ class Showing:
             self._leaving.discard(gone, synced=self.durable, large=large)
 
     def show_appended(
-        self, writer: SegmentWriter, end: int, slot: Slot, epoch: int, stream: Stream | None = None
-    ) -> tuple[bool, LargeFile | None]:
+        self, writer: SegmentWriter, end: int, slot: Slot, tag: bytes, epoch: int,
+        stream: Stream | None = None, keeps_file: bool = False,
+    ) -> tuple[bool, LargeFile | None]:  # fmt: skip
         """`show_locked` of what was appended up to `end`, and is durable first where that is wanted."""
         if self.durable:
             self.make_durable(writer, end, [slot])
-        return self.show_locked(slot, epoch, stream)
+        return self.show_locked(slot, tag, epoch, stream, keeps_file)
 
     def show_locked(
-        self, slot: Slot, epoch: int, stream: Stream | None = None
+        self, slot: Slot, tag: bytes, epoch: int, stream: Stream | None = None, keeps_file: bool = False
     ) -> tuple[bool, LargeFile | None]:
         """`_install`, with the lock. A record that is not shown then is taken back."""
         done = False
         try:
             with self._locks.index:
-                done, replaced = self._install(slot, epoch, stream)
+                done, replaced = self._install(slot, tag, epoch, stream, keeps_file)
         finally:
             if not done:
                 self.void([slot])
         return done, replaced
 
     def _install(
-        self, slot: Slot, epoch: int, stream: Stream | None = None
+        self, slot: Slot, tag: bytes, epoch: int, stream: Stream | None = None, keeps_file: bool = False
     ) -> tuple[bool, LargeFile | None]:
-        """Let the index show the record of `slot`. The lock is held.
+        """Let the index show the record of `slot`, which has this encoded tag. The lock is held.
 
         Returns (True, the large file that this entry replaced, if any). Or (False, None) if the record must
         be appended again: the segment is no longer ours, a checkpoint began that does not cover it, or
         another change got the same or a later stamp.
+
+        `stream`: what its large file was stored as; with `keeps_file` it is that of the entry before.
         """
         index = self._current.index
         if index.words[f.W_EPOCH] != epoch or not self._active.may_show(slot.place >> 32):
@@ -133,12 +145,12 @@ class Showing:
             # Nor may the next flush pass it by, where somebody has removed the mark that names it.
             words[f.W_FLUSHED] = min(words[f.W_FLUSHED], stream.pointer)
         replaced = []
-        if at and words[at + f.S_LENGTHS] >> f.FLAGS_SHIFT & FLAG_LARGE:
+        if at and words[at + f.S_LENGTHS] >> f.FLAGS_SHIFT & FLAG_LARGE and not keeps_file:
             replaced = self._leaving.files_of([index.slot(at)])
             if stream is None:  # else it is noted already that there is something to be looked for
                 self._under_way.leave(replaced)
         try:
-            index.put(slot, at)
+            index.put(slot, at, f.tag_hash(tag, index.identity.seed))
         except ours(OSError) as error:
             self._under_way.left(replaced, removed=False)
             raise from_os_error(error, "cannot make the index larger") from error
@@ -192,6 +204,7 @@ class Showing:
     def show_many(self, batch: list[Item], slots: bytes, epoch: int, replaced: Gone) -> list[int]:
         """Let the index show a batch with one locking. Which of it have to be put once more."""
         assert len(slots) == len(batch) * f.SLOT_BYTES
+        hashes = _tag_hashes(batch, self._current.seed)
         # Of several with the same key the last one counts: an earlier one is not tried again.
         last: dict[tuple[int, int], int] = {}
         again: list[int] = []
@@ -200,11 +213,11 @@ class Showing:
         try:
             with self._locks.index:
                 while at < len(batch):
-                    at += self._core.install_many(slots, at, epoch)
+                    at += self._core.install_many(slots, hashes, at, epoch)
                     if at == len(batch):
                         break
                     slot = Slot(*f.SLOT.unpack_from(slots, at * f.SLOT_BYTES))
-                    done, old = self._install(slot, epoch)
+                    done, old = self._install(slot, batch[at].tag, epoch)
                     if not done:
                         left.append(slot)
                         last = last or {(item.low, item.high): number for number, item in enumerate(batch)}

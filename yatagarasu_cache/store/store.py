@@ -15,6 +15,7 @@ from ..config import Settings
 from ..errors import CacheIOError, from_os_error
 from . import format as f
 from .active import ActiveSegment
+from .annotating import Annotating
 from .budget import Budget
 from .cache_files import CacheFiles, Temporaries
 from .changes import ChangeLog
@@ -41,6 +42,7 @@ from .index import Index
 from .keyed import CompiledAccess, KeyedAccess
 from .large_writing import LargeWriting
 from .leaving_files import LeavingFiles
+from .lending import Lending
 from .life import Life
 from .limits import Limits
 from .locking import Locks
@@ -57,6 +59,7 @@ from .segment_table import SegmentTable
 from .settings_file import SettingsFile
 from .shared_settings import SharedSettings
 from .showing import Showing
+from .tags import Tags
 from .tidying import Tidying
 from .under_way import UnderWay
 from .unreadable import Losses
@@ -151,7 +154,7 @@ class Store:
         )
         current.on_use(lambda _: settings.follow())
         self.finding = finding = Finding(life, locks, files, current)
-        self.walks = walks = Walks(life, files, current, finding)
+        self.walks = walks = Walks(life, files, current, finding, core)
         table = SegmentTable(files, current)
         self.changes = changes = ChangeLog(locks, files, limits, current, table, notices)
         self.active = active = ActiveSegment(locks, files, owner, current, notices)
@@ -177,7 +180,9 @@ class Store:
             life, locks, files, current, finding, active, changes, leaving, durability, reaper, dead,
             counters, pace, core, notices,
         )  # fmt: skip
-        self.reading = Reading(life, locks, limits, files, current, finding, removal, counters)
+        self.reading = reading = Reading(life, locks, limits, files, current, finding, removal, counters)
+        self.lending = Lending(life, locks, files, finding, reading, removal, counters)
+        self.tags = Tags(life, locks, current, finding, reading, walks)
         grants = Grants(
             locks, files, owner, limits, current, budget, presence, table, changes, active, durability,
             reaper, core,
@@ -207,6 +212,9 @@ class Store:
         self.writing = Writing(
             life, locks, limits, current, finding, active, room, budget, showing, large, counters, pace, core
         )
+        self.annotating = Annotating(
+            life, locks, limits, files, current, finding, active, room, reading, showing
+        )
         tidying = Tidying(
             self.root, life, locks, notices, owner, self.users, under_way, current, recovery, reaper
         )
@@ -221,7 +229,9 @@ class Store:
 
     def _checker(self) -> Checker:
         locks, files, limits, current = self.locks, self.files, self.limits, self.current
-        entries = EntryCheck(locks, files, limits, current, self.finding, self.reading, self.removal)
+        entries = EntryCheck(
+            locks, files, limits, current, self.finding, self.reading, self.lending, self.removal
+        )
         return Checker(
             locks, files, current, self.losses, self.checkpoints,
             IndexCheck(self.life, locks, files, current),
@@ -342,6 +352,7 @@ class DurableStore(Store):
         self.__dict__.update(store.__dict__)
         self.removal, self.showing = store.removal.durably(), store.showing.durably()
         self.writing = store.writing.durably(self.showing)
+        self.annotating = store.annotating.durably(self.showing)
         self.keyed = store.keyed.changing_by(self.writing, self.removal)
         store.active.syncs = True
 

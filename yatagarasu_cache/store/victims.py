@@ -119,7 +119,8 @@ def _threshold(index: Index, parts: range, wanted: int, sample: int) -> int:
 
 
 def expired(index: Index, part: int, now: int) -> list[int]:
-    """The live slots of a partition whose time is up at `now` (nanoseconds since the epoch)."""
+    """The live slots of a partition whose time is up at `now` (nanoseconds since the epoch), that in which
+    they may be served stale included."""
     slots = index.partition_slots(part)
     column = index.column(slots, f.S_EXPIRES)
     if column.count(0) == len(column):  # as in caches that don't use expiry
@@ -127,7 +128,9 @@ def expired(index: Index, part: int, now: int) -> list[int]:
     return [
         at
         for at, expires in zip(slots, column, strict=True)
-        if 0 < expires <= now and index.words[at] > f.REMOVED
+        if 0 < expires <= now
+        and index.words[at] > f.REMOVED
+        and f.hard_end(expires, index.words[at + f.S_LENGTHS]) <= now
     ]
 
 

@@ -18,6 +18,7 @@ from .changes import Mark
 from .core import PythonCore
 from .counters import Counters
 from .current import ATTEMPTS, CurrentIndex
+from .expected import Expected
 from .finding import Finding
 from .format import Slot, value_sum
 from .item import Item
@@ -77,8 +78,8 @@ class Writing:
     def _put(self, item: Item) -> None:
         seed = self._current.seed
         item = item.under(seed)  # another cache may have come in the place of ours since it was drafted
-        length, size = len(item.payload), item.room
-        checksum = value_sum(item.payload, item.low, item.flags)
+        pieces, size = item.pieces, item.room
+        length, checksum = len(item.payload), item.value_sum(pieces)
         for _ in range(ATTEMPTS):
             ensure_wanted()
             with self._locks.appending:
@@ -88,9 +89,9 @@ class Writing:
                 index = self._current.index
                 epoch = index.words[f.W_EPOCH]
                 head, slot = item.draft(index, self._limits.policy, writer.next_place, length, checksum)
-                self._showing.append(writer, head, item.payload)
+                self._showing.append(writer, head, pieces)
                 end = writer.tail
-            done, replaced = self._showing.show_appended(writer, end, slot, epoch)
+            done, replaced = self._showing.show_appended(writer, end, slot, item.tag, epoch)
             if done:
                 return self._showing.stored(slot, replaced, size)
             self._active.let_go_if_lost(writer)
@@ -176,9 +177,10 @@ class Writing:
         slots: list[bytes] = []
         for item in batch:
             place = f.pack_place(writer.segment, offset)
-            length, checksum = len(item.payload), value_sum(item.payload, item.low, item.flags)
+            payload = item.data
+            length, checksum = len(payload), value_sum(payload, item.low, item.flags)
             head, slot = item.draft(index, policy, place, length, checksum)
-            records.append((head, item.payload, b""))
+            records.append((head, payload, b""))
             slots.append(f.SLOT.pack(*slot))
             offset += len(head) + f.aligned(length)
         try:
@@ -190,63 +192,76 @@ class Writing:
     # -- in parts ----------------------------------------------------------------------------
 
     def put_stream(
-        self, item: Item, parts: Iterable[Buffer], length: int | None = None, only_absent: bool = False
+        self, item: Item, parts: Iterable[Buffer], length: int | None = None, expected: Expected | None = None
     ) -> bool:
-        """`put` of a value that comes in parts, in constant memory. False if `only_absent` forbade it.
+        """`put` of a value that comes in parts, in constant memory. False if `expected` was not met: where
+        that can be seen at once, nothing of the stream was read.
 
         A stream that turns out short is stored like any small value. `length`: bytes that it has, as far as
         is known.
         """
         self._life.ensure_writable("store an entry")
-        if length is not None:
-            self._budget.ensure_fits(length)
+        self._budget.ensure_fits(length or 0)  # which looks what limits are in force
+        if expected is not None and not self._is_met(expected, item):
+            return False
         most = max(self._limits.stream_bytes, length or 0)
         iterator = iter(parts)
         start, whole = _first_bytes(iterator, self._limits.large_bytes)
         if not whole:
-            return self._large.put_parts(item, chain(start, iterator), most, length or 0, only_absent)
+            return self._large.put_parts(item, chain(start, iterator), most, length or 0, expected)
         item = item._replace(payload=b"".join(start))
         self._budget.ensure_fits(len(item.payload), most)
-        if only_absent:
-            return self.add(item)
+        if expected is not None:
+            return self.put_if(item, expected)
         self.put(item)
         return True
 
     # -- changes that depend on what is there ------------------------------------------------
 
-    def add(self, item: Item) -> bool:
-        """`put` if there is no live entry. Atomic among all processes."""
-        if self._finding.entry(item.low, item.high, item.key) is not None:
+    def put_if(self, item: Item, expected: Expected) -> bool:
+        """`put` if what is there is as expected, else False. Atomic among all processes."""
+        self._life.ensure_writable("store an entry")
+        if not self._is_met(expected, item):
             return False
         if self._is_large(item):
-            return self._large.put(item, only_absent=True)
-        added = False
+            return self._large.put(item, expected)
+        settled: Item | None = None
 
         def decide(slot: Slot | None) -> Item | None:
-            nonlocal added
-            added = slot is None
-            return item if added else None
+            nonlocal settled
+            settled = expected.settled(item, slot)
+            return settled
 
-        self.change(item.key, item.room, decide)
-        return added
+        self.change(item.key, item.room, decide, expected.or_stale)
+        return settled is not None
 
-    def change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
+    def _is_met(self, expected: Expected, item: Item) -> bool:
+        """Whether it is worth trying; it is decided under the lock."""
+        there = self._finding.entry(item.low, item.high, item.key, expected.or_stale)
+        return expected.is_met(there)
+
+    def change(
+        self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None], or_stale: bool = False
+    ) -> None:
         """Under the lock: put what `decide(slot of the live entry or None)` returns, if anything, for `key`.
 
         The append happens under the lock too, so that a change that loses leaves no record which
         a rebuild could take for the winner. `size` bounds the record's bytes; keep it small. Where the
-        volume is full, `decide` may be asked once more.
+        volume is full, `decide` may be asked once more. `or_stale`: see `Finding.entry`.
         """
-        self._room.in_room(size, partial(self._change, key, size, decide))
+        self._room.in_room(size, partial(self._change, key, size, decide, or_stale))
 
-    def _change(self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None]) -> None:
+    def _change(
+        self, key: bytes, size: int, decide: Callable[[Slot | None], Item | None], or_stale: bool
+    ) -> None:
         for _ in range(ATTEMPTS):
             ensure_wanted()
             with self._locks.appending:
                 writer = self._room.writer(size)
                 with self._locks.index:
                     # The digest not before: it may be another cache's by now.
-                    item = decide(self._finding.entry(*f.key_digest(key, self._current.seed), key))
+                    digest = f.key_digest(key, self._current.seed)
+                    item = decide(self._finding.entry(*digest, key, or_stale))
                     if item is None:
                         return
                     if not self._active.may_show(writer.segment):
@@ -261,12 +276,12 @@ class Writing:
     def _append_and_show(self, item: Item, writer: SegmentWriter) -> tuple[Slot, bool, LargeFile | None]:
         """The slot of a record, whether it is shown, and what it has replaced. Both locks are held."""
         index = self._current.index
-        epoch, checksum = index.words[f.W_EPOCH], value_sum(item.payload, item.low, item.flags)
+        pieces, epoch = item.pieces, index.words[f.W_EPOCH]
         head, slot = item.draft(
-            index, self._limits.policy, writer.next_place, len(item.payload), checksum
+            index, self._limits.policy, writer.next_place, len(item.payload), item.value_sum(pieces)
         )
-        self._showing.append(writer, head, item.payload)
-        return slot, *self._showing.show_appended(writer, writer.tail, slot, epoch)
+        self._showing.append(writer, head, pieces)
+        return slot, *self._showing.show_appended(writer, writer.tail, slot, item.tag, epoch)
 
 
 def _first_bytes(parts: Iterator[Buffer], wanted: int) -> tuple[list[Buffer], bool]:

@@ -1,4 +1,4 @@
-"""Every entry's record and value are what was written, and its key leads to it."""
+"""Every entry's record and value are what was written, and its key and its tag lead to it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..current import CurrentIndex
 from ..finding import Finding
 from ..format import PARTITIONS, Slot
 from ..index import Index
+from ..lending import Lending
 from ..limits import Limits
 from ..locking import Locks
 from ..reading import Reading
@@ -25,18 +26,22 @@ _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock 
 _MOST_COUNTED = 1 << 62  # more than any count can reach
 
 
+_ByTag = set[tuple[int, int, int, int]]  # see Index.found_by_tag
+
+
 class EntryCheck:
-    """Every entry's record and value are what was written, and its key leads to it."""
+    """Every entry's record and value are what was written, and its key and its tag lead to it."""
 
     def __init__(
         self, locks: Locks, files: CacheFiles, limits: Limits, current: CurrentIndex, finding: Finding,
-        reading: Reading, removal: Removal,
+        reading: Reading, lending: Lending, removal: Removal,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._limits, self._current = locks, files, limits, current
         self._finding, self._reading, self._removal = finding, reading, removal
+        self._lending = lending
 
     def entries(self, fix: bool) -> Iterator[Problem]:
-        """Every entry's record and value are what was written, and its key leads to it."""
+        """Every entry's record and value are what was written, and its key and its tag lead to it."""
         for part, at in self._suspects():
             with self._locks.appending, self._locks.index:  # it may have been moved while we looked
                 problem = self._lasting_problem(part, at, fix)
@@ -48,6 +53,8 @@ class EntryCheck:
         for part in range(PARTITIONS):
             batch: list[tuple[int, Slot]] = []
             size = 0
+            with self._locks.index:
+                by_tag = self._current.index.found_by_tag(part)
             for at, slot in self._current.look(functools.partial(_slots_of, part)):
                 if slot.low <= f.REMOVED:
                     continue
@@ -57,11 +64,11 @@ class EntryCheck:
                 )
                 if len(batch) >= _BATCH or size >= _BATCH_BYTES:
                     ensure_wanted()
-                    yield from ((part, at) for at in self._not_sound(batch))
+                    yield from ((part, at) for at in self._not_sound(batch, by_tag))
                     batch, size = [], 0
-            yield from ((part, at) for at in self._not_sound(batch))
+            yield from ((part, at) for at in self._not_sound(batch, by_tag))
 
-    def _not_sound(self, batch: list[tuple[int, Slot]]) -> Iterator[int]:
+    def _not_sound(self, batch: list[tuple[int, Slot]], by_tag: _ByTag) -> Iterator[int]:
         """Those of some slots that are not right. Records in segments are read in one batch."""
         whole: list[tuple[int, Slot, int]] = []
         for at, slot in batch:
@@ -70,25 +77,36 @@ class EntryCheck:
                 yield at
             elif fd is not None:
                 whole.append((at, slot, fd))
-            elif self.problem(slot):
+            elif self.problem(slot) or not self._is_in(by_tag, slot, self._tag_of(slot)):
                 yield at
         wanted = [(fd, slot.head_bytes + slot.value_length, slot.offset) for _, slot, fd in whole]
         for (at, slot, _), data in zip(whole, self._files.backend.read_many(wanted), strict=True):
-            if isinstance(data, OSError) or not self._is_record(slot, data):
+            if isinstance(data, OSError) or not self._is_record(slot, data, by_tag):
                 yield at
 
-    def _is_record(self, slot: Slot, data: bytes) -> bool:
-        """True if `data` is the record that the slot shows, key and value included."""
+    def _is_record(self, slot: Slot, data: bytes, by_tag: _ByTag) -> bool:
+        """True if `data` is the record that the slot shows, key, tag and value included."""
         head = f.unpack_head(data, 0)
         if head is None or not f.verify_head(data, 0, head, self._current.seed, slot.place):
             return False
-        key = data[f.RECORD_BYTES : f.RECORD_BYTES + head.key_length]
+        key_end = f.RECORD_BYTES + head.key_length
+        key, tag = data[f.RECORD_BYTES : key_end], data[key_end : key_end + head.tag_length]
         value = memoryview(data)[slot.head_bytes :]
         if (head.stamp, head.lengths) != (slot.stamp, slot.lengths) or not self._can_be_used(slot):
+            return False
+        if not self._is_in(by_tag, slot, tag):
             return False
         return f.key_digest(key, self._current.seed) == (slot.low, slot.high) and (
             f.value_sum(value, slot.low, slot.flags) == slot.value_sum and len(value) == slot.value_length
         )
+
+    def _is_in(self, by_tag: _ByTag, slot: Slot, tag: bytes) -> bool:
+        """Whether the tag of an entry, if it has one, leads to it."""
+        return not tag or (*slot[:2], slot.stamp, f.tag_hash(tag, self._current.seed)) in by_tag
+
+    def _tag_of(self, slot: Slot) -> bytes:
+        names = self._reading.names_of(slot)
+        return b"" if names is None else names.tag
 
     def _lasting_problem(self, part: int, at: int, fix: bool) -> Problem | None:
         """What is wrong with a slot. Both locks are held."""
@@ -114,7 +132,8 @@ class EntryCheck:
         return Problem("entry", f"{f.segment_name(slot.segment)}+{slot.offset}", detail, fix)
 
     def _slot_problem(self, at: int, fix: bool) -> str:
-        """What is wrong with a slot whose record and value are sound: with its stamp, or its access word."""
+        """What is wrong with a slot whose record and value are sound: its stamp, its access word, or what its
+        tag leads to."""
         index, slot = self._current.index, self._current.index.slot(at)
         data = self._files.backend.read(self._files.segments.get(slot.segment), f.RECORD_BYTES, slot.offset)
         head, is_used = f.unpack_head(data, 0), self._can_be_used(slot)
@@ -123,9 +142,15 @@ class EntryCheck:
             index.words[at + f.S_STAMP] = stamp
         if fix and not is_used:
             index.words[at + f.S_ACCESS] = self._limits.policy.first(stamp)
+        tag_hash = f.tag_hash(self._tag_of(slot), index.identity.seed)
+        is_found = not tag_hash or index.leads_by_tag(slot._replace(stamp=stamp), tag_hash)
+        if fix and not is_found:
+            index.tag(slot._replace(stamp=stamp), tag_hash)
         if stamp != slot.stamp:
             return "its slot is of another time than its record"
-        return "" if is_used else "when it was used makes no sense"
+        if not is_used:
+            return "when it was used makes no sense"
+        return "" if is_found else "its tag does not lead to it"
 
     def _can_be_used(self, slot: Slot) -> bool:
         """Whether the access word is one that the policy can have written."""
@@ -140,10 +165,12 @@ class EntryCheck:
                 return "its record is damaged"
             if f.key_digest(names.key, self._current.seed) != (slot.low, slot.high):
                 return "its record is of another key"
-            location = self._reading.locate(slot)
+            location = self._lending.location(slot)
             if location is None:
                 return "its value fails its checksum"
             location.close()
+            if slot.is_large and not self._lending.is_listed(slot):
+                return "its list of checksums is damaged"
         except ours(OSError) as error:
             return fault_of(error)
         except OverflowError as error:  # an offset or length that no file has

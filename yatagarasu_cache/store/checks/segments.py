@@ -14,10 +14,10 @@ from ..active import ActiveSegment
 from ..cache_files import CacheFiles
 from ..changes import ChangeLog
 from ..checkpointing import Checkpoints
+from ..chunks import PIECE_BYTES
 from ..current import CurrentIndex
 from ..directory import content
 from ..format import Slot
-from ..large import CHUNK_BYTES
 from ..limits import Limits
 from ..locking import Locks
 from ..removal import Removal
@@ -161,8 +161,8 @@ class SegmentCheck:
         expected = self._current.index.words[entry + (f.T_TAIL if state == f.LOG else f.T_SIZE)]
         size = os.fstat(fd).st_size
         if state != f.LOG and read_footer(self._files.backend, fd) is None:  # walks read all of it
-            for offset in range(0, min(size, max(expected, self._limits.segment_bytes)), CHUNK_BYTES):
-                self._files.backend.read(fd, CHUNK_BYTES, offset)
+            for offset in range(0, min(size, max(expected, self._limits.segment_bytes)), PIECE_BYTES):
+                self._files.backend.read(fd, PIECE_BYTES, offset)
         if state == f.SEALED and size != expected and not self._current.index.words[entry + f.T_OWNER]:
             return f"it has {size} bytes instead of {expected}"
         if state == f.LOG and (end := self._sound_bytes(fd, segment)) < expected:

@@ -1,0 +1,87 @@
+"""One directory, with a `Disk` of one's own and without: as a program that turns a restricted mode on, or off
+again, has it. Whatever has been stored, it is `fetch` that unpickles it."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import yatagarasu_cache.compat.diskcache as dc
+from yatagarasu_cache.compat.diskcache.core import MODE_PICKLE
+
+Make = Callable[..., Any]
+
+PLAIN = ["text", 5, 1.5, b"bytes", {"a": [1, (2,)]}, (1, 2), [None], {1}, "x" * 100_000, b"y" * 100_000]
+KEYS = ["k", (1, 2), frozenset({1}), ("long" * 30_000,)]
+
+
+class Refused(Exception):
+    pass
+
+
+class Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise Refused(f"{module}.{name}")
+
+
+class Strict(dc.Disk):
+    """Unpickles nothing that imports anything."""
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode == MODE_PICKLE:
+            return Reader(io.BytesIO(value)).load()
+        return super().fetch(mode, filename, value, read)
+
+
+@pytest.fixture(params=[dc.Cache, dc.FanoutCache])
+def kind(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("key", KEYS, ids=["str", "tuple", "object", "long"])
+def test_what_each_has_stored_the_other_reads(make: Make, kind: Any, key: Any) -> None:
+    free, strict = make(kind), make(kind, disk=Strict)
+    for one, other in ((free, strict), (strict, free)):
+        for value in PLAIN:
+            one[key] = value
+            assert other.get(key) == value and type(other[key]) is type(value) and list(other) == [key]
+            assert other.get(key, expire_time=True, tag=True) == (value, None, None)
+            assert other.pop(key) == value and key not in one
+
+
+@pytest.mark.parametrize("key", KEYS, ids=["str", "tuple", "object", "long"])
+def test_a_pickle_is_left_to_fetch_whoever_has_stored_it(make: Make, kind: Any, key: Any) -> None:
+    free, strict = make(kind), make(kind, disk=Strict)
+    value = [Counter("a")]
+    for one in (free, strict):
+        one[key] = value
+        with pytest.raises(Refused, match="Counter"):
+            strict.get(key)
+        with pytest.raises(Refused):
+            strict[key]
+        assert free[key] == value and free.get(key) == value
+        with pytest.raises(Refused):
+            strict.pop(key)
+        assert key not in free
+
+
+def test_pickled_tuples_come_back_as_such(cache: dc.Cache) -> None:
+    value = (Counter("a"), 1, "k")
+    cache["k"] = value
+    assert cache["k"] == value and cache.get("k") == value
+
+
+def test_files_and_numbers_go_through_fetch_too(make: Make) -> None:
+    free, strict = make(), make(disk=Strict)
+    free.set("file", io.BytesIO(b"abc"), read=True)
+    assert strict.read("file").read() == b"abc" and strict["file"] == b"abc"
+    free.set(frozenset({1}), io.BytesIO(b"abc"), read=True)
+    assert strict.read(frozenset({1})).read() == b"abc" and free.read(frozenset({1})).read() == b"abc"
+    for key in ("n", frozenset({2})):
+        assert free.incr(key) == 1 and strict.incr(key) == 2 and free.incr(key) == 3
+        assert strict[key] == free[key] == 3
