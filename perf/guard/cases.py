@@ -15,6 +15,8 @@ import asyncio
 import gc
 import json
 import os
+import random
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +38,12 @@ if len(sys.argv) > 1 and sys.argv[1] == "count":
     os.getppid()
 else:
     import yatagarasu_cache
+
+# A cache's secret decides which keys meet in one group of the index, and so how many of a hundred new ones find
+# theirs full, which costs them the way through Python: 3 to 8, as it fell. Both revisions draw the same.
+chance = random.Random(0)
+secrets.token_bytes = chance.randbytes
+secrets.randbits = chance.getrandbits
 
 
 class Lab:
