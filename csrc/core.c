@@ -282,9 +282,8 @@ static bool is_of_key(const struct yc_found *found, const char *head)
     return length == found->key_length && !memcmp(head + RECORD_BYTES, found->key, length);
 }
 
-static bool read_head(const struct yc_found *found)
+static bool read_head(const struct yc_found *found, char *head)
 {
-    char head[YC_READ_BYTES];
     ssize_t done = pread(found->fd, head, found->head, (off_t)(found->offset - found->head));
     return done >= 0 && (uint64_t)done == found->head && is_of_key(found, head);
 }
@@ -323,12 +322,11 @@ int yc_read_nowait(const struct yc_found *found, char *head, void *value)
 #endif
 }
 
-/* True if the record is the key's, by its head, which should be in the page cache. */
-static bool is_held(const struct yc_found *found)
+/* Read the head of a record, which should be in the page cache: true if the record is the key's. */
+static bool is_held(const struct yc_found *found, char *head)
 {
-    char head[YC_READ_BYTES];
     int done = yc_read_nowait(found, head, NULL);
-    return done < 0 ? read_head(found) : done;
+    return done < 0 ? read_head(found, head) : done;
 }
 
 int64_t yc_meta(const struct yc_view *view, const struct yc_found *found, char *head, const char **meta)
@@ -386,7 +384,8 @@ bool yc_verify(const struct yc_view *view, const struct yc_found *found, const v
 
 bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value, uint64_t now)
 {
-    if (!usable(view) || !is_right(found, value) || !is_held(found))
+    char head[YC_READ_BYTES];
+    if (!usable(view) || !is_right(found, value) || !is_held(found, head))
         return false;
     uint64_t at = find(view, (struct digest){found->low, found->high});
     if (at && at != UNSURE)
@@ -394,13 +393,13 @@ bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, co
     return true;
 }
 
-int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now)
+int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
+             struct yc_found *found, char *head)
 {
-    struct yc_found found;
-    int status = yc_find(view, key, key_length, now, &found);
+    int status = yc_find(view, key, key_length, now, found);
     if (status != YC_FOUND)
         return status == YC_MISS ? YC_MISS : YC_OTHER;
-    return is_held(&found) ? YC_FOUND : YC_OTHER;
+    return is_held(found, head) ? YC_FOUND : YC_OTHER;
 }
 
 int yc_shows(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t place, uint64_t *slot)
@@ -1204,7 +1203,8 @@ static bool is_slot_of(const struct yc_view *view, uint64_t at, struct digest di
                        uint64_t key_length)
 {
     struct yc_found found;
-    return locate(view, at, digest, key, key_length, &found) == YC_FOUND && read_head(&found);
+    char head[YC_READ_BYTES];
+    return locate(view, at, digest, key, key_length, &found) == YC_FOUND && read_head(&found, head);
 }
 
 int yc_remove(const struct yc_view *view, const void *key, uint64_t key_length, const struct yc_end *log,

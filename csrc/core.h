@@ -80,8 +80,10 @@ bool yc_verify(const struct yc_view *view, const struct yc_found *found, const v
 bool yc_verify_late(const struct yc_view *view, const struct yc_found *found, const void *value,
                     uint64_t now);
 
-/* Whether the key has a live entry: YC_FOUND, YC_MISS or YC_OTHER. It hardly ever waits for a disk. */
-int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now);
+/* Whether the key has a live entry: YC_FOUND, and `head` (YC_READ_BYTES) has what is before its value; YC_MISS
+ * or YC_OTHER. It hardly ever waits for a disk. */
+int yc_holds(const struct yc_view *view, const void *key, uint64_t key_length, uint64_t now,
+             struct yc_found *found, char *head);
 
 /* Whether the index shows the record at `place` as that of the key: YC_FOUND, and `slot` has its SLOT_WORDS words;
  * YC_MISS or YC_OTHER. */

@@ -634,7 +634,8 @@ static PyObject *core_get_many(Core *self, PyObject *const *args, Py_ssize_t cou
 
 static PyObject *holds(Core *self, PyObject *const *args, Py_ssize_t count, bool encoded)
 {
-    char buffer[SHORT_KEY], *key = buffer;
+    char buffer[SHORT_KEY], head[YC_READ_BYTES], *key = buffer;
+    struct yc_found found;
     Py_ssize_t length;
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "expected key and now");
@@ -645,8 +646,9 @@ static PyObject *holds(Core *self, PyObject *const *args, Py_ssize_t count, bool
         return NULL;
     if (!encoded)
         length = encode_key(args[0], buffer);
-    int status = length && !is_forked() ? yc_holds(&self->mapping->view, key, (uint64_t)length, now)
-                                        : YC_OTHER;
+    int status = YC_OTHER;
+    if (length && !is_forked())
+        status = yc_holds(&self->mapping->view, key, (uint64_t)length, now, &found, head);
     return another(status == YC_FOUND ? Py_True : status == YC_MISS ? Py_False : Py_NotImplemented);
 }
 
@@ -658,6 +660,29 @@ static PyObject *core_holds(Core *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *core_holds_encoded(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     return holds(self, args, count, true);
+}
+
+static PyObject *core_meta(Core *self, PyObject *const *args, Py_ssize_t count)
+{
+    char head[YC_READ_BYTES], *key;
+    const char *meta;
+    struct yc_found found;
+    Py_ssize_t key_length;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected key and now");
+        return NULL;
+    }
+    uint64_t now = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[0], &key, &key_length))
+        return NULL;
+    if (is_forked())
+        return another(Py_NotImplemented);
+    const struct yc_view *view = &self->mapping->view;
+    int status = yc_holds(view, key, (uint64_t)key_length, now, &found, head);
+    int64_t length = status == YC_FOUND ? yc_meta(view, &found, head, &meta) : -1;
+    if (length >= 0)
+        return PyBytes_FromStringAndSize(meta, (Py_ssize_t)length);
+    return another(status == YC_MISS ? Py_None : Py_NotImplemented);
 }
 
 static PyObject *core_place(Core *self, PyObject *const *args, Py_ssize_t count)
@@ -1154,6 +1179,9 @@ static PyMethodDef core_methods[] = {
      "holds(key, now)\n--\n\nWhether there is a live entry; NotImplemented as for get(). Nothing is counted."},
     {"holds_encoded", (PyCFunction)(void (*)(void))core_holds_encoded, METH_FASTCALL,
      "holds_encoded(key, now)\n--\n\nThe same of an encoded key."},
+    {"meta", (PyCFunction)(void (*)(void))core_meta, METH_FASTCALL,
+     "meta(key, now)\n--\n\nThe metadata of an encoded key's live entry; None if there is none; NotImplemented as for\n"
+     "get(). Nothing is counted."},
     {"place", (PyCFunction)(void (*)(void))core_place, METH_FASTCALL,
      "place(key, now)\n--\n\nWhere the value of a key is, to be read by others: (descriptor, length, offset, ...).\n"
      "None for a miss; NotImplemented as for get()."},

@@ -152,7 +152,7 @@
 #define USES_NANOSECONDS 1000000000
 
 /* store/compiled.py */
-#define ABI_VERSION 13 /* of what Python calls, and how */
+#define ABI_VERSION 14 /* of what Python calls, and how */
 
 /* codec/basics.py */
 #define KIND_BYTES 0 /* in the flags of a value that is what was stored */

@@ -327,6 +327,39 @@ def test_caches_that_are_closed_leave_no_files_open(make: Make, tmp_path: Path) 
     assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
+def test_threads_that_end_leave_no_files_open(cache: dc.Cache) -> None:
+    in_threads(4, lambda n: cache.set(n, n))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        in_threads(4, lambda n: cache.set(n, n))
+    assert len(os.listdir("/proc/self/fd")) < before + 4
+
+
+def test_an_interruption_leaves_no_lock(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's handler runs when the system call returns: it was locked then."""
+    cache, other = make(), make(timeout=0.5)
+    cache["k"] = 1
+    from yatagarasu_cache.compat.diskcache import gate
+
+    def interrupted(fd: int, how: int) -> None:
+        real(fd, how)
+        if not how & gate.LOCK_UN:
+            raise KeyboardInterrupt
+
+    for change in (lambda: cache.set("k", 2), lambda: cache.transact().__enter__(), lambda: cache.push(1)):
+        real = gate.flock
+        with monkeypatch.context() as patch:
+            patch.setattr(gate, "flock", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                change()
+
+        def alone() -> None:
+            with other.transact():
+                assert other["k"] == 1
+
+        in_threads(1, lambda n, alone=alone: alone())  # type: ignore[misc]
+
+
 def test_a_directory_that_was_made_anew_has_a_lock_of_its_own(make: Make, place: Path) -> None:
     old = make()
     old["k"] = 1

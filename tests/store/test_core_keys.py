@@ -53,6 +53,7 @@ def is_same(cache: DiskCache, key: Any) -> bool:
     assert core.get_encoded(encoded, time.time_ns()) == (b"value" if is_short else NotImplemented)
     found = core.get(key, time.time_ns())
     assert core.holds(key, time.time_ns()) is (NotImplemented if found is NotImplemented else True)
+    assert core.meta(encoded, time.time_ns()) == (b"" if is_short else NotImplemented)
     assert found in (b"value", NotImplemented)
     assert cache.delete(key) and core.get(key, time.time_ns()) in (None, NotImplemented)
     return found is not NotImplemented

@@ -109,6 +109,11 @@ class PythonCore:
         """The same of an encoded key."""
         return NotImplemented
 
+    def meta(self, key: bytes, now: int) -> Any:
+        """The metadata of an encoded key's live entry; None if there is none; NotImplemented as for `get`.
+        Nothing is counted."""
+        return NotImplemented
+
     def place(self, key: Key, now: int) -> Any:
         """Where the value of `key` is, to be read by others: (descriptor, length, offset, ...).
 
@@ -211,7 +216,7 @@ class CompiledCore(PythonCore):
         self.get_with_meta = core.get_with_meta  # type: ignore[method-assign]
         self.counted, self.use = core.counted, core.use  # type: ignore[method-assign]
         self.own = core.own  # type: ignore[method-assign]
-        self.place, self.accept = core.place, core.accept  # type: ignore[method-assign]
+        self.place, self.accept, self.meta = core.place, core.accept, core.meta  # type: ignore[method-assign]
         self.holds, self.holds_encoded = core.holds, core.holds_encoded  # type: ignore[method-assign]
         self.walk_footer, self.walk_records = core.walk_footer, core.walk_records  # type: ignore[method-assign]
         self.install_many = core.install_many  # type: ignore[method-assign]

@@ -198,7 +198,6 @@ class Cache:
                 in_force = {**vars(self), **kept.load(self._directory), **named}
                 cache = DiskCache(self._directory, **limits_of(in_force))
                 self._gate_ = gate_of(cache.directory, _MODE)
-                self._gate_.open()
                 self._entries_ = Entries(cache, self._disk, self._find_secret)
             return self._entries_
 
@@ -262,11 +261,9 @@ class Cache:
 
     def _change(self, retry: bool, function: Callable[..., Any], *args: Any) -> Any:
         """A change: not in the middle of somebody's transaction."""
-        gate = self._gate
+        gate = self._gate_ or self._gate
         while True:
             try:
-                if gate.is_mine:
-                    return function(*args)
                 gate.enter(self._timeout)
                 try:
                     return function(*args)

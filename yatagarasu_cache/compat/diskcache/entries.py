@@ -8,7 +8,6 @@ in the metadata, there is where the entry stands in the order of insertion, and 
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import pickletools
 import time
@@ -51,10 +50,11 @@ RESERVED = "yatagarasu_cache.compat.diskcache"
 
 _META = Struct("<QBB")  # place in the order, mode, form
 _BEFORE_META = encode_meta(bytes(_META.size))[: -_META.size]
-_BEFORE = len(_BEFORE_META)
+_BEFORE, _LENGTH = len(_BEFORE_META), len(_BEFORE_META) + _META.size
 _SHORT = 2000  # bytes of key and tag that fit every cache
 _LATEST = 9e9  # seconds since the epoch: in the year 2255
 _PLAIN, _WITH_KEY, _SEALED = _FORMS = 0, 1, 2
+_PLAIN_ENDS = [bytes((mode, _PLAIN)) for mode in range(MODE_PICKLE + 1)]  # of metadata, by the mode
 _NATIVE = ValueCodec()
 
 
@@ -77,8 +77,7 @@ class Row(NamedTuple):
     def meta(self) -> tuple[int, int, int]:
         """(place in the order, mode, form)."""
         data = self.names.meta
-        is_ours = len(data) == _BEFORE + _META.size and data.startswith(_BEFORE_META) and data[-1] in _FORMS
-        if not is_ours:  # stored by a DiskCache
+        if not _is_ours(data):  # stored by a DiskCache
             return self.slot.stamp, MODE_RAW, _PLAIN
         return _META.unpack_from(data, _BEFORE)
 
@@ -144,6 +143,7 @@ class Entries:
         self.is_plain = kind is Disk
         self._has_plain_keys = kind.put is Disk.put and kind.get is Disk.get
         self._holds: Callable[[bytes, int], Any] = self.store.core.holds_encoded
+        self._meta: Callable[[bytes, int], Any] = self.store.core.meta
         self._last_place = 0
 
     # -- keys ---------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ class Entries:
         else:
             payload, flags = self.encoded(name, value)
             mode = MODE_PICKLE if flags == KIND_CUSTOM else MODE_RAW
-        meta = _BEFORE_META + _META.pack(self._place(name), mode, _PLAIN)
+        meta = self._meta_at_its_place(name, mode)
         if len(payload) > self.store.limits.unchecked_bytes or len(data) + len(tag) > _SHORT:
             self._desk._check_sizes(data, tag, meta, len(payload))
         self._desk.put(data, payload, flags, expires, tag, meta)
@@ -381,20 +381,25 @@ class Entries:
             return self.store.finding.entry(*self.identify(data)) is not None
         return bool(is_held)
 
+    def _meta_at_its_place(self, name: Name, mode: int) -> bytes:
+        """The metadata of a plain entry: mostly there is one of its key, in the same form."""
+        before, end = self._meta(name.data, time.time_ns()), _PLAIN_ENDS[mode]
+        if before is None:
+            return _packed(self._next_place(), mode, _PLAIN)
+        if _is_ours(before):
+            return before if before.endswith(end) else before[:-2] + end  # type: ignore[no-any-return]
+        return _packed(self._place(name), mode, _PLAIN)
+
     def _place(self, name: Name) -> int:
         """Where an entry is to stand: where the live one of its key stands, or at the end."""
-        data = name.data
-        if self._holds(data, time.time_ns()) is False:
+        before = self._meta(name.data, time.time_ns())
+        if before is None:
             return self._next_place()
-        if not name.beside:  # the shortest way, which compiled code knows
-            where: Any = self.store.core.place(name.key, time.time_ns())
-            if type(where) is tuple:
-                head = os.pread(where[0], where[7], where[2] - where[7])
-                if is_of_key(head, data) and (place := _place_in(head, len(data))) is not None:
-                    return place
-        low, high = key_digest(data, self.store.current.seed)
+        if _is_ours(before):
+            return int.from_bytes(before[_BEFORE : _BEFORE + 8], "little")
+        low, high = key_digest(name.data, self.store.current.seed)
         slot = self.store.finding.shown(low, high)
-        place = None if slot is None else self.store.finding.attempt(partial(self._place_of, data), slot)
+        place = None if slot is None else self.store.finding.attempt(partial(self._place_of, name.data), slot)
         return self._next_place() if place is None else place
 
     def _place_of(self, key: bytes, slot: Slot) -> int | None:
@@ -580,6 +585,13 @@ def _place_in(head: bytes, key_length: int) -> int | None:
     if not head.startswith(_BEFORE_META, at):
         return None
     return int.from_bytes(head[at + _BEFORE : at + _BEFORE + 8], "little")
+
+
+def _is_ours(meta: Any) -> bool:
+    """Whether metadata, if it is some, is of this module, and not of what a `DiskCache` has stored."""
+    if type(meta) is not bytes or len(meta) != _LENGTH:
+        return False
+    return meta.startswith(_BEFORE_META) and meta[-1] in _FORMS
 
 
 def is_hidden(data: bytes) -> bool:
