@@ -367,8 +367,14 @@ SEQUENCES: dict[str, list[Step]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("durability", ["none", "sync"])
-@pytest.mark.parametrize("name", SEQUENCES)
+# "sync" promises most: every sequence is tried with it, and those whose losses differ most without.
+CUT = [
+    *((name, "sync") for name in SEQUENCES),
+    *((name, "none") for name in ("set, overwrite, delete", "rolls", "checkpoints", "clear")),
+]
+
+
+@pytest.mark.parametrize(("name", "durability"), CUT)
 def test_cut_behind_every_operation(
     monkeypatch: pytest.MonkeyPatch, disks: Path, name: str, durability: str
 ) -> None:
@@ -405,7 +411,7 @@ def test_cut_in_a_full_cache(monkeypatch: pytest.MonkeyPatch, disks: Path, evict
         assert len(unlinked) >= 3, "no segment was dropped: the sequence is too short"
         judge = Judge(monkeypatch, disks, **options)
         for image in session.disk.cuts(rng, first=begun, singles=2, mixtures=1):
-            if image.label.startswith("only") or image.cut % 3 == 0:
+            if image.label.startswith("only") and image.cut % 2 or image.cut % 6 == 0:
                 judge(image, session.history, rng, again=rng.random() < 0.05)
         assert judge.images > 200
 
@@ -415,7 +421,7 @@ def test_two_handles_of_different_durability(monkeypatch: pytest.MonkeyPatch, di
     rng = seeded("two handles")
     with world(monkeypatch, disks, rng) as session:
         loose, strict = session.open(), session.open(durability="sync")
-        for i in range(40):
+        for i in range(30):
             cache = rng.choice((loose, strict))
             key = rng.choice("abc")
             name = rng.choice(("set", "set", "set", "delete", "incr", "roll", "reclaim"))
