@@ -13,19 +13,20 @@ import errno
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any, TypeVar, cast
 
 from .concurrency.interruption import is_interruption
 from .concurrency.locks import at_the_outside, give_back, is_holding
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 
-__all__ = ["callers", "constructed", "guarded", "is_callers", "tell"]
+__all__ = ["all_released", "callers", "constructed", "guarded", "is_callers", "released", "tell"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 _PASSING = (CacheError, KeyError, MemoryError, RecursionError)
 _callers: set[CodeType] = set()
+_UNRELEASED = frozenset({"__init__", "__getattr__", "__getstate__", "__setstate__"})  # there is no store yet
 # As in the flags of code (`inspect.CO_...`, which costs more to import than all the rest here).
 _GENERATOR, _COROUTINE, _ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
@@ -57,15 +58,21 @@ def tell(error: BaseException, subject: object) -> None:
 
     Called by the public method that it leaves. First, all locks that this thread holds are released.
     """
-    # A generator that is closed before its end is left in order.
-    interrupted = is_interruption(error) and not isinstance(error, GeneratorExit)
-    if (interrupted or is_holding()) and at_the_outside(sys._getframe(2)):
-        give_back()
-        store = getattr(subject, "_store", None)
-        if interrupted and store is not None:
-            store.was_interrupted()
+    _leave(error, getattr(subject, "_store", None), sys._getframe(2))
     if isinstance(error, Exception):
         _tell(error, subject)
+
+
+def _leave(error: BaseException, store: Any, caller: FrameType) -> bool:
+    """Release the locks of this thread, if nothing of ours is left among the callers. Whether that is so."""
+    # A generator that is closed before its end is left in order.
+    interrupted = is_interruption(error) and not isinstance(error, GeneratorExit)
+    if not (interrupted or is_holding()) or not at_the_outside(caller):
+        return False
+    give_back()
+    if interrupted and store is not None:
+        store.was_interrupted()
+    return True
 
 
 def _tell(error: Exception, subject: object) -> None:
@@ -114,6 +121,47 @@ def guarded(method: F) -> F:
     else:
         wrapper = _guarded_function(method)
     return cast("F", functools.update_wrapper(wrapper, method))
+
+
+def released(method: F) -> F:
+    """A method of a face that says what diskcache would: it lets all exceptions out, and no locks are left
+    behind it. `self._was_left` is called then, if an exception leaves the outermost such method."""
+    is_generator = method.__code__.co_flags & _GENERATOR
+    wrapper = _released_generator(method) if is_generator else _released_function(method)
+    return cast("F", functools.update_wrapper(wrapper, method))
+
+
+def all_released(cls: type[T]) -> type[T]:
+    """A class whose public methods, and those that Python calls, are `released`."""
+    for name, method in vars(cls).copy().items():
+        is_called = not name.startswith("_") or name.startswith("__") and name not in _UNRELEASED
+        if is_called and isinstance(method, FunctionType):
+            setattr(cls, name, released(method))
+    return cls
+
+
+def _released_function(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return method(self, *args, **options)
+        except BaseException as error:
+            if _leave(error, self._store, sys._getframe(1)):
+                self._was_left()
+            raise
+
+    return wrapper
+
+
+def _released_generator(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
+        try:
+            yield from method(self, *args, **options)
+        except BaseException as error:
+            if _leave(error, self._store, sys._getframe(1)):
+                self._was_left()
+            raise
+
+    return wrapper
 
 
 def _guarded_function(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ from .cancelling import heed, is_heeding
 
 F = TypeVar("F")
 _PACKAGE = __name__.partition(".")[0]
+_FACES = (f"{_PACKAGE}.compat.",)  # written as users write: what of it holds locks is called through `guard`
 _HEED_EVERY = 0.02  # seconds that a thread working for a task waits before it checks whether to go on
 _alone: set[CodeType] = set()
 _calling_out: set[CodeType] = set()
@@ -114,7 +115,7 @@ def only_calls(function: F) -> F:
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether no function of ours is among the callers, direct or not: `frame` and those above it."""
     while frame is not None and frame.f_code not in _calling_out:
-        if package_of(frame) == _PACKAGE and frame.f_code not in _alone:
+        if _is_ours(frame) and frame.f_code not in _alone:
             return False
         frame = frame.f_back
     return True
@@ -123,6 +124,10 @@ def at_the_outside(frame: FrameType | None) -> bool:
 def package_of(frame: FrameType) -> str:
     """The package, or the module, whose code runs in a frame."""
     return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return package_of(frame) == _PACKAGE and not str(frame.f_globals["__name__"]).startswith(_FACES)
 
 
 def is_holding() -> bool:
@@ -147,7 +152,7 @@ def ensure_not_within(root: str) -> None:
     If it holds some but is not, an exception kept it from giving them back: that is done now.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and package_of(frame) == _PACKAGE:  # the public method, and what calls this
+    while frame is not None and _is_ours(frame):  # the public method, and what calls this
         frame = frame.f_back
     if not at_the_outside(frame):
         raise Reentered(

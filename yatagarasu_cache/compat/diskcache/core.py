@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 from ...arguments import encode_tag
 from ...cache import DiskCache
 from ...errors import LockTimeout, Unreadable
+from ...guard import all_released
+from ...store.store import Store
 from . import settings as kept
 from .constants import (
     DBNAME,
@@ -41,7 +43,7 @@ from .constants import (
 )
 from .disks import Disk, JSONDisk
 from .entries import MISSING, Entries, Row, expiry, now
-from .gate import Busy, Gate, gate_of
+from .gate import Busy, Gate, Turn, forget_changes
 from .queues import Queue, keep_hint_right, queue_of
 from .secret import user_secret
 
@@ -60,6 +62,7 @@ _CULLED_EVERY, _SOME_BYTES = 1 << 16, 1 << 8
 _SWEEPS_EVERY, _SWEEPS_SHARE = 1.0, 50.0  # seconds between two, and times what one takes
 
 
+@all_released
 class Cache:
     """Keys and values on disk, for all threads and processes that use the directory.
 
@@ -91,6 +94,7 @@ class Cache:
         self._opening = threading.RLock()
         self._entries_: Entries | None = None
         self._gate_: Gate | None = None
+        self._last_gate: Callable[[], Gate | None] = lambda: None
         self._sweep_at = 0.0
         self._unculled = _CULLED_EVERY  # bytes
         found = kept.load(self._directory)
@@ -197,12 +201,26 @@ class Cache:
             if self._entries_ is None:
                 in_force = {**vars(self), **kept.load(self._directory), **named}
                 cache = DiskCache(self._directory, **limits_of(in_force))
-                self._gate_ = gate_of(cache.directory, _MODE)
+                self._gate_ = self._gate_in_use() or Gate(cache.directory, _MODE)
+                self._last_gate = weakref.ref(self._gate_)
                 self._entries_ = Entries(cache, self._disk, self._find_secret)
             return self._entries_
 
+    def _gate_in_use(self) -> Gate | None:
+        """The one of before the cache was closed, if somebody is still in a transaction of it."""
+        gate = self._last_gate()
+        return gate if gate is not None and gate.is_in_place else None
+
     def _find_secret(self) -> bytes:
         return user_secret() if self._secret is None else self._secret
+
+    @property
+    def _store(self) -> Store | None:
+        """If it is open."""
+        entries = self._entries_
+        return None if entries is None else entries.store
+
+    _was_left = staticmethod(forget_changes)
 
     @property
     def _gate(self) -> Gate:
@@ -246,24 +264,31 @@ class Cache:
 
     @contextlib.contextmanager
     def _alone(self, retry: bool) -> Iterator[None]:
-        gate = self._gate
+        turn = self._gate.turn()
+        try:
+            self._begin(turn, retry)
+            yield
+        finally:
+            try:
+                turn.end()
+            except BaseException:  # an interruption, perhaps before it has begun to end
+                turn.end()
+                raise
+
+    def _begin(self, turn: Turn, retry: bool) -> None:
         while True:
             try:
-                gate.begin_alone(self._timeout)
-                break
+                return turn.begin(self._timeout)
             except Busy as error:
                 if not retry:
                     raise Timeout(0) from error
-        try:
-            yield
-        finally:
-            gate.end_alone()
 
     def _change(self, retry: bool, function: Callable[..., Any], *args: Any) -> Any:
         """A change: not in the middle of somebody's transaction."""
-        gate = self._gate_ or self._gate
+        gate, store = self._gate_ or self._gate, self._entries.store
         while True:
             try:
+                store.entering()
                 gate.enter(self._timeout)
                 try:
                     return function(*args)

@@ -1,8 +1,8 @@
 """What `transact` is made of: a lock for all users of this module on one directory, shared by those who
 change one entry, and exclusive for a transaction. It is a file lock of its own, never the store's.
 
-A thread has an open description of the file of its own, so that the kernel tells threads apart as it does
-processes, and nothing else is kept of who has what: a change costs two system calls.
+A thread has an open description of the file of its own for each `Cache`, so that the kernel tells these apart
+as it does processes, and nothing else is kept of who has what: a change costs two system calls.
 
 A shared holder waits for no other one. Whoever wants it exclusively says so in the file, by a time until
 which nobody new comes in: so it is his turn soon, and if he dies meanwhile, that time passes.
@@ -21,9 +21,10 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from struct import Struct
 
 from ...concurrency import forks
+from ...concurrency.interruption import descriptor_of
 from ...errors import CacheIOError
 
-__all__ = ["Busy", "Gate", "gate_of"]
+__all__ = ["Busy", "Gate", "Turn", "forget_changes"]
 
 _NAME = "transact.lock"
 _PAUSE, _LONGEST_PAUSE = 0.0002, 0.005  # seconds between tries
@@ -41,32 +42,47 @@ class Busy(Exception):
 class _Share:
     """What one thread has of a gate."""
 
-    __slots__ = ("depth", "entered", "fd", "given_up", "is_alone")
+    __slots__ = ("__weakref__", "changes", "entered", "fd", "turns")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.depth = 0  # changes and transactions that it is in, one within the other
+        self.changes = 0  # that the thread is in, one within the other
+        self.turns: set[Turn] = set()  # transactions, likewise
         self.entered = 0
-        self.is_alone = False
-        self.given_up = 0  # `depth` as it was when it began to be alone
 
-    def __del__(self) -> None:
-        """The thread has ended, or this is a child of a fork, which has nothing: closing does not unlock what
-        its parent has."""
-        os.close(self.fd)
+    def close(self) -> None:
+        """Closing does not unlock what the parent of a fork has."""
+        fd, self.fd = self.fd, -1
+        self.turns.clear()
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close  # the thread has ended
 
 
 class Gate:
-    """The lock of one directory, as this process has it. Reentrant for a thread that has it."""
+    """The lock of one directory, for the threads that use one `Cache`. Reentrant for a thread that has it."""
 
     def __init__(self, directory: str, mode: int) -> None:
         self._path, self._mode = os.path.join(directory, _NAME), mode
         self._local = threading.local()
-        self._place = _identity(os.fstat(self._mine().fd))
+        self._shares: weakref.WeakSet[_Share] = weakref.WeakSet()
         _all.add(self)
+        self._place = os.fstat(self._mine().fd)
 
     def after_fork(self) -> None:
+        """A child has nothing."""
         self._local = threading.local()
+        for share in list(self._shares):
+            share.close()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its file is the one that others will open: the directory may have been made anew."""
+        try:
+            return os.path.samestat(self._place, os.lstat(self._path))
+        except FileNotFoundError:
+            return False
 
     def _mine(self) -> _Share:
         forks.ensure_own()
@@ -74,24 +90,23 @@ class Gate:
             return self._local.share  # type: ignore[no-any-return]
         except AttributeError:
             share = self._local.share = _Share(self._open())
+            self._shares.add(share)
             return share
 
-    def _open(self) -> int:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, self._mode)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise CacheIOError(errno.EINVAL, f"{self._path} is no regular file: remove it")
-        return fd
-
     @property
-    def is_in_place(self) -> bool:
-        """Whether its file is the one that others will open."""
-        try:
-            return self._place == _identity(os.lstat(self._path))
-        except FileNotFoundError:
-            return False
+    def of_thread(self) -> _Share | None:
+        """What this thread has of it, if it has ever used it."""
+        return getattr(self._local, "share", None)
 
-    # -- shared -------------------------------------------------------------------------------
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return descriptor_of(os.open, self._path, flags, self._mode, check=self._ensure_regular)
+
+    def _ensure_regular(self, fd: int) -> None:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise CacheIOError(errno.EINVAL, f"{self._path} is no regular file: remove it")
+
+    # -- a change -----------------------------------------------------------------------------
 
     def enter(self, seconds: float) -> None:
         """Share it. `Busy` after so many seconds.
@@ -100,69 +115,54 @@ class Gate:
         is stored may be pickled, read or made by code that uses the cache.
         """
         share = self._mine()
-        if share.depth:
-            share.depth += 1
+        if share.changes or share.turns:
+            share.changes += 1
             return
         share.entered += 1
         looks = not share.entered % _LOOKS_EVERY
         if not (looks and self._is_wanted(share)) and _lock(share, _SHARED):
-            share.depth = 1
+            share.changes = 1
             return
+        self._share(share, seconds)
+        share.changes = 1
+
+    def _share(self, share: _Share, seconds: float) -> None:
         pauses = _Pauses(seconds)
-        while self._is_wanted(share) or not _lock(share, _SHARED):
+        while self._is_wanted(share) and not _is_changing() or not _lock(share, _SHARED):
             pauses.wait()
-        share.depth = 1
 
     def leave(self) -> None:
         share = self._mine()
-        share.depth -= share.depth > 0  # a child of a fork has nothing
-        if not share.depth:
+        share.changes -= share.changes > 0  # a child of a fork has nothing
+        if not share.changes and not share.turns:
             flock(share.fd, LOCK_UN)
 
-    # -- exclusive ----------------------------------------------------------------------------
+    # -- a transaction ------------------------------------------------------------------------
 
-    def begin_alone(self, seconds: float) -> None:
-        """Nobody else changes anything until `end_alone`. `Busy` after so many seconds."""
-        share = self._mine()
-        if share.is_alone:
-            share.depth += 1
-            return
-        given_up, share.depth = share.depth, 0
-        if given_up:  # a single change, in the middle of which nobody else can tell whether it waits
+    def turn(self) -> Turn:
+        """A transaction of this thread, which has not begun."""
+        return Turn(self, self._mine())
+
+    def take_alone(self, share: _Share, seconds: float) -> None:
+        """`Busy` after so many seconds."""
+        if share.changes:  # a single change, in the middle of which nobody else can tell whether it waits
             flock(share.fd, LOCK_UN)
-        try:
-            self._take_alone(share, seconds)
-        except BaseException:
-            self._share_again(share, given_up)
-            raise
-        share.given_up = given_up
-
-    def _take_alone(self, share: _Share, seconds: float) -> None:
         pauses, waits = _Pauses(seconds), False
         try:
             while not _lock(share, _EXCLUSIVE):
                 waits = True
                 self._want(share, time.monotonic_ns() + int(_WANTED * 1e9))
                 pauses.wait()
-            share.is_alone, share.depth = True, 1
         finally:
             if waits:
                 self._want(share, 0)
 
-    def end_alone(self) -> None:
-        share = self._mine()
-        share.depth -= share.depth > 0
-        if share.depth or not share.is_alone:
-            return
-        share.is_alone = False
+    def give_back(self, share: _Share) -> None:
+        """The last transaction has ended; a change that it was within goes on."""
         flock(share.fd, LOCK_UN)
-        self._share_again(share, share.given_up)
-
-    def _share_again(self, share: _Share, depth: int) -> None:
-        while depth and not share.depth:
+        while share.changes and not share.turns:
             with contextlib.suppress(Busy):
-                self.enter(_LONG)
-        share.depth = depth
+                return self._share(share, _LONG)
 
     # -- the word in the file -----------------------------------------------------------------
 
@@ -175,6 +175,28 @@ class Gate:
         """Written, not mapped: whoever cuts the file off, or fills the disk, would end all who map it."""
         with contextlib.suppress(OSError):  # then there is more to wait for
             os.pwrite(share.fd, _WORD.pack(until), 0)
+
+
+class Turn:
+    """One transaction. It may end anywhere: in another thread, in a child of a fork, twice, or without having
+    begun, when an exception came before anybody could know that it had."""
+
+    def __init__(self, gate: Gate, share: _Share) -> None:
+        self._gate, self._share = gate, share
+
+    def begin(self, seconds: float) -> None:
+        """Nobody else changes anything until `end`. `Busy` after so many seconds."""
+        others = bool(self._share.turns)
+        self._share.turns.add(self)
+        if not others:
+            self._gate.take_alone(self._share, seconds)
+
+    def end(self) -> None:
+        forks.ensure_own()
+        share = self._share
+        share.turns.discard(self)
+        if share.fd >= 0 and not share.turns:
+            self._gate.give_back(share)
 
 
 class _Pauses:
@@ -204,28 +226,29 @@ def _lock(share: _Share, how: int) -> bool:
         raise
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
 _all: weakref.WeakSet[Gate] = weakref.WeakSet()
-_gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()
-_making = threading.Lock()
 
 
-def gate_of(directory: str, mode: int) -> Gate:
-    """The one of this process for a directory."""
-    path = os.path.realpath(directory)
-    with _making:
-        gate = _gates.get(path)
-        if gate is None or not gate.is_in_place:  # the directory was removed, and made anew
-            gate = _gates[path] = Gate(path, mode)
-        return gate
+def _shares_of_thread() -> list[_Share]:
+    return [share for gate in list(_all) if (share := gate.of_thread) is not None]
+
+
+def _is_changing() -> bool:
+    """Whether this thread is in the middle of a change, of whichever cache: whoever waits for the end of that
+    must not be waited for."""
+    return any(share.changes for share in _shares_of_thread())
+
+
+def forget_changes() -> None:
+    """An exception has ended all changes of this thread, wherever it came: perhaps before they knew that they
+    had begun, or when they had not noted that they had ended."""
+    for share in _shares_of_thread():
+        share.changes = 0
+        if not share.turns and share.fd >= 0:
+            flock(share.fd, LOCK_UN)
 
 
 def _renew_in_child() -> None:
-    global _making
-    _making = threading.Lock()
     for gate in list(_all):
         gate.after_fork()
 
