@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from ...arguments import encode_tag
 from ...cache import DiskCache
 from ...errors import LockTimeout, Unreadable
-from ...guard import all_released
+from ...guard import all_released, released
 from ...store.store import Store
 from . import settings as kept
 from .constants import (
@@ -44,6 +44,7 @@ from .constants import (
 from .disks import Disk, JSONDisk
 from .entries import MISSING, Entries, Row, expiry, now
 from .gate import Busy, Gate, Turn, forget_changes
+from .order import Order, end_of
 from .queues import Queue, keep_hint_right, queue_of
 from .secret import user_secret
 
@@ -94,6 +95,7 @@ class Cache:
         self._opening = threading.RLock()
         self._entries_: Entries | None = None
         self._gate_: Gate | None = None
+        self._order = Order()
         self._last_gate: Callable[[], Gate | None] = lambda: None
         self._sweep_at = 0.0
         self._unculled = _CULLED_EVERY  # bytes
@@ -234,6 +236,7 @@ class Cache:
         are at is finished first, and keeps what it needs so long."""
         with self._opening:
             entries, self._entries_, self._gate_ = self._entries_, None, None
+            self._order = Order()
             if entries is not None:  # is referred to by whoever uses it
                 weakref.finalize(entries, entries.cache.close).atexit = False
 
@@ -546,8 +549,8 @@ class Cache:
         raise KeyError("dictionary is empty")
 
     def _from_end(self, last: bool) -> Iterator[Row]:
-        rows = self._entries.in_order()
-        return reversed(rows) if last else iter(rows)
+        entries = self._entries
+        return self._order.backward(entries) if last else self._order.forward(entries)
 
     def _first_number(self) -> int | None:
         """The first of the whole numbers that are keys, if all keys are such, one after the other."""
@@ -673,14 +676,18 @@ class Cache:
         yield from sorted(keys, key=entries.sort_key, reverse=reverse)
 
     def __iter__(self) -> Iterator[Any]:
-        """Keys in the order of insertion, also of what has expired and was not removed yet."""
+        """Keys in the order of insertion, also of what has expired and was not removed yet, but none that is
+        stored after this call."""
         entries = self._entries
-        for key, _ in entries.readable_keys(entries.in_order()):
-            yield key
+        return self._keys_of(entries, self._order.forward(entries, end_of(entries)))
 
     def __reversed__(self) -> Iterator[Any]:
         entries = self._entries
-        for key, _ in entries.readable_keys(entries.in_order()[::-1]):
+        return self._keys_of(entries, self._order.backward(entries))
+
+    @released
+    def _keys_of(self, entries: Entries, rows: Iterator[Row]) -> Iterator[Any]:
+        for key, _ in entries.readable_keys(rows):
             yield key
 
     def __len__(self) -> int:

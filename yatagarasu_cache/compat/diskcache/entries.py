@@ -144,7 +144,7 @@ class Entries:
         self._has_plain_keys = kind.put is Disk.put and kind.get is Disk.get
         self._holds: Callable[[bytes, int], Any] = self.store.core.holds_encoded
         self._meta: Callable[[bytes, int], Any] = self.store.core.meta
-        self._last_place = 0
+        self.last_place = 0
 
     # -- keys ---------------------------------------------------------------------------------
 
@@ -414,7 +414,7 @@ class Entries:
 
     def _next_place(self) -> int:
         """Behind all others: stamps grow, and whoever stores takes a later one."""
-        self._last_place = place = max(self.store.current.index.words[W_CLOCK], self._last_place) + 1
+        self.last_place = place = max(self.store.current.index.words[W_CLOCK], self.last_place) + 1
         return place
 
     def incr(self, name: Name, delta: Any, default: Any) -> Any:
@@ -534,8 +534,9 @@ class Entries:
             slot = self.store.finding.shown(slot.low, slot.high)  # it was moved, or replaced
         return None
 
-    def in_order(self) -> list[Row]:
-        return sorted(self.rows(), key=lambda row: row.place)
+    def row_of(self, low: int, high: int) -> Row | None:
+        """The entry of a digest, without its value."""
+        return self._named(self.store.finding.shown(low, high))
 
     def readable_keys(self, rows: Iterator[Row] | list[Row]) -> Iterator[tuple[Any, Row]]:
         for row in rows:

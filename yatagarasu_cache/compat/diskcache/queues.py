@@ -84,10 +84,10 @@ class Queue:
         return span.first if side == "front" else span.end - 1
 
     def span(self) -> _Span:
-        """The numbers that all keys are within."""
-        return self._span()
+        """The numbers that all keys are within. Others may change entries, too."""
+        return self._tightened(notes=False)
 
-    def _tightened(self) -> _Span:
+    def _tightened(self, notes: bool = True) -> _Span:
         """The span from the first key that is there to the last."""
         span = before = self._span()
         for _ in range(_STEPS):
@@ -102,7 +102,7 @@ class Queue:
             span = span._replace(end=span.end - 1)
         else:
             return self._looked_for()
-        if span != before:
+        if notes and span != before:
             self._set(span)
         return span
 
