@@ -268,7 +268,7 @@ class Store:
         if words[f.W_BUSY]:
             current.complete_begun()
             self.notices.log_once(
-                "repair", "a process died while it changed the index: this was put in order"
+                "repair", "a change of the index was cut off by a death or an interruption: put in order"
             )
         if words[f.W_SUPERSEDED]:
             current.follow()
