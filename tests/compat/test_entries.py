@@ -418,3 +418,43 @@ def test_what_has_expired_by_the_clock_of_a_test_is_counted_anew(cache: dc.Cache
         cache.set("n", 5, expire=100, tag="t")
         clock += 200
         assert cache.incr("n") == 1 and cache.get("n", expire_time=True, tag=True) == (1, None, None)
+
+
+def doubled(value: Any, times: int) -> Any:
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def test_what_is_shared_in_a_value_stays_so(cache: dc.Cache) -> None:
+    row, text = [0] * 3, "x" * 12_000
+    for key in ("k", frozenset({1})):  # stored without its key, and with it
+        for shared in (row, {}, set(), bytearray(b"a")):
+            cache[key] = [shared, {"deep": (shared,)}]
+            one, other = cache[key]
+            assert one == shared and one is other["deep"][0]
+        cache[key] = doubled([], 22)
+        found = cache[key]
+        assert found[0] is found[1] and found[0][0] is found[1][1]
+        cache[key] = [{"id": n, "doc": text} for n in range(10_000)]
+        assert cache.volume() < 1_000_000 and cache[key][9_999] == {"id": 9_999, "doc": text}
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    cache["k"] = cyclic
+    assert (found := cache["k"])[0] is found
+
+
+def test_what_is_not_shared_is_for_the_codec(cache: dc.Cache, place: Path) -> None:
+    word = "short"
+    plain = [[], [], {}, (), (), 1, 1, None, None, word, word, {"a": word}, {"a": word}, "x" * 300]
+    cache["plain"] = plain
+    with DiskCache(place) as store:
+        assert store.get("plain") == plain
+
+
+def test_a_value_is_looked_through_however_deep_it_is(cache: dc.Cache) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RecursionError):  # as pickle says
+        cache["deep"] = deep

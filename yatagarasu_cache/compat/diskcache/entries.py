@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ...arguments import encode_meta
 from ...cache import DiskCache
 from ...codec import KIND_BYTES, KIND_CUSTOM, Key, PickleSerializer, ValueCodec, decode_key, encode_key
-from ...errors import SerializationError, Unreadable
+from ...errors import SerializationError, Unreadable, ValueTooLarge
 from ...store.current import ATTEMPTS
 from ...store.expected import Expected
 from ...store.format import (
@@ -41,6 +41,7 @@ from ...streams import as_stream, stream_length
 from .constants import MODE_BINARY, MODE_PICKLE, MODE_RAW
 from .disks import Disk
 from .readers import named
+from .sharing import CONTAINERS, shares
 
 __all__ = ["MISSING", "Entries", "Name", "Row"]
 
@@ -211,10 +212,17 @@ class Entries:
             return value, KIND_BYTES
         if type(value) is bytearray:  # which would come back as bytes
             return None
+        is_container = type(value) in CONTAINERS
+        if is_container and shares(value):  # what was one thing would come back as several
+            return None
         try:
             return _whole(*_NATIVE.encode(value, self.store.limits.encodable_bytes))
         except SerializationError:
             return None
+        except ValueTooLarge:
+            if is_container:  # which a pickle may have room for: of short texts it writes each once, too
+                return None
+            raise
 
     def _encoded_with_key(self, name: Name, value: Any, mode: int) -> tuple[Any, int, int, int]:
         """(payload, flags, mode, form) of a value that is stored with its key."""
