@@ -14,9 +14,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
-from ...arguments import encode_tag
 from ...cache import DiskCache
-from ...errors import LockTimeout, Unreadable
+from ...errors import LockTimeout, Unreadable, ValueTooLarge
 from . import settings as kept
 from .constants import (
     DBNAME,
@@ -40,10 +39,11 @@ from .constants import (
     keys_of,
 )
 from .disks import Disk, JSONDisk
-from .entries import MISSING, Entries, Row, expiry, now
+from .entries import MISSING, Entries, Name, Row, expiry, length_of, now
 from .gate import Busy, Gate, gate_of
 from .queues import Queue, keep_hint_right, queue_of
 from .secret import user_secret
+from .tags import equal_tags, stored_tag
 
 __all__ = [
     "DBNAME", "DEFAULT_SETTINGS", "ENOVAL", "EVICTION_POLICY", "METADATA", "MODE_BINARY", "MODE_NONE",
@@ -78,14 +78,14 @@ class Cache:
     tag_index: int
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, timeout: float = 60,
+        self, directory: str | bytes | os.PathLike[str] | None = None, timeout: float = 60,
         disk: type[Disk] = Disk, **settings: Any,
     ) -> None:  # fmt: skip
         if not (isinstance(disk, type) and issubclass(disk, Disk)):
             raise ValueError("disk must subclass diskcache.Disk")
         if directory is None:
             directory = tempfile.mkdtemp(prefix="diskcache-")
-        self._directory = os.path.expandvars(os.path.expanduser(os.fspath(directory)))
+        self._directory = os.path.expandvars(os.path.expanduser(os.fsdecode(directory)))
         self._timeout = timeout
         self._secret: bytes | None = settings.pop("disk_secret", None)
         self._opening = threading.RLock()
@@ -281,8 +281,12 @@ class Cache:
         entries = self._entries
         name = entries.name(key)
         expires = expiry(None if expire is None else time.time() + expire)
-        tag_bytes = b"" if tag is None else encode_tag(tag)
-        is_new = entries.put(name, value, expires, tag_bytes, read, expected)
+        tag_bytes = b"" if tag is None else stored_tag(tag)
+        try:
+            is_new = entries.put(name, value, expires, tag_bytes, read, expected)
+        except ValueTooLarge as error:
+            self._cull_at_once(entries, name, value, error)
+            return True
         if queue_of(key) is not False:
             keep_hint_right(entries, key)
         self._note_stored(entries, value)
@@ -295,6 +299,15 @@ class Cache:
             self._unculled = 0
             if self.cull_limit:
                 self._cull_some(entries)
+
+    def _cull_at_once(self, entries: Entries, name: Name, value: Any, error: ValueTooLarge) -> None:
+        """A value that is larger than the whole cache: as if it had been stored, and evicted as the first.
+        Where nothing is evicted, and of a stream that merely has no length, it is said instead."""
+        is_endless = hasattr(value, "read") and length_of(value) is None
+        if self.eviction_policy == "none" or not self.cull_limit or is_endless:
+            raise error
+        entries.drop(name)
+        entries.store.notices.log_once("culled at once", f"a value was not kept: {error}")
 
     def set(
         self, key: Any, value: Any, expire: float | None = None, read: bool = False, tag: Any = None,
@@ -384,7 +397,7 @@ class Cache:
             is_counted = read and row.is_file  # when it is opened
             try:
                 value = entries.value_of(row, read)
-            except (Unreadable, KeyError) as error:
+            except Unreadable as error:
                 self._note(entries, error)
                 row = None
         if not is_counted:
@@ -431,9 +444,10 @@ class Cache:
                 row = None
         return _with(value, row, expire_time, tag)
 
-    def __delitem__(self, key: Any, retry: bool = True) -> None:
+    def __delitem__(self, key: Any, retry: bool = True) -> bool:
         if not self.delete(key, retry=retry):
             raise KeyError(key)
+        return True
 
     def delete(self, key: Any, retry: bool = False) -> bool:
         """Remove a key. False if there was none."""
@@ -464,8 +478,12 @@ class Cache:
         self, entries: Entries, key: Any, value: Any, expire: float | None, read: bool, tag: Any
     ) -> None:
         expires = expiry(None if expire is None else time.time() + expire)
-        tag_bytes = b"" if tag is None else encode_tag(tag)
-        entries.put(entries.queue_name(key), value, expires, tag_bytes, read)
+        tag_bytes = b"" if tag is None else stored_tag(tag)
+        name = entries.queue_name(key)
+        try:
+            entries.put(name, value, expires, tag_bytes, read)
+        except ValueTooLarge as error:
+            self._cull_at_once(entries, name, value, error)
         self._note_stored(entries, value)
 
     def pull(
@@ -585,10 +603,10 @@ class Cache:
     def evict(self, tag: Any, retry: bool = False) -> int:
         """Remove all entries with a tag. How many."""
         entries = self._entries
-        wanted = encode_tag(tag)
+        wanted = equal_tags(tag)
 
         def change() -> int:
-            slots = [slot for slot, names in entries.store.tags.entries(wanted)]
+            slots = [slot for one in wanted for slot, names in entries.store.tags.entries(one)]
             return sum(entries.remove_slot(slot) for slot in slots)
 
         return self._change(retry, change)  # type: ignore[no-any-return]

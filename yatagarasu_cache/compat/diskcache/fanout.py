@@ -25,13 +25,13 @@ class FanoutCache:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, shards: int = 8, timeout: float = 0.010,
+        self, directory: str | bytes | os.PathLike[str] | None = None, shards: int = 8, timeout: float = 0.010,
         disk: type[Disk] = Disk, **settings: Any,
     ) -> None:  # fmt: skip
         if directory is None:
             directory = tempfile.mkdtemp(prefix="diskcache-")
         self._count = shards
-        self._directory = os.path.expandvars(os.path.expanduser(os.fspath(directory)))
+        self._directory = os.path.expandvars(os.path.expanduser(os.fsdecode(directory)))
         self._shards = (Cache(directory, timeout, disk, **settings),)
         self._caches: dict[str, Cache] = {}
         self._deques: dict[str, Deque] = {}

@@ -1,5 +1,5 @@
-"""Whether a value refers to the same thing more than once. The codec writes such a thing out each time, pickle
-once: then what was one list is one list again, and a text that thousands of rows share takes its room once."""
+"""Whether a value refers to the same thing more than once. The codec writes such a thing out each time, and
+pickle once: what was one list is one list again, and a text that thousands of rows share is stored once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["CONTAINERS", "shares"]
 CONTAINERS: frozenset[type] = frozenset({list, dict, tuple, set, frozenset, OrderedDict})
 
 _LONG = 256  # bytes or characters, from which on writing a text twice counts
+_CHANGEABLE: frozenset[type] = frozenset({list, dict, set, OrderedDict, bytearray})
 _LEAST: dict[type, int] = {  # length from which on it matters that there are two references to one
-    **dict.fromkeys((list, dict, set, OrderedDict, bytearray), 0),  # which may be changed through one of them
+    **dict.fromkeys(_CHANGEABLE, 0),
     **dict.fromkeys((tuple, frozenset), 1),  # of the empty ones there is but one
     **dict.fromkeys((str, bytes), _LONG),
 }
@@ -30,10 +31,10 @@ def shares(value: Any) -> bool:
     seen: set[int] = set()
     level = [value]
     while level:
-        ids = set(map(id, level))
-        if len(ids) < len(level) or not seen.isdisjoint(ids):
+        count = len(seen)
+        seen.update(map(id, level))
+        if len(seen) < count + len(level):
             return True
-        seen |= ids
         level = _within(level)
     return False
 
@@ -42,9 +43,11 @@ def _within(level: list[Any]) -> list[Any]:
     """What counts of the things that these hold. They are found as the garbage collector finds them, which
     takes no step of Python's for each; the keys of a dict that are all text are left out by that."""
     content = gc.get_referents(*level)
-    kinds = set(map(type, content)) - _ATOMS
-    if not kinds:
+    kinds = set(map(type, content))
+    if kinds <= _ATOMS:
         return []
+    if len(kinds) == 1 and kinds <= _CHANGEABLE:  # rows, mostly
+        return content
     least = _LEAST.get
     found = [one for one in content if (length := least(type(one))) is not None and len(one) >= length]
     if any(map(is_array, kinds)):
