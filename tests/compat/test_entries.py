@@ -231,8 +231,6 @@ def test_settings_are_kept_with_the_cache(make: Make) -> None:
     assert cache.reset("cull_limit", 0) == 0 and make().cull_limit == 0
     cache.reset("cull_limit", 5, update=False)
     assert cache.cull_limit == 5 and make().cull_limit == 0
-    with pytest.raises(KeyError):
-        cache.reset("unknown")
     with pytest.raises(ValueError, match="eviction_policy is 'mine'"):
         cache.reset("eviction_policy", "mine")
     assert cache.eviction_policy == "least-recently-used"
@@ -568,3 +566,39 @@ def test_directories_may_be_bytes(tmp_path: Path) -> None:
         one = kind(path)
         assert one.directory == os.fsdecode(path)
         (one if hasattr(one, "close") else one.cache).close()
+
+
+def test_what_is_known_of_a_cache_are_attributes(make: Make) -> None:
+    cache = make(statistics=1)
+    cache["a"] = b"x" * 1000
+    assert cache["a"] and cache.get("none") is None
+    assert (cache.count, cache.size, cache.hits, cache.misses) == (0, 0, 0, 0)  # as it was opened
+    later = make()
+    assert (later.count, later.hits, later.misses) == (1, 1, 1) and later.size >= 1000
+    assert cache.reset("count") == 1 == cache.count
+    policies = dc.EVICTION_POLICY
+    assert [name for name in policies if policies[name]["get"]] == ["least-recently-used", "least-frequently-used"]
+    assert [name for name in policies if not policies[name]["cull"]] == ["none"]
+
+
+@pytest.mark.parametrize("kind", [dc.Cache, dc.FanoutCache])
+def test_a_setting_that_was_never_set(make: Make, kind: Any) -> None:
+    cache = make(kind, mine=3)
+    assert cache.reset("mine") == 3 == cache.mine and cache.reset("mine", 4) == 4 == make(kind).reset("mine")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unknown"):
+            cache.reset("unknown")
+        assert cache.reset("unknown", 4) == 4  # an attribute of the object: it is not kept
+    if kind is dc.FanoutCache:
+        with pytest.raises(ValueError, match="shards"):
+            kind(cache.directory, shards=0)
+        with pytest.raises(AttributeError, match="count"):
+            cache.count  # noqa: B018
+
+
+def test_settings_that_are_given_are_no_cause_for_a_warning(make: Make, place: Path, caplog: Any) -> None:
+    make(size_limit=10**9)
+    make(size_limit=2 * 10**9).reset("size_limit", 3 * 10**9)
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+    DiskCache(place, eviction="none").close()
+    assert [one.levelname for one in caplog.records if "change for all" in one.getMessage()] == ["WARNING"]

@@ -16,11 +16,13 @@ from typing import Any, TypeVar, cast
 
 from ...cache import DiskCache
 from ...errors import LockTimeout, Unreadable, ValueTooLarge
+from ...store.shared_settings import is_meant
 from . import settings as kept
 from .constants import (
     DBNAME,
     DEFAULT_SETTINGS,
     ENOVAL,
+    EVICTION_OF_STORE,
     EVICTION_POLICY,
     METADATA,
     MODE_BINARY,
@@ -55,7 +57,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MODE = 0o600
 _UNLIMITED = 1 << 62
-_POLICIES = tuple(EVICTION_POLICY)
 _CULLED_EVERY, _SOME_BYTES = 1 << 16, 1 << 8
 _SWEEPS_EVERY, _SWEEPS_SHARE = 1.0, 50.0  # seconds between two, and times what one takes
 
@@ -76,6 +77,10 @@ class Cache:
     cull_limit: int
     statistics: int
     tag_index: int
+    count: int  # this one and those below: as they were when the cache was opened, or `reset` asked for them
+    size: int
+    hits: int
+    misses: int
 
     def __init__(
         self, directory: str | bytes | os.PathLike[str] | None = None, timeout: float = 60,
@@ -105,6 +110,7 @@ class Cache:
             self._save(settings)
         if settings.get("statistics") and not found.get("statistics"):
             self.stats(enable=True)
+        vars(self).update(self._metadata())
 
     def _take_over(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
@@ -126,16 +132,19 @@ class Cache:
     def reset(self, key: str, value: Any = ENOVAL, update: bool = True) -> Any:
         """Set a setting for all who open the cache; without a value, look what it is by now. Returns it.
 
-        update: False sets it for this object alone.
+        update: False sets it for this object alone. ValueError if nothing of that name was ever set.
         """
         given = value is not ENOVAL
         if key == "statistics" and value is not ENOVAL:
             self.stats(enable=bool(value))
             return value
         if key in METADATA:
-            return self._metadata()[key]
+            setattr(self, key, self._metadata()[key])
+            return getattr(self, key)
+        found = {**DEFAULT_SETTINGS, **kept.load(self._directory)}
         if value is ENOVAL:
-            found = {**DEFAULT_SETTINGS, **kept.load(self._directory)}
+            if key not in found:
+                raise ValueError(f"there is no setting {key!r}: they are {', '.join(sorted(found))}")
             value = found[key]
         elif not isinstance(value, (str, int, float, bool, type(None))):
             raise TypeError(f"setting {key!r} must be a str, a number or None, not {value!r}")
@@ -147,13 +156,13 @@ class Cache:
             except ValueError:
                 setattr(self, key, before)
                 raise
-        if update and given:
+        if update and given and key in found:  # what is no setting is an attribute of this object, no more
             self._save({key: value})
         if key.startswith("disk_"):
             setattr(self._disk, key[5:], value)
         if key in ("size_limit", "eviction_policy", "cull_limit"):
             self._unculled = _CULLED_EVERY
-            DiskCache(self._directory, **self._limits).close()
+            _store_with(self._directory, self._limits).close()
         return value
 
     def _metadata(self) -> dict[str, int]:
@@ -196,7 +205,7 @@ class Cache:
         with self._opening:
             if self._entries_ is None:
                 in_force = {**vars(self), **kept.load(self._directory), **named}
-                cache = DiskCache(self._directory, **limits_of(in_force))
+                cache = _store_with(self._directory, limits_of(in_force))
                 self._gate_ = gate_of(cache.directory, _MODE)
                 self._entries_ = Entries(cache, self._disk, self._find_secret)
             return self._entries_
@@ -625,7 +634,7 @@ class Cache:
         many."""
         entries = self._entries
         count = self.expire(retry=retry)
-        if EVICTION_POLICY[self.eviction_policy]["eviction"] == "none":
+        if self.eviction_policy == "none":
             return count
         return count + self._change(retry, self._cull, entries)  # type: ignore[no-any-return]
 
@@ -711,20 +720,30 @@ class Cache:
         return self._entries.live_bytes
 
 
+def _store_with(directory: str, limits: dict[str, Any]) -> DiskCache:
+    """A handle on the store, which has these limits from now on: whoever gives a setting here says so for all
+    who use the cache, and needs no warning of it."""
+    token = is_meant.set(True)
+    try:
+        return DiskCache(directory, **limits)
+    finally:
+        is_meant.reset(token)
+
+
 def limits_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a `DiskCache` that do what those of diskcache say. Of the store's size a part is for
     what has gone and was not cleaned up yet: so that `size_limit` bytes fit, it is larger."""
     name = settings["eviction_policy"]
-    policy = EVICTION_POLICY.get(name)
-    if policy is None or "eviction" not in policy:
+    policy = EVICTION_OF_STORE.get(name)
+    if policy is None:
         raise ValueError(
-            f"eviction_policy is {name!r}; it must be one of {', '.join(_POLICIES)}: there is no SQL here"
-            " that others could be written in"
+            f"eviction_policy is {name!r}; it must be one of {', '.join(EVICTION_OF_STORE)}: there is no SQL"
+            " here that others could be written in"
         )
     limit = _UNLIMITED
-    if policy["eviction"] != "none" and settings["cull_limit"]:
+    if policy != "none" and settings["cull_limit"]:
         limit = int(min(settings["size_limit"], _UNLIMITED // 2)) * 5 // 4 + (1 << 24)
-    return {"size_limit": limit, **policy}
+    return {"size_limit": limit, "eviction": policy}
 
 
 def _count(value: Any) -> int:

@@ -28,7 +28,7 @@ class NamedReader(io.BufferedReader):
         try:
             return super().fileno()
         except io.UnsupportedOperation:
-            return self._copy.fileno()
+            return int(self._copy.fileno())
 
     @cached_property
     def _copy(self) -> Any:

@@ -1,5 +1,5 @@
-"""Tags as a database has them: numbers, text and bytes, whatever class derived from these they are of. Numbers
-that are equal are one tag."""
+"""Tags as a database has them: numbers, text and bytes, whatever class derived from these they are of. Equal
+numbers are one tag."""
 
 from __future__ import annotations
 
