@@ -132,6 +132,13 @@ def test_what_is_too_large_for_json_is_culled_at_once(make: Make) -> None:
     assert cache.set("a", "x" * (60 << 20)) is True and "a" not in cache
 
 
+def test_read_is_for_store_to_judge(make: Make) -> None:
+    cache = make(disk=dc.JSONDisk)
+    cache.set("text", "abc", read=True)  # which JSONDisk does not pack, then
+    with pytest.raises(TypeError):
+        cache["text"]
+
+
 def test_files_of_a_disk_are_like_those_that_were_opened(make: Make) -> None:
     cache = make(disk=Strict)
     cache.set("file", io.BytesIO(b"abc"), read=True)

@@ -68,5 +68,8 @@ class SharedSettings:
             self._current.index.change_settings(wanted)
             self.follow()
             line = "%s: the settings of the cache change for all who use it: %s"
-            _log.log(logging.INFO if is_meant.get() else logging.WARNING, line, self._root, changes)
+            if is_meant.get():
+                _log.info(line, self._root, changes)
+            else:
+                _log.warning(line, self._root, changes)
         self._file.keep()

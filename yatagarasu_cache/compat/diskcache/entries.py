@@ -332,7 +332,8 @@ class Entries:
         self, name: Name, value: Any, expires: int, tag: bytes, read: bool, expected: Expected | None = None
     ) -> bool:
         """Store a value; False if what is there is not as expected."""
-        read = read and type(value) not in RAW  # which are no files, whatever is said of them
+        if read and self.is_plain and type(value) in RAW:  # no files, whatever is said of them
+            read = False
         if self.is_plain and expected is None and not read and not name.beside:
             self._put_plain(name, value, expires, tag)
             return True
