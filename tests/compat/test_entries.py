@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import io
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +22,7 @@ import pytest
 from helpers import at_most
 
 import yatagarasu_cache.compat.diskcache as dc
-from yatagarasu_cache import DiskCache, FormatError
+from yatagarasu_cache import DiskCache, FormatError, SerializationError, ValueTooLarge
 from yatagarasu_cache.compat.diskcache.core import ENOVAL, UNKNOWN, args_to_key, full_name
 
 Make = Callable[..., Any]
@@ -229,8 +231,6 @@ def test_settings_are_kept_with_the_cache(make: Make) -> None:
     assert cache.reset("cull_limit", 0) == 0 and make().cull_limit == 0
     cache.reset("cull_limit", 5, update=False)
     assert cache.cull_limit == 5 and make().cull_limit == 0
-    with pytest.raises(KeyError):
-        cache.reset("unknown")
     with pytest.raises(ValueError, match="eviction_policy is 'mine'"):
         cache.reset("eviction_policy", "mine")
     assert cache.eviction_policy == "least-recently-used"
@@ -418,3 +418,187 @@ def test_what_has_expired_by_the_clock_of_a_test_is_counted_anew(cache: dc.Cache
         cache.set("n", 5, expire=100, tag="t")
         clock += 200
         assert cache.incr("n") == 1 and cache.get("n", expire_time=True, tag=True) == (1, None, None)
+
+
+def doubled(value: Any, times: int) -> Any:
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+def test_what_is_shared_in_a_value_stays_so(cache: dc.Cache) -> None:
+    row, text = [0] * 3, "x" * 12_000
+    for key in ("k", frozenset({1})):  # stored without its key, and with it
+        for shared in (row, {}, set(), bytearray(b"a")):
+            cache[key] = [shared, {"deep": (shared,)}]
+            one, other = cache[key]
+            assert one == shared and one is other["deep"][0]
+        cache[key] = doubled([], 22)
+        found = cache[key]
+        assert found[0] is found[1] and found[0][0] is found[1][1]
+        cache[key] = [{"id": n, "doc": text} for n in range(10_000)]
+        assert cache.volume() < 1_000_000 and cache[key][9_999] == {"id": 9_999, "doc": text}
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    cache["k"] = cyclic
+    assert (found := cache["k"])[0] is found
+
+
+def test_what_is_not_shared_is_for_the_codec(cache: dc.Cache, place: Path) -> None:
+    word = "short"
+    plain = [[], [], {}, (), (), 1, 1, None, None, word, word, {"a": word}, {"a": word}, "x" * 300]
+    cache["plain"] = plain
+    with DiskCache(place) as store:
+        assert store.get("plain") == plain
+
+
+def test_a_value_is_looked_through_however_deep_it_is(cache: dc.Cache) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RecursionError):  # as pickle says
+        cache["deep"] = deep
+
+
+class Word(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class Level(enum.IntEnum):
+    LOW = 3
+
+
+def test_tags_are_what_they_are_derived_from(cache: dc.Cache) -> None:
+    tags = [
+        (Word("w"), "w"), (Level.LOW, 3), (True, 1), (bytearray(b"b"), b"b"), (memoryview(b"m"), b"m"),
+        (float("nan"), None), (2.5, 2.5), (1.0, 1.0),
+    ]  # fmt: skip
+    for given, stored in tags:
+        assert cache.set("k", 1, tag=given) and cache.push("item", tag=given)
+        found = cache.get("k", tag=True)[1]
+        assert found == stored and type(found) is type(stored)
+        assert cache.evict(given) == (0 if stored is None else 2)
+
+
+def test_equal_numbers_are_one_tag(cache: dc.Cache) -> None:
+    for tag in (1, 1.0, True, 0, 2.0**53):
+        for number, other in enumerate((1, 1.0, True, 0.0, False, 2**53, "1", b"1", 10**400, float("inf"))):
+            cache.set(number, 0, tag=other)
+        equal = sum(other == tag for other in (1, 1.0, True, 0.0, False, 2**53))
+        assert cache.evict(tag) == equal
+    with pytest.raises(SerializationError, match="tag: it takes"):
+        cache.set("k", 1, tag="x" * 70_000)
+
+
+@pytest.mark.parametrize("kind", [dc.Cache, dc.FanoutCache])
+def test_what_is_larger_than_the_cache_is_culled_at_once(make: Make, kind: Any, caplog: Any) -> None:
+    cache, large = make(kind, size_limit=10**6), b"x" * (60 << 20)
+    for value in (large, [large[:-1]], large.decode()):
+        cache["a"] = 1
+        assert cache.set("a", value) is True and "a" not in cache
+        assert cache.add("b", value) is True and "b" not in cache
+    cache["a"] = 1
+    assert cache.set("a", io.BytesIO(large), read=True) is True and "a" not in cache
+    assert len([record for record in caplog.records if "not kept" in record.getMessage()]) == 1
+
+
+def test_what_is_too_large_for_a_queue_is_culled_at_once(make: Make) -> None:
+    cache = make(size_limit=10**6)
+    first = cache.push("first")
+    assert cache.push(b"x" * (60 << 20)) == first + 1 and len(cache) == 1
+    assert cache.pull() == (first, "first") and cache.pull() == (None, None)
+
+
+def test_what_is_too_large_is_said_where_nothing_is_evicted(make: Make) -> None:
+    cache = make()
+    with mock.patch.object(cache._entries, "put", side_effect=ValueTooLarge("of 2 GiB")):
+        assert cache.set("a", 1) is True
+        for name, value in (("cull_limit", 0), ("eviction_policy", "none")):
+            before = getattr(cache, name)
+            cache.reset(name, value)
+            with pytest.raises(ValueTooLarge):
+                cache["a"] = 1
+            cache.reset(name, before)
+
+
+@pytest.mark.parametrize("value", ["text", "x" * 50_000, 5, 1.5, b"abc", b"x" * 50_000], ids=short)
+def test_read_is_for_files(make: Make, value: Any) -> None:
+    class Own(dc.Disk):
+        pass
+
+    for cache in (make(), make(disk=Own)):
+        for key in ("q", frozenset({1})):
+            assert cache.set(key, value, read=True) is True and cache[key] == value
+        key = cache.push(value, read=True)
+        assert cache.pull() == (key, value)
+
+
+def test_readers_have_descriptors_and_a_mode(cache: dc.Cache) -> None:
+    for size in (5, 3_000_000):
+        data = os.urandom(size)
+        cache.set("file", io.BytesIO(data), read=True)
+        with cache.read("file") as file:
+            assert file.mode == "rb" and file.read(2) == data[:2]
+            fd = file.fileno()
+            assert os.pread(fd, size, 0) == data and file.fileno() == fd
+            assert file.read(2) == data[2:4]
+        with pytest.raises(ValueError, match="closed"):
+            file.fileno()
+        file = cache.read("file")
+        done = subprocess.run([sys.executable, "-c", "import sys; print(len(sys.stdin.buffer.read()))"],
+                              stdin=file, capture_output=True, check=True)  # fmt: skip
+        assert int(done.stdout) == size
+        with open(file.name, "rb") as again:
+            assert again.read() == data
+
+
+def test_an_item_can_be_deleted_by_its_method(cache: dc.Cache) -> None:
+    cache["a"] = 1
+    assert cache.__delitem__("a") is True
+
+
+def test_directories_may_be_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "b")
+    for kind in (dc.Cache, dc.FanoutCache, dc.Index, lambda path: dc.Deque(directory=path)):
+        one = kind(path)
+        assert one.directory == os.fsdecode(path)
+        (one if hasattr(one, "close") else one.cache).close()
+
+
+def test_what_is_known_of_a_cache_are_attributes(make: Make) -> None:
+    cache = make(statistics=1)
+    cache["a"] = b"x" * 1000
+    assert cache["a"] and cache.get("none") is None
+    assert (cache.count, cache.size, cache.hits, cache.misses) == (0, 0, 0, 0)  # as it was opened
+    later = make()
+    assert (later.count, later.hits, later.misses) == (1, 1, 1) and later.size >= 1000
+    assert cache.reset("count") == 1 == cache.count
+    policies = dc.EVICTION_POLICY
+    assert [name for name in policies if policies[name]["get"]] == ["least-recently-used", "least-frequently-used"]
+    assert [name for name in policies if not policies[name]["cull"]] == ["none"]
+
+
+@pytest.mark.parametrize("kind", [dc.Cache, dc.FanoutCache])
+def test_a_setting_that_was_never_set(make: Make, kind: Any) -> None:
+    cache = make(kind, mine=3)
+    assert cache.reset("mine") == 3 == cache.mine and cache.reset("mine", 4) == 4 == make(kind).reset("mine")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unknown"):
+            cache.reset("unknown")
+        assert cache.reset("unknown", 4) == 4  # an attribute of the object: it is not kept
+    if kind is dc.FanoutCache:
+        with pytest.raises(ValueError, match="shards"):
+            kind(cache.directory, shards=0)
+        with pytest.raises(AttributeError, match="count"):
+            cache.count  # noqa: B018
+
+
+def test_settings_that_are_given_are_no_cause_for_a_warning(make: Make, place: Path, caplog: Any) -> None:
+    make(size_limit=10**9)
+    make(size_limit=2 * 10**9).reset("size_limit", 3 * 10**9)
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+    DiskCache(place, eviction="none").close()
+    assert [one.levelname for one in caplog.records if "change for all" in one.getMessage()] == ["WARNING"]

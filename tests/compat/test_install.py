@@ -52,3 +52,28 @@ def test_an_import_of_diskcache_itself_is_told_and_left(tmp_path: Path) -> None:
     told, left = run(code, tmp_path).splitlines()
     assert told.startswith("diskcache diskcache was imported already") and str(tmp_path) in told
     assert left == "5 False"
+
+
+STAR = INSTALL + "from diskcache import *\nprint('DjangoCache' in globals(), 'Cache' in globals())"
+
+
+def test_all_names_are_those_of_diskcache(tmp_path: Path) -> None:
+    django = tmp_path / "django" / "core" / "cache" / "backends"
+    django.mkdir(parents=True)
+    for place in (django, *django.parents[:3]):
+        (place / "__init__.py").write_text("")
+    (django / "base.py").write_text("class BaseCache: pass\nDEFAULT_TIMEOUT = object()")
+    assert run(STAR, tmp_path) == "True True"
+
+
+def test_all_names_without_django(tmp_path: Path) -> None:
+    (tmp_path / "django.py").write_text("raise ImportError('no Django')")
+    assert run(STAR, tmp_path) == "False True"
+
+
+def test_what_a_package_says_of_itself(tmp_path: Path) -> None:
+    code = INSTALL + (
+        "import diskcache as d\n"
+        "print(d.__title__, d.__version__, hex(d.__build__), all((d.__author__, d.__license__, d.__copyright__)))"
+    )
+    assert run(code, tmp_path) == "diskcache 5.6.3 0x50603 True"

@@ -138,7 +138,7 @@ def test_a_secret_that_is_given(make: Make, users_data: Path, place: Path) -> No
     cache = make(disk_secret=b"given")
     cache["k"] = object
     assert cache["k"] is object and not users_data.exists()
-    cache.reset("mine", 5)
+    cache.reset("cull_limit", 5)
     assert b"given" not in (place / "diskcache.json").read_bytes()
     assert make().get("k") is None and make(disk_secret=b"given")["k"] is object
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 
 from ..config import Settings
 from . import format as f
@@ -14,6 +15,9 @@ from .locking import Locks
 from .settings_file import SettingsFile
 
 _log = logging.getLogger("yatagarasu_cache")
+
+is_meant: ContextVar[bool] = ContextVar("is_meant", default=False)
+"""Whether who names settings knows that they change for all: then that is no warning."""
 
 
 class SharedSettings:
@@ -64,5 +68,8 @@ class SharedSettings:
             self._current.index.change_settings(wanted)
             self.follow()
             line = "%s: the settings of the cache change for all who use it: %s"
-            _log.warning(line, self._root, changes)
+            if is_meant.get():
+                _log.info(line, self._root, changes)
+            else:
+                _log.warning(line, self._root, changes)
         self._file.keep()

@@ -4,6 +4,8 @@ Programs that were written for diskcache 5.6.3 run as they are. What differs is 
 """
 
 import importlib
+import importlib.util
+import os
 import sys
 from typing import Any
 
@@ -23,7 +25,12 @@ from .fanout import FanoutCache
 from .persistent import Deque, Index
 from .recipes import Averager, BoundedSemaphore, Lock, RLock, barrier, memoize_stampede, throttle
 
+__title__ = "diskcache"
 __version__ = "5.6.3"  # of the module whose behaviour this is
+__build__ = 0x050603
+__author__ = "The yatagarasu_cache authors"
+__license__ = "MIT"
+__copyright__ = f"Copyright 2026 {__author__}"
 
 __all__ = [
     "Averager", "BoundedSemaphore", "Cache", "DEFAULT_SETTINGS", "Deque", "Disk", "ENOVAL",
@@ -31,6 +38,19 @@ __all__ = [
     "UNKNOWN", "UnknownFileWarning", "barrier", "install", "memoize_stampede", "throttle",
 ]  # fmt: skip
 
+
+def _has_django() -> bool:
+    """Whether Django is installed, without the time that importing it takes."""
+    try:
+        spec = importlib.util.find_spec("django")
+    except (ImportError, ValueError):
+        return False
+    places = spec.submodule_search_locations if spec is not None else None
+    return any(os.path.isdir(os.path.join(place, "core", "cache")) for place in places or ())
+
+
+if _has_django():
+    __all__.append("DjangoCache")  # see `__getattr__`
 
 _BELOW = ("core", "djangocache", "fanout", "persistent", "recipes")
 

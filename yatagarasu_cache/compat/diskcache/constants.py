@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 __all__ = [
-    "DBNAME", "DEFAULT_SETTINGS", "ENOVAL", "EVICTION_POLICY", "METADATA", "MODE_BINARY", "MODE_NONE",
-    "MODE_PICKLE", "MODE_RAW", "MODE_TEXT", "UNKNOWN", "Constant", "EmptyDirWarning", "Timeout",
+    "DBNAME", "DEFAULT_SETTINGS", "ENOVAL", "EVICTION_OF_STORE", "EVICTION_POLICY", "METADATA", "MODE_BINARY",
+    "MODE_NONE", "MODE_PICKLE", "MODE_RAW", "MODE_TEXT", "UNKNOWN", "Constant", "EmptyDirWarning", "Timeout",
     "UnknownFileWarning", "args_to_key", "full_name",
 ]  # fmt: skip
 
@@ -52,13 +52,21 @@ DEFAULT_SETTINGS: dict[str, Any] = {
 
 METADATA = {"count": 0, "size": 0, "hits": 0, "misses": 0}
 
-# What diskcache has SQL for. Here: the policy of the store that does the same.
-EVICTION_POLICY: dict[str, dict[str, Any]] = {
-    "none": {"eviction": "none"},
-    "least-recently-stored": {"eviction": "fifo"},
-    "least-recently-used": {"eviction": "lru"},
-    "least-frequently-used": {"eviction": "lfu"},
+# What diskcache has SQL for. Of that programs ask which policies do something at a get, or evict at all.
+EVICTION_POLICY: dict[str, dict[str, str | None]] = {
+    "none": {"init": None, "get": None, "cull": None},
+    "least-recently-stored": {"init": None, "get": None, "cull": "store_time"},
+    "least-recently-used": {"init": None, "get": "access_time", "cull": "access_time"},
+    "least-frequently-used": {"init": None, "get": "access_count", "cull": "access_count"},
 }
+
+EVICTION_OF_STORE = {
+    "none": "none",
+    "least-recently-stored": "fifo",
+    "least-recently-used": "lru",
+    "least-frequently-used": "lfu",
+}
+"""The policy of the store that does the same."""
 
 
 class Timeout(Exception):

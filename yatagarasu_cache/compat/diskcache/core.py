@@ -14,16 +14,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
-from ...arguments import encode_tag
 from ...cache import DiskCache
-from ...errors import LockTimeout, Unreadable
+from ...errors import LockTimeout, Unreadable, ValueTooLarge
 from ...guard import all_released, released
+from ...store.shared_settings import is_meant
 from ...store.store import Store
 from . import settings as kept
 from .constants import (
     DBNAME,
     DEFAULT_SETTINGS,
     ENOVAL,
+    EVICTION_OF_STORE,
     EVICTION_POLICY,
     METADATA,
     MODE_BINARY,
@@ -42,11 +43,12 @@ from .constants import (
     keys_of,
 )
 from .disks import Disk, JSONDisk
-from .entries import MISSING, Entries, Row, expiry, now
+from .entries import MISSING, Entries, Name, Row, expiry, length_of, now
 from .gate import Busy, Gate, Turn, forget_changes
 from .order import Order, end_of
 from .queues import Queue, keep_hint_right, queue_of
 from .secret import user_secret
+from .tags import equal_tags, stored_tag
 
 __all__ = [
     "DBNAME", "DEFAULT_SETTINGS", "ENOVAL", "EVICTION_POLICY", "METADATA", "MODE_BINARY", "MODE_NONE",
@@ -58,7 +60,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MODE = 0o600
 _UNLIMITED = 1 << 62
-_POLICIES = tuple(EVICTION_POLICY)
 _CULLED_EVERY, _SOME_BYTES = 1 << 16, 1 << 8
 _SWEEPS_EVERY, _SWEEPS_SHARE = 1.0, 50.0  # seconds between two, and times what one takes
 
@@ -80,16 +81,20 @@ class Cache:
     cull_limit: int
     statistics: int
     tag_index: int
+    count: int  # this one and those below: as they were when the cache was opened, or `reset` asked for them
+    size: int
+    hits: int
+    misses: int
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, timeout: float = 60,
+        self, directory: str | bytes | os.PathLike[str] | None = None, timeout: float = 60,
         disk: type[Disk] = Disk, **settings: Any,
     ) -> None:  # fmt: skip
         if not (isinstance(disk, type) and issubclass(disk, Disk)):
             raise ValueError("disk must subclass diskcache.Disk")
         if directory is None:
             directory = tempfile.mkdtemp(prefix="diskcache-")
-        self._directory = os.path.expandvars(os.path.expanduser(os.fspath(directory)))
+        self._directory = os.path.expandvars(os.path.expanduser(os.fsdecode(directory)))
         self._timeout = timeout
         self._secret: bytes | None = settings.pop("disk_secret", None)
         self._opening = threading.RLock()
@@ -111,6 +116,7 @@ class Cache:
             self._save(settings)
         if settings.get("statistics") and not found.get("statistics"):
             self.stats(enable=True)
+        vars(self).update(self._metadata())
 
     def _take_over(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
@@ -132,16 +138,19 @@ class Cache:
     def reset(self, key: str, value: Any = ENOVAL, update: bool = True) -> Any:
         """Set a setting for all who open the cache; without a value, look what it is by now. Returns it.
 
-        update: False sets it for this object alone.
+        update: False sets it for this object alone. ValueError if nothing of that name was ever set.
         """
         given = value is not ENOVAL
         if key == "statistics" and value is not ENOVAL:
             self.stats(enable=bool(value))
             return value
         if key in METADATA:
-            return self._metadata()[key]
+            setattr(self, key, self._metadata()[key])
+            return getattr(self, key)
+        found = {**DEFAULT_SETTINGS, **kept.load(self._directory)}
         if value is ENOVAL:
-            found = {**DEFAULT_SETTINGS, **kept.load(self._directory)}
+            if key not in found:
+                raise ValueError(f"there is no setting {key!r}: they are {', '.join(sorted(found))}")
             value = found[key]
         elif not isinstance(value, (str, int, float, bool, type(None))):
             raise TypeError(f"setting {key!r} must be a str, a number or None, not {value!r}")
@@ -153,13 +162,13 @@ class Cache:
             except ValueError:
                 setattr(self, key, before)
                 raise
-        if update and given:
+        if update and given and key in found:  # what is no setting is an attribute of this object, no more
             self._save({key: value})
         if key.startswith("disk_"):
             setattr(self._disk, key[5:], value)
         if key in ("size_limit", "eviction_policy", "cull_limit"):
             self._unculled = _CULLED_EVERY
-            DiskCache(self._directory, **self._limits).close()
+            _store_with(self._directory, self._limits).close()
         return value
 
     def _metadata(self) -> dict[str, int]:
@@ -202,7 +211,7 @@ class Cache:
         with self._opening:
             if self._entries_ is None:
                 in_force = {**vars(self), **kept.load(self._directory), **named}
-                cache = DiskCache(self._directory, **limits_of(in_force))
+                cache = _store_with(self._directory, limits_of(in_force))
                 self._gate_ = self._gate_in_use() or Gate(cache.directory, _MODE)
                 self._last_gate = weakref.ref(self._gate_)
                 self._entries_ = Entries(cache, self._disk, self._find_secret)
@@ -309,8 +318,12 @@ class Cache:
         entries = self._entries
         name = entries.name(key)
         expires = expiry(None if expire is None else time.time() + expire)
-        tag_bytes = b"" if tag is None else encode_tag(tag)
-        is_new = entries.put(name, value, expires, tag_bytes, read, expected)
+        tag_bytes = b"" if tag is None else stored_tag(tag)
+        try:
+            is_new = entries.put(name, value, expires, tag_bytes, read, expected)
+        except ValueTooLarge as error:
+            self._cull_at_once(entries, name, value, error)
+            return True
         if queue_of(key) is not False:
             keep_hint_right(entries, key)
         self._note_stored(entries, value)
@@ -323,6 +336,15 @@ class Cache:
             self._unculled = 0
             if self.cull_limit:
                 self._cull_some(entries)
+
+    def _cull_at_once(self, entries: Entries, name: Name, value: Any, error: ValueTooLarge) -> None:
+        """A value that is larger than the whole cache: as if it had been stored, and evicted as the first.
+        Where nothing is evicted, and of a stream that merely has no length, it is said instead."""
+        is_endless = hasattr(value, "read") and length_of(value) is None
+        if self.eviction_policy == "none" or not self.cull_limit or is_endless:
+            raise error
+        entries.drop(name)
+        entries.store.notices.log_once("culled at once", f"a value was not kept: {error}")
 
     def set(
         self, key: Any, value: Any, expire: float | None = None, read: bool = False, tag: Any = None,
@@ -412,7 +434,7 @@ class Cache:
             is_counted = read and row.is_file  # when it is opened
             try:
                 value = entries.value_of(row, read)
-            except (Unreadable, KeyError) as error:
+            except Unreadable as error:
                 self._note(entries, error)
                 row = None
         if not is_counted:
@@ -459,9 +481,10 @@ class Cache:
                 row = None
         return _with(value, row, expire_time, tag)
 
-    def __delitem__(self, key: Any, retry: bool = True) -> None:
+    def __delitem__(self, key: Any, retry: bool = True) -> bool:
         if not self.delete(key, retry=retry):
             raise KeyError(key)
+        return True
 
     def delete(self, key: Any, retry: bool = False) -> bool:
         """Remove a key. False if there was none."""
@@ -492,8 +515,12 @@ class Cache:
         self, entries: Entries, key: Any, value: Any, expire: float | None, read: bool, tag: Any
     ) -> None:
         expires = expiry(None if expire is None else time.time() + expire)
-        tag_bytes = b"" if tag is None else encode_tag(tag)
-        entries.put(entries.queue_name(key), value, expires, tag_bytes, read)
+        tag_bytes = b"" if tag is None else stored_tag(tag)
+        name = entries.queue_name(key)
+        try:
+            entries.put(name, value, expires, tag_bytes, read)
+        except ValueTooLarge as error:
+            self._cull_at_once(entries, name, value, error)
         self._note_stored(entries, value)
 
     def pull(
@@ -613,10 +640,10 @@ class Cache:
     def evict(self, tag: Any, retry: bool = False) -> int:
         """Remove all entries with a tag. How many."""
         entries = self._entries
-        wanted = encode_tag(tag)
+        wanted = equal_tags(tag)
 
         def change() -> int:
-            slots = [slot for slot, names in entries.store.tags.entries(wanted)]
+            slots = [slot for one in wanted for slot, names in entries.store.tags.entries(one)]
             return sum(entries.remove_slot(slot) for slot in slots)
 
         return self._change(retry, change)  # type: ignore[no-any-return]
@@ -635,7 +662,7 @@ class Cache:
         many."""
         entries = self._entries
         count = self.expire(retry=retry)
-        if EVICTION_POLICY[self.eviction_policy]["eviction"] == "none":
+        if self.eviction_policy == "none":
             return count
         return count + self._change(retry, self._cull, entries)  # type: ignore[no-any-return]
 
@@ -725,20 +752,30 @@ class Cache:
         return self._entries.live_bytes
 
 
+def _store_with(directory: str, limits: dict[str, Any]) -> DiskCache:
+    """A handle on the store, which has these limits from now on: whoever gives a setting here says so for all
+    who use the cache, and needs no warning of it."""
+    token = is_meant.set(True)
+    try:
+        return DiskCache(directory, **limits)
+    finally:
+        is_meant.reset(token)
+
+
 def limits_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a `DiskCache` that do what those of diskcache say. Of the store's size a part is for
     what has gone and was not cleaned up yet: so that `size_limit` bytes fit, it is larger."""
     name = settings["eviction_policy"]
-    policy = EVICTION_POLICY.get(name)
-    if policy is None or "eviction" not in policy:
+    policy = EVICTION_OF_STORE.get(name)
+    if policy is None:
         raise ValueError(
-            f"eviction_policy is {name!r}; it must be one of {', '.join(_POLICIES)}: there is no SQL here"
-            " that others could be written in"
+            f"eviction_policy is {name!r}; it must be one of {', '.join(EVICTION_OF_STORE)}: there is no SQL"
+            " here that others could be written in"
         )
     limit = _UNLIMITED
-    if policy["eviction"] != "none" and settings["cull_limit"]:
+    if policy != "none" and settings["cull_limit"]:
         limit = int(min(settings["size_limit"], _UNLIMITED // 2)) * 5 // 4 + (1 << 24)
-    return {"size_limit": limit, **policy}
+    return {"size_limit": limit, "eviction": policy}
 
 
 def _count(value: Any) -> int:

@@ -13,11 +13,12 @@ import zlib
 from typing import Any
 
 from .constants import MODE_BINARY, MODE_PICKLE, MODE_RAW, MODE_TEXT, UNKNOWN
+from .readers import named
 
-__all__ = ["Disk", "JSONDisk"]
+__all__ = ["RAW", "Disk", "JSONDisk"]
 
 Stored = tuple[int, int, "str | None", Any]  # (size, mode, filename, value): filename is None always
-_RAW = (bytes, str, int, float)
+RAW: tuple[type, ...] = (bytes, str, int, float)
 
 
 class Disk:
@@ -32,10 +33,10 @@ class Disk:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], min_file_size: int = 0,
+        self, directory: str | bytes | os.PathLike[str], min_file_size: int = 0,
         pickle_protocol: int = pickle.HIGHEST_PROTOCOL, *, secret: bytes | None = None,
     ) -> None:  # fmt: skip
-        self._directory = os.fspath(directory)
+        self._directory = os.fsdecode(directory)
         self.min_file_size = min_file_size
         self.pickle_protocol = pickle_protocol
         self._secret = secret
@@ -47,7 +48,7 @@ class Disk:
 
     def put(self, key: Any) -> tuple[Any, bool]:
         """(what is stored for a key, whether that is the key itself)."""
-        if type(key) in _RAW and (type(key) is not int or key.bit_length() < 64):
+        if type(key) in RAW and (type(key) is not int or key.bit_length() < 64):
             return key, True
         return pickletools.optimize(pickle.dumps(key, protocol=self.pickle_protocol)), False
 
@@ -57,13 +58,13 @@ class Disk:
 
     def store(self, value: Any, read: bool, key: Any = UNKNOWN) -> Stored:
         """(size, mode, None, what is stored for a value). `read`: the value is a binary file."""
-        if read:
+        if read and type(value) not in RAW:  # these are no files, whatever is said of them
             return 0, MODE_BINARY, None, value
         if type(value) is str and len(value) >= self.min_file_size > 0:
             return len(value), MODE_TEXT, None, value
         if type(value) is bytes and len(value) >= self.min_file_size > 0:
             return len(value), MODE_BINARY, None, value
-        if type(value) in _RAW:
+        if type(value) in RAW:
             return 0, MODE_RAW, None, value
         return 0, MODE_PICKLE, None, pickle.dumps(value, protocol=self.pickle_protocol)
 
@@ -72,7 +73,7 @@ class Disk:
         if mode == MODE_BINARY and not read and hasattr(value, "read"):
             return value.read()
         if mode == MODE_BINARY and read and isinstance(value, bytes):
-            return io.BytesIO(value)
+            return named(io.BytesIO(value))
         if mode == MODE_PICKLE:
             return pickle.loads(value.read() if hasattr(value, "read") else value)
         return value
@@ -91,7 +92,7 @@ class JSONDisk(Disk):
     """Keys and values as compressed JSON."""
 
     def __init__(
-        self, directory: str | os.PathLike[str], compress_level: int = 1, **kwargs: Any
+        self, directory: str | bytes | os.PathLike[str], compress_level: int = 1, **kwargs: Any
     ) -> None:
         self.compress_level = compress_level
         super().__init__(directory, **kwargs)

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from ...arguments import encode_meta
 from ...cache import DiskCache
 from ...codec import KIND_BYTES, KIND_CUSTOM, Key, PickleSerializer, ValueCodec, decode_key, encode_key
-from ...errors import SerializationError, Unreadable
+from ...concurrency.interruption import ours
+from ...errors import SerializationError, Unreadable, ValueTooLarge
 from ...store.current import ATTEMPTS
 from ...store.expected import Expected
 from ...store.format import (
@@ -39,8 +40,9 @@ from ...store.item import Item, Pieces
 from ...store.reading import Found, Names
 from ...streams import as_stream, stream_length
 from .constants import MODE_BINARY, MODE_PICKLE, MODE_RAW
-from .disks import Disk
+from .disks import RAW, Disk
 from .readers import named
+from .sharing import CONTAINERS, shares
 
 __all__ = ["MISSING", "Entries", "Name", "Row"]
 
@@ -211,10 +213,17 @@ class Entries:
             return value, KIND_BYTES
         if type(value) is bytearray:  # which would come back as bytes
             return None
+        is_container = type(value) in CONTAINERS
+        if is_container and shares(value):  # what was one thing would come back as several
+            return None
         try:
             return _whole(*_NATIVE.encode(value, self.store.limits.encodable_bytes))
         except SerializationError:
             return None
+        except ValueTooLarge:
+            if is_container:  # which a pickle may have room for: of short texts it writes each once, too
+                return None
+            raise
 
     def _encoded_with_key(self, name: Name, value: Any, mode: int) -> tuple[Any, int, int, int]:
         """(payload, flags, mode, form) of a value that is stored with its key."""
@@ -279,12 +288,12 @@ class Entries:
         _, mode, form = row.meta
         if form == _SEALED:  # the mode as it was signed: it decides what is unpickled
             stored, mode, *_ = self._sealed(row)
-            return self._disk.fetch(mode, None, stored, read)
+            return self._fetched(mode, stored, read)
         if not self.is_plain and row.slot.flags & CODEC_FLAGS == KIND_CUSTOM:
             return self._judged(row, read)
         # What is not signed is never for a disk of one's own, which may unpickle whatever it is given.
         if read and row.is_file and row.slot.flags & CODEC_FLAGS == KIND_BYTES:
-            return named(self.cache._desk.open(decode_key(row.names.key)))  # type: ignore[arg-type]
+            return named(self._opened(row))
         value = self._pair(row)[0] if form == _WITH_KEY else self._decoded(row)
         is_file = read and mode == MODE_BINARY and type(value) is bytes
         return named(io.BytesIO(value)) if is_file else value
@@ -296,7 +305,21 @@ class Entries:
             raise Unreadable("it is pickled together with its key")
         found = self._found(row)
         data = self._unloaded.decode(found.payload, found.flags, decode_key(row.names.key))
-        return self._disk.fetch(MODE_PICKLE, None, data, read)
+        return self._fetched(MODE_PICKLE, data, read)
+
+    def _fetched(self, mode: int, stored: Any, read: bool) -> Any:
+        """What a disk of one's own makes of it. With an OSError it says that it has nothing; whatever else it
+        raises is for the caller."""
+        try:
+            return self._disk.fetch(mode, None, stored, read)
+        except ours(OSError) as error:
+            raise Unreadable(f"Disk.fetch: {error}") from error
+
+    def _opened(self, row: Row) -> Any:
+        try:
+            return self.cache._desk.open(decode_key(row.names.key))
+        except KeyError:
+            raise Unreadable("it was removed before it was opened") from None
 
     def absent(self, name: Name) -> Expected:
         """That there is no live entry: none, or just the one that has expired by the clock of `now`."""
@@ -309,6 +332,8 @@ class Entries:
         self, name: Name, value: Any, expires: int, tag: bytes, read: bool, expected: Expected | None = None
     ) -> bool:
         """Store a value; False if what is there is not as expected."""
+        if read and self.is_plain and type(value) in RAW:  # no files, whatever is said of them
+            read = False
         if self.is_plain and expected is None and not read and not name.beside:
             self._put_plain(name, value, expires, tag)
             return True
@@ -316,7 +341,7 @@ class Entries:
         place = self._place(name)
         if self.is_plain and read and not name.beside and (stream := as_stream(value, None)) is not None:
             item = Item(low, high, data, b"", KIND_BYTES, expires, tag, _packed(place, MODE_BINARY, _PLAIN))
-            return self.store.writing.put_stream(item, stream, stream_length(value, None), expected)
+            return self.store.writing.put_stream(item, stream, length_of(value), expected)
         item = self._item(name, value, expires, tag, read, place)
         if expected is not None:
             return self.store.writing.put_if(item, expected)
@@ -425,6 +450,10 @@ class Entries:
                 if default is None:
                     raise KeyError(name)
                 value, expected, expires, tag = default + delta, self.absent(name), 0, b""
+                if not self.is_plain:  # it has a say in what is new
+                    if self.put(name, value, 0, b"", False, expected):
+                        return value
+                    continue
             else:
                 value, expected = self._number(row) + delta, Expected(row.slot.stamp, keeps_expiry=True)
                 expires, tag = row.slot.expires, row.names.tag
@@ -569,6 +598,13 @@ def _slots_of(index: Index, part: int) -> list[Slot]:
     slots = index.partition_slots(part)
     lows = index.column(slots, 0)
     return [index.slot(at) for at, low in zip(slots, lows, strict=False) if low > REMOVED]
+
+
+def length_of(file: Any) -> int | None:
+    """Bytes that a binary file still has, if that can be told beforehand."""
+    if type(file) is io.BytesIO and not file.closed:
+        return max(file.getbuffer().nbytes - file.tell(), 0)
+    return stream_length(file, None)
 
 
 def hidden_key(what: str) -> bytes:

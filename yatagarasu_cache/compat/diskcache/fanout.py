@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .core import ENOVAL, Cache, Disk, Timeout
+from .core import ENOVAL, METADATA, Cache, Disk, Timeout
 from .persistent import Deque, Index
 
 __all__ = ["FanoutCache"]
@@ -25,13 +25,15 @@ class FanoutCache:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, shards: int = 8, timeout: float = 0.010,
-        disk: type[Disk] = Disk, **settings: Any,
+        self, directory: str | bytes | os.PathLike[str] | None = None, shards: int = 8,
+        timeout: float = 0.010, disk: type[Disk] = Disk, **settings: Any,
     ) -> None:  # fmt: skip
+        if shards < 1:
+            raise ValueError(f"shards must be 1 or more, not {shards!r}")
         if directory is None:
             directory = tempfile.mkdtemp(prefix="diskcache-")
         self._count = shards
-        self._directory = os.path.expandvars(os.path.expanduser(os.fspath(directory)))
+        self._directory = os.path.expandvars(os.path.expanduser(os.fsdecode(directory)))
         self._shards = (Cache(directory, timeout, disk, **settings),)
         self._caches: dict[str, Cache] = {}
         self._deques: dict[str, Deque] = {}
@@ -47,7 +49,8 @@ class FanoutCache:
             raise AttributeError(name)
         if name == "size_limit":
             return self._shards[0].size_limit // self._count
-        if name in ("timeout", "disk") or name in vars(self._shards[0]) and not name.startswith("_"):
+        there = vars(self._shards[0]).keys() - METADATA.keys()
+        if name in ("timeout", "disk") or name in there and not name.startswith("_"):
             return getattr(self._shards[0], name)
         raise AttributeError(f"cannot access {name} in cache shard")
 
