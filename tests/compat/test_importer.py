@@ -448,6 +448,18 @@ def test_a_single_database_that_is_junk(tmp_path: Path, junk: bytes, capsys: pyt
     assert "cache.db" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def without_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who may not make the index of the log in the directory (the superuser may)."""
+    connect = sqlite3.connect
+
+    def connected(place: str, **options: Any) -> sqlite3.Connection:
+        if place.endswith("?mode=ro"):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(place, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+
+
 def test_a_log_that_has_no_index_is_read(old: Old, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old.add("first", 1)
     old.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -456,7 +468,7 @@ def test_a_log_that_has_no_index_is_read(old: Old, tmp_path: Path, monkeypatch: 
     place.mkdir()
     for name in ("cache.db", "cache.db-wal"):
         shutil.copy(old.directory / name, place / name)
-    (place / "cache.db-shm").mkdir()  # as where it can't be made
+    without_index(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     before = sorted(place.iterdir()), (place / "cache.db-wal").read_bytes(), (place / "cache.db").read_bytes()
@@ -468,7 +480,7 @@ def test_a_log_that_has_no_index_is_read(old: Old, tmp_path: Path, monkeypatch: 
         import_diskcache(place, tmp_path / "newer")
 
 
-def test_a_log_that_is_a_link_is_not_followed(old: Old, tmp_path: Path) -> None:
+def test_a_log_that_is_a_link_is_not_followed(old: Old, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old.add("a", 1)
     old.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     place = tmp_path / "copy"
@@ -476,7 +488,7 @@ def test_a_log_that_is_a_link_is_not_followed(old: Old, tmp_path: Path) -> None:
     shutil.copy(old.directory / "cache.db", place)
     (tmp_path / "private").write_bytes(b"x" * 100)
     (place / "cache.db-wal").symlink_to(tmp_path / "private")
-    (place / "cache.db-shm").mkdir()
+    without_index(monkeypatch)
     with pytest.raises(CacheIOError):
         import_diskcache(place, tmp_path / "new")
 
@@ -536,6 +548,13 @@ def test_settings_that_are_no_good_are_left_out(tmp_path: Path) -> None:
     import_diskcache(tmp_path / "old", tmp_path / "new")
     with dc.Cache(tmp_path / "new") as cache:
         assert (cache.size_limit, cache.eviction_policy, cache.cull_limit) == (2**30, "least-recently-stored", 10)
+
+
+def test_a_size_without_a_limit(tmp_path: Path) -> None:
+    Old(tmp_path / "old", size_limit=float("inf")).connection.close()
+    import_diskcache(tmp_path / "old", tmp_path / "new")
+    with dc.Cache(tmp_path / "new") as cache:
+        assert cache.size_limit == 1 << 62
 
 
 def test_settings_of_the_import_hold_for_whoever_opens_the_cache(old: Old, tmp_path: Path) -> None:

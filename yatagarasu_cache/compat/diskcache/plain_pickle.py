@@ -4,8 +4,8 @@ What it knows are the opcodes of scalars and containers (`pickletools` describes
 stops. It makes nothing that is larger than the pickle: a length is compared with what there is before memory
 is asked for, and what is remembered is a dict, not an array as long as the largest number in it.
 
-Old protocols write sets and bytes as calls. Those few calls are known by name, and what stands for one of them
-is replaced by what it would return; nothing is imported for that.
+Old protocols write sets and bytes as calls. Those few calls are known by name, and what stands for one of
+them is replaced by what it would return; nothing is imported for that.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ class _Reader:
     def text(self, size: int) -> None:
         self._push(self._take(self._number(size)).decode("utf-8", "surrogatepass"))
 
-    def bytes(self, size: int) -> None:
+    def octets(self, size: int) -> None:
         self._push(self._take(self._number(size)))
 
-    def bytearray(self) -> None:
+    def octet_array(self) -> None:
         self._push(bytearray(self._take(self._number(8))))
 
     def tuple_of(self, count: int) -> None:
@@ -244,7 +244,7 @@ class _Reader:
         self._push(_Call(name))
 
     def reduce(self) -> None:
-        """A call: replaced by what it would return, for the arguments that pickle writes, and no other ones."""
+        """A call: replaced by what it would return for the arguments that pickle writes."""
         arguments, call = self._pop(), self._pop()
         if type(call) is not _Call or type(arguments) is not tuple:
             raise NotPlain(_IMPORTS)
@@ -304,10 +304,10 @@ _ACTS: dict[bytes, Callable[[_Reader], None]] = {
     b"\x8c": lambda r: r.text(1),
     b"X": lambda r: r.text(4),
     b"\x8d": lambda r: r.text(8),
-    b"C": lambda r: r.bytes(1),
-    b"B": lambda r: r.bytes(4),
-    b"\x8e": lambda r: r.bytes(8),
-    b"\x96": _Reader.bytearray,
+    b"C": lambda r: r.octets(1),
+    b"B": lambda r: r.octets(4),
+    b"\x8e": lambda r: r.octets(8),
+    b"\x96": _Reader.octet_array,
     b")": lambda r: r._push(()),
     b"t": lambda r: r._push(tuple(r._since_mark())),
     b"\x85": lambda r: r.tuple_of(1),
