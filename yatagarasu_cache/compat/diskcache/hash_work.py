@@ -36,6 +36,8 @@ class HashWork:
 
     def add(self, keys: list[Any], container: Collection[Any] | None = None) -> None:
         """Count what it takes to put them into a `container` (None: into one that is made of them)."""
+        if len(keys) == 1 and not self._members and type(keys[0]) in _HASHED_SECRETLY:
+            return  # as in most dicts
         if id(container) not in self._members and _surely_differ(keys):
             if len(set(map(id, keys))) < len(keys):  # it could be compared with an equal one each time
                 raise twice()
