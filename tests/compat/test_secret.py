@@ -16,7 +16,7 @@ import pytest
 from helpers import environment
 
 import yatagarasu_cache.compat.diskcache as dc
-from yatagarasu_cache import CacheIOError, DiskCache, PickleSerializer
+from yatagarasu_cache import CacheIOError, ConfigurationError, DiskCache, PickleSerializer
 from yatagarasu_cache.codec import ValueCodec, encode_key
 from yatagarasu_cache.compat.diskcache.entries import _packed
 from yatagarasu_cache.compat.diskcache.secret import secret_path, user_secret
@@ -219,3 +219,16 @@ def test_what_is_not_signed_is_not_for_a_disk(make: Make, place: Path, mode: int
     for key in ["plain", "long", *(f"{what} {form}" for what in ("form", "pair") for form in range(3))]:
         cache.get(key), cache.get(key, read=True), cache.pop(key)
     assert cache["mine"] == Path("p") and "mine" in set(cache)
+
+
+def test_relative_places_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for relative in ("data", "./data", "~/data"):
+        monkeypatch.setenv("XDG_DATA_HOME", relative)  # which the specification says is to be ignored
+        assert secret_path() == tmp_path / "home" / ".local" / "share" / "yatagarasu_cache" / "pickle-secret"
+    monkeypatch.setenv("YATAGARASU_CACHE_SECRET_FILE", "~/mine")
+    assert secret_path() == tmp_path / "home" / "mine"
+    monkeypatch.setenv("YATAGARASU_CACHE_SECRET_FILE", "mine")
+    with pytest.raises(ConfigurationError, match="YATAGARASU_CACHE_SECRET_FILE"):
+        user_secret()

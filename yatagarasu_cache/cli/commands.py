@@ -424,7 +424,7 @@ def add_import_diskcache(commands: Commands) -> None:
         run_import_diskcache,
         "take over what diskcache has stored: keys, values, tags and expiry; what is in the cache already "
         "stays, so an import that was interrupted goes on when it is begun again; exit code 1 if something "
-        "was left out",
+        "was left out or evicted, or a shard could not be read",
         f"{PROG} import-diskcache /var/cache/old /var/cache/new",
     )
     parser.add_argument("source", metavar="SOURCE", help="directory of diskcache's Cache or FanoutCache")

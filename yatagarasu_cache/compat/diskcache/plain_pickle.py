@@ -3,6 +3,9 @@
 What it knows are the opcodes of scalars and containers (`pickletools` describes all); at any other one it
 stops. It makes nothing that is larger than the pickle: a length is compared with what there is before memory
 is asked for, and what is remembered is a dict, not an array as long as the largest number in it.
+
+Old protocols write sets and bytes as calls. Those few calls are known by name, and what stands for one of
+them is replaced by what it would return; nothing is imported for that.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from .hash_work import HashWork, twice
+
 __all__ = ["NotPlain", "loads"]
 
 _MARK: Any = object()
-_MOST_HASHED, _DEEPEST_KEY = 1 << 20, 200
 _MOST_DIGITS = 4000  # of a number in text: Python reads no more by itself
 
 
@@ -22,12 +26,28 @@ class NotPlain(ValueError):
     """It is damaged, or of something that is no plain value."""
 
 
+class _Call:
+    """What stands for a function until it is called."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+
+_SETS: dict[bytes, Callable[[list[Any]], Any]] = {b"set": set, b"frozenset": frozenset}
+_BYTES: dict[bytes, Callable[[], Any]] = {b"bytes": bytes, b"bytearray": bytearray}
+_BUILT_IN = frozenset({*_SETS, *_BYTES})
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._hashed = _MOST_HASHED
+        self._work = HashWork(len(data))
+        self._calls = 0  # that were named, and not made yet
+        self._copied = len(data)  # bytes and items that calls may still copy: honest ones take each but once
 
     # -- bytes --------------------------------------------------------------------------------
 
@@ -83,11 +103,16 @@ class _Reader:
             act = acts[code]
             if act is None:
                 if code == _STOP:
-                    return self._pop()
+                    return self._result()
                 what = bytes((code,))
                 raise NotPlain(_WHY.get(what, f"it has the opcode {what!r}, which no plain value needs"))
             act(self)
         raise NotPlain("it is cut off")
+
+    def _result(self) -> Any:
+        if self._calls:  # then what stands for one is somewhere in the value
+            raise NotPlain(_IMPORTS)
+        return self._pop()
 
     def protocol(self) -> None:
         if self._number(1) > 5:
@@ -106,6 +131,8 @@ class _Reader:
 
     def dup(self) -> None:
         value = self._pop()
+        if type(value) is _Call:
+            raise NotPlain(_IMPORTS)
         self._stack += [value, value]
 
     def int_line(self) -> None:
@@ -137,30 +164,15 @@ class _Reader:
     def text(self, size: int) -> None:
         self._push(self._take(self._number(size)).decode("utf-8", "surrogatepass"))
 
-    def bytes(self, size: int) -> None:
+    def octets(self, size: int) -> None:
         self._push(self._take(self._number(size)))
 
-    def bytearray(self) -> None:
+    def octet_array(self) -> None:
         self._push(bytearray(self._take(self._number(8))))
 
     def tuple_of(self, count: int) -> None:
         items = [self._pop() for _ in range(count)]
         self._push(tuple(reversed(items)))
-
-    def _check_keys(self, keys: list[Any]) -> None:
-        """Before they are hashed: Python does that to tuples in tuples however deep they are, which ends the
-        process, and however often one of them is met, which takes for ever."""
-        for key in keys:
-            if type(key) is tuple:
-                self._check_key(key)
-
-    def _check_key(self, key: tuple[Any, ...]) -> None:
-        depth, level = 0, [key]
-        while level:
-            depth, self._hashed = depth + 1, self._hashed - sum(map(len, level))
-            if depth > _DEEPEST_KEY or self._hashed < 0:
-                raise NotPlain("a key of tuples in too many tuples")
-            level = [item for one in level for item in one if type(item) is tuple]
 
     def append(self) -> None:
         item = self._pop()
@@ -170,34 +182,91 @@ class _Reader:
         items = self._since_mark()
         self._top(list).extend(items)
 
+    def _add_pairs(self, keys: list[Any], values: list[Any]) -> None:
+        if len(keys) != len(values):
+            raise NotPlain("a value is missing")
+        target = self._top(dict)
+        self._work.add(keys, target)
+        size = len(target) + len(keys)
+        target.update(zip(keys, values, strict=True))
+        if len(target) != size:
+            raise twice()
+
     def setitem(self) -> None:
         value, key = self._pop(), self._pop()
-        self._check_keys([key])
-        self._top(dict)[key] = value
+        self._add_pairs([key], [value])
 
     def setitems(self) -> None:
         items = self._since_mark()
-        if len(items) % 2:
-            raise NotPlain("a value is missing")
-        self._check_keys(items[::2])
-        self._top(dict).update(zip(items[::2], items[1::2], strict=True))
-
-    def additems(self) -> None:
-        items = self._since_mark()
-        self._check_keys(items)
-        self._top(set).update(items)
-
-    def frozenset_since_mark(self) -> None:
-        items = self._since_mark()
-        self._check_keys(items)
-        self._push(frozenset(items))
+        self._add_pairs(items[::2], items[1::2])
 
     def dict_since_mark(self) -> None:
         items = self._since_mark()
-        if len(items) % 2:
-            raise NotPlain("a value is missing")
-        self._check_keys(items[::2])
-        self._push(dict(zip(items[::2], items[1::2], strict=True)))
+        self._push({})
+        self._add_pairs(items[::2], items[1::2])
+
+    def additems(self) -> None:
+        items = self._since_mark()
+        target = self._top(set)
+        self._work.add(items, target)
+        size = len(target) + len(items)
+        target.update(items)
+        if len(target) != size:
+            raise twice()
+
+    def frozenset_since_mark(self) -> None:
+        self._push(self._set_of(frozenset, self._since_mark()))
+
+    def _set_of(self, kind: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+        self._work.add(items)
+        made = kind(items)
+        if len(made) != len(items):
+            raise twice()
+        return made
+
+    # -- calls of old protocols ---------------------------------------------------------------
+
+    def global_lines(self) -> None:
+        self._name_call(self._line(), self._line())
+
+    def global_of_stack(self) -> None:
+        name, module = self._pop(), self._pop()
+        if type(name) is not str or type(module) is not str:
+            raise NotPlain(_IMPORTS)
+        self._name_call(module.encode(), name.encode())
+
+    def _name_call(self, module: bytes, name: bytes) -> None:
+        if (module, name) != (b"_codecs", b"encode") and (
+            module not in (b"builtins", b"__builtin__") or name not in _BUILT_IN
+        ):
+            raise NotPlain(_IMPORTS)
+        self._calls += 1
+        self._push(_Call(name))
+
+    def reduce(self) -> None:
+        """A call: replaced by what it would return for the arguments that pickle writes."""
+        arguments, call = self._pop(), self._pop()
+        if type(call) is not _Call or type(arguments) is not tuple:
+            raise NotPlain(_IMPORTS)
+        self._calls -= 1
+        self._copied -= sum([len(one) for one in arguments if type(one) in (str, bytes, list)])
+        if self._copied < 0:
+            raise NotPlain("it copies the same thing again and again")
+        self._push(self._called(call.name, arguments))
+
+    def _called(self, name: bytes, arguments: tuple[Any, ...]) -> Any:
+        kinds = tuple(map(type, arguments))
+        if name in _SETS and kinds == (list,):
+            return self._set_of(_SETS[name], arguments[0])
+        if name == b"encode" and kinds == (str, str) and arguments[1] == "latin1":
+            return arguments[0].encode("latin-1")
+        if name in _BYTES and kinds == ():
+            return _BYTES[name]()
+        if name == b"bytearray" and kinds == (bytes,):
+            return bytearray(arguments[0])
+        if name == b"bytearray" and kinds == (str, str) and arguments[1] == "latin-1":
+            return bytearray(arguments[0], "latin-1")
+        raise NotPlain(_IMPORTS)
 
     def put(self, index: int) -> None:
         if not self._stack or self._stack[-1] is _MARK:
@@ -207,7 +276,9 @@ class _Reader:
     def get(self, index: int) -> None:
         if index not in self._memo:
             raise NotPlain("it refers to what is not there")
-        self._push(self._memo[index])
+        value = self._memo[index]
+        self._calls += type(value) is _Call
+        self._push(value)
 
 
 _ACTS: dict[bytes, Callable[[_Reader], None]] = {
@@ -233,10 +304,10 @@ _ACTS: dict[bytes, Callable[[_Reader], None]] = {
     b"\x8c": lambda r: r.text(1),
     b"X": lambda r: r.text(4),
     b"\x8d": lambda r: r.text(8),
-    b"C": lambda r: r.bytes(1),
-    b"B": lambda r: r.bytes(4),
-    b"\x8e": lambda r: r.bytes(8),
-    b"\x96": _Reader.bytearray,
+    b"C": lambda r: r.octets(1),
+    b"B": lambda r: r.octets(4),
+    b"\x8e": lambda r: r.octets(8),
+    b"\x96": _Reader.octet_array,
     b")": lambda r: r._push(()),
     b"t": lambda r: r._push(tuple(r._since_mark())),
     b"\x85": lambda r: r.tuple_of(1),
@@ -253,6 +324,9 @@ _ACTS: dict[bytes, Callable[[_Reader], None]] = {
     b"\x8f": lambda r: r._push(set()),
     b"\x90": _Reader.additems,
     b"\x91": _Reader.frozenset_since_mark,
+    b"c": _Reader.global_lines,
+    b"\x93": _Reader.global_of_stack,
+    b"R": _Reader.reduce,
     b"p": lambda r: r.put(int(r._line())),
     b"q": lambda r: r.put(r._number(1)),
     b"r": lambda r: r.put(r._number(4)),
@@ -266,8 +340,7 @@ _ACTS_OF = [_ACTS.get(bytes((code,))) for code in range(256)]
 _STOP = ord(".")
 
 _IMPORTS = "it is of objects of classes, which pickle would import"
-_WHY = dict.fromkeys((b"c", b"\x93", b"i", b"o", b"R", b"b", b"\x81", b"\x92", b"\x82", b"\x83", b"\x84"),
-_IMPORTS)
+_WHY = dict.fromkeys((b"i", b"o", b"b", b"\x81", b"\x92", b"\x82", b"\x83", b"\x84"), _IMPORTS)
 
 
 def void(_: object) -> None:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ...concurrency.interruption import ours
-from ...errors import CacheIOError, from_os_error
+from ...errors import CacheIOError, ConfigurationError, from_os_error
 
 __all__ = ["VARIABLE", "secret_path", "user_secret"]
 
@@ -28,16 +28,24 @@ _NAME = "pickle-secret"
 
 def secret_path() -> Path:
     """Where the key is: in ``$XDG_DATA_HOME/yatagarasu_cache`` (by default ``~/.local/share``; on macOS
-    ``~/Library/ Application Support``, on Windows ``%LOCALAPPDATA%``), or where `VARIABLE` says."""
+    ``~/Library/Application Support``, on Windows ``%LOCALAPPDATA%``), or where `VARIABLE` says.
+
+    A relative path would be another file in each working directory, which others may write to. In
+    ``XDG_DATA_HOME`` it is ignored, as its specification says; in `VARIABLE` it is a `ConfigurationError`.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser()
+        path = Path(named).expanduser()
+        if not path.is_absolute():
+            raise ConfigurationError(f"{VARIABLE} is {named!r}, a relative path: give an absolute one")
+        return path
     if sys.platform == "darwin":
         data = Path("~/Library/Application Support")
     elif sys.platform == "win32":
         data = Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")
     else:
-        data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
+        data = Path(os.environ.get("XDG_DATA_HOME") or "")
+        data = data if data.is_absolute() else Path("~/.local/share")
     return data.expanduser() / "yatagarasu_cache" / _NAME
 
 

@@ -10,9 +10,9 @@ import secrets
 from typing import Any
 
 from ...concurrency.interruption import ours
-from .constants import DEFAULT_SETTINGS
+from .constants import DEFAULT_SETTINGS, EVICTION_POLICY
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "settings_for", "sound"]
 
 _NAME = "diskcache.json"
 _LONGEST = 1 << 20
@@ -28,9 +28,26 @@ def load(directory: str) -> dict[str, Any]:
             found = json.loads(file.read(_LONGEST))
     except ours(OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
-        return {}
+    return sound(found) if isinstance(found, dict) else {}
+
+
+def sound(found: dict[str, Any]) -> dict[str, Any]:
+    """Those of some settings that may be ones."""
     return {name: value for name, value in found.items() if _is_sound(name, value)}
+
+
+def settings_for(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of diskcache's that lead to those given of a `DiskCache` (see `limits_of`)."""
+    found = {}
+    if "eviction" in given:
+        found["eviction_policy"] = next(
+            name for name, does in EVICTION_POLICY.items() if does["eviction"] == given["eviction"]
+        )
+    if "size_limit" in given:
+        limit = given["size_limit"]
+        # Of a small store nothing would be left: then its size counts less than that something is kept.
+        found["size_limit"] = max((limit - (1 << 24)) * 4 // 5, limit // 2)
+    return found
 
 
 def _is_sound(name: str, value: Any) -> bool:
