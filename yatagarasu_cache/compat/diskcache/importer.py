@@ -20,24 +20,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...arguments import encode_tag
 from ...cache import DiskCache
 from ...codec.keys import shown
 from ...concurrency.interruption import ours
 from ...errors import CacheIOError, ConfigurationError, SerializationError, ValueTooLarge
+from ...guard import released
 from ...store.item import Item
 from . import settings as kept
-from .constants import DEFAULT_SETTINGS, EVICTION_POLICY, MODE_BINARY, MODE_PICKLE, MODE_RAW, MODE_TEXT
+from .constants import DEFAULT_SETTINGS, EVICTION_OF_STORE, MODE_BINARY, MODE_PICKLE, MODE_RAW, MODE_TEXT
 from .core import limits_of
 from .disks import Disk, JSONDisk
 from .entries import Entries, Name, expiry
-from .gate import Busy, gate_of
+from .gate import Busy, Gate, forget_changes
 from .plain_pickle import NotPlain
 from .plain_pickle import loads as plain_loads
 from .queues import Queue, queue_of
 from .secret import user_secret
 from .settings import settings_for
 from .source import Damaged, Source, Stored, opened_sources
+from .tags import stored_tag
 
 __all__ = ["ImportReport", "import_diskcache"]
 
@@ -170,7 +171,7 @@ def _settings_of(sources: list[Source]) -> dict[str, Any]:
     """
     found = [kept.sound(one.settings()) for one in sources]
     taken = {name: found[0].get(name, value) for name, value in DEFAULT_SETTINGS.items()}
-    if taken["eviction_policy"] not in EVICTION_POLICY:  # one of somebody's own, in SQL
+    if taken["eviction_policy"] not in EVICTION_OF_STORE:  # one of somebody's own, in SQL
         taken["eviction_policy"] = DEFAULT_SETTINGS["eviction_policy"]
     part = DEFAULT_SETTINGS["size_limit"] / len(sources)
     parts = [min(one.get("size_limit", part), _LARGEST) for one in found]
@@ -196,13 +197,17 @@ class _Import:
         progress: Callable[[int, int], object] | None,
     ) -> None:  # fmt: skip
         self._entries, self._report = entries, report
-        self._gate = gate_of(entries.cache.directory, _MODE)
+        self._store = entries.store
+        self._gate = Gate(entries.cache.directory, _MODE)
         self._allow_pickle, self._json_disk, self._overwrite = allow_pickle, json_disk, overwrite
         self._progress, self._seen = progress, 0
         self._batch: list[Item] = []
         self._batch_bytes = 0
         self._numbers: dict[str | None, tuple[int, int]] = {}  # by the queue: of its first and last key
 
+    _was_left = staticmethod(forget_changes)
+
+    @released
     def take_over_all(self, sources: list[Source]) -> None:
         for one in sources:
             self._report.total += self._unless_damaged(one, one.count, len(sources)) or 0
@@ -342,7 +347,7 @@ class _Import:
         if row.tag is None:
             return b""
         try:
-            return encode_tag(row.tag)
+            return stored_tag(row.tag)
         except SerializationError as error:
             raise _LeftOut(f"its tag cannot be stored: {_short(error)}") from error
 

@@ -10,7 +10,7 @@ import secrets
 from typing import Any
 
 from ...concurrency.interruption import ours
-from .constants import DEFAULT_SETTINGS, EVICTION_POLICY
+from .constants import DEFAULT_SETTINGS, EVICTION_OF_STORE
 
 __all__ = ["load", "save", "settings_for", "sound"]
 
@@ -41,7 +41,7 @@ def settings_for(given: dict[str, Any]) -> dict[str, Any]:
     found = {}
     if "eviction" in given:
         found["eviction_policy"] = next(
-            name for name, does in EVICTION_POLICY.items() if does["eviction"] == given["eviction"]
+            name for name, eviction in EVICTION_OF_STORE.items() if eviction == given["eviction"]
         )
     if "size_limit" in given:
         limit = given["size_limit"]
