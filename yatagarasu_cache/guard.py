@@ -17,10 +17,10 @@ from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any, TypeVar, cast
 
 from .concurrency.interruption import is_interruption
-from .concurrency.locks import at_the_outside, give_back, is_holding
+from .concurrency.locks import at_the_outside, give_back, is_holding, releases_itself
 from .errors import CacheError, CacheIOError, ClosedError, from_os_error
 
-__all__ = ["all_released", "callers", "constructed", "guarded", "is_callers", "released", "tell"]
+__all__ = ["all_released", "callers", "constructed", "guarded", "is_callers", "release", "released", "tell"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -131,11 +131,18 @@ def released(method: F) -> F:
     return cast("F", functools.update_wrapper(wrapper, method))
 
 
+def release(error: BaseException, subject: Any) -> None:
+    """What `released` does when `error` leaves a method of `subject`, for one that sees to it itself, since a
+    call more would count (`locks.releases`)."""
+    if _leave(error, subject._store, sys._getframe(2)):
+        subject._was_left()
+
+
 def all_released(cls: type[T]) -> type[T]:
     """A class whose public methods, and those that Python calls, are `released`."""
     for name, method in vars(cls).copy().items():
         is_called = not name.startswith("_") or name.startswith("__") and name not in _UNRELEASED
-        if is_called and isinstance(method, FunctionType):
+        if is_called and isinstance(method, FunctionType) and not releases_itself(method):
             setattr(cls, name, released(method))
     return cls
 
@@ -145,8 +152,7 @@ def _released_function(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(self, *args, **options)
         except BaseException as error:
-            if _leave(error, self._store, sys._getframe(1)):
-                self._was_left()
+            release(error, self)
             raise
 
     return wrapper
@@ -157,8 +163,7 @@ def _released_generator(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             yield from method(self, *args, **options)
         except BaseException as error:
-            if _leave(error, self._store, sys._getframe(1)):
-                self._was_left()
+            release(error, self)
             raise
 
     return wrapper

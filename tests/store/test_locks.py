@@ -651,3 +651,26 @@ def test_flush_says_what_it_could_not_sync(make: Make, monkeypatch: pytest.Monke
         other.flush()
     monkeypatch.undo()
     other.flush()
+
+
+def test_an_interruption_does_not_keep_others_from_opening(make: Make, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes where the shared lock of all users is to be taken again."""
+    from yatagarasu_cache.store import owners
+
+    cache = make()
+    users = cache._store.users
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owners, "share", interrupted)
+            users.is_alone()
+        fd = os.open(directory / f.USERS_NAME, os.O_RDWR)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nor did it lose its own
+        finally:
+            os.close(fd)

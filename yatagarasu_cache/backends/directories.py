@@ -99,7 +99,7 @@ class Directory:
             pass
 
     def __del__(self) -> None:
-        if self._fds:
+        if getattr(self, "_fds", None):  # an exception may have come before there were any
             self.close()
 
 

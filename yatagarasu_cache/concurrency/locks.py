@@ -29,6 +29,7 @@ _FACES = (f"{_PACKAGE}.compat.",)  # written as users write: what of it holds lo
 _HEED_EVERY = 0.02  # seconds that a thread working for a task waits before it checks whether to go on
 _alone: set[CodeType] = set()
 _calling_out: set[CodeType] = set()
+_releasing: set[CodeType] = set()
 # Held while modules of this package are imported late: forks wait for it (see engine.py), since a child would
 # wait for ever for a module that another thread was importing.
 importing = threading.RLock()
@@ -112,6 +113,17 @@ def only_calls(function: F) -> F:
     return function
 
 
+def releases(function: F) -> F:
+    """Mark a method of a face that sees itself to what `guard.released` does for others."""
+    _releasing.add(function.__code__)  # type: ignore[attr-defined]
+    return function
+
+
+def releases_itself(function: Any) -> bool:
+    """Whether it is marked so."""
+    return function.__code__ in _releasing
+
+
 def at_the_outside(frame: FrameType | None) -> bool:
     """Whether no function of ours is among the callers, direct or not: `frame` and those above it."""
     while frame is not None and frame.f_code not in _calling_out:
@@ -127,7 +139,9 @@ def package_of(frame: FrameType) -> str:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return package_of(frame) == _PACKAGE and not str(frame.f_globals["__name__"]).startswith(_FACES)
+    if package_of(frame) != _PACKAGE:
+        return False
+    return frame.f_code in _releasing or not str(frame.f_globals["__name__"]).startswith(_FACES)
 
 
 def is_holding() -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..backends.base import NO_FILE, Backend, Entry
 from ..concurrency.file_locks import claim, fcntl, has_name, lock_mode, narrow, share
-from ..concurrency.interruption import ours
+from ..concurrency.interruption import ours, suppressing
 from ..concurrency.locks import new_lock
 from ..errors import LockTimeout
 from . import format as f
@@ -274,7 +274,12 @@ class Users(_Held):
         except BlockingIOError:
             return False
         finally:  # a failed conversion may have dropped the shared lock: flock(2)
-            share(self._fd, self._path, self._timeout)
+            try:
+                share(self._fd, self._path, self._timeout)
+            except BaseException:  # an interruption: nobody could open the cache if this were left alone
+                with suppressing(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                raise
 
     def leave(self) -> None:
         if self._fd >= 0:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from ...cache import DiskCache
+from ...concurrency.locks import releases
 from ...errors import LockTimeout, Unreadable, ValueTooLarge
-from ...guard import all_released, released
+from ...guard import all_released, release, released
 from ...store.shared_settings import is_meant
 from ...store.store import Store
 from . import settings as kept
@@ -60,7 +61,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MODE = 0o600
 _UNLIMITED = 1 << 62
-_CULLED_EVERY, _SOME_BYTES = 1 << 16, 1 << 8
+_CULLED_EVERY, _SOME_BYTES = 1 << 20, 1 << 8  # bytes that were stored, and that any value counts as
 _SWEEPS_EVERY, _SWEEPS_SHARE = 1.0, 50.0  # seconds between two, and times what one takes
 
 
@@ -103,7 +104,7 @@ class Cache:
         self._order = Order()
         self._last_gate: Callable[[], Gate | None] = lambda: None
         self._sweep_at = 0.0
-        self._unculled = _CULLED_EVERY  # bytes
+        self._unculled, self._unlooked = _CULLED_EVERY, 0  # bytes and values that came since the last look
         found = kept.load(self._directory)
         in_force = {**DEFAULT_SETTINGS, **found, **settings}
         of_disk = {name[5:]: value for name, value in in_force.items() if name.startswith("disk_")}
@@ -301,11 +302,11 @@ class Cache:
         while True:
             try:
                 store.entering()
-                gate.enter(self._timeout)
+                share = gate.enter(self._timeout)
                 try:
                     return function(*args)
                 finally:
-                    gate.leave()
+                    gate.leave(share)
             except (Busy, LockTimeout) as error:
                 if not retry:
                     raise Timeout(0) from error
@@ -317,7 +318,7 @@ class Cache:
     ) -> bool:
         entries = self._entries
         name = entries.name(key)
-        expires = expiry(None if expire is None else time.time() + expire)
+        expires = 0 if expire is None else expiry(time.time() + expire)
         tag_bytes = b"" if tag is None else stored_tag(tag)
         try:
             is_new = entries.put(name, value, expires, tag_bytes, read, expected)
@@ -331,11 +332,13 @@ class Cache:
 
     def _note_stored(self, entries: Entries, value: Any) -> None:
         """Whether something is too much is looked at each time when so much came that it may be."""
-        self._unculled += len(value) if type(value) in (bytes, str) else _SOME_BYTES
-        if self._unculled >= min(_CULLED_EVERY, self.size_limit / 256):
-            self._unculled = 0
+        kind = type(value)
+        self._unculled += len(value) if kind is bytes or kind is str else _SOME_BYTES
+        self._unlooked += 1
+        if self._unculled >= _CULLED_EVERY or self._unculled >= self.size_limit / 256:
+            count, self._unculled, self._unlooked = self._unlooked, 0, 0
             if self.cull_limit:
-                self._cull_some(entries)
+                self._cull_some(entries, count)
 
     def _cull_at_once(self, entries: Entries, name: Name, value: Any, error: ValueTooLarge) -> None:
         """A value that is larger than the whole cache: as if it had been stored, and evicted as the first.
@@ -346,6 +349,7 @@ class Cache:
         entries.drop(name)
         entries.store.notices.log_once("culled at once", f"a value was not kept: {error}")
 
+    @releases
     def set(
         self, key: Any, value: Any, expire: float | None = None, read: bool = False, tag: Any = None,
         retry: bool = False,
@@ -355,8 +359,12 @@ class Cache:
         expire: seconds until it expires, None: never. read: the value is a binary file, to be read. tag: what
         `evict` removes it by.
         """
-        self._change(retry, self._put, key, value, expire, read, tag)
-        return True
+        try:
+            self._change(retry, self._put, key, value, expire, read, tag)
+            return True
+        except BaseException as error:
+            release(error, self)
+            raise
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.set(key, value, retry=True)
@@ -673,17 +681,18 @@ class Cache:
                 break
         return before - entries.count()
 
-    def _cull_some(self, entries: Entries) -> None:
-        """After something was stored: at most `cull_limit` of what has expired, or is too much. The former is
-        looked for now and then, since that takes a look at everything."""
+    def _cull_some(self, entries: Entries, count: int) -> None:
+        """After so many were stored: for each at most `cull_limit` of what is too much, and so many of what
+        has expired. The latter is looked for now and then, since that takes a look at everything."""
         if time.monotonic() >= self._sweep_at:
             began = time.monotonic()
             for slot in itertools.islice(entries.expired(now()), self.cull_limit):
                 entries.remove_slot(slot)
             self._sweep_at = began + max(_SWEEPS_EVERY, _SWEEPS_SHARE * (time.monotonic() - began))
-        if self.eviction_policy != "none" and entries.live_bytes > self.size_limit:
-            for _ in range(self.cull_limit):
-                entries.store.evictor.evict(lambda: 1)
+        if self.eviction_policy != "none":
+            for _ in range(count * self.cull_limit):
+                if entries.live_bytes <= self.size_limit or not entries.store.evictor.evict(lambda: 1):
+                    break
 
     def clear(self, retry: bool = False) -> int:
         """Remove everything. How many entries."""

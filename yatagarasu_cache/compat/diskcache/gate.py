@@ -108,8 +108,8 @@ class Gate:
 
     # -- a change -----------------------------------------------------------------------------
 
-    def enter(self, seconds: float) -> None:
-        """Share it. `Busy` after so many seconds.
+    def enter(self, seconds: float) -> _Share:
+        """Share it, until `leave` of what this returns. `Busy` after so many seconds.
 
         A thread that has it already goes on: it would wait for itself, or with whoever wants it alone. What
         is stored may be pickled, read or made by code that uses the cache.
@@ -117,25 +117,27 @@ class Gate:
         share = self._mine()
         if share.changes or share.turns:
             share.changes += 1
-            return
+            return share
         share.entered += 1
         looks = not share.entered % _LOOKS_EVERY
         if not (looks and self._is_wanted(share)) and _lock(share, _SHARED):
             share.changes = 1
-            return
+            return share
         self._share(share, seconds)
         share.changes = 1
+        return share
 
     def _share(self, share: _Share, seconds: float) -> None:
         pauses = _Pauses(seconds)
         while self._is_wanted(share) and not _is_changing() or not _lock(share, _SHARED):
             pauses.wait()
 
-    def leave(self) -> None:
-        share = self._mine()
-        share.changes -= share.changes > 0  # a child of a fork has nothing
-        if not share.changes and not share.turns:
-            flock(share.fd, LOCK_UN)
+    def leave(self, share: _Share) -> None:
+        forks.ensure_own()
+        if share.fd >= 0:  # a child of a fork has nothing
+            share.changes -= share.changes > 0
+            if not share.changes and not share.turns:
+                flock(share.fd, LOCK_UN)
 
     # -- a transaction ------------------------------------------------------------------------
 

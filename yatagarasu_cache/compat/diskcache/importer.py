@@ -289,14 +289,14 @@ class _Import:
         """Not in the middle of somebody's, nor of a queue's changes."""
         while True:
             try:
-                self._gate.enter(_GATE_SECONDS)
+                share = self._gate.enter(_GATE_SECONDS)
                 break
             except Busy:
                 continue
         try:
             yield
         finally:
-            self._gate.leave()
+            self._gate.leave(share)
 
     # -- queues -------------------------------------------------------------------------------
 
