@@ -15,7 +15,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import diskcache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from yatagarasu_cache.compat.diskcache import importer
 from yatagarasu_cache.compat.diskcache.importer import import_diskcache
 from yatagarasu_cache.compat.diskcache.plain_pickle import NotPlain, loads
 
+diskcache: Any = pytest.importorskip("diskcache")  # the real one, which makes what is imported
 BIG = os.urandom(3_000_000)
 
 
