@@ -1090,6 +1090,11 @@ uint64_t yc_epoch(const struct yc_view *view)
     return usable(view) ? load(view->map, W_EPOCH) : 0;
 }
 
+uint64_t yc_clock(const struct yc_view *view)
+{
+    return usable(view) ? load(view->map, W_CLOCK) : 0;
+}
+
 /* -- remove ------------------------------------------------------------------------------- */
 
 /* Index.remove(), and what Removal.remove_slots() does before and counts after it. */

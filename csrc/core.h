@@ -139,6 +139,8 @@ uint64_t yc_list(const struct yc_entry *entry, uint64_t offset, const char *reco
 size_t yc_install_many(const struct yc_view *view, const uint64_t *slots, const uint32_t *tag_hashes,
                        size_t count, uint64_t epoch, uint64_t owner);
 uint64_t yc_epoch(const struct yc_view *view);
+/* The latest stamp; 0 if the index can't be used. */
+uint64_t yc_clock(const struct yc_view *view);
 
 /* Log a removal of the key and take it out of the index. YC_FOUND if it was there. YC_EXPIRED if it
  * had expired; or if it was missing, but others may just be putting it, so that the removal was logged.

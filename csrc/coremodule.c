@@ -886,28 +886,67 @@ static PyObject *core_put(Core *self, PyObject *const *args, Py_ssize_t count)
     return put(self, args, &entry, &record);
 }
 
+/* Let the RANK_BYTES of an entry's metadata from `at` on, its place in an order that others keep, be those of
+ * the live entry of its key; without one, what is behind all that are there. False if the live entry's metadata
+ * differ otherwise, or can't be told just now. */
+static bool keep_rank(const struct yc_view *view, const struct yc_entry *entry, char *meta, uint64_t at,
+                      uint64_t now)
+{
+    char head[YC_READ_BYTES];
+    const char *before;
+    struct yc_found found;
+    int status = yc_holds(view, entry->key, entry->key_length, now, &found, head);
+    if (status == YC_MISS) {
+        uint64_t next = yc_clock(view) + 1;
+        memcpy(meta + at, &next, RANK_BYTES);
+        return true;
+    }
+    if (status != YC_FOUND || yc_meta(view, &found, head, &before) != entry->meta_length)
+        return false;
+    memcpy(meta + at, before + at, RANK_BYTES);
+    return !memcmp(meta, before, entry->meta_length);
+}
+
+/* (key, value, tag, metadata, where its rank begins or None) of an entry that is not encoded; or an error. */
+enum { E_KEY, E_VALUE, E_TAG, E_META, E_RANK, E_PARTS };
+
 static PyObject *core_set(Core *self, PyObject *const *args, Py_ssize_t count)
 {
     struct yc_entry entry = {.flags = KIND_BYTES};
     struct yc_record record;
-    Py_ssize_t value;
-    char encoded[SHORT_KEY], encoded_tag[SHORT_KEY];
+    Py_ssize_t value, meta_length;
+    const void *meta;
+    char encoded[SHORT_KEY], encoded_tag[SHORT_KEY], ranked[SHORT_META];
     if (count != A_STOP_AFTER) {
         PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return NULL;
     }
-    if (!PyTuple_Check(args[A_ENTRY]) || PyTuple_Size(args[A_ENTRY]) != 3 ||
-        !bytes_of(PyTuple_GetItem(args[A_ENTRY], 1), &entry.payload, &value)) {
-        PyErr_SetString(PyExc_TypeError, "the entry must be (key, value, tag)");
+    if (!PyTuple_Check(args[A_ENTRY]) || PyTuple_Size(args[A_ENTRY]) != E_PARTS ||
+        !bytes_of(PyTuple_GetItem(args[A_ENTRY], E_VALUE), &entry.payload, &value) ||
+        !bytes_of(PyTuple_GetItem(args[A_ENTRY], E_META), &meta, &meta_length)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "the entry must be (key, value, tag, meta, rank)");
         return NULL;
     }
-    PyObject *tag = PyTuple_GetItem(args[A_ENTRY], 2);
-    if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], 0), encoded)) ||
+    PyObject *tag = PyTuple_GetItem(args[A_ENTRY], E_TAG);
+    if (!(entry.key_length = (uint32_t)encode_key(PyTuple_GetItem(args[A_ENTRY], E_KEY), encoded)) ||
+        meta_length > SHORT_META ||
         (tag != Py_None && !(entry.tag_length = (uint32_t)encode_key(tag, encoded_tag))))
         return another(Py_NotImplemented);
     entry.key = encoded;
     entry.tag = encoded_tag;
     entry.length = (uint64_t)value;
+    entry.meta = memcpy(ranked, meta, (size_t)meta_length);
+    entry.meta_length = (uint32_t)meta_length;
+    if (PyTuple_GetItem(args[A_ENTRY], E_RANK) != Py_None) {
+        uint64_t at = PyLong_AsUnsignedLongLong(PyTuple_GetItem(args[A_ENTRY], E_RANK));
+        uint64_t now = PyLong_AsUnsignedLongLong(args[A_NOW]);
+        if (PyErr_Occurred())
+            return NULL;
+        if (at > entry.meta_length || entry.meta_length - at < RANK_BYTES || is_forked() ||
+            !keep_rank(&self->mapping->view, &entry, ranked, at, now))
+            return another(Py_NotImplemented);
+    }
     record.stop_after = -1;
     return put(self, args, &entry, &record);
 }
@@ -1194,7 +1233,9 @@ static PyMethodDef core_methods[] = {
      "epoch) if the index was left as it was."},
     {"set", (PyCFunction)(void (*)(void))core_set, METH_FASTCALL,
      "set(fd, segment, offset, lock_fd, now, entry)\n--\n\n"
-     "put() of a key and a tag that are not encoded, and a bytes value: (key, value, tag or None)."},
+     "put() of a key and a tag that are not encoded, and a bytes value: (key, value, tag or None, meta, rank). The "
+     "8 bytes of `meta` from `rank` on, if that is not None, are those of the live entry; NotImplemented if that one's "
+     "metadata differ otherwise. Without one they are more than all before."},
     {"append_many", (PyCFunction)core_append_many, METH_VARARGS,
      "append_many(fd, segment, offset, items, now)\n--\n\nAppend records by one write: (their entries in the footer, "
      "their slots, epoch, where the next record begins); NotImplemented."},

@@ -147,12 +147,15 @@
 
 /* store/core.py */
 #define SHORT_KEY 1024 /* bytes: longer keys are encoded in Python */
+#define SHORT_META 128 /* bytes: an entry with longer metadata is encoded in Python */
+
+#define RANK_BYTES 8 /* of metadata that say where an entry stands in an order of its users' */
 #define USES_MOST 192
 #define USES_MORE 16
 #define USES_NANOSECONDS 1000000000
 
 /* store/compiled.py */
-#define ABI_VERSION 14 /* of what Python calls, and how */
+#define ABI_VERSION 15 /* of what Python calls, and how */
 
 /* codec/basics.py */
 #define KIND_BYTES 0 /* in the flags of a value that is what was stored */

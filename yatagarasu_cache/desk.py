@@ -95,7 +95,7 @@ class _ClosedStore:
         self.refuse()
 
 
-def _never_plain(key: Key, value: bytes, tag: Key) -> bool:
+def _never_plain(key: Key, value: bytes, tag: Key, meta: bytes = b"", rank: int | None = None) -> bool:
     """`KeyedAccess.set` where entries expire by default, or bytes are compressed."""
     return False
 

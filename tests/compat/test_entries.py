@@ -514,7 +514,7 @@ def test_what_is_too_large_for_a_queue_is_culled_at_once(make: Make) -> None:
 
 def test_what_is_too_large_is_said_where_nothing_is_evicted(make: Make) -> None:
     cache = make()
-    with mock.patch.object(cache._entries, "put", side_effect=ValueTooLarge("of 2 GiB")):
+    with mock.patch.object(cache._entries, "put_plain", side_effect=ValueTooLarge("of 2 GiB")):
         assert cache.set("a", 1) is True
         for name, value in (("cull_limit", 0), ("eviction_policy", "none")):
             before = getattr(cache, name)

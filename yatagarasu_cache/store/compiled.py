@@ -13,7 +13,7 @@ from ..concurrency import forks
 from ..errors import BackendUnavailable, ConfigurationError
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
-ABI_VERSION = 14  # of the module that this code calls
+ABI_VERSION = 15  # of the module that this code calls
 BUILT_WITHOUT = "YATAGARASU_COMPILED_CORE=off"  # how the build says that it was switched off there
 
 _NAME = "yatagarasu_cache._core"

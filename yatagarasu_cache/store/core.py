@@ -25,6 +25,8 @@ from .item import Item
 from .segment import SegmentFiles, SegmentWriter
 
 SHORT_KEY = 1024  # bytes of an encoded key that compiled code encodes itself at most
+SHORT_META = 128  # bytes of the metadata beside it
+RANK_BYTES = 8  # of metadata that say where an entry stands in an order of its users'
 # Uses go to the cache's totals when there are so many, or some have waited for so long; where that did not
 # come off, because others had the lock, after so many more.
 USES_MOST, USES_MORE, USES_NANOSECONDS = 192, 16, 10**9

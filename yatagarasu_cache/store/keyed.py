@@ -16,7 +16,7 @@ from ..errors import StorageFull, from_os_error, is_volume_full
 from .active import ActiveSegment
 from .cache_files import CacheFiles
 from .changes import ChangeLog
-from .core import SHORT_KEY, CompiledCore
+from .core import SHORT_KEY, SHORT_META, CompiledCore
 from .counters import Counters
 from .current import CurrentIndex
 from .format import ALIGN, Slot, key_digest, room_for
@@ -31,8 +31,8 @@ from .room import Room
 from .showing import Showing
 from .writing import Writing
 
-_SHORT_ROOM = room_for(SHORT_KEY, 0)  # what the record of such a key takes beside the value
-_TAGGED_ROOM = room_for(2 * SHORT_KEY, 0)  # and if it has a tag as well
+_SHORT_ROOM = room_for(SHORT_KEY + SHORT_META, 0)  # what the record of such a key takes beside the value
+_TAGGED_ROOM = room_for(2 * SHORT_KEY + SHORT_META, 0)  # and if it has a tag as well
 
 
 class KeyedAccess:
@@ -70,9 +70,9 @@ class KeyedAccess:
         """What `PythonCore.get` gives for each of `keys`."""
         return [NotImplemented] * len(keys)
 
-    def set(self, key: Key, value: bytes, tag: Key) -> bool:
+    def set(self, key: Key, value: bytes, tag: Key, meta: bytes = b"", rank: int | None = None) -> bool:
         """`put` of plain bytes that never expire, with a tag or None; False, and nothing was done, if that is
-        not plain."""
+        not plain. `meta`, `rank`: see `set` of the compiled core."""
         return False
 
     def put(
@@ -133,7 +133,7 @@ class CompiledAccess(KeyedAccess):
                 found[i] = NotImplemented if type(hit) is int else hit
         return found
 
-    def set(self, key: Key, value: bytes, tag: Key) -> bool:
+    def set(self, key: Key, value: bytes, tag: Key, meta: bytes = b"", rank: int | None = None) -> bool:
         length, locks = len(value), self._locks
         lock: Any = locks.index
         if (
@@ -142,7 +142,7 @@ class CompiledAccess(KeyedAccess):
         ):  # fmt: skip
             return False
         room = length + (_SHORT_ROOM if tag is None else _TAGGED_ROOM)
-        return self._append(self._set, (key, value, tag), room, False)
+        return self._append(self._set, (key, value, tag, meta, rank), room, False)
 
     def put(
         self, key: bytes, payload: Buffer | Pieces, flags: int, expires: int = 0, tag: bytes = b"",

@@ -47,7 +47,7 @@ from .disks import Disk, JSONDisk
 from .entries import MISSING, Entries, Name, Row, expiry, length_of, now
 from .gate import Busy, Gate, Turn, forget_changes
 from .order import Order, end_of
-from .queues import Queue, keep_hint_right, queue_of
+from .queues import SHORTEST, Queue, keep_hint_right
 from .secret import user_secret
 from .tags import equal_tags, stored_tag
 
@@ -325,8 +325,7 @@ class Cache:
         except ValueTooLarge as error:
             self._cull_at_once(entries, name, value, error)
             return True
-        if queue_of(key) is not False:
-            keep_hint_right(entries, key)
+        keep_hint_right(entries, key)
         self._note_stored(entries, value)
         return is_new
 
@@ -360,11 +359,38 @@ class Cache:
         `evict` removes it by.
         """
         try:
-            self._change(retry, self._put, key, value, expire, read, tag)
+            if read or not self._set_at_once(key, value, expire, tag):
+                self._change(retry, self._put, key, value, expire, read, tag)
             return True
         except BaseException as error:
             release(error, self)
             raise
+
+    def _set_at_once(self, key: Any, value: Any, expire: float | None, tag: Any) -> bool:
+        """A `set` of what most store, when nobody is in the way: what `_change` and `_put` do, in half as
+        many calls. False if it is for them to do."""
+        entries, gate = self._entries_, self._gate_
+        if entries is None or gate is None or not entries.is_plain:
+            return False
+        if (share := gate.enter_at_once()) is None:
+            return False
+        try:
+            is_simple = type(value) is bytes and expire is None and (tag is None or type(tag) is str)
+            if not is_simple or not entries.set_bytes(key, value, tag):
+                entries.entering()
+                name = entries.name(key)
+                if name.beside:
+                    return False
+                expires = 0 if expire is None else expiry(time.time() + expire)
+                entries.put_plain(name, value, expires, b"" if tag is None else stored_tag(tag))
+            if type(key) is not str or len(key) >= SHORTEST:
+                keep_hint_right(entries, key)
+            self._note_stored(entries, value)
+            return True
+        except (LockTimeout, ValueTooLarge):
+            return False
+        finally:
+            gate.leave(share)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.set(key, value, retry=True)

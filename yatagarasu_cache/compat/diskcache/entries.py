@@ -53,10 +53,12 @@ RESERVED = "yatagarasu_cache.compat.diskcache"
 _META = Struct("<QBB")  # place in the order, mode, form
 _BEFORE_META = encode_meta(bytes(_META.size))[: -_META.size]
 _BEFORE, _LENGTH = len(_BEFORE_META), len(_BEFORE_META) + _META.size
+_END = _LENGTH - 2  # where mode and form stand
 _SHORT = 2000  # bytes of key and tag that fit every cache
 _LATEST = 9e9  # seconds since the epoch: in the year 2255
 _PLAIN, _WITH_KEY, _SEALED = _FORMS = 0, 1, 2
 _PLAIN_ENDS = [bytes((mode, _PLAIN)) for mode in range(MODE_PICKLE + 1)]  # of metadata, by the mode
+_PLAIN_META = [_BEFORE_META + bytes(8) + end for end in _PLAIN_ENDS]  # whatever place it has
 _NATIVE = ValueCodec()
 
 
@@ -146,6 +148,8 @@ class Entries:
         self._has_plain_keys = kind.put is Disk.put and kind.get is Disk.get
         self._holds: Callable[[bytes, int], Any] = self.store.core.holds_encoded
         self._meta: Callable[[bytes, int], Any] = self.store.core.meta
+        self._set = desk.set
+        self.entering = self.store.entering
         self.last_place = 0
 
     # -- keys ---------------------------------------------------------------------------------
@@ -335,7 +339,7 @@ class Entries:
         if read and self.is_plain and type(value) in RAW:  # no files, whatever is said of them
             read = False
         if self.is_plain and expected is None and not read and not name.beside:
-            self._put_plain(name, value, expires, tag)
+            self.put_plain(name, value, expires, tag)
             return True
         low, high, data = self.identify(name.data)
         place = self._place(name)
@@ -348,8 +352,17 @@ class Entries:
         self._desk.put(data, item.payload, item.flags, expires, tag, item.meta)
         return True
 
-    def _put_plain(self, name: Name, value: Any, expires: int, tag: bytes) -> None:
-        """What most are: the same with fewer steps."""
+    def set_bytes(self, key: Any, value: bytes, tag: Any) -> bool:
+        """`put_plain` of bytes that never expire, whose tag is text or None, by compiled code. False, and
+        nothing was done, if it is not for that."""
+        if type(key) is float:
+            return False
+        mode = MODE_BINARY if len(value) >= self._disk.min_file_size > 0 else MODE_RAW
+        return self._set(key, value, tag, _PLAIN_META[mode], _BEFORE)
+
+    def put_plain(self, name: Name, value: Any, expires: int, tag: bytes) -> None:
+        """`put` of what most are, with fewer steps: the disk is plain, and nothing is stored beside the
+        value."""
         data = name.data
         if type(value) is bytes:
             payload, flags = value, KIND_BYTES
@@ -357,7 +370,9 @@ class Entries:
         else:
             payload, flags = self.encoded(name, value)
             mode = MODE_PICKLE if flags == KIND_CUSTOM else MODE_RAW
-        meta = self._meta_at_its_place(name, mode)
+        meta, end = self._meta(data, time.time_ns()), _PLAIN_ENDS[mode]
+        if type(meta) is not bytes or meta[:_BEFORE] != _BEFORE_META or meta[_END:] != end:
+            meta = self._meta_at_its_place(name, mode)
         if len(payload) > self.store.limits.unchecked_bytes or len(data) + len(tag) > _SHORT:
             self._desk._check_sizes(data, tag, meta, len(payload))
         self._desk.put(data, payload, flags, expires, tag, meta)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from ...codec import encode_key
 from .entries import Entries
 
-__all__ = ["FIRST", "Queue", "is_of_queue", "queue_of"]
+__all__ = ["FIRST", "SHORTEST", "Queue", "is_of_queue", "queue_of"]
 
 FIRST = 500_000_000_000_000
 """The number of the first key of a queue. It grows in both directions."""
 
 _END = 999_999_999_999_999  # no number is as large
 _DIGITS = 15
+SHORTEST = _DIGITS + 1  # characters of a text that is the key of a queue
 _STEPS = 256  # of missing keys one after the other, before all are looked through
 
 
