@@ -433,6 +433,7 @@ class Cache:
         """`incr` by ``-delta``."""
         return self.incr(key, -delta, default, retry=retry)
 
+    @releases
     def get(
         self, key: Any, default: Any = None, read: bool = False, expire_time: bool = False, tag: bool = False,
         retry: bool = False,
@@ -441,20 +442,28 @@ class Cache:
 
         read: as a binary file, if it was stored as one. expire_time, tag: return these as well, in a tuple.
         """
-        entries = self._entries
-        if read or expire_time or tag or not entries.is_plain:
-            return self._get(key, default, read, expire_time, tag)
-        name = entries.name(key)
-        if name.beside:
-            return self._get(key, default, read, expire_time, tag)
-        found: Any = entries.get(name)
-        if type(found) is bytes:
-            return found
-        if found is None:
-            return default
         try:
-            payload, flags = found
-            value = entries.value(name, payload, flags)
+            entries = self._entries_
+            if (
+                type(key) is not str or entries is None or not entries.is_plain
+                or read or expire_time or tag
+            ):  # fmt: skip
+                return self._get(key, default, read, expire_time, tag)
+            found = entries.find(key)
+            if type(found) is bytes:
+                return found
+            if found is None:
+                return default
+            if found is NotImplemented:
+                return self._get(key, default, read, expire_time, tag)
+            return self._decoded(entries, entries.name(key), found, default)
+        except BaseException as error:
+            release(error, self)
+            raise
+
+    def _decoded(self, entries: Entries, name: Name, found: Any, default: Any) -> Any:
+        try:
+            value = entries.value(name, *found)
             return default if value is MISSING else value
         except Unreadable as error:
             self._note(entries, error)
@@ -462,7 +471,13 @@ class Cache:
 
     def _get(self, key: Any, default: Any, read: bool, expire_time: bool, tag: bool) -> Any:
         entries = self._entries
-        row = entries.row(entries.name(key))
+        name = entries.name(key)
+        if entries.is_plain and not (name.beside or read or expire_time or tag):
+            found = entries.get(name)
+            if found is None or type(found) is bytes:
+                return default if found is None else found
+            return self._decoded(entries, name, found, default)
+        row = entries.row(name)
         value, is_counted = default, False
         if row is not None:
             is_counted = read and row.is_file  # when it is opened
