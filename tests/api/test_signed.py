@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from yatagarasu_cache import AsyncDiskCache, DiskCache, PickleSerializer, SerializationError
-from yatagarasu_cache.codec import KIND_CUSTOM, MAX_KEY_BYTES, Key, ValueCodec, encode_key, pickling
+from yatagarasu_cache.codec import KIND_CUSTOM, MAX_KEY_BYTES, Key, ValueCodec, encode_key, signing
 from yatagarasu_cache.store.format import CODEC_FLAGS, key_digest
 from yatagarasu_cache.store.item import Item
 
@@ -73,7 +73,7 @@ def test_both_zeros_are_one_key_here_too() -> None:
 
 def test_what_is_signed_cannot_be_read_in_two_ways() -> None:
     """A byte that moves from the pickle to the key, or back, is noticed: lengths come first."""
-    messages = {pickling._sign(pickling._keyed(SECRET), b"sab"[:at], b"sab"[at:]) for at in range(4)}
+    messages = {signing._sign(signing._keyed(SECRET, b"person"), b"sab"[:at], b"sab"[at:]) for at in range(4)}
     assert len(messages) == 4
 
 
@@ -86,7 +86,7 @@ def test_signed_alone_and_signed_for_a_key_are_different_things() -> None:
 
 
 def test_what_older_releases_signed_is_refused() -> None:
-    for data in (pickle.dumps(Trap()), pickle.dumps(Trap(), 0), pickling._SIGNED.pack(KIND_CUSTOM, 2) + b"skx"):
+    for data in (pickle.dumps(Trap()), pickle.dumps(Trap(), 0), signing._SIGNED.pack(KIND_CUSTOM, 2) + b"skx"):
         signature = blake2b(data, digest_size=32, key=blake2b(SECRET).digest(), person=b"yatagarasu").digest()
         for reader in (lambda d: SIGNED.decode(HEADER + d, KIND_CUSTOM, "k"), PickleSerializer(SECRET).loads):
             with pytest.raises(SerializationError, match=f"{REFUSED}.*older release"):

@@ -19,7 +19,7 @@ import yatagarasu_cache.compat.diskcache as dc
 from yatagarasu_cache import CacheIOError, ConfigurationError, DiskCache, PickleSerializer
 from yatagarasu_cache.codec import ValueCodec, encode_key
 from yatagarasu_cache.compat.diskcache.entries import _packed
-from yatagarasu_cache.compat.diskcache.secret import secret_path, user_secret
+from yatagarasu_cache.codec.user_secret import secret_path, user_secret
 
 Make = Callable[..., Any]
 
@@ -169,7 +169,7 @@ def test_a_key_that_is_no_secret_is_refused(cache: dc.Cache, what: str, tmp_path
 
 
 def test_all_processes_have_the_same(users_data: Path) -> None:
-    code = "from yatagarasu_cache.compat.diskcache.secret import user_secret; print(user_secret().hex())"
+    code = "from yatagarasu_cache.codec.user_secret import user_secret; print(user_secret().hex())"
     env = {**environment(), "XDG_DATA_HOME": str(users_data)}
     started = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(6)]
     assert len({process.communicate(timeout=60)[0] for process in started}) == 1 == len(os.listdir(secret_path().parent))

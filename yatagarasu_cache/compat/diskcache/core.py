@@ -48,7 +48,7 @@ from .entries import MISSING, Entries, Name, Row, expiry, length_of, now
 from .gate import Busy, Gate, Turn, forget_changes
 from .order import Order, end_of
 from .queues import SHORTEST, Queue, keep_hint_right
-from .secret import user_secret
+from ...codec.user_secret import user_secret
 from .tags import equal_tags, stored_tag
 
 __all__ = [

@@ -35,7 +35,7 @@ from .gate import Busy, Gate, forget_changes
 from .plain_pickle import NotPlain
 from .plain_pickle import loads as plain_loads
 from .queues import Queue, queue_of
-from .secret import user_secret
+from ...codec.user_secret import user_secret
 from .settings import settings_for
 from .source import Damaged, Source, Stored, opened_sources
 from .tags import stored_tag

@@ -14,8 +14,8 @@ import stat
 import sys
 from pathlib import Path
 
-from ...concurrency.interruption import ours
-from ...errors import CacheIOError, ConfigurationError, from_os_error
+from ..concurrency.interruption import ours
+from ..errors import CacheIOError, ConfigurationError, from_os_error
 
 __all__ = ["VARIABLE", "secret_path", "user_secret"]
 
@@ -61,7 +61,7 @@ def user_secret() -> bytes:
     except ours(OSError) as error:
         if isinstance(error, CacheIOError):
             raise
-        note = f"name another file by the environment variable {VARIABLE}, or give disk_secret="
+        note = f"name another file by the environment variable {VARIABLE}, or give a secret"
         raise from_os_error(error, "cannot have a key to sign pickles with", note) from error
 
 

@@ -1,0 +1,133 @@
+"""The caches that adapters use: one handle in a process for all that name the same directory and settings.
+
+Frameworks make adapters freely: one for each thread, each task, each request. An adapter has a `Use` of the
+cache; `close` ends the use, and the cache is closed with its last one, or when that is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Container, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from ..aio import AsyncDiskCache
+from ..cache import DiskCache
+from ..concurrency import forks
+from ..config import Settings, make_settings
+from ..errors import ClosedError
+from ._values import log
+
+__all__ = ["Use", "settings_among"]
+
+T = TypeVar("T")
+_SETTINGS = frozenset(field.name for field in fields(Settings)) - {"directory"}
+
+
+class _Handles:
+    """The handles of one directory and settings, each opened when it is asked for first."""
+
+    def __init__(self, directory: str, settings: Mapping[str, Any]) -> None:
+        self._open: Callable[[type[T]], T] = lambda kind: kind(directory, **settings)  # type: ignore[call-arg]
+        self._opening = threading.Lock()
+        self._plain: DiskCache | None = None
+        self._aio: AsyncDiskCache | None = None
+
+    @property
+    def plain(self) -> DiskCache:
+        if self._plain is None or self._plain.closed:
+            with self._opening:
+                if self._plain is None or self._plain.closed:
+                    self._plain = self._open(DiskCache)
+        return self._plain
+
+    @property
+    def aio(self) -> AsyncDiskCache:
+        if self._aio is None or self._aio.closed:
+            with self._opening:
+                if self._aio is None or self._aio.closed:
+                    self._aio = self._open(AsyncDiskCache)
+        return self._aio
+
+    def after_fork(self) -> None:
+        self._opening = threading.Lock()  # another thread of the parent may have had it
+
+
+_handles: weakref.WeakValueDictionary[Any, _Handles] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+class Use:
+    """One adapter's use of a cache. Raises what `make_settings` does; the cache is opened at its first use."""
+
+    def __init__(self, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        checked = make_settings(directory, **settings)
+        self.directory = checked.directory
+        key = self.directory, *sorted((name, _hashable(value)) for name, value in settings.items())
+        with _lock:
+            found = _handles.get(key)
+            if found is None:
+                found = _handles[key] = _Handles(self.directory, dict(settings))
+        self._handles: _Handles | None = found
+
+    @property
+    def cache(self) -> DiskCache:
+        """Raises `ClosedError` after `close`."""
+        return self._in_use.plain
+
+    @property
+    def aio(self) -> AsyncDiskCache:
+        """The same cache for coroutines."""
+        return self._in_use.aio
+
+    @property
+    def closed(self) -> bool:
+        return self._handles is None
+
+    @property
+    def _in_use(self) -> _Handles:
+        handles = self._handles
+        if handles is None:
+            raise ClosedError(f"this use of the cache in {self.directory!r} was closed: make another one")
+        return handles
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+        self._handles = None
+
+    async def aclose(self) -> None:
+        """The same, without making the loop wait: the last use closes the cache."""
+        if self._handles is not None:
+            await asyncio.to_thread(self.close)
+
+
+def settings_among(options: Mapping[str, Any], framework: str, known: Container[str] = ()) -> dict[str, Any]:
+    """The settings of `DiskCache` among what a framework hands its storages. The others are `known`, to the
+    framework itself, or said to be ignored: storages of other kinds may have a use for them."""
+    found = {name: value for name, value in options.items() if name in _SETTINGS}
+    for name in options:
+        if name not in found and name not in known:
+            log.warning("%s: %r is no setting of a DiskCache, and ignored", framework, name)
+    return found
+
+
+def _hashable(value: Any) -> Any:
+    """What stands for a setting: values that are equal stand for the same."""
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return type(value).__name__, value
+
+
+def _renew_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for handles in list(_handles.values()):
+        handles.after_fork()
+
+
+forks.register(_renew_in_child)
