@@ -10,9 +10,9 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 from ..aio import AsyncDiskCache
 from ..cache import DiskCache
@@ -23,7 +23,6 @@ from ._values import log
 
 __all__ = ["Use", "settings_among"]
 
-T = TypeVar("T")
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"directory"}
 
 
@@ -31,7 +30,7 @@ class _Handles:
     """The handles of one directory and settings, each opened when it is asked for first."""
 
     def __init__(self, directory: str, settings: Mapping[str, Any]) -> None:
-        self._open: Callable[[type[T]], T] = lambda kind: kind(directory, **settings)  # type: ignore[call-arg]
+        self._directory, self._settings = directory, settings
         self._opening = threading.Lock()
         self._plain: DiskCache | None = None
         self._aio: AsyncDiskCache | None = None
@@ -41,7 +40,7 @@ class _Handles:
         if self._plain is None or self._plain.closed:
             with self._opening:
                 if self._plain is None or self._plain.closed:
-                    self._plain = self._open(DiskCache)
+                    self._plain = DiskCache(self._directory, **self._settings)
         return self._plain
 
     @property
@@ -49,7 +48,7 @@ class _Handles:
         if self._aio is None or self._aio.closed:
             with self._opening:
                 if self._aio is None or self._aio.closed:
-                    self._aio = self._open(AsyncDiskCache)
+                    self._aio = AsyncDiskCache(self._directory, **self._settings)
         return self._aio
 
     def after_fork(self) -> None:
@@ -61,7 +60,7 @@ _lock = threading.Lock()
 
 
 class Use:
-    """One adapter's use of a cache. Raises what `make_settings` does; the cache is opened at its first use."""
+    """One adapter's use of a cache. Raises what `make_settings` does; the cache is opened when it is used."""
 
     def __init__(self, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         checked = make_settings(directory, **settings)
@@ -104,7 +103,9 @@ class Use:
             await asyncio.to_thread(self.close)
 
 
-def settings_among(options: Mapping[str, Any], framework: str, known: Container[str] = ()) -> dict[str, Any]:
+def settings_among(
+    options: Mapping[str, Any], framework: str, known: Container[str] = ()
+) -> dict[str, Any]:
     """The settings of `DiskCache` among what a framework hands its storages. The others are `known`, to the
     framework itself, or said to be ignored: storages of other kinds may have a use for them."""
     found = {name: value for name, value in options.items() if name in _SETTINGS}

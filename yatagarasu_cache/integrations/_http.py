@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import formatdate, parsedate_to_datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ Headers = list[tuple[str, str]]
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$", re.ASCII)
 _STORABLE = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})  # RFC 9110 15.1
 _HOP_BY_HOP = frozenset({  # RFC 9110 7.6.1, and what is made anew for each response
-    "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer",
+    "transfer-encoding",
     "upgrade", "content-length", "date", "server", "age",
 })  # fmt: skip
 _LONGEST_DIGITS = 18
@@ -44,9 +45,9 @@ class Part(NamedTuple):
 def part_of(
     request: Mapping[str, str], size: int, etag: str, modified: float | None = None, status: int = 200
 ) -> Part:
-    """What a GET or HEAD with those headers is to be answered with, of a body of `size` bytes with that strong
-    validator: all of it, one range of it (206), that nothing has changed (304), or that there is no such
-    range (416). Several ranges are answered with all of it, as RFC 9110 14.2 allows."""
+    """What a GET or HEAD with those headers is to be answered with, of a body of `size` bytes and with that
+    strong validator: all of it, one range of it (206), that nothing has changed (304), or that there is no
+    such range (416). Several ranges are answered with all of it, as RFC 9110 14.2 allows."""
     headers: Headers = [("etag", etag), ("accept-ranges", "bytes")]
     if modified is not None:
         headers.append(("last-modified", formatdate(int(modified), usegmt=True)))
@@ -65,7 +66,7 @@ def part_of(
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:
-    """(first byte, byte behind the last one) of a Range; empty if there is none; None if it is to be ignored."""
+    """(first byte, byte behind the last one) of a Range; empty if there is none; None: to be ignored."""
     match = _RANGE.match(wanted.strip())
     if match is None or any(len(digits) > _LONGEST_DIGITS for digits in match.groups()):
         return None
@@ -163,8 +164,9 @@ class Stored(NamedTuple):
         return [self.status, [list(pair) for pair in self.headers], self.since, self.seconds, self.is_public]
 
     @property
-    def age(self) -> int:
-        return max(int(time.time() - self.since), 0)
+    def age(self) -> float:
+        """Seconds."""
+        return max(time.time() - self.since, 0)
 
     def answer(self, request: Mapping[str, str], body_length: int) -> Part:
         """What a request is answered with, of this."""
@@ -175,7 +177,7 @@ class Stored(NamedTuple):
         if part.status != 304 and "if-none-match" not in request and _is_unchanged(request, etag, modified):
             part = Part(304, [("etag", etag)], 0, 0)
         kept = own if part.status not in (304, 416) else [p for p in own if p[0] in _OF_304]
-        return Part(part.status, [*kept, *part.headers, ("age", str(self.age))], part.start, part.length)
+        return Part(part.status, [*kept, *part.headers, ("age", str(int(self.age)))], part.start, part.length)
 
 
 _OF_304 = frozenset({"cache-control", "content-location", "date", "expires", "vary", "last-modified"})
@@ -220,8 +222,8 @@ class Policy:
         seconds = self._seconds(directives, headers)
         if seconds is None or seconds <= 0:
             return None
-        named = {name.strip().lower() for name, value in headers if name == "connection" for name in value.split(",")}
-        kept = [pair for pair in headers if pair[0] not in _HOP_BY_HOP and pair[0] not in named]
+        left_out = _HOP_BY_HOP | set(_listed(headers, "connection"))
+        kept = [pair for pair in headers if pair[0] not in left_out]
         return Stored(status, kept, time.time(), seconds, is_public)
 
     def _seconds(self, directives: Mapping[str, str | None], headers: Headers) -> float | None:
@@ -237,8 +239,14 @@ class Policy:
 
 def vary_of(headers: Headers) -> list[str]:
     """The names of the request's headers that a response depends on."""
-    named = (one.strip().lower() for name, value in headers if name == "vary" for one in value.split(","))
-    return sorted({name for name in named if name})
+    return sorted(set(_listed(headers, "vary")))
+
+
+def _listed(headers: Headers, name: str) -> Iterator[str]:
+    """The parts, in lower case, of a header that is a list."""
+    for one, value in headers:
+        if one == name:
+            yield from filter(None, (part.strip().lower() for part in value.split(",")))
 
 
 def is_fresh_for(stored: Stored, request: Mapping[str, str]) -> bool:

@@ -1,7 +1,7 @@
 """What is told of a running cache: names, kinds, units and meanings, for whoever exports it.
 
-All of it is of the whole cache, read from the index that its processes share. So each process would report the
-same totals: `Reporter` sees to it that one of them does, if it is asked to.
+All of it is of the whole cache, read from the index that its processes share. So each process would report
+the same totals: `Reporter` sees to it that one of them does, if it is asked to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METRICS = (
     Metric("sets", True, "", "Values stored", lambda stats: stats.sets),
     Metric("deletes", True, "", "Entries removed on request", lambda stats: stats.deletes),
     Metric("evictions", True, "", "Entries removed to make room", lambda stats: stats.evictions),
-    Metric("expirations", True, "", "Entries removed after they had expired", lambda stats: stats.expirations),
+    Metric("expirations", True, "", "Entries removed as they had expired", lambda stats: stats.expirations),
     Metric("corrupt", True, "", "Values found damaged, and dropped", lambda stats: stats.corrupt),
     Metric("entries", False, "", "Entries there are", lambda stats: stats.entries),
     Metric("live", False, "bytes", "Bytes of records and values in use", lambda stats: stats.live_bytes),

@@ -1,9 +1,8 @@
-"""HTTP responses as entries of a cache: one for each URL, and where the server varies its answers by headers of
-the request, one for each of their values. All of a URL have one tag, by which they are forgotten."""
+"""HTTP responses as entries of a cache: one for each URL, and where the server varies its answers by headers
+of the request, one for each of their values. All of a URL have one tag, by which they are forgotten."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -74,12 +73,12 @@ async def find_async(cache: AsyncDiskCache, url: str, request: Mapping[str, str]
 
 def keep(cache: DiskCache, response: Kept) -> None:
     for key, value, meta in response.entries():
-        cache.set(key, value, math.ceil(response.stored.seconds), response.tag, meta)
+        cache.set(key, value, response.stored.seconds, response.tag, meta)
 
 
 async def keep_async(cache: AsyncDiskCache, response: Kept) -> None:
     for key, value, meta in response.entries():
-        await cache.set(key, value, math.ceil(response.stored.seconds), response.tag, meta)
+        await cache.set(key, value, response.stored.seconds, response.tag, meta)
 
 
 def forget(cache: DiskCache, url: str) -> None:

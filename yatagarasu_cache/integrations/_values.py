@@ -15,8 +15,8 @@ log = logging.getLogger("yatagarasu_cache")
 
 
 def signed_pickles(secret: bytes | None, old_secrets: Sequence[bytes] = ()) -> PickleSerializer:
-    """The serializer of those secrets; None: with the user's own (docs/diskcache.md#pickles says where it is).
-    For the same secrets it is the same, so that adapters which name them share a handle."""
+    """The serializer of those secrets; None: of the user's own (`codec.user_secret`). For the same secrets it
+    is the same one, so that adapters which name them share a handle."""
     return _of(user_secret() if secret is None else secret, tuple(old_secrets))
 
 

@@ -1,14 +1,14 @@
-"""For ASGI applications (Starlette, FastAPI, Django, Litestar, ...): a cache of their responses, and a response
-that sends a value of a cache:
+"""For ASGI applications (Starlette, FastAPI, Django, Litestar, ...): a cache of their responses, and a
+response that sends a value of a cache:
 
-    app = YatagarasuCacheMiddleware(app, "/var/cache/pages", expire=60)       # app.add_middleware(..., directory=...)
-    return YatagarasuFileResponse(cache, "movie", media_type="video/mp4")     # from a route
+    app.add_middleware(YatagarasuCacheMiddleware, directory="/var/cache/pages", expire=60)
+    return YatagarasuFileResponse(cache, "movie", media_type="video/mp4")  # from a route
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from ..aio import AsyncDiskCache
@@ -39,8 +39,8 @@ _MOST = 16 << 20  # bytes of a response that is stored
 
 
 class YatagarasuCacheMiddleware:
-    """Answers GET and HEAD with what the application answered before, as a shared HTTP cache does: Cache-Control,
-    Expires, Vary, Age, ETag, Range and conditional requests are heeded.
+    """Answers GET and HEAD with what the application answered before, as a shared HTTP cache does:
+    Cache-Control, Expires, Vary, Age, ETag, Range and conditional requests are heeded.
 
     app: the application. directory: of the cache. expire: seconds for which a response is fresh that says
     nothing about it; None: those are not stored. max_body: bytes of the largest response that is stored.
@@ -76,7 +76,7 @@ class YatagarasuCacheMiddleware:
             found = await self._find(url, request)
             if found is not None:
                 part = found.stored.answer(request, len(found.body))
-                body = found.body if part.length == len(found.body) else found.body[part.start :][: part.length]
+                body = found.body[part.start : part.start + part.length]
                 await _send(send, part, b"" if scope["method"] == "HEAD" else body)
                 return
             if "only-if-cached" in request.get("cache-control", ""):
@@ -157,15 +157,15 @@ class _Recorder:
             await self._cache._keep(self._url, self._request, stored, b"".join(self._pieces))
 
 
-class YatagarasuFileResponse(_Response):  # type: ignore[misc, valid-type]
+class YatagarasuFileResponse(_Response):
     """Sends a value of a cache, bytes or text, with ETag, Range and conditional requests.
 
     cache, key: of the value; what has none is answered with 404. status_code, headers, media_type: of the
     response. filename: under which browsers save it.
 
     Where the server offers it (``http.response.zerocopysend``), the kernel sends the bytes from the file in
-    which they lie; else they are read in pieces, in constant memory. What is sent is one version of the value,
-    verified, whatever becomes of the entry meanwhile.
+    which they lie; else they are read in pieces, in constant memory. What is sent is one version of the
+    value, verified, whatever becomes of the entry meanwhile.
     """
 
     body = b""
@@ -182,7 +182,7 @@ class YatagarasuFileResponse(_Response):  # type: ignore[misc, valid-type]
         given.setdefault("content-type", media_type)
         self.cache = cache if isinstance(cache, AsyncDiskCache) else AsyncDiskCache._beside(cache)
         self.key, self.status_code, self.background = key, status_code, background
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
+        self.raw_headers = _raw(given.items())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         zero_copy = "http.response.zerocopysend" in (scope.get("extensions") or {})
@@ -193,7 +193,9 @@ class YatagarasuFileResponse(_Response):  # type: ignore[misc, valid-type]
             await _send(send, Part(404, headers, 0, len(text)), b"" if scope["method"] == "HEAD" else text)
         else:
             entry, source = opened
-            part = part_of(_request_headers(scope), entry.size, etag_of_version(entry), entry.created, self.status_code)
+            part = part_of(
+                _request_headers(scope), entry.size, etag_of_version(entry), entry.created, self.status_code
+            )
             try:
                 await self._answer(scope, send, part, source)
             finally:
@@ -205,7 +207,8 @@ class YatagarasuFileResponse(_Response):  # type: ignore[misc, valid-type]
         """What is known of the value, and an open file of just that version."""
         while (entry := await self.cache.get_entry(self.key)) is not None:
             try:
-                source: Any = await (self.cache.location(self.key) if zero_copy else self.cache.open(self.key))
+                opening: Any = self.cache.location if zero_copy else self.cache.open
+                source = await opening(self.key)
             except KeyError:
                 return None
             again = await self.cache.get_entry(self.key)
@@ -215,7 +218,7 @@ class YatagarasuFileResponse(_Response):  # type: ignore[misc, valid-type]
         return None
 
     async def _answer(self, scope: Scope, send: Send, part: Part, source: Any) -> None:
-        await _start(send, Part(part.status, [*_pairs(self.raw_headers), *part.headers], part.start, part.length))
+        await _start(send, part._replace(headers=[*_pairs(self.raw_headers), *part.headers]))
         if scope["method"] == "HEAD" or not part.length:
             await send({"type": "http.response.body", "body": b""})
         elif isinstance(source, Location):
@@ -242,8 +245,7 @@ async def _start(send: Send, part: Part) -> None:
     headers = part.headers
     if part.status != 304 and not any(name == "content-length" for name, _ in headers):
         headers = [*headers, ("content-length", str(part.length))]
-    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    await send({"type": "http.response.start", "status": part.status, "headers": raw})
+    await send({"type": "http.response.start", "status": part.status, "headers": _raw(headers)})
 
 
 async def _send(send: Send, part: Part, body: bytes) -> None:
@@ -251,8 +253,13 @@ async def _send(send: Send, part: Part, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _pairs(headers: Any) -> Headers:
-    return [(bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in headers]
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _pairs(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    pairs = ((bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers)
+    return [(name.lower(), value) for name, value in pairs]
 
 
 def _request_headers(scope: Scope) -> dict[str, str]:
@@ -265,6 +272,6 @@ def _request_headers(scope: Scope) -> dict[str, str]:
 
 def _url(scope: Scope) -> str:
     host = _request_headers(scope).get("host") or ":".join(map(str, scope.get("server") or ()))
-    path = scope.get("raw_path") or scope["path"].encode()
-    query = scope.get("query_string") or b""
-    return f"{scope.get('scheme', 'http')}://{host}{path.decode('latin-1')}{'?' if query else ''}{query.decode('latin-1')}"
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    query = (scope.get("query_string") or b"").decode("latin-1")
+    return f"{scope.get('scheme', 'http')}://{host}{path}{'?' if query else ''}{query}"

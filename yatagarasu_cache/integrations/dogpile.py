@@ -23,7 +23,7 @@ __all__ = ["YatagarasuBackend"]
 
 
 class YatagarasuBackend(BytesBackend):
-    """A `BytesBackend` on a `DiskCache`, shared by threads and processes, whose `get_mutex` excludes processes.
+    """A `BytesBackend` on a `DiskCache`, shared by threads and processes, which `get_mutex` excludes.
 
     arguments: ``directory``; ``secret``, with which what the region pickles is signed (None: the user's own);
     and every setting of `DiskCache`, of which `default_expire` is after how many seconds entries are removed,
@@ -44,7 +44,7 @@ class YatagarasuBackend(BytesBackend):
         return self._use.cache
 
     def get_mutex(self, key: str) -> CacheMutex:
-        """A lock of all processes, for who makes the value of a key. It ends with the process that holds it."""
+        """A lock of all processes, for who makes the value of a key. It ends with its holder."""
         return _Mutex(self.cache, key)
 
     def get_serialized(self, key: str) -> Any:
@@ -59,7 +59,7 @@ class YatagarasuBackend(BytesBackend):
         self.cache.set(key, self._signer.signed(encode_key(key), value))
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
-        self.cache.set_many({key: self._signer.signed(encode_key(key), mapping[key]) for key in mapping})
+        self.cache.set_many((key, self._signer.signed(encode_key(key), mapping[key])) for key in mapping)
 
     def delete(self, key: str) -> None:
         self.cache.delete(key)

@@ -1,11 +1,11 @@
 """A file system of fsspec that keeps blocks of another one's files, and is chained in front of it:
 
     fsspec.open("yatagarasu::s3://bucket/file", yatagarasu={"cache_storage": "/var/cache/blocks"})
-    pandas.read_parquet("yatagarasu::https://host/file", storage_options={"yatagarasu": {...}, "https": {...}})
+    pandas.read_parquet("yatagarasu::https://host/file", storage_options={"yatagarasu": {...}})
 
-What is known of a file (its version and size) is one entry of the cache, each of its blocks is another one. So
-what is kept is bounded by `size_limit`, all processes share it, and a block that was evicted while a file is
-open is fetched again.
+What is known of a file (its version and size) is one entry of the cache, each of its blocks is another one.
+So what is kept is bounded by `size_limit`, all processes share it, and a block that was evicted while a file
+is open is fetched again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from hashlib import sha256
 from itertools import groupby
 from shutil import rmtree
@@ -31,6 +31,9 @@ from ._values import log
 
 __all__ = ["YatagarasuFileSystem"]
 
+_TELLING = (
+    "size", "mtime", "ETag", "etag", "LastModified", "last_modified", "created", "sha", "generation",
+)  # fmt: skip
 _WEEK = 7 * 24 * 3600
 _BLOCK = 1 << 20
 _OF_FSSPEC = frozenset({  # what file systems of fsspec take, and its own cached ones besides
@@ -82,7 +85,7 @@ class YatagarasuFileSystem(ChainedFileSystem):
                         settings_among(settings, "fsspec", _OF_FSSPEC))  # fmt: skip
         self.cache_storage = self._use.directory
         self._target = _identity(self.target_protocol, self.fs)
-        self._strip_protocol: Callable[[Any], Any] = self._stripped  # which depends on the target
+        object.__setattr__(self, "_strip_protocol", self._stripped)  # which depends on the target
 
     @property
     def cache(self) -> DiskCache:
@@ -263,7 +266,7 @@ def _of_target(name: str) -> Callable[..., Any]:
 
     @wraps(getattr(AbstractFileSystem, name))
     def method(self: YatagarasuFileSystem, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.fs, name)(*map(self._plain, args), **kwargs)
+        return getattr(self.fs, name)(*map(partial(_plain, self), args), **kwargs)
 
     return method
 
@@ -275,7 +278,7 @@ def _changing(name: str, paths: slice) -> Callable[..., Any]:
     @wraps(getattr(AbstractFileSystem, name))
     def method(self: YatagarasuFileSystem, *args: Any, **kwargs: Any) -> Any:
         try:
-            return getattr(self.fs, name)(*map(self._plain, args), **kwargs)
+            return getattr(self.fs, name)(*map(partial(_plain, self), args), **kwargs)
         finally:
             for given in (*args[paths], kwargs.get("path"), kwargs.get("rpath")):
                 for path in [given] if isinstance(given, str) else given or ():
@@ -291,16 +294,19 @@ def _plain(self: YatagarasuFileSystem, argument: Any) -> Any:
     return argument
 
 
-YatagarasuFileSystem._plain = _plain  # type: ignore[attr-defined]
-for _name in (
-    "ls", "info", "exists", "isdir", "isfile", "find", "glob", "walk", "du", "size", "sizes", "ukey", "checksum",
-    "created", "modified", "sign", "mkdir", "makedirs", "rmdir", "invalidate_cache", "expand_path",
-):  # fmt: skip
+_OF_TARGET = (
+    "ls", "info", "exists", "isdir", "isfile", "find", "glob", "walk", "du", "size", "sizes", "ukey",
+    "checksum", "created", "modified", "sign", "mkdir", "makedirs", "rmdir", "invalidate_cache",
+    "expand_path",
+)  # fmt: skip
+_CHANGING = {  # and where among their arguments the paths stand that they change
+    **dict.fromkeys(("rm", "rm_file", "pipe", "pipe_file", "touch"), slice(0, 1)),
+    **dict.fromkeys(("put", "put_file", "copy", "cp_file"), slice(1, 2)),
+    "mv": slice(0, 2),
+}
+for _name in _OF_TARGET:
     setattr(YatagarasuFileSystem, _name, _of_target(_name))
-for _name, _paths in (
-    ("rm", slice(0, 1)), ("rm_file", slice(0, 1)), ("mv", slice(0, 2)), ("copy", slice(1, 2)), ("cp_file", slice(1, 2)),
-    ("put", slice(1, 2)), ("put_file", slice(1, 2)), ("pipe", slice(0, 1)), ("pipe_file", slice(0, 1)), ("touch", slice(0, 1)),
-):  # fmt: skip
+for _name, _paths in _CHANGING.items():
     setattr(YatagarasuFileSystem, _name, _changing(_name, _paths))
 
 
@@ -318,5 +324,4 @@ def _identity(protocol: str, fs: AbstractFileSystem) -> bytes:
 
 def _version(ukey: Any, info: dict[str, Any]) -> bytes:
     """Of a file. Some file systems have a `ukey` that only names it: so it is what they say of it besides."""
-    told = [info.get(name) for name in ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "created", "sha", "generation")]
-    return sha256(repr((ukey, told)).encode()).digest()
+    return sha256(repr((ukey, [info.get(name) for name in _TELLING])).encode()).digest()

@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from joblib import register_store_backend
 from joblib._store_backends import CacheItemInfo, CacheWarning, StoreBackendBase, StoreBackendMixin
@@ -33,6 +33,7 @@ __all__ = ["YatagarasuStoreBackend", "register"]
 
 _NAME = "yatagarasu"
 _OF_JOBLIB = ("compress", "mmap_mode", "secret")
+_OF_RESULTS = ("size_limit", "eviction", "segment_size", "max_value_size", "large_value_size")
 _CODE_BYTES = 1 << 28  # for the code of functions, which is not evicted
 _MAPPED = ("r", "c", "r+", "w+")
 
@@ -42,7 +43,7 @@ def register() -> None:
     register_store_backend(_NAME, YatagarasuStoreBackend)
 
 
-class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: ignore[misc]
+class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):
     """Results of functions in a `DiskCache`, and the code of the functions in another one beside it.
 
     location: the directory. backend_options: the settings of `DiskCache`, for results: `size_limit` is what
@@ -62,7 +63,7 @@ class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: igno
         self.location, self.verbose, self._options = os.fspath(location), verbose, options
         self.compress, self.mmap_mode = options.get("compress", False), options.get("mmap_mode")
         if self.mmap_mode not in (None, *_MAPPED):
-            raise ValueError(f"mmap_mode must be one of {', '.join(_MAPPED)} or None, not {self.mmap_mode!r}")
+            raise ValueError(f"mmap_mode must be {', '.join(_MAPPED)} or None, not {self.mmap_mode!r}")
         if self.compress and self.mmap_mode is not None:
             warnings.warn("what is compressed cannot be mapped: mmap_mode is ignored", stacklevel=2)
             self.mmap_mode = None
@@ -70,7 +71,7 @@ class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: igno
         self._signer = Signer(user_secret() if secret is None else secret, person=b"joblib")
         settings = settings_among(options, "joblib", _OF_JOBLIB)
         self._results = Use(os.path.join(self.location, "results"), {"on_unreadable": "miss", **settings})
-        own = {name: settings[name] for name in settings if name not in ("size_limit", "eviction", "segment_size")}
+        own = {name: settings[name] for name in settings if name not in _OF_RESULTS}
         limits = {"size_limit": _CODE_BYTES, "eviction": "none", "on_unreadable": "miss"}
         self._functions = Use(os.path.join(self.location, "functions"), {**own, **limits})
 
@@ -111,10 +112,12 @@ class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: igno
         return view if self.mmap_mode == "r" else view.copy()
 
     def _tell(
-        self, call_id: Sequence[str], verbose: int, timestamp: float | None, metadata: Mapping[str, Any] | None
-    ) -> None:
+        self, call_id: Sequence[str], verbose: int, timestamp: float | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
         ago = "" if timestamp is None else f"{time.time() - timestamp:.1f}s"
-        arguments = ", ".join(f"{name}={value}" for name, value in (metadata or {}).get("input_args", {}).items())
+        given = (metadata or {}).get("input_args", {})
+        arguments = ", ".join(f"{name}={value}" for name, value in given.items())
         place = f" from {os.path.join(self.location, *call_id)}" if verbose >= 10 else "..."
         print(f"[Memory]{ago: <16}: Loading {os.path.basename(call_id[0])}({arguments}){place}")
 
@@ -127,7 +130,8 @@ class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: igno
             if not is_array(type(item)) or self.compress or not self._kept_as_array(key, item):
                 self.cache[key] = self._pickled(key, item)
         except Exception as error:  # whatever pickling raises
-            warnings.warn(f"Unable to cache to disk: {type(error).__name__}: {error}.", CacheWarning, stacklevel=2)
+            what = f"Unable to cache to disk: {type(error).__name__}: {error}."
+            warnings.warn(what, CacheWarning, stacklevel=2)
 
     def _kept_as_array(self, key: Any, array: Any) -> bool:
         try:
@@ -192,7 +196,7 @@ class YatagarasuStoreBackend(StoreBackendBase, StoreBackendMixin):  # type: igno
         """(path, bytes, time of the last use) of each result, for ``Memory.reduce_size``."""
         return [
             CacheItemInfo(
-                os.path.join(self.location, *entry.key[1:]), entry.size,
+                os.path.join(self.location, *cast("tuple[str, ...]", entry.key)[1:]), entry.size,
                 datetime.datetime.fromtimestamp(entry.accessed or entry.created),
             )
             for entry in self.cache.entries(prefix=("result",))

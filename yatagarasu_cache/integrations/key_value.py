@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from key_value.aio._utils.managed_entry import ManagedEntry
 from key_value.aio._utils.serialization import SerializationAdapter
@@ -49,8 +49,9 @@ class YatagarasuStore(
     ) -> None:  # fmt: skip
         self._use = Use(directory, {"on_unreadable": "miss", **settings})
         super().__init__(
-            default_collection=default_collection, serialization_adapter=serialization_adapter, stable_api=True
-        )
+            default_collection=default_collection, serialization_adapter=serialization_adapter,
+            stable_api=True,
+        )  # fmt: skip
 
     @property
     def cache(self) -> AsyncDiskCache:
@@ -70,7 +71,9 @@ class YatagarasuStore(
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
         return self._loaded(await self.cache.get((collection, key)))
 
-    async def _get_managed_entries(self, *, collection: str, keys: Sequence[str]) -> list[ManagedEntry | None]:
+    async def _get_managed_entries(
+        self, *, collection: str, keys: Sequence[str]
+    ) -> list[ManagedEntry | None]:
         found = await self.cache.get_many(dict.fromkeys((collection, key) for key in keys))
         return [self._loaded(found.get((collection, key))) for key in keys]
 
@@ -109,14 +112,14 @@ class YatagarasuStore(
         async for entry in self.cache.entries(prefix=(collection,)):
             if len(keys) >= min(limit or _PAGE, _MOST):
                 break
-            keys.append(entry.key[1])  # type: ignore[index]
+            keys.append(cast("tuple[str, str]", entry.key)[1])
         return keys
 
     async def _get_collection_names(self, *, limit: int | None = None) -> list[str]:
         names: dict[str, None] = {}
         async for key in self.cache.keys():
             if type(key) is tuple and len(key) == 2:
-                names[key[0]] = None  # type: ignore[index]
+                names[cast("str", key[0])] = None
                 if len(names) >= min(limit or _PAGE, _MOST):
                     break
         return list(names)

@@ -31,7 +31,7 @@ class YatagarasuCache(BaseCache):
     """A `BaseCache` on a `DiskCache`, for coroutines too, shared by threads and processes.
 
     directory: of the cache. secret: with which answers are signed, since LangChain makes objects of what it
-    loads; None: the user's own. settings: those of `DiskCache`: `default_expire` is how long an answer is good.
+    loads; None: the user's own. settings: those of `DiskCache`; `default_expire`: how long they are good.
     """
 
     def __init__(

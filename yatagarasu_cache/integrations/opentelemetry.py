@@ -16,8 +16,10 @@ from ._metrics import METRICS, Metric, Reporter
 __all__ = ["observe"]
 
 
-def observe(cache: DiskCache, meter: Meter | None = None, *, name: str | None = None, once: bool = True) -> None:
-    """Make observable instruments for a cache: ``yatagarasu_cache.hits``, ``.entries``, ``.disk`` (bytes), ...
+def observe(
+    cache: DiskCache, meter: Meter | None = None, *, name: str | None = None, once: bool = True
+) -> None:
+    """Make observable instruments of a cache: ``yatagarasu_cache.hits``, ``.entries``, ``.disk`` (bytes), ...
 
     They are of the whole cache. So of all processes that observe it one reports, and when that ends another
     one; with ``once=False`` each one does. cache: open, and kept so. meter: of `get_meter`; None: one of this

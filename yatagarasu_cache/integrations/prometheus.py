@@ -2,8 +2,9 @@
 
     REGISTRY.register(YatagarasuCollector(cache, "thumbnails"))
 
-They are of the whole cache, whichever process is asked. Where each worker is scraped by itself, or a sum is made of
-all, name ``once=True``; or let ``yatagarasu-cache export`` report them from one process beside the workers.
+They are of the whole cache, whichever process is asked. Where each worker is scraped by itself, or a sum is
+made of all, name ``once=True``; or let ``yatagarasu-cache export`` report them from one process beside the
+workers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from ..cache import DiskCache
 from ._metrics import METRICS, Reporter
+from ._metrics import Metric as Figure
 
 __all__ = ["YatagarasuCollector"]
 
@@ -27,25 +29,35 @@ class YatagarasuCollector(Collector):
     cache: open, and kept so. name: the label. once: of all processes that have such a collector on the cache,
     one reports; when it ends, another one does.
 
-    In the multiprocess mode of prometheus_client, register it beside the `MultiProcessCollector`, in the
-    registry that is made for each request: whoever answers reports the totals, once.
+    Several caches have one collector: ``YatagarasuCollector(first, "a").add(second, "b")``, since a registry
+    has each name once. In the multiprocess mode of prometheus_client, register it beside the
+    `MultiProcessCollector`, in the registry that is made for each request: whoever answers reports the
+    totals, once.
     """
 
     def __init__(self, cache: DiskCache, name: str, *, once: bool = False) -> None:
-        self._reporter, self._name = Reporter(cache, "prometheus", once=once), name
+        self._reporters: dict[str, Reporter] = {}
+        self.add(cache, name, once=once)
+
+    def add(self, cache: DiskCache, name: str, *, once: bool = False) -> YatagarasuCollector:
+        """Report another cache as well; in the place of one of that name. Returns the collector."""
+        self._reporters[name] = Reporter(cache, "prometheus", once=once)
+        return self
 
     def describe(self) -> Iterable[Metric]:
-        """What there will be, so that registering asks nothing of the cache."""
+        """What there will be, so that registering asks nothing of a cache."""
         return [_family(metric) for metric in METRICS]
 
     def collect(self) -> Iterable[Metric]:
-        for metric, figure in self._reporter.figures():
-            family = _family(metric)
-            family.add_metric([self._name], figure)
-            yield family
+        families = {metric: _family(metric) for metric in METRICS}
+        told = False
+        for name, reporter in list(self._reporters.items()):
+            for metric, figure in reporter.figures():
+                families[metric].add_metric([name], figure)
+                told = True
+        return families.values() if told else ()
 
 
-def _family(metric: object) -> CounterMetricFamily | GaugeMetricFamily:
-    name, is_counter, unit, meaning, _ = metric  # type: ignore[misc]
-    kind = CounterMetricFamily if is_counter else GaugeMetricFamily
-    return kind(f"{PREFIX}_{name}", meaning, labels=["cache"], unit=unit)
+def _family(metric: Figure) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
+    return kind(f"{PREFIX}_{metric.name}", metric.meaning, labels=["cache"], unit=metric.unit)

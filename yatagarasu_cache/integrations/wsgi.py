@@ -1,7 +1,7 @@
-"""For WSGI applications (Django, Flask, Falcon, ...): a cache of their responses, and a response that sends a value
-of a cache:
+"""For WSGI applications (Django, Flask, Falcon, ...): a cache of their responses, and a response that sends a
+value of a cache:
 
-    app.wsgi_app = YatagarasuCacheMiddleware(app.wsgi_app, "/var/cache/pages", expire=60)   # Flask
+    app.wsgi_app = YatagarasuCacheMiddleware(app.wsgi_app, "/var/cache/pages", expire=60)  # Flask
     return YatagarasuFileResponse(cache, "movie", media_type="video/mp4")(environ, start_response)
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.client import responses
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote
 
 from ..cache import DiskCache
@@ -191,11 +191,15 @@ class YatagarasuFileResponse:
             if is_head or not part.length:
                 source.close()
                 return [b""]
-            pieces = (_Span if by_kernel else _Pieces)(source, part)
+            pieces: Any
+            if by_kernel:
+                pieces = environ["wsgi.file_wrapper"](_Span(source, part), _PIECE)
+            else:
+                pieces = _Pieces(source, part)
         except BaseException:
             source.close()
             raise
-        return environ["wsgi.file_wrapper"](pieces, _PIECE) if by_kernel else pieces  # type: ignore[no-any-return]
+        return cast("Iterable[bytes]", pieces)
 
     def _opened(self, by_kernel: bool) -> tuple[Entry, Any] | None:
         """What is known of the value, and an open file, or the place, of just that version."""
@@ -212,8 +216,8 @@ class YatagarasuFileResponse:
 
 
 def _sends_parts(environ: Environ) -> bool:
-    """Whether the server's wrapper begins where the file stands, and ends with Content-Length. Others send all of
-    the file, of which the value may be a part."""
+    """Whether the server's wrapper begins where the file stands, and ends with Content-Length. Others send
+    all of the file, of which the value may be a part."""
     return "wsgi.file_wrapper" in environ and environ.get("SERVER_SOFTWARE", "").startswith("gunicorn")
 
 
@@ -264,9 +268,8 @@ def _start(start_response: StartResponse, part: Part) -> None:
 
 
 def _request_headers(environ: Environ) -> dict[str, str]:
-    found = {
-        name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name.startswith("HTTP_")
-    }
+    names = [name for name in environ if name.startswith("HTTP_")]
+    found = {name[5:].replace("_", "-").lower(): str(environ[name]) for name in names}
     if environ.get("CONTENT_TYPE"):
         found["content-type"] = environ["CONTENT_TYPE"]
     return found
@@ -274,6 +277,7 @@ def _request_headers(environ: Environ) -> dict[str, str]:
 
 def _url(environ: Environ) -> str:
     host = environ.get("HTTP_HOST") or f"{environ['SERVER_NAME']}:{environ['SERVER_PORT']}"
-    path = quote(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), safe="/%:@!$&'()*+,;=~", encoding="latin-1")
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    path = quote(path, safe="/:@!$&'()*+,;=~", encoding="latin-1")
     query = environ.get("QUERY_STRING", "")
     return f"{environ['wsgi.url_scheme']}://{host}{path}{'?' if query else ''}{query}"

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from ...cache import DiskCache
 from ...codec.keys import shown
+from ...codec.user_secret import user_secret
 from ...concurrency.interruption import ours
 from ...errors import CacheIOError, ConfigurationError, SerializationError, ValueTooLarge
 from ...guard import released
@@ -35,7 +36,6 @@ from .gate import Busy, Gate, forget_changes
 from .plain_pickle import NotPlain
 from .plain_pickle import loads as plain_loads
 from .queues import Queue, queue_of
-from ...codec.user_secret import user_secret
 from .settings import settings_for
 from .source import Damaged, Source, Stored, opened_sources
 from .tags import stored_tag
