@@ -1,6 +1,6 @@
 """The storages of hishel, an HTTP cache for httpx, requests and ASGI:
 
-    client = SyncCacheClient(storage=YatagarasuStorage("/var/cache/http", size_limit=1 << 30))
+    client = CacheClient(storage=YatagarasuStorage("/var/cache/http", size_limit=1 << 30))
     client = AsyncCacheClient(storage=AsyncYatagarasuStorage("/var/cache/http", size_limit=1 << 30))
 
 A response is one entry of the cache: its body, with the headers as metadata. Beside it there is, for each key of
