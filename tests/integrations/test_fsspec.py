@@ -56,6 +56,11 @@ def blocks(target: Any, tmp_path: Path, **options: Any) -> YatagarasuFileSystem:
     return YatagarasuFileSystem(fs=target, **given)
 
 
+@pytest.fixture(autouse=True)
+def nothing_ahead(monkeypatch: Any) -> None:
+    monkeypatch.setattr("yatagarasu_cache.integrations.fsspec._AHEAD", BLOCK)
+
+
 def fetched(target: Any) -> list[tuple[int, int]]:
     """And forget it."""
     found = [(start, end) for path, start, end in (one for one in target.asked if one[0] != "info")]
@@ -79,6 +84,25 @@ def test_only_blocks_that_are_missing_are_fetched(target: Any, tmp_path: Path) -
     assert fetched(target) == []
     assert fs.cat_ranges(["/dir/file"] * 2, [0, 5], [3, 9]) == [DATA[:3], DATA[5:9]]
     assert fs.read_block("/dir/file", 10, 20) == DATA[10:30] and fs.head("/dir/file", 4) == DATA[:4] and fs.tail("/dir/file", 4) == DATA[-4:]
+
+
+def test_some_of_what_follows_is_fetched_as_well(target: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("yatagarasu_cache.integrations.fsspec._AHEAD", 4 * BLOCK)
+    fs = blocks(target, tmp_path)
+    with fs.open("/dir/file") as file:
+        assert b"".join(iter(lambda: file.read(100), b"")) == DATA
+    assert fetched(target) == [(0, 4000), (4000, 8000), (8000, 10_240)]
+
+
+def test_lines_are_read_from_a_block_that_is_held(target: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    fs = blocks(target, tmp_path)
+    target.pipe("/dir/lines", b"".join(b"line %d\n" % i for i in range(500)))
+    looks: list[Any] = []
+    real = fs._look_up
+    monkeypatch.setattr(fs, "_look_up", lambda keys: looks.append(keys) or real(keys))
+    with fs.open("/dir/lines") as file:
+        assert [line for line in file] == [b"line %d\n" % i for i in range(500)]
+    assert len(looks) < 15
 
 
 def test_an_empty_file_and_one_that_is_missing(target: Any, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ _TELLING = (
     "size", "mtime", "ETag", "etag", "LastModified", "last_modified", "created", "sha", "generation",
 )  # fmt: skip
 _WEEK = 7 * 24 * 3600
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
+_AHEAD = 1 << 20  # bytes that are fetched together at least, where so many are missing
 _OF_FSSPEC = frozenset({  # what file systems of fsspec take, and its own cached ones besides
     "asynchronous", "loop", "batch_size", "skip_instance_cache", "use_listings_cache", "listings_expiry_time",
     "max_paths", "fo", "cache_check", "same_names", "cache_mapper", "cache_storage_mode", "protocol",
@@ -148,24 +149,44 @@ class YatagarasuFileSystem(ChainedFileSystem):
         except CacheError as error:
             log.warning("fsspec: not kept in the cache: %s", error)
 
-    def _read(self, path: str, known: _Known, start: int, end: int) -> bytes:
-        """Bytes of a file, of the blocks that are there and those that are fetched."""
+    def _read(
+        self, path: str, known: _Known, start: int, end: int, held: dict[int, bytes] | None = None
+    ) -> bytes:
+        """Bytes of a file, of the blocks that are there and those that are fetched. `held`: a block that the
+        caller has in memory; it is replaced by the last one."""
         end = min(end, known.size)
         if start >= end:
             return b""
-        block = self.block_size
+        block, held = self.block_size, {} if held is None else held
         numbers = range(start // block, (end - 1) // block + 1)
-        keys = {n: ("fsspec block", self._target, path, known.version, block, n) for n in numbers}
+        blocks = {n: held[n] for n in numbers if n in held}
+        if len(blocks) < len(numbers):
+            blocks.update(self._blocks(path, known, [n for n in numbers if n not in blocks]))
+        held.clear()
+        held[numbers[-1]] = blocks[numbers[-1]]
+        first = numbers[0] * block
+        whole = blocks[numbers[0]] if len(numbers) == 1 else b"".join(blocks[n] for n in numbers)
+        return whole[start - first : end - first]
+
+    def _blocks(self, path: str, known: _Known, numbers: list[int]) -> dict[int, bytes]:
+        keys = {n: self._block_key(path, known, n) for n in numbers}
         found = self._look_up(list(keys.values()))
         blocks = {n: found[key] for n, key in keys.items() if self._is_block(found.get(key), known, n)}
         missing = [n for n in numbers if n not in blocks]
         if missing:
-            fetched = self._fetch(path, known, missing)
-            self._keep({keys[n]: data for n, data in fetched.items()}, known.until)
+            fetched = self._fetch(path, known, self._and_more(missing, known))
+            self._keep({self._block_key(path, known, n): data for n, data in fetched.items()}, known.until)
             blocks.update(fetched)
-        first = numbers[0] * block
-        whole = blocks[numbers[0]] if len(numbers) == 1 else b"".join(blocks[n] for n in numbers)
-        return bytes(memoryview(whole)[start - first : end - first])
+        return blocks
+
+    def _and_more(self, missing: list[int], known: _Known) -> list[int]:
+        """Those and some that follow: for a file that is read from its beginning, a request for each block
+        would take long."""
+        most = min(missing[0] + _AHEAD // self.block_size, -(-known.size // self.block_size))
+        return missing + list(range(missing[-1] + 1, most))
+
+    def _block_key(self, path: str, known: _Known, number: int) -> tuple[Any, ...]:
+        return "fsspec block", self._target, path, known.version, self.block_size, number
 
     def _length(self, known: _Known, number: int) -> int:
         return min(self.block_size, known.size - number * self.block_size)
@@ -252,13 +273,15 @@ class _File(AbstractBufferedFile):
         cache_options: dict[str, Any] | None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self._known = known
+        self._held: dict[int, bytes] = {}  # the block that was read last: lines are shorter
         kwargs.pop("size", None)  # which whoever unpickles a file names
+        kwargs.setdefault("cache_type", "none")
         super().__init__(
             fs, path, "rb", block_size, cache_options=cache_options, size=known.size, **kwargs
         )
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return self.fs._read(self.path, self._known, start, end)  # type: ignore[no-any-return]
+        return self.fs._read(self.path, self._known, start, end, self._held)  # type: ignore[no-any-return]
 
 
 def _of_target(name: str) -> Callable[..., Any]:
