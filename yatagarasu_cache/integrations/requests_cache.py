@@ -19,7 +19,7 @@ from ..codec.signing import Signer
 from ..codec.user_secret import user_secret
 from ..errors import SerializationError
 from ._handles import Use, settings_among
-from ._values import log, signed_pickles
+from ._values import log, put, signed_pickles
 
 __all__ = ["YatagarasuCache", "YatagarasuDict"]
 
@@ -53,7 +53,7 @@ class YatagarasuCache(BaseCache):
     @property
     def db_path(self) -> str:
         """The directory."""
-        return os.path.dirname(self.responses.cache.directory)
+        return os.path.dirname(self.responses._use.directory)
 
 
 class YatagarasuDict(BaseStorage[str, Any]):
@@ -90,7 +90,7 @@ class YatagarasuDict(BaseStorage[str, Any]):
         return self.deserialize(key, found)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.cache[key] = self._stored(key, value)
+        put(self.cache, key, self._stored(key, value))
 
     def __delitem__(self, key: str) -> None:
         del self.cache[key]
@@ -99,7 +99,7 @@ class YatagarasuDict(BaseStorage[str, Any]):
         return key in self.cache
 
     def __iter__(self) -> Iterator[str]:
-        for key in self.cache.keys():
+        for key in self.cache:
             if type(key) is str:
                 yield key
 
@@ -121,12 +121,16 @@ class YatagarasuDict(BaseStorage[str, Any]):
 
     def deserialize(self, key: str, value: Any) -> Any:
         """None for what cannot be read, as for what nobody has signed who knows the secret."""
-        if self.serializer is not None and type(value) is bytes:
-            try:
-                value = bytes(self._signer.checked(encode_key(key), value))
-            except SerializationError as error:
-                log.warning("requests_cache: taken for a miss: %s", error)
-                return None
+        if self.serializer is None or type(value) is str:  # of text nobody makes a pickle
+            return super().deserialize(key, value)
+        if type(value) is not bytes:  # arrays are buffers, too, and pickle takes those
+            log.warning("requests_cache: taken for a miss: a %s was stored", type(value).__name__)
+            return None
+        try:
+            value = bytes(self._signer.checked(encode_key(key), value))
+        except SerializationError as error:
+            log.warning("requests_cache: taken for a miss: %s", error)
+            return None
         return super().deserialize(key, value)
 
 
