@@ -88,7 +88,7 @@ _lock = threading.Lock()
 
 
 class Use:
-    """One adapter's use of a cache. Raises what `make_settings` does; the cache is opened when it is needed."""
+    """One adapter's use of a cache, which is opened when it is needed. Raises what `make_settings` does."""
 
     def __init__(self, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         checked = make_settings(directory, **settings)

@@ -91,7 +91,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
             timeout = self.default_timeout
         return math.inf if timeout is None else float(timeout)
 
-    def _sum(self, key: str, delta: int, value: Any) -> Any:
+    def _sum(self, key: str, delta: Any, value: Any) -> Any:
         """Of a number that is no int."""
         found = self._unpacked(key, value, _MISSING)
         if found is _MISSING:
@@ -127,7 +127,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
     def delete(self, key: Any, version: int | None = None) -> bool:
         return self.cache.delete(self.make_and_validate_key(key, version=version))
 
-    def incr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    def incr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         """Add to a number, which keeps its time. Atomic. ValueError if there is none."""
         key = self.make_and_validate_key(key, version=version)
         try:
@@ -212,7 +212,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
     async def adelete(self, key: Any, version: int | None = None) -> bool:
         return await self._aio.delete(self.make_and_validate_key(key, version=version))
 
-    async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    async def aincr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
         try:
             return await self._aio.incr(key, delta, default=None)
@@ -225,7 +225,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
                 raise ValueError(f"Key '{key}' not found") from None
             return self._unpacked(key, stored, None)
 
-    async def adecr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    async def adecr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         return await self.aincr(key, -delta, version=version)
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:

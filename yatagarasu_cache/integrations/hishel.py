@@ -462,7 +462,7 @@ def _ensure_whole(missing: int) -> None:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for chunk in ():
+    for chunk in tuple[bytes, ...]():
         yield chunk
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from requests_cache.backends import BaseCache, BaseStorage
+from requests_cache.backends.base import BaseCache, BaseStorage
 from requests_cache.policy.settings import CacheSettings
 from requests_cache.serializers import pickle_serializer
 
@@ -96,7 +96,7 @@ class YatagarasuDict(BaseStorage[str, Any]):
         del self.cache[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self.cache
+        return key in self.cache  # type: ignore[operator]
 
     def __iter__(self) -> Iterator[str]:
         for key in self.cache:
