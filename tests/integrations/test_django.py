@@ -393,7 +393,7 @@ def test_what_was_not_signed_is_never_loaded(cache: YatagarasuCache, caplog: Any
     numpy = pytest.importorskip("numpy")
     cache.set("right", Evil)
     evil, directory = pickle.dumps(Evil()), cache.cache.directory
-    forged = [evil, b"", b"short", bytearray(evil), numpy.frombuffer(evil, "uint8"), "text", [1], 1.5, None]
+    forged = [evil, b"", b"short", bytearray(evil), numpy.array(list(evil), "uint8"), "text", [1], 1.5, None]
     for value in [*forged, cache.cache[":1:right"]]:  # the last one is of another key
         cache.cache[":1:forged"] = value
         missed(cache)
