@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("cachelib")
 
-from yatagarasu_cache import CacheIOError, ClosedError, ConfigurationError, DiskCache, StorageFull  # noqa: E402
-from yatagarasu_cache.integrations.cachelib import YatagarasuCache  # noqa: E402
+from yatagarasu_cache import CacheIOError, ClosedError, ConfigurationError, DiskCache, StorageFull
+from yatagarasu_cache.integrations.cachelib import YatagarasuCache
 
 SECRET = b"secret of the tests"
 CACHE_TYPE = "yatagarasu_cache.integrations.cachelib.YatagarasuCache"

@@ -1,6 +1,6 @@
 """The storages of hishel, an HTTP cache for httpx, requests and ASGI:
 
-    client = SyncCacheClient(storage=YatagarasuStorage("/var/cache/http", size_limit=1 << 30))
+    client = CacheClient(storage=YatagarasuStorage("/var/cache/http", size_limit=1 << 30))
     client = AsyncCacheClient(storage=AsyncYatagarasuStorage("/var/cache/http", size_limit=1 << 30))
 
 A response is one entry of the cache: its body, with the headers as metadata. Beside it there is, for each
@@ -9,6 +9,7 @@ key of hishel's, a list of the responses that it has; they differ by what the se
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -94,7 +95,7 @@ class _Saving:
 
     def __init__(self, kept: _Kept, most: int | None) -> None:
         self.kept, self._most, self.size = kept, most, 0
-        self.file: Any = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - `drop` closes it
+        self.file: Any = None  # until there is something to be written
         self.goes_on = True
 
     def add(self, chunk: bytes) -> None:
@@ -106,14 +107,24 @@ class _Saving:
             self.drop()
             return
         try:
+            if self.file is None:
+                self.file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - `drop` closes it
             self.file.write(chunk)
         except (OSError, ValueError) as error:
             _note("could not keep a body", error)
             self.drop()
 
+    def whole(self) -> Any:
+        """A file of all of it."""
+        if self.file is None:
+            return io.BytesIO()
+        self.file.seek(0)
+        return self.file
+
     def drop(self) -> None:
         self.goes_on = False
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 class _Common:
@@ -204,9 +215,8 @@ class YatagarasuStorage(BaseStorage):
             seconds = kept.seconds(now)
             if seconds is not None and seconds <= 0:
                 return
-            saving.file.seek(0)
             kept.size = saving.size
-            self.cache.set(_body(number), saving.file, seconds, None, kept.packed(), saving.size)
+            self.cache.set(_body(number), saving.whole(), seconds, None, kept.packed(), saving.size)
         except (CacheError, OSError, ValueError) as error:
             _note("could not store a response", error)
             return
@@ -344,9 +354,8 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
             seconds = kept.seconds(now)
             if seconds is not None and seconds <= 0:
                 return
-            saving.file.seek(0)
             kept.size = saving.size
-            await self.cache.set(_body(number), saving.file, seconds, None, kept.packed(), saving.size)
+            await self.cache.set(_body(number), saving.whole(), seconds, None, kept.packed(), saving.size)
         except (CacheError, OSError, ValueError) as error:
             _note("could not store a response", error)
             return
