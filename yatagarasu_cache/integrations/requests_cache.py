@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
 from typing import Any
 
 from requests_cache.backends.base import BaseCache, BaseStorage
@@ -17,7 +17,7 @@ from ..cache import DiskCache
 from ..codec import encode_key
 from ..codec.signing import Signer
 from ..codec.user_secret import user_secret
-from ..errors import SerializationError
+from ..errors import CacheIOError, SerializationError, ValueTooLarge
 from ._handles import Use, settings_among
 from ._values import log, put, signed_pickles
 
@@ -49,6 +49,22 @@ class YatagarasuCache(BaseCache):
         self.redirects: YatagarasuDict = YatagarasuDict(
             cache_name, "redirects", None, secret=secret, **ours
         )
+
+    def get_response(self, key: str, default: Any = None) -> Any:
+        """As of any backend; where the disk fails, nothing is there, and that is logged."""
+        try:
+            return super().get_response(key, default)
+        except CacheIOError as error:
+            log.warning("requests_cache: could not read a response: %s", error)
+            return default
+
+    def save_response(self, response: Any, cache_key: str | None = None, expires: Any = None) -> None:
+        """As of any backend. What cannot be stored, since it is too large or the disk fails, is logged: who
+        asked for it has it all the same."""
+        try:
+            super().save_response(response, cache_key, expires)
+        except (CacheIOError, ValueTooLarge) as error:
+            log.warning("requests_cache: could not store a response: %s", error)
 
     @property
     def db_path(self) -> str:
@@ -106,6 +122,14 @@ class YatagarasuDict(BaseStorage[str, Any]):
     def __len__(self) -> int:
         return len(self.cache)
 
+    def items(self) -> ItemsView[str, Any]:
+        """A view that goes on where something is removed, or expires, while it is walked through."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Likewise."""
+        return _Values(self)
+
     def clear(self) -> None:
         """Remove everything, of this table alone."""
         self.cache.clear()
@@ -132,6 +156,21 @@ class YatagarasuDict(BaseStorage[str, Any]):
             log.warning("requests_cache: taken for a miss: %s", error)
             return None
         return super().deserialize(key, value)
+
+
+class _Items(ItemsView[str, Any]):
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        for key in self._mapping:
+            try:
+                value = self._mapping[key]
+            except KeyError:
+                continue
+            yield key, value
+
+
+class _Values(ValuesView[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in _Items(self._mapping))
 
 
 _MISSING: Any = object()
