@@ -191,8 +191,8 @@ def test_what_does_not_pickle_raises_what_pickle_raises(cache: YatagarasuCache, 
 def test_what_was_not_signed_is_never_loaded(cache: YatagarasuCache, caplog: Any) -> None:
     cache.set("right", Evil)
     for serializer in ("pickle", None):
-        other = {"secret": b"another"} if serializer is None else {"serializer": serializer}
-        forger = YatagarasuCache(cache.cache.directory, **other)  # type: ignore[arg-type]
+        other: Any = {"secret": b"another"} if serializer is None else {"serializer": serializer}
+        forger = YatagarasuCache(cache.cache.directory, **other)
         forger.set("forged", Evil())
         assert cache.get("forged") is None and cache.get_many("forged", "right") == [None, Evil]
         assert cache.has("forged") is False and cache.inc("forged") is None
@@ -344,28 +344,28 @@ def test_a_writer_that_is_killed_leaves_whole_values(cache: YatagarasuCache) -> 
 
 
 def test_flask_caching(tmp_path: Path) -> None:
-    flask = pytest.importorskip("flask")
-    flask_caching = pytest.importorskip("flask_caching")
+    flask: Any = pytest.importorskip("flask")
+    flask_caching: Any = pytest.importorskip("flask_caching")
     app = flask.Flask("app")
     config = {
         "CACHE_TYPE": CACHE_TYPE, "CACHE_DEFAULT_TIMEOUT": 60, "CACHE_ARGS": [str(tmp_path / "cache")],
         "CACHE_OPTIONS": {"secret": SECRET, "size_limit": 1 << 26},
     }  # fmt: skip
-    cache = flask_caching.Cache(app, config=config)
+    cache: Any = flask_caching.Cache(app, config=config)
     calls: list[Any] = []
 
-    @app.route("/page")
-    @cache.cached(query_string=True)
+    @app.route("/page")  # type: ignore[untyped-decorator]
+    @cache.cached(query_string=True)  # type: ignore[untyped-decorator]
     def page() -> Any:
         calls.append("page")
         return flask.jsonify(flask.request.args.get("n"))
 
-    @cache.memoize(30)
+    @cache.memoize(30)  # type: ignore[untyped-decorator]
     def add(a: Any, b: Any) -> Any:
         calls.append((a, b))
         return {"sum": a + b}
 
-    @cache.memoize(30, cache_none=True)
+    @cache.memoize(30, cache_none=True)  # type: ignore[untyped-decorator]
     def nothing(a: Any) -> Any:
         calls.append(a)
 
@@ -398,11 +398,11 @@ def test_flask_caching(tmp_path: Path) -> None:
 
 
 def test_flask_caching_by_a_directory_among_the_options(tmp_path: Path) -> None:
-    flask = pytest.importorskip("flask")
-    flask_caching = pytest.importorskip("flask_caching")
+    flask: Any = pytest.importorskip("flask")
+    flask_caching: Any = pytest.importorskip("flask_caching")
     options = {"directory": tmp_path / "cache", "secret": SECRET}
     app = flask.Flask("app")
-    cache = flask_caching.Cache(app, config={"CACHE_TYPE": CACHE_TYPE, "CACHE_OPTIONS": options})
+    cache: Any = flask_caching.Cache(app, config={"CACHE_TYPE": CACHE_TYPE, "CACHE_OPTIONS": options})
     with app.app_context():
         assert cache.set("key", {"a": (1,)}) and cache.get("key") == {"a": (1,)}
 

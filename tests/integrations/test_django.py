@@ -410,6 +410,7 @@ def missed(cache: YatagarasuCache) -> None:
     assert stored is not None
     assert cache.get("forged", "missing") == "missing" and "forged" not in cache
     assert cache.get_many(["forged", "right"]) == {"right": Evil}
+    count: Any
     for count in (lambda: cache.incr("forged"), lambda: asyncio.run(cache.aincr("forged"))):
         with pytest.raises(ValueError, match="not found"):
             count()

@@ -230,7 +230,7 @@ def test_a_stream_is_whole_whatever_becomes_of_its_entry(storage: Plain, body: l
         lambda entry: storage.update_headers(entry.id, Headers({})),
     ):  # fmt: skip
         entry = storage.store(body)
-        found, begun, *_ = [*storage.get_entries("key"), *storage.get_entries("key")]
+        (found,), (begun,) = storage.get_entries("key"), storage.get_entries("key")
         chunks = storage.chunks(begun)
         first = next(chunks)
         change(entry)
@@ -241,7 +241,7 @@ def test_a_stream_is_whole_whatever_becomes_of_its_entry(storage: Plain, body: l
 def test_a_stream_that_ends_early_raises(storage: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.store(LARGE)
     (found,) = storage.get_entries("key")
-    frame = getattr(found.response.stream, "gi_frame", None) or found.response.stream.ag_frame  # type: ignore[union-attr]
+    frame = getattr(found.response.stream, "gi_frame", None) or found.response.stream.ag_frame
     file = frame.f_locals.get("file") or frame.f_locals["reader"]._file
     file.seek(1)
     with pytest.raises(OSError, match="ended early"):
@@ -385,6 +385,7 @@ def test_strange_things_in_the_directory_are_no_entries(storage: Plain) -> None:
         assert storage.get_entries("key") == []
         storage.update_headers(entry.id, Headers({}))
         cache["hishel of", "key"] = numbers
+    strange: Any
     for strange in (None, 5, [], {}):
         cache.set_meta(name, strange)
         assert storage.get_entries("key") == []
@@ -429,6 +430,7 @@ def test_close_ends_one_use_of_many(make: Any) -> None:
     assert first.cache is second.cache
     first.close()
     first.close()
+    use: Any
     for kind in (ClosedError, RuntimeError):
         for use in (
             lambda: first.get_entries("key"), lambda: first.create(), lambda: first.cache,

@@ -9,6 +9,7 @@ key of hishel's, a list of the responses that it has; they differ by what the se
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import os
@@ -341,7 +342,10 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
     ) -> AsyncIterator[bytes]:
         try:
             async for chunk in body:
-                saving.add(chunk)
+                if saving.goes_on and saving.size + len(chunk) > _IN_MEMORY:  # the loop must not wait for it
+                    await asyncio.to_thread(saving.add, chunk)
+                else:
+                    saving.add(chunk)
                 yield chunk
             if saving.goes_on:
                 await self._finish(number, saving)

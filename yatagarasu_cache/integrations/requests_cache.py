@@ -159,18 +159,31 @@ class YatagarasuDict(BaseStorage[str, Any]):
 
 
 class _Items(ItemsView[str, Any]):
+    def __init__(self, table: YatagarasuDict) -> None:
+        super().__init__(table)
+        self._table = table
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        for key in self._mapping:
-            try:
-                value = self._mapping[key]
-            except KeyError:
-                continue
-            yield key, value
+        return _there(self._table)
 
 
 class _Values(ValuesView[Any]):
+    def __init__(self, table: YatagarasuDict) -> None:
+        super().__init__(table)
+        self._table = table
+
     def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in _Items(self._mapping))
+        return (value for _, value in _there(self._table))
+
+
+def _there(table: YatagarasuDict) -> Iterator[tuple[str, Any]]:
+    """What is there when its turn comes."""
+    for key in table:
+        try:
+            value = table[key]
+        except KeyError:
+            continue
+        yield key, value
 
 
 _MISSING: Any = object()
