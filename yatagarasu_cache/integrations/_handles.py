@@ -18,7 +18,7 @@ from ..aio import AsyncDiskCache
 from ..cache import DiskCache
 from ..concurrency import forks
 from ..config import Settings, make_settings
-from ..errors import ClosedError
+from ..errors import CacheError, ClosedError
 from ._values import log
 
 __all__ = ["Use", "settings_among"]
@@ -34,6 +34,10 @@ class _Handles:
         self._opening = threading.Lock()
         self._plain: DiskCache | None = None
         self._aio: AsyncDiskCache | None = None
+        self.uses = 0  # that were not closed; those that were forgotten count, too
+        self._opened: list[DiskCache | AsyncDiskCache] = []
+        # Where no use was closed: Django has no end to close its caches at, and nobody is to be warned of it.
+        weakref.finalize(self, _close, self._opened)
 
     @property
     def plain(self) -> DiskCache:
@@ -41,6 +45,7 @@ class _Handles:
             with self._opening:
                 if self._plain is None or self._plain.closed:
                     self._plain = DiskCache(self._directory, **self._settings)
+                    self._opened.append(self._plain)
         return self._plain
 
     @property
@@ -49,10 +54,33 @@ class _Handles:
             with self._opening:
                 if self._aio is None or self._aio.closed:
                     self._aio = AsyncDiskCache(self._directory, **self._settings)
+                    self._opened.append(self._aio)
         return self._aio
+
+    def close(self) -> None:
+        _close(self._opened)
+
+    async def aclose(self) -> None:
+        if self._aio is not None:
+            await self._aio.close()
+        await asyncio.to_thread(self.close)
 
     def after_fork(self) -> None:
         self._opening = threading.Lock()  # another thread of the parent may have had it
+
+
+def _close(opened: list[DiskCache | AsyncDiskCache]) -> None:
+    """Close them, and go on where one cannot be: nobody uses them any more."""
+    while opened:
+        cache = opened.pop()
+        try:
+            if isinstance(cache, DiskCache):
+                cache.close()
+            else:
+                cache._closed = True  # its own `close` needs a loop
+                cache._close()
+        except (CacheError, OSError) as error:
+            log.warning("could not close the cache in %r: %s", cache.directory, error)
 
 
 _handles: weakref.WeakValueDictionary[Any, _Handles] = weakref.WeakValueDictionary()
@@ -60,16 +88,17 @@ _lock = threading.Lock()
 
 
 class Use:
-    """One adapter's use of a cache. Raises what `make_settings` does; the cache is opened when it is used."""
+    """One adapter's use of a cache, which is opened when it is needed. Raises what `make_settings` does."""
 
     def __init__(self, directory: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         checked = make_settings(directory, **settings)
         self.directory = checked.directory
-        key = self.directory, *sorted((name, _hashable(value)) for name, value in settings.items())
+        self._key = self.directory, *sorted((name, _hashable(value)) for name, value in settings.items())
         with _lock:
-            found = _handles.get(key)
+            found = _handles.get(self._key)
             if found is None:
-                found = _handles[key] = _Handles(self.directory, dict(settings))
+                found = _handles[self._key] = _Handles(self.directory, dict(settings))
+            found.uses += 1
         self._handles: _Handles | None = found
 
     @property
@@ -94,13 +123,29 @@ class Use:
         return handles
 
     def close(self) -> None:
-        """End it. Idempotent."""
-        self._handles = None
+        """End it. Idempotent. The last use closes the cache."""
+        last = self._end()
+        if last is not None:
+            last.close()
 
     async def aclose(self) -> None:
-        """The same, without making the loop wait: the last use closes the cache."""
-        if self._handles is not None:
-            await asyncio.to_thread(self.close)
+        """The same, without making the loop wait."""
+        last = self._end()
+        if last is not None:
+            await last.aclose()
+
+    def _end(self) -> _Handles | None:
+        """What is to be closed, as nobody else uses it."""
+        with _lock:
+            handles, self._handles = self._handles, None
+            if handles is None:
+                return None
+            handles.uses -= 1
+            if handles.uses:
+                return None
+            if _handles.get(self._key) is handles:
+                del _handles[self._key]
+            return handles
 
 
 def settings_among(

@@ -17,9 +17,11 @@ from cachelib.base import BaseCache
 from ..cache import DiskCache
 from ..errors import CacheError, ClosedError, SerializationError
 from ._handles import Use
-from ._values import log, signed_pickles
+from ._values import added, log, put, signed_pickles
 
 __all__ = ["YatagarasuCache"]
+
+_MISSING: Any = object()
 
 
 class YatagarasuCache(BaseCache):
@@ -37,7 +39,8 @@ class YatagarasuCache(BaseCache):
         ignore_delete_many_errors: bool = True, *, secret: bytes | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(default_timeout, ignore_delete_many_errors)
-        settings.setdefault("serializer", signed_pickles(secret))
+        if "serializer" not in settings:
+            settings["serializer"] = signed_pickles(secret)
         self._use = Use(directory, {"on_unreadable": "miss", **settings})
 
     @property
@@ -78,9 +81,10 @@ class YatagarasuCache(BaseCache):
             if expire < 0:  # it has expired already
                 self.cache.delete(key)
                 return True
-            return self.cache.set(key, value, expire=expire)
+            put(self.cache, key, value, expire)
+            return True
         except (ClosedError, SerializationError) as error:
-            raise _cause(error)
+            raise _cause(error) from None
         except CacheError as error:
             _note(error)
             return False
@@ -89,10 +93,10 @@ class YatagarasuCache(BaseCache):
         expire = self._expire(timeout)
         try:
             if expire < 0:
-                return key not in self.cache
-            return self.cache.add(key, value, expire=expire)
+                return not self.has(key)
+            return added(self.cache, key, value, expire)
         except (ClosedError, SerializationError) as error:
-            raise _cause(error)
+            raise _cause(error) from None
         except CacheError as error:
             _note(error)
             return False
@@ -107,7 +111,15 @@ class YatagarasuCache(BaseCache):
             return False
 
     def has(self, key: str) -> bool:
-        return key in self.cache
+        """Whether `get` finds it, which reads it: to those who ask whether a None was stored, what cannot be
+        read must not seem to be one."""
+        try:
+            return self.cache.get(key, _MISSING) is not _MISSING
+        except ClosedError:
+            raise
+        except CacheError as error:
+            _note(error)
+            return False
 
     def clear(self) -> bool:
         try:

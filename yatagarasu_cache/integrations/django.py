@@ -18,12 +18,12 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..aio import AsyncDiskCache
 from ..cache import DiskCache
-from ..codec import encode_key
+from ..codec import Key, encode_key
 from ..codec.signing import Signer
 from ..codec.user_secret import user_secret
 from ..errors import SerializationError
 from ._handles import Use
-from ._values import log
+from ._values import added, aio_added, log
 
 __all__ = ["YatagarasuCache"]
 
@@ -72,12 +72,18 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
         if type(stored) is not bytes:
             return default
         try:
-            return pickle.loads(self._signer.checked(encode_key(key), stored))
+            pickled = self._signer.checked(encode_key(key), stored)
         except SerializationError as error:
             log.warning("django: taken for a miss: %s", error)
-        except (AttributeError, ImportError, LookupError, TypeError, ValueError, pickle.PickleError) as error:
+            return default
+        try:
+            return pickle.loads(pickled)
+        except Exception as error:  # whatever a class that has changed meanwhile, or is gone, comes up with
             log.warning("django: taken for a miss: %s: %s", type(error).__name__, error)
-        return default
+            return default
+
+    def _is_readable(self, key: str, stored: Any) -> bool:
+        return self._unpacked(key, stored, _MISSING) is not _MISSING
 
     def _expire(self, timeout: Any) -> float:
         """Seconds from now on; 0 and less is expired at once, inf is never."""
@@ -85,7 +91,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
             timeout = self.default_timeout
         return math.inf if timeout is None else float(timeout)
 
-    def _sum(self, key: str, delta: int, value: Any) -> Any:
+    def _sum(self, key: str, delta: Any, value: Any) -> Any:
         """Of a number that is no int."""
         found = self._unpacked(key, value, _MISSING)
         if found is _MISSING:
@@ -97,7 +103,9 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         key, expire = self.make_and_validate_key(key, version=version), self._expire(timeout)
         packed = self._packed(key, value)
-        return key not in self.cache if expire <= 0 else self.cache.add(key, packed, expire=expire)
+        if expire <= 0:
+            return not self._is_readable(key, self.cache.get(key))
+        return added(self.cache, key, packed, expire, functools.partial(self._is_readable, key))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
@@ -119,10 +127,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
     def delete(self, key: Any, version: int | None = None) -> bool:
         return self.cache.delete(self.make_and_validate_key(key, version=version))
 
-    def has_key(self, key: Any, version: int | None = None) -> bool:
-        return self.make_and_validate_key(key, version=version) in self.cache
-
-    def incr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    def incr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         """Add to a number, which keeps its time. Atomic. ValueError if there is none."""
         key = self.make_and_validate_key(key, version=version)
         try:
@@ -130,20 +135,27 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
         except KeyError:
             raise ValueError(f"Key '{key}' not found") from None
         except TypeError:
-            stored = self.cache.modify(key, functools.partial(self._sum, key, delta), _MISSING)
+            try:
+                stored = self.cache.modify(key, functools.partial(self._sum, key, delta))
+            except SerializationError:  # it was stored by something else
+                raise ValueError(f"Key '{key}' not found") from None
             return self._unpacked(key, stored, None)
 
     # -- many ---------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        names = {self.make_and_validate_key(key, version=version): key for key in keys}
-        return self._found(names, self.cache.get_many(names))
+        names = self._names(keys, version)
+        return self._found(names, self.cache.get_many(names.values()))
 
-    def _found(self, names: Mapping[str, Any], found: Mapping[Any, Any]) -> dict[Any, Any]:
-        values = ((key, self._unpacked(name, found[name], _MISSING)) for name, key in names.items() if name in found)
-        return {key: value for key, value in values if value is not _MISSING}
+    def _names(self, keys: Iterable[Any], version: int | None) -> dict[Any, str]:
+        """What each key is stored under: several may have the same, as 1 and "1" have."""
+        return {key: self.make_and_validate_key(key, version=version) for key in keys}
 
-    def _packed_many(self, data: Mapping[Any, Any], version: int | None) -> dict[str, Any]:
+    def _found(self, names: Mapping[Any, str], found: Mapping[Any, Any]) -> dict[Any, Any]:
+        values = {key: self._unpacked(name, found.get(name), _MISSING) for key, name in names.items()}
+        return {key: value for key, value in values.items() if value is not _MISSING}
+
+    def _packed_many(self, data: Mapping[Any, Any], version: int | None) -> dict[Key, Any]:
         names = {self.make_and_validate_key(key, version=version): value for key, value in data.items()}
         return {name: self._packed(name, value) for name, value in names.items()}
 
@@ -158,7 +170,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
         return []
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        self.cache.delete_many({self.make_and_validate_key(key, version=version): None for key in keys})
+        self.cache.delete_many(self._names(keys, version).values())
 
     def clear(self) -> None:
         """Empty the location, whichever aliases, prefixes and versions use it."""
@@ -175,8 +187,8 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
         key, expire = self.make_and_validate_key(key, version=version), self._expire(timeout)
         packed = self._packed(key, value)
         if expire <= 0:
-            return await self._aio.get_entry(key) is None
-        return await self._aio.add(key, packed, expire=expire)
+            return not self._is_readable(key, await self._aio.get(key))
+        return await aio_added(self._aio, key, packed, expire, functools.partial(self._is_readable, key))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
@@ -200,25 +212,25 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
     async def adelete(self, key: Any, version: int | None = None) -> bool:
         return await self._aio.delete(self.make_and_validate_key(key, version=version))
 
-    async def ahas_key(self, key: Any, version: int | None = None) -> bool:
-        return await self._aio.get_entry(self.make_and_validate_key(key, version=version)) is not None
-
-    async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    async def aincr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
         try:
             return await self._aio.incr(key, delta, default=None)
         except KeyError:
             raise ValueError(f"Key '{key}' not found") from None
         except TypeError:
-            stored = await self._aio.modify(key, functools.partial(self._sum, key, delta), _MISSING)
+            try:
+                stored = await self._aio.modify(key, functools.partial(self._sum, key, delta))
+            except SerializationError:
+                raise ValueError(f"Key '{key}' not found") from None
             return self._unpacked(key, stored, None)
 
-    async def adecr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+    async def adecr(self, key: Any, delta: Any = 1, version: int | None = None) -> Any:
         return await self.aincr(key, -delta, version=version)
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        names = {self.make_and_validate_key(key, version=version): key for key in keys}
-        return self._found(names, await self._aio.get_many(names))
+        names = self._names(keys, version)
+        return self._found(names, await self._aio.get_many(names.values()))
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -231,7 +243,7 @@ class YatagarasuCache(BaseCache):  # type: ignore[misc]
         return []
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        await self._aio.delete_many({self.make_and_validate_key(key, version=version): None for key in keys})
+        await self._aio.delete_many(self._names(keys, version).values())
 
     async def aclear(self) -> None:
         await self._aio.clear()
@@ -244,7 +256,7 @@ def _use(location: str, options: Mapping[str, Any]) -> Use:
     key = location, repr(sorted(options.items()))
     found = _uses.get(key)
     if found is None:
-        found = _uses.setdefault(key, Use(location, options))
+        found = _uses.setdefault(key, Use(location, {"on_unreadable": "miss", **options}))
     return found
 
 

@@ -3,30 +3,35 @@
     client = CacheClient(storage=YatagarasuStorage("/var/cache/http", size_limit=1 << 30))
     client = AsyncCacheClient(storage=AsyncYatagarasuStorage("/var/cache/http", size_limit=1 << 30))
 
-A response is one entry of the cache: its body, with the headers as metadata. Beside it there is, for each key of
-hishel's, a list of the responses that it has; they differ by what the server varies them.
+A response is one entry of the cache: its body, with the headers as metadata. Beside it there is, for each
+key of hishel's, a list of the responses that it has; they differ by what the server varies them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import io
+import math
 import os
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from hishel import AsyncBaseStorage, BaseStorage, Entry, Headers, Request, Response
 
 from ..aio import AsyncDiskCache
 from ..cache import DiskCache
-from ..errors import CacheError, ClosedError
+from ..errors import CacheError, ClosedError, SerializationError
 from ._handles import Use
 from ._values import log
 
 __all__ = ["AsyncYatagarasuStorage", "YatagarasuStorage"]
 
+T = TypeVar("T")
 _PIECE = 1 << 17  # bytes of a body that are read at a time
 _IN_MEMORY = 1 << 20  # bytes of a body that is being received which are not yet written to a file
 _MOST_VARIANTS = 256  # responses of one key
@@ -39,6 +44,8 @@ class StorageClosed(ClosedError, RuntimeError):
 class _Kept:
     """Of a response: everything but its body."""
 
+    size = 0  # of the body
+
     def __init__(
         self, key: str, request: Request, response: Response, until: float | None, idle: float | None
     ) -> None:
@@ -49,7 +56,7 @@ class _Kept:
         """As metadata."""
         request, response = self.request, self.response
         return [
-            self.key, self.until, self.idle, request.method, request.url, _pairs(request.headers),
+            self.key, self.until, self.idle, self.size, request.method, request.url, _pairs(request.headers),
             response.status_code, _pairs(response.headers),
         ]  # fmt: skip
 
@@ -57,10 +64,15 @@ class _Kept:
     def unpacked(cls, meta: Any) -> _Kept | None:
         """None if it is of no response."""
         try:
-            key, until, idle, method, url, headers, status, answered = meta
-            request = Request(method=method, url=url, headers=_headers(headers))
-            response = Response(status_code=status, headers=_headers(answered))
-            return cls(key, request, response, until, idle)
+            key, until, idle, size, method, url, headers, status, answered = meta
+            request = Request(method=_a(str, method), url=_a(str, url), headers=_headers(headers))
+            response = Response(status_code=_a(int, status), headers=_headers(answered))
+            kept = cls(
+                _a(str, key), request, response, None if until is None else _a(float, until),
+                None if idle is None else _a(float, idle),
+            )  # fmt: skip
+            kept.size = _a(int, size)
+            return kept
         except (TypeError, ValueError):
             return None
 
@@ -84,7 +96,7 @@ class _Saving:
 
     def __init__(self, kept: _Kept, most: int | None) -> None:
         self.kept, self._most, self.size = kept, most, 0
-        self.file: Any = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+        self.file: Any = None  # until there is something to be written
         self.goes_on = True
 
     def add(self, chunk: bytes) -> None:
@@ -96,27 +108,44 @@ class _Saving:
             self.drop()
             return
         try:
+            if self.file is None:
+                self.file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - `drop` closes it
             self.file.write(chunk)
         except (OSError, ValueError) as error:
             _note("could not keep a body", error)
             self.drop()
 
+    def whole(self) -> Any:
+        """A file of all of it."""
+        if self.file is None:
+            return io.BytesIO()
+        self.file.seek(0)
+        return self.file
+
     def drop(self) -> None:
         self.goes_on = False
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 class _Common:
     """What both storages know."""
 
-    def __init__(self, directory: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+    def __init__(self, storage: Any, directory: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        # In the place of `default_ttl`: lists, which get new responses all the time, must not expire.
+        default_expire = settings.pop("default_expire", None)
+        if storage.default_ttl is None and default_expire != math.inf:
+            storage.default_ttl = default_expire
         self._use = Use(directory, {"on_unreadable": "miss", **settings})
-        self._savings: dict[uuid.UUID, _Saving] = {}
+        # A stream that nobody begins to read is never told that it ends: it alone keeps its saving.
+        self._savings: weakref.WeakValueDictionary[uuid.UUID, _Saving] = weakref.WeakValueDictionary()
 
     def _begin(
-        self, storage: Any, key: str, request: Request, response: Response, ttl: float | None, tti: float | None
-    ) -> tuple[uuid.UUID, _Saving]:
-        until, idle = storage._limits(ttl, tti, time.time())
+        self, storage: Any, key: str, request: Request, response: Response, ttl: float | None,
+        tti: float | None,
+    ) -> tuple[uuid.UUID, _Saving]:  # fmt: skip
+        until, tti = storage._limits(ttl, tti, time.time())
+        until, idle = (None if seconds is None else float(seconds) for seconds in (until, tti))
         saving = _Saving(_Kept(key, request, response, until, idle), storage.max_stream_size)
         number = uuid.uuid4()
         self._savings[number] = saving
@@ -152,7 +181,7 @@ class YatagarasuStorage(BaseStorage):
         default_tti: float | None = None, max_stream_size: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(default_ttl=default_ttl, default_tti=default_tti, max_stream_size=max_stream_size)
-        self._common = _Common(directory, settings)
+        self._common = _Common(self, directory, settings)
 
     @property
     def cache(self) -> DiskCache:
@@ -187,11 +216,31 @@ class YatagarasuStorage(BaseStorage):
             seconds = kept.seconds(now)
             if seconds is not None and seconds <= 0:
                 return
-            saving.file.seek(0)
-            self.cache.set(_body(number), saving.file, seconds, None, kept.packed(), saving.size)
-            self.cache.modify(_list(kept.key), lambda numbers: _with(numbers, number), [])
+            kept.size = saving.size
+            self.cache.set(_body(number), saving.whole(), seconds, None, kept.packed(), saving.size)
         except (CacheError, OSError, ValueError) as error:
             _note("could not store a response", error)
+            return
+        dropped: list[bytes] = [number.bytes]  # unless it comes to be in the list
+
+        def listed(numbers: Any) -> list[bytes]:
+            kept_ones, dropped[:] = _with(numbers, number)
+            return kept_ones
+
+        try:
+            try:
+                self.cache.modify(_list(kept.key), listed, [])
+            except SerializationError:  # no list of ours is there
+                self.cache.delete(_list(kept.key))
+                self.cache.modify(_list(kept.key), listed, [])
+        except (CacheError, OSError) as error:
+            dropped[:] = [number.bytes]
+            _note("could not store a response", error)
+        try:
+            if dropped:
+                self.cache.delete_many(map(_body, dropped))
+        except (CacheError, OSError) as error:
+            _note("could not tidy up", error)
 
     def get_entries(self, key: str) -> list[Entry]:
         """The responses of a key that are whole and have not expired."""
@@ -214,16 +263,22 @@ class YatagarasuStorage(BaseStorage):
             return None
         try:
             file = self.cache.open(name)
-        except KeyError:
+        except (KeyError, TypeError):  # it has gone, or is no body
             return None
         if kept.is_due(entry.expires, now):
-            self.cache.touch(name, kept.seconds(now))
-        response = replace(kept.response, stream=_pieces(file, entry.size))
+            try:
+                self.cache.touch(name, kept.seconds(now))
+            except (CacheError, OSError) as error:
+                _note("could not note that an entry was used", error)
+        response = replace(kept.response, stream=_pieces(file, kept.size))
         return Entry(id=uuid.UUID(bytes=number), request=kept.request, response=response)
 
     def _prune(self, key: str, gone: set[bytes]) -> None:
         try:
-            self.cache.modify(_list(key), lambda numbers: _without(numbers, gone), [])
+            if not self.cache.modify(_list(key), lambda numbers: _without(numbers, gone), []):
+                entry = self.cache.get_entry(_list(key))
+                if entry is not None and not entry.value:
+                    self.cache.delete(_list(key), entry.version)
         except (CacheError, OSError) as error:
             _note("could not tidy up", error)
 
@@ -263,7 +318,7 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
         default_tti: float | None = None, max_stream_size: int | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         super().__init__(default_ttl=default_ttl, default_tti=default_tti, max_stream_size=max_stream_size)
-        self._common = _Common(directory, settings)
+        self._common = _Common(self, directory, settings)
 
     @property
     def cache(self) -> AsyncDiskCache:
@@ -287,7 +342,10 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
     ) -> AsyncIterator[bytes]:
         try:
             async for chunk in body:
-                saving.add(chunk)
+                if saving.goes_on and saving.size + len(chunk) > _IN_MEMORY:  # the loop must not wait for it
+                    await asyncio.to_thread(saving.add, chunk)
+                else:
+                    saving.add(chunk)
                 yield chunk
             if saving.goes_on:
                 await self._finish(number, saving)
@@ -300,11 +358,31 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
             seconds = kept.seconds(now)
             if seconds is not None and seconds <= 0:
                 return
-            saving.file.seek(0)
-            await self.cache.set(_body(number), saving.file, seconds, None, kept.packed(), saving.size)
-            await self.cache.modify(_list(kept.key), lambda numbers: _with(numbers, number), [])
+            kept.size = saving.size
+            await self.cache.set(_body(number), saving.whole(), seconds, None, kept.packed(), saving.size)
         except (CacheError, OSError, ValueError) as error:
             _note("could not store a response", error)
+            return
+        dropped: list[bytes] = [number.bytes]  # unless it comes to be in the list
+
+        def listed(numbers: Any) -> list[bytes]:
+            kept_ones, dropped[:] = _with(numbers, number)
+            return kept_ones
+
+        try:
+            try:
+                await self.cache.modify(_list(kept.key), listed, [])
+            except SerializationError:  # no list of ours is there
+                await self.cache.delete(_list(kept.key))
+                await self.cache.modify(_list(kept.key), listed, [])
+        except (CacheError, OSError) as error:
+            dropped[:] = [number.bytes]
+            _note("could not store a response", error)
+        try:
+            if dropped:
+                await self.cache.delete_many(map(_body, dropped))
+        except (CacheError, OSError) as error:
+            _note("could not tidy up", error)
 
     async def get_entries(self, key: str) -> list[Entry]:
         """As `YatagarasuStorage.get_entries`."""
@@ -327,16 +405,22 @@ class AsyncYatagarasuStorage(AsyncBaseStorage):
             return None
         try:
             reader = await self.cache.open(name)
-        except KeyError:
+        except (KeyError, TypeError):  # it has gone, or is no body
             return None
         if kept.is_due(entry.expires, now):
-            await self.cache.touch(name, kept.seconds(now))
-        response = replace(kept.response, stream=_async_pieces(reader, entry.size))
+            try:
+                await self.cache.touch(name, kept.seconds(now))
+            except (CacheError, OSError) as error:
+                _note("could not note that an entry was used", error)
+        response = replace(kept.response, stream=_async_pieces(reader, kept.size))
         return Entry(id=uuid.UUID(bytes=number), request=kept.request, response=response)
 
     async def _prune(self, key: str, gone: set[bytes]) -> None:
         try:
-            await self.cache.modify(_list(key), lambda numbers: _without(numbers, gone), [])
+            if not await self.cache.modify(_list(key), lambda numbers: _without(numbers, gone), []):
+                entry = await self.cache.get_entry(_list(key))
+                if entry is not None and not await entry.value:
+                    await self.cache.delete(_list(key), entry.version)
         except (CacheError, OSError) as error:
             _note("could not tidy up", error)
 
@@ -391,7 +475,7 @@ def _ensure_whole(missing: int) -> None:
 
 
 async def _nothing() -> AsyncIterator[bytes]:
-    for chunk in ():
+    for chunk in tuple[bytes, ...]():
         yield chunk
 
 
@@ -410,8 +494,10 @@ def _numbers(stored: Any) -> list[bytes]:
     return [number for number in stored if type(number) is bytes and len(number) == 16]
 
 
-def _with(stored: Any, number: uuid.UUID) -> list[bytes]:
-    return [*_numbers(stored), number.bytes][-_MOST_VARIANTS:]
+def _with(stored: Any, number: uuid.UUID) -> tuple[list[bytes], list[bytes]]:
+    """The list with a response more, and those for which there is no place in it any more."""
+    numbers = [*_numbers(stored), number.bytes]
+    return numbers[-_MOST_VARIANTS:], numbers[:-_MOST_VARIANTS]
 
 
 def _without(stored: Any, gone: set[bytes]) -> list[bytes]:
@@ -419,11 +505,18 @@ def _without(stored: Any, gone: set[bytes]) -> list[bytes]:
 
 
 def _pairs(headers: Headers) -> list[Any]:
-    return [[name, value] for name, value in headers._headers.items()]
+    return [[name, list(value)] for name, value in headers._headers.items()]
 
 
 def _headers(pairs: Any) -> Headers:
-    return Headers({name: list(value) if isinstance(value, list) else value for name, value in pairs})
+    return Headers({_a(str, name): [_a(str, value) for value in _a(list, values)] for name, values in pairs})
+
+
+def _a(kind: type[T], value: Any) -> T:
+    """The value, if it is of that type; else TypeError."""
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}")
+    return value
 
 
 def _note(what: str, error: Exception) -> None:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
 from typing import Any
 
-from requests_cache.backends import BaseCache, BaseStorage
+from requests_cache.backends.base import BaseCache, BaseStorage
 from requests_cache.policy.settings import CacheSettings
 from requests_cache.serializers import pickle_serializer
 
@@ -17,9 +17,9 @@ from ..cache import DiskCache
 from ..codec import encode_key
 from ..codec.signing import Signer
 from ..codec.user_secret import user_secret
-from ..errors import SerializationError
+from ..errors import CacheIOError, SerializationError, ValueTooLarge
 from ._handles import Use, settings_among
-from ._values import log, signed_pickles
+from ._values import log, put, signed_pickles
 
 __all__ = ["YatagarasuCache", "YatagarasuDict"]
 
@@ -50,10 +50,26 @@ class YatagarasuCache(BaseCache):
             cache_name, "redirects", None, secret=secret, **ours
         )
 
+    def get_response(self, key: str, default: Any = None) -> Any:
+        """As of any backend; where the disk fails, nothing is there, and that is logged."""
+        try:
+            return super().get_response(key, default)
+        except CacheIOError as error:
+            log.warning("requests_cache: could not read a response: %s", error)
+            return default
+
+    def save_response(self, response: Any, cache_key: str | None = None, expires: Any = None) -> None:
+        """As of any backend. What cannot be stored, since it is too large or the disk fails, is logged: who
+        asked for it has it all the same."""
+        try:
+            super().save_response(response, cache_key, expires)
+        except (CacheIOError, ValueTooLarge) as error:
+            log.warning("requests_cache: could not store a response: %s", error)
+
     @property
     def db_path(self) -> str:
         """The directory."""
-        return os.path.dirname(self.responses.cache.directory)
+        return os.path.dirname(self.responses._use.directory)
 
 
 class YatagarasuDict(BaseStorage[str, Any]):
@@ -90,21 +106,29 @@ class YatagarasuDict(BaseStorage[str, Any]):
         return self.deserialize(key, found)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.cache[key] = self._stored(key, value)
+        put(self.cache, key, self._stored(key, value))
 
     def __delitem__(self, key: str) -> None:
         del self.cache[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self.cache
+        return key in self.cache  # type: ignore[operator]
 
     def __iter__(self) -> Iterator[str]:
-        for key in self.cache.keys():
+        for key in self.cache:
             if type(key) is str:
                 yield key
 
     def __len__(self) -> int:
         return len(self.cache)
+
+    def items(self) -> ItemsView[str, Any]:
+        """A view that goes on where something is removed, or expires, while it is walked through."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """Likewise."""
+        return _Values(self)
 
     def clear(self) -> None:
         """Remove everything, of this table alone."""
@@ -121,13 +145,45 @@ class YatagarasuDict(BaseStorage[str, Any]):
 
     def deserialize(self, key: str, value: Any) -> Any:
         """None for what cannot be read, as for what nobody has signed who knows the secret."""
-        if self.serializer is not None and type(value) is bytes:
-            try:
-                value = bytes(self._signer.checked(encode_key(key), value))
-            except SerializationError as error:
-                log.warning("requests_cache: taken for a miss: %s", error)
-                return None
+        if self.serializer is None or type(value) is str:  # of text nobody makes a pickle
+            return super().deserialize(key, value)
+        if type(value) is not bytes:  # arrays are buffers, too, and pickle takes those
+            log.warning("requests_cache: taken for a miss: a %s was stored", type(value).__name__)
+            return None
+        try:
+            value = bytes(self._signer.checked(encode_key(key), value))
+        except SerializationError as error:
+            log.warning("requests_cache: taken for a miss: %s", error)
+            return None
         return super().deserialize(key, value)
+
+
+class _Items(ItemsView[str, Any]):
+    def __init__(self, table: YatagarasuDict) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return _there(self._table)
+
+
+class _Values(ValuesView[Any]):
+    def __init__(self, table: YatagarasuDict) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for _, value in _there(self._table))
+
+
+def _there(table: YatagarasuDict) -> Iterator[tuple[str, Any]]:
+    """What is there when its turn comes."""
+    for key in table:
+        try:
+            value = table[key]
+        except KeyError:
+            continue
+        yield key, value
 
 
 _MISSING: Any = object()
