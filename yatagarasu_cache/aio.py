@@ -979,10 +979,13 @@ class AsyncDiskCache:
         await self._call("flush")
 
     @guarded
-    async def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
-        """As `DiskCache.check`."""
+    async def check(
+        self, fix: bool = False, drop_unreadable: bool = False, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Problem]:  # fmt: skip
+        """As `DiskCache.check`. `progress` is called in a thread other than the loop's."""
         call = self._change if fix else self._call
-        problems: list[Problem] = await call("check", fix, drop_unreadable)
+        problems: list[Problem] = await call("check", fix, drop_unreadable, progress)
         return problems
 
     @guarded

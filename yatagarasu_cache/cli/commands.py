@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from ..concurrency.interruption import descriptor_of
 from ..config import BACKENDS, Settings
 from ..entry import Entry
 from ..errors import CacheError, ReadOnlyError
+from ..log import log
 from ..mending import repair
 from ..stats import CacheStats
 from ..store.check import Problem
@@ -38,6 +40,7 @@ from .opening import (
     open_to_read,
     require_cache,
 )
+from .processes import Process, processes_of
 from .show import (
     PROG,
     describe,
@@ -61,10 +64,42 @@ def parse_key(args: argparse.Namespace, text: str) -> Any:
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except _NO_LITERAL:
         raise CommandError(
             f"not a Python literal: {text!r} (--literal needs one: 42, b'x', ('a', 1))"
         ) from None
+
+
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+
+def note_miss(args: argparse.Namespace, cache: DiskCache, text: str) -> None:
+    """Say that a key is not there, and which one is that may have been meant: the type is part of a key."""
+    presenter().note(f"not in the cache: {text}{hint(cache, text, literal=args.literal)}")
+
+
+def hint(cache: DiskCache, text: str, *, literal: bool) -> str:
+    """What to add to "not in the cache". Looking counts neither as a hit nor as a miss."""
+    if literal:
+        found = is_there(cache, text)
+        return f" (there is an entry of the text {text}: leave out --literal)" if found else ""
+    try:
+        meant = ast.literal_eval(text)
+    except _NO_LITERAL:
+        meant = text
+    if not isinstance(meant, str) and is_there(cache, meant):
+        return f" (there is an entry of the {type(meant).__name__} {meant!r}: add --literal)"
+    if is_there(cache, text.encode("utf-8", "surrogateescape")):
+        shown = repr(text.encode("utf-8", "surrogateescape"))
+        return f" (there is an entry of the bytes {shown}: give these, in quotes for the shell, and --literal)"
+    return ""
+
+
+def is_there(cache: DiskCache, key: Any) -> bool:
+    try:
+        return key in cache
+    except (CacheError, TypeError, ValueError):  # nothing that can be a key
+        return False
 
 
 # -- get, set, delete --------------------------------------------------------------------------
@@ -76,7 +111,7 @@ def run_get(args: argparse.Namespace) -> int:
         try:
             source = value_stream(cache, key)
         except KeyError:
-            presenter().note(f"not in the cache: {args.key}")
+            note_miss(args, cache, args.key)
             return NO
         with source, output(args.output) as target:
             shutil.copyfileobj(source, target, COPY_BUFFER)
@@ -132,12 +167,12 @@ def run_set(args: argparse.Namespace) -> int:
 
 
 def run_delete(args: argparse.Namespace) -> int:
-    keys = [parse_key(args, text) for text in args.key]
+    keys = [(text, parse_key(args, text)) for text in args.key]
     code = OK
     with open_to_change(args) as cache:
-        for key in keys:
+        for text, key in keys:
             if not cache.delete(key):
-                presenter().note(f"not in the cache: {key_text(key)}")
+                note_miss(args, cache, text)
                 code = NO
     return code
 
@@ -194,14 +229,24 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
 def run_stats(args: argparse.Namespace) -> int:
     with open_to_read(args) as cache:
         stats = cache.stats()
+    users = processes_of(args.cache)
     if args.json:
-        print_json({"directory": os.path.abspath(args.cache), **stats.as_dict()})
+        found = None if users is None else [user._asdict() for user in users]
+        print_json({"directory": os.path.abspath(args.cache), "processes": found, **stats.as_dict()})
     else:
-        presenter().table(("", ""), stats_rows(args.cache, stats))
+        presenter().table(("", ""), stats_rows(args.cache, stats, users))
     return OK
 
 
-def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
+def users_text(users: Sequence[Process] | None) -> str:
+    if users is None:
+        return "this system does not tell"
+    return ", ".join(printable(str(user)) for user in users) or "nobody else"
+
+
+def stats_rows(
+    directory: str, stats: CacheStats, users: Sequence[Process] | None = None
+) -> list[tuple[str, str]]:
     ratio = f"{stats.hit_ratio:.1%}" if stats.hits or stats.misses else "no gets yet"
     index = human_size(stats.index_bytes)
     return [
@@ -211,6 +256,9 @@ def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
         ("entries", str(stats.entries)),
         ("live", human_size(stats.live_bytes)),
         ("on disk", f"{human_size(stats.disk_bytes)} ({stats.segments} segments, index {index})"),
+        ("limit", human_size(stats.size_limit)),
+        ("eviction", stats.eviction),
+        ("used by", users_text(users)),
         ("hit ratio", f"{ratio} ({stats.hits} hits, {stats.misses} misses)"),
         ("sets", str(stats.sets)),
         ("deletes", str(stats.deletes)),
@@ -248,8 +296,8 @@ def find_problems(args: argparse.Namespace) -> list[Problem]:
         cache = open_to_change(args) if args.fix else open_read_only(args)
     except ReadOnlyError as error:
         return [Problem("index", INDEX_NAME, str(error))]
-    with cache:
-        return cache.check(fix=args.fix)
+    with cache, presenter().counting("entries") as progress:
+        return cache.check(fix=args.fix, progress=progress)
 
 
 def problem_row(problem: Problem) -> list[str]:
@@ -545,7 +593,33 @@ def close_stdout() -> None:
         os.close(nothing)
 
 
+class NotingHandler(logging.Handler):
+    """Warnings of the package go where notes of the commands go: a library prints nothing by itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        presenter().note(record.getMessage())
+
+
+@contextlib.contextmanager
+def showing_warnings() -> Iterator[None]:
+    """Unless whoever calls `main` has an ear for them already."""
+    handler = NotingHandler(logging.WARNING)
+    if logging.getLogger().handlers:
+        yield
+        return
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def run(args: argparse.Namespace) -> int:
+    with showing_warnings():
+        return exit_code(args)
+
+
+def exit_code(args: argparse.Namespace) -> int:
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import functools
 import json
@@ -236,7 +237,12 @@ def print_json(value: object) -> None:
 
 
 def json_value(value: object) -> Any:
-    """What JSON has no form for: containers as lists and objects, the rest as a Python literal."""
+    """What JSON has no form for: bytes in base64, containers as lists and objects, the rest as a Python literal.
+
+    Bytes may be anything, also text that looks like a literal: base64 is what programs expect of them.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, (set, frozenset)):
         return list(value)
     if isinstance(value, Mapping):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 
 from ..codec import PickleSerializer
 from ..codec.user_secret import user_secret
+from ..log import log
 
 __all__ = ["log", "signed_pickles"]
-
-log = logging.getLogger("yatagarasu_cache")
 
 
 def signed_pickles(secret: bytes | None, old_secrets: Sequence[bytes] = ()) -> PickleSerializer:
