@@ -109,7 +109,8 @@ def _note_unreadable(
         return
     store.counters.note_unreadable()
     if meaning == "miss":
-        store.notices.log_once("unreadable", f"taken for a miss, as on_unreadable='miss' says: {without_key(error)}")
+        line = f"taken for a miss, as on_unreadable='miss' says: {without_key(error)}"
+        store.notices.log_once("unreadable", line)
 
 
 class Desk:

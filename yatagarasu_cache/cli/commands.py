@@ -26,6 +26,7 @@ from ..mending import repair
 from ..stats import CacheStats
 from ..store.check import Problem
 from ..store.format import EVICTIONS, INDEX_NAME
+from .export import run_export
 from .importing import run_import_diskcache
 from .opening import (
     FAILED,
@@ -48,13 +49,16 @@ from .show import (
     human_time,
     json_value,
     key_text,
+    parse_port,
     parse_seconds,
     parse_size,
     presenter,
     print_json,
     printable,
 )
+from .top import run_top
 from .warm import run_warm
+from .watching import processes_text
 
 COPY_BUFFER = 1 << 18
 
@@ -91,7 +95,8 @@ def hint(cache: DiskCache, text: str, *, literal: bool) -> str:
         return f" (there is an entry of the {type(meant).__name__} {meant!r}: add --literal)"
     if is_there(cache, text.encode("utf-8", "surrogateescape")):
         shown = repr(text.encode("utf-8", "surrogateescape"))
-        return f" (there is an entry of the bytes {shown}: give these, in quotes for the shell, and --literal)"
+        advice = "give these, in quotes for the shell, and --literal"
+        return f" (there is an entry of the bytes {shown}: {advice})"
     return ""
 
 
@@ -238,14 +243,8 @@ def run_stats(args: argparse.Namespace) -> int:
     return OK
 
 
-def users_text(users: Sequence[Process] | None) -> str:
-    if users is None:
-        return "this system does not tell"
-    return ", ".join(printable(str(user)) for user in users) or "nobody else"
-
-
 def stats_rows(
-    directory: str, stats: CacheStats, users: Sequence[Process] | None = None
+    directory: str, stats: CacheStats, users: list[Process] | None
 ) -> list[tuple[str, str]]:
     ratio = f"{stats.hit_ratio:.1%}" if stats.hits or stats.misses else "no gets yet"
     index = human_size(stats.index_bytes)
@@ -258,7 +257,7 @@ def stats_rows(
         ("on disk", f"{human_size(stats.disk_bytes)} ({stats.segments} segments, index {index})"),
         ("limit", human_size(stats.size_limit)),
         ("eviction", stats.eviction),
-        ("used by", users_text(users)),
+        ("used by", processes_text(users)),
         ("hit ratio", f"{ratio} ({stats.hits} hits, {stats.misses} misses)"),
         ("sets", str(stats.sets)),
         ("deletes", str(stats.deletes)),
@@ -385,6 +384,8 @@ def make_parser() -> Parser:
     add_delete(commands)
     add_ls(commands)
     add_stats(commands)
+    add_top(commands)
+    add_export(commands)
     add_check(commands)
     add_removals(commands)
     return parser
@@ -414,6 +415,10 @@ def add_command(
 
 def add_cache(parser: Parser) -> None:
     parser.add_argument("cache", metavar="CACHE", help="directory of the cache")
+
+
+def add_caches(parser: Parser) -> None:
+    parser.add_argument("caches", metavar="CACHE", nargs="+", help="directory of a cache")
 
 
 def add_json(parser: Parser) -> None:
@@ -553,6 +558,45 @@ def add_stats(commands: Commands) -> None:
     )
     add_cache(parser)
     add_json(parser)
+
+
+def add_top(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        run_top,
+        "show what caches are doing now, without touching them: rates, what is in them, who uses them; "
+        "q ends it",
+        f"{PROG} top /var/cache/site /var/cache/thumbnails\n"
+        f"  {PROG} top /var/cache/site --once --json",
+    )
+    add_caches(parser)
+    parser.add_argument(
+        "--interval",
+        type=parse_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="time between two looks (default: 1)",
+    )
+    parser.add_argument("--once", action="store_true", help="print one state, and end")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line; with --once, one")
+
+
+def add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        run_export,
+        "serve the figures of caches to Prometheus over HTTP, without touching them, until it is ended",
+        f"{PROG} export /var/cache/site --port 9123 --name site",
+    )
+    add_caches(parser)
+    parser.add_argument("--port", type=parse_port, required=True, help="to listen on; 0 for any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        metavar="NAME",
+        help="label of a cache instead of its directory; once for each, in their order",
+    )
 
 
 def add_check(commands: Commands) -> None:

@@ -1,8 +1,8 @@
 """Who has a cache open, as far as the system tells: what /proc says of other processes' files.
 
-Nothing of the cache is opened, locked or touched for that: a process that uses a cache holds its directory open, and
-one that may write holds a lock on its file `users`. The first is seen of processes of this user, and of all by root;
-the second is seen of all, for /proc/locks hides nothing but other containers.
+Nothing of the cache is opened, locked or touched for that: a process that uses a cache holds its directory
+open, and one that may write holds a lock on its file `users`. The first is seen of processes of this user,
+and of all by root; the second is seen of all, for /proc/locks hides nothing but other containers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Identity = tuple[int, int]  # device and inode
 
 
 def processes_of(directory: str, proc: str = PROC) -> list[Process] | None:
-    """Those that have the cache in `directory` open, without this one. None where the system does not tell."""
+    """Those that have the cache in `directory` open, without this one; None where the system is silent."""
     here = identity_of(directory)
     if here is None or not os.path.isdir(os.path.join(proc, "self", "fd")):
         return None
@@ -60,7 +60,7 @@ def pids(proc: str) -> list[int]:
 
 
 def has_open(proc: str, pid: int, wanted: Identity) -> bool:
-    """Whether a process has a directory open. By what it is, not by its path: containers see it under others."""
+    """Whether a process has a directory open. Not by its path: containers see it under others."""
     place = os.path.join(proc, str(pid), "fd")
     try:
         names = os.listdir(place)

@@ -2,22 +2,26 @@
 
     REGISTRY.register(YatagarasuCollector(cache, "thumbnails"))
 
-They are of the whole cache, whichever process is asked. Where each worker is scraped by itself, or a sum is made of
-all, name ``once=True``; or let ``yatagarasu-cache export`` report them from one process beside the workers.
+They are of the whole cache, whichever process is asked. Where each worker is scraped by itself, or a sum is
+made of all, name ``once=True``; or let ``yatagarasu-cache export`` report them from one process beside the
+workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..cache import DiskCache
+from ..stats import CacheStats
 from ._metrics import METRICS, Reporter
+from ._metrics import Metric as Described
 
-__all__ = ["YatagarasuCollector"]
+__all__ = ["WatchedCollector", "YatagarasuCollector"]
 
+Figures = Callable[[], Iterable[tuple[str, "CacheStats | None"]]]  # of each cache, by its label
 PREFIX = "yatagarasu_cache"
 
 
@@ -45,7 +49,25 @@ class YatagarasuCollector(Collector):
             yield family
 
 
-def _family(metric: object) -> CounterMetricFamily | GaugeMetricFamily:
-    name, is_counter, unit, meaning, _ = metric  # type: ignore[misc]
-    kind = CounterMetricFamily if is_counter else GaugeMetricFamily
-    return kind(f"{PREFIX}_{name}", meaning, labels=["cache"], unit=unit)
+class WatchedCollector(Collector):
+    """The same of any number of caches, each of which may come and go: see ``yatagarasu-cache export``."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def describe(self) -> Iterable[Metric]:
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterable[Metric]:
+        """A family has the figures of all caches: a name may come once in an answer."""
+        there = [(name, stats) for name, stats in self._figures() if stats is not None]
+        for metric in METRICS:
+            family = _family(metric)
+            for name, stats in there:
+                family.add_metric([name], metric.of(stats))
+            yield family
+
+
+def _family(metric: Described) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
+    return kind(f"{PREFIX}_{metric.name}", metric.meaning, labels=["cache"], unit=metric.unit)
