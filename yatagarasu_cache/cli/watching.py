@@ -214,7 +214,7 @@ class View:
                 f"{self._bar(stats)} {full:.1%}, {human_size(stats.disk_bytes)} of "
                 f"{human_size(stats.size_limit)} ({stats.eviction})",
             ),
-            ("entries", f"{stats.entries:,} ({human_size(stats.live_bytes)} live, {stats.segments} segments)"),
+            ("entries", f"{stats.entries:,}, {human_size(stats.live_bytes)} live, {stats.segments} segments"),
             ("tags", groups_text(self.tags)),
             ("prefixes", groups_text(self.prefixes)),
             ("used by", processes_text(self.processes)),

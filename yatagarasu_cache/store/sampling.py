@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..errors import CacheIOError
 from . import format as f
 from .format import PARTITIONS, Slot
 from .index import Index
@@ -28,10 +29,14 @@ def sample(store: Store, most: int, below: Callable[[int], int]) -> list[tuple[N
     """
     found = []
     for slot in store.current.look(lambda index: list(_slots(index, most, below))):
-        if not store.finding.is_over(slot):
+        if store.finding.is_over(slot):
+            continue
+        try:
             names = store.reading.names_of(slot)
-            if names is not None:
-                found.append((names, slot))
+        except CacheIOError:
+            continue
+        if names is not None:
+            found.append((names, slot))
     return found
 
 
