@@ -40,6 +40,12 @@ def test_every_metric_in_it_is_exported_and_the_other_way_round(directory: Any) 
     assert set(re.findall(r"\byatagarasu_cache_\w+", text)) == exported(directory)
 
 
+def test_every_metric_is_documented(directory: Any) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.split("<!-- table: metrics -->", 1)[1].split("\n[grafana", 1)[0]
+    assert set(re.findall(r"`(yatagarasu_cache_\w+)`", section)) == exported(directory)
+
+
 def test_every_question_goes_to_the_chosen_source_and_is_of_the_chosen_caches() -> None:
     source = {"type": "prometheus", "uid": "${datasource}"}
     for target in targets():
