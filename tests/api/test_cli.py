@@ -710,7 +710,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"yatagarasu-cache {__version__}\n"
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    for command in ("warm", "get", "set", "delete", "ls", "stats", "check", "evict", "expire", "clear"):
+    for command in ("warm", "get", "set", "delete", "ls", "stats", "top", "export", "check", "evict", "expire", "clear"):
         assert f"  {command} " in overview
         assert cli.main([command, "--help"]) == 0
         assert f"example:\n  yatagarasu-cache {command}" in capsys.readouterr().out
@@ -878,6 +878,7 @@ def test_progress_is_drawn(
         ("6", "5", "not in the cache: 5\n"),
         ("x", "[1]", "not in the cache: [1]\n"),
         ("x", "{1}", "not in the cache: {1}\n"),
+        ("x", r"'\d'", "yatagarasu-cache: not in the cache: '\\\\d'\n"),
     ],
 )
 def test_a_miss_hints_at_a_key_of_another_type(

@@ -18,7 +18,7 @@ from test_top import state
 
 pytest.importorskip("prometheus_client")
 
-from yatagarasu_cache import DiskCache, cli  # noqa: E402
+from yatagarasu_cache import DiskCache, cli
 
 PROGRAM = [sys.executable, "-m", "yatagarasu_cache", "export"]
 

@@ -194,7 +194,7 @@ def test_processes_are_asked_for_now_and_then(view: View, monkeypatch: pytest.Mo
 def test_a_sample_is_bounded_whatever_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many entries, and so many slots: a million of them make it no dearer."""
     with DiskCache(tmp_path / "large", size_limit=1 << 28) as cache:
-        cache.set_many({number: b"" for number in range(20_000)})
+        cache.set_many(dict.fromkeys(range(20_000), b""))
         looked, real = 0, type(cache._store.current.index).slot
 
         def counted(index: Any, at: int) -> Any:

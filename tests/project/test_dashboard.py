@@ -12,10 +12,10 @@ from helpers import ROOT
 
 pytest.importorskip("prometheus_client")
 
-from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
+from prometheus_client import CollectorRegistry, generate_latest
 
-from yatagarasu_cache import DiskCache  # noqa: E402
-from yatagarasu_cache.integrations.prometheus import WatchedCollector  # noqa: E402
+from yatagarasu_cache import DiskCache
+from yatagarasu_cache.integrations.prometheus import WatchedCollector
 
 PATH = ROOT / "docs" / "grafana-dashboard.json"
 DASHBOARD = json.loads(PATH.read_text(encoding="utf-8"))

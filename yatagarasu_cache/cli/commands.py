@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -88,7 +89,9 @@ def hint(cache: DiskCache, text: str, *, literal: bool) -> str:
         found = is_there(cache, text)
         return f" (there is an entry of the text {text}: leave out --literal)" if found else ""
     try:
-        meant = ast.literal_eval(text)
+        with warnings.catch_warnings():  # of escapes in what was never meant to be Python
+            warnings.simplefilter("ignore")
+            meant = ast.literal_eval(text)
     except _NO_LITERAL:
         meant = text
     if not isinstance(meant, str) and is_there(cache, meant):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from ...cache import DiskCache
+from ...codec.user_secret import user_secret
 from ...concurrency.locks import releases
 from ...errors import LockTimeout, Unreadable, ValueTooLarge
 from ...guard import all_released, release, released
@@ -49,7 +50,6 @@ from .entries import MISSING, Entries, Name, Row, expiry, length_of, now
 from .gate import Busy, Gate, Turn, forget_changes
 from .order import Order, end_of
 from .queues import SHORTEST, Queue, keep_hint_right
-from ...codec.user_secret import user_secret
 from .tags import equal_tags, stored_tag
 
 __all__ = [
