@@ -487,7 +487,7 @@ def test_check_tells_how_far_it_is(open_cache: Open) -> None:
 
     async def main() -> None:
         async with open_cache() as cache:
-            await cache.set_many({number: b"x" for number in range(300)})
+            await cache.set_many(dict.fromkeys(range(300), b"x"))
             assert await cache.check(progress=lambda *now: told.append(now)) == []
             assert await cache.check(fix=True, progress=lambda *now: told.append(now)) == []
 

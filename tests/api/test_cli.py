@@ -878,7 +878,7 @@ def test_progress_is_drawn(
         ("6", "5", "not in the cache: 5\n"),
         ("x", "[1]", "not in the cache: [1]\n"),
         ("x", "{1}", "not in the cache: {1}\n"),
-        ("x", r"'\d'", "yatagarasu-cache: not in the cache: '\\\\d'\n"),
+        ("x", r"'\d'", "yatagarasu-cache: not in the cache: '\\d'\n"),
     ],
 )
 def test_a_miss_hints_at_a_key_of_another_type(
