@@ -387,10 +387,10 @@ class AsyncDiskCache:
         """For what was handed out."""
         return await self._run(function, *args)
 
-    async def _call(self, name: str, *args: Any) -> Any:
+    async def _call(self, name: str, *args: Any, **options: Any) -> Any:
         """A method of the synchronous cache, in a worker thread."""
         await self._opened()
-        return await self._run(getattr(self._sync(), name), *args)
+        return await self._run(partial(getattr(self._sync(), name), *args, **options))
 
     async def _change(self, name: str, *args: Any, **options: Any) -> Any:
         """The same of one that changes something: nothing of it takes effect after this."""
@@ -979,10 +979,13 @@ class AsyncDiskCache:
         await self._call("flush")
 
     @guarded
-    async def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
-        """As `DiskCache.check`."""
+    async def check(
+        self, fix: bool = False, drop_unreadable: bool = False, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Problem]:  # fmt: skip
+        """As `DiskCache.check`. `progress` is called in a thread other than the loop's."""
         call = self._change if fix else self._call
-        problems: list[Problem] = await call("check", fix, drop_unreadable)
+        problems: list[Problem] = await call("check", fix, drop_unreadable, progress=progress)
         return problems
 
     @guarded

@@ -838,14 +838,20 @@ class DiskCache:
         self._store.durability.flush()
 
     @guarded
-    def check(self, fix: bool = False, drop_unreadable: bool = False) -> list[Problem]:
+    def check(
+        self, fix: bool = False, drop_unreadable: bool = False, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Problem]:  # fmt: skip
         """Read everything and verify it; with `fix`, also put in order what is wrong.
 
         May run while others use the cache. Problems come back as found; `fixed` says what was mended.
         What the disk cannot read is left as it is, for it may be read the next time: with `fix` and
         `drop_unreadable` just that is given up. See `repair` for a cache that cannot even be opened.
+
+        progress: called now and then with how many entries were read, and of how many: about, where others
+        change them meanwhile. What it raises ends the check.
         """
-        return self._desk.check(fix, drop_unreadable)
+        return self._desk.check(fix, drop_unreadable, progress)
 
     @guarded
     def stats(self) -> CacheStats:

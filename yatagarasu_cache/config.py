@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import logging
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from .concurrency.interruption import ours
 from .errors import ConfigurationError
+from .log import log as _log
 from .store.format import EVICTIONS
 
 __all__ = [
@@ -82,8 +82,6 @@ _ELSEWHERE = {
     "policy": "eviction",
     "ttl": "default_expire",
 }
-
-_log = logging.getLogger("yatagarasu_cache")
 
 
 @dataclass(frozen=True)

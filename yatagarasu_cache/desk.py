@@ -57,6 +57,7 @@ from .errors import (
     ValueTooLarge,
 )
 from .guard import callers
+from .log import without_key
 from .modifying import Modification, result_of
 from .stats import CacheStats, collect
 from .store import sharing
@@ -108,7 +109,8 @@ def _note_unreadable(
         return
     store.counters.note_unreadable()
     if meaning == "miss":
-        store.notices.log_once("unreadable", f"taken for a miss, as on_unreadable='miss' says: {error}")
+        line = f"taken for a miss, as on_unreadable='miss' says: {without_key(error)}"
+        store.notices.log_once("unreadable", line)
 
 
 class Desk:
@@ -199,12 +201,14 @@ class Desk:
         process, computing = sharing.counters(self.lease), self.lease.place.in_flight.counts
         return collect(self.store, self.lease.shared.reason, process, computing)
 
-    def check(self, fix: bool, drop_unreadable: bool) -> list[Problem]:
+    def check(
+        self, fix: bool, drop_unreadable: bool, progress: Callable[[int, int], None] | None = None
+    ) -> list[Problem]:
         check_fix(fix, drop_unreadable)
         if fix and self.settings.read_only:
             raise ReadOnlyError("fix=True needs a cache opened without read_only=True")
         self.store.life.ensure_open()
-        return self.store.checker.check(fix, drop_unreadable)
+        return self.store.checker.check(fix, drop_unreadable, progress)
 
     # -- what is to be stored -----------------------------------------------------------------
 

@@ -67,6 +67,8 @@ class SerializationError(CacheError, TypeError):
 class Unreadable(SerializationError):
     """A stored value can't be decoded: what `on_unreadable` is about. Users see a `SerializationError`."""
 
+    without_key = ""  # the same for the log, which names no keys
+
 
 class ValueTooLarge(CacheError, ValueError):
     """The entry can never fit: it exceeds `max_value_size` or the room that `size_limit` gives. Or it is a

@@ -480,3 +480,16 @@ def test_bad_arguments(
                 assert os.listdir(directory / "tmp") == []
 
     run(main())
+
+
+def test_check_tells_how_far_it_is(open_cache: Open) -> None:
+    told = list[tuple[int, int]]()
+
+    async def main() -> None:
+        async with open_cache() as cache:
+            await cache.set_many(dict.fromkeys(range(300), b"x"))
+            assert await cache.check(progress=lambda *now: told.append(now)) == []
+            assert await cache.check(fix=True, progress=lambda *now: told.append(now)) == []
+
+    run(main())
+    assert told[0][1] == 300 and told.count((300, 300)) >= 2

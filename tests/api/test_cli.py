@@ -149,7 +149,7 @@ def test_set_from_standard_input(
         (None, "null\n"),
         ({"a": [1, "\u00e9"]}, '{"a": [1, "\u00e9"]}\n'),
         ((1, "x"), '[1, "x"]\n'),
-        ({"b": b"\x00"}, '{"b": "b\'\\\\x00\'"}\n'),
+        ({"b": b"\x00\xff"}, '{"b": "AP8="}\n'),
         ("", ""),
         ("x" * LARGE, "x" * LARGE),
         (["x" * LARGE], f'["{"x" * LARGE}"]\n'),
@@ -710,7 +710,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"yatagarasu-cache {__version__}\n"
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    for command in ("warm", "get", "set", "delete", "ls", "stats", "check", "evict", "expire", "clear"):
+    for command in ("warm", "get", "set", "delete", "ls", "stats", "top", "export", "check", "evict", "expire", "clear"):
         assert f"  {command} " in overview
         assert cli.main([command, "--help"]) == 0
         assert f"example:\n  yatagarasu-cache {command}" in capsys.readouterr().out
@@ -863,3 +863,108 @@ def test_progress_is_drawn(
         progress.advance(size=4096)
         progress.advance(files=2)
     assert "2 of 2 files" in capsys.readouterr().err
+
+
+# -- hints, progress, who is there -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        (5, "5", "not in the cache: 5 (there is an entry of the int 5: add --literal)"),
+        (("img", 7), "('img', 7)", "there is an entry of the tuple ('img', 7): add --literal)"),
+        (b"5", "b'5'", "there is an entry of the bytes b'5': add --literal)"),
+        (b"5", "5", "there is an entry of the bytes b'5': give these, in quotes for the shell, and --literal)"),
+        ("6", "5", "not in the cache: 5\n"),
+        ("x", "[1]", "not in the cache: [1]\n"),
+        ("x", "{1}", "not in the cache: {1}\n"),
+        ("x", r"'\d'", "yatagarasu-cache: not in the cache: '\\d'\n"),
+    ],
+)
+def test_a_miss_hints_at_a_key_of_another_type(
+    run: Run, cache: Path, open_cache: Any, key: Any, text: str, said: str
+) -> None:
+    with open_cache(cache) as opened:
+        opened.set(key, "value")
+    missed = run("get", cache, text)
+    assert missed.code == 1 and said in missed.err
+    missed = run("delete", cache, text)
+    assert missed.code == 1 and said in missed.err
+    assert run("stats", cache, "--json").json["misses"] == 0
+
+
+def test_a_miss_of_a_literal_hints_at_the_text(run: Run, cache: Path) -> None:
+    run("set", cache, "5", "value")
+    missed = run("get", cache, "5", "--literal")
+    assert (missed.code, missed.out) == (1, b"")
+    assert missed.err == "yatagarasu-cache: not in the cache: 5 (there is an entry of the text 5: leave out --literal)\n"
+
+
+def test_bytes_in_json_are_base64(run: Run, cache: Path, open_cache: Any) -> None:
+    with open_cache(cache) as opened:
+        opened.set(b"\x00k", [b"\xff\xfe"], tag=b"\x01t", meta={"etag": b"abc", "n": (1, b"")})
+    (entry,) = run("ls", cache, "--json").json
+    assert entry["key"] == "b'\\x00k'" and entry["key_type"] == "bytes"  # as --literal takes it
+    assert entry["tag"] == "AXQ=" and entry["meta"] == {"etag": "YWJj", "n": [1, ""]}
+    assert run("get", cache, "b'\\x00k'", "--literal").json == ["//4="]
+
+
+def test_check_tells_how_far_it_is(cache: Path, open_cache: Any) -> None:
+    told = list[tuple[int, int]]()
+    with open_cache(cache) as opened:
+        for number in range(1000):
+            opened.set(number, b"x")
+        assert opened.check(progress=lambda *now: told.append(now)) == []
+    assert told == sorted(told) and told[-1] == (1000, 1000) and len(told) > 10
+
+
+def test_what_the_progress_of_a_check_raises_ends_it(cache: Path, open_cache: Any) -> None:
+    def stop(*_: int) -> None:
+        raise RuntimeError("enough")
+
+    with open_cache(cache) as opened:
+        opened.set("k", b"x")
+        with pytest.raises(RuntimeError, match="enough"):
+            opened.check(progress=stop)
+        assert opened.check() == [] and opened.get("k") == b"x"
+
+
+def test_check_shows_a_bar_on_a_terminal_alone(program: list[str], filled: Path) -> None:
+    code, shown = on_a_terminal([*program, "check", str(filled)])
+    assert code == 0 and "no problems found" in shown and "4 of 4 entries" in shown or "4/4" in shown
+    done = subprocess.run([*program, "check", str(filled)], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"no problems found\n", b"")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+def test_stats_tell_who_has_the_cache_open(run: Run, filled: Path) -> None:
+    code = "import sys; from yatagarasu_cache import DiskCache\n"
+    code += "cache = DiskCache(sys.argv[1], read_only=sys.argv[2] == 'r'); print('open', flush=True); input()"
+    assert run("stats", filled, "--json").json["processes"] == []
+    table = run("stats", filled).text.splitlines()
+    assert [" ".join(line.split()) for line in table if line.startswith(("used", "limit", "evict"))][:3] == [
+        "limit 10.0 GiB", "eviction lru", "used by nobody else",
+    ]  # fmt: skip
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(filled), way], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for way in "rw"
+    ]
+    try:
+        for other in others:
+            assert other.stdout and other.stdout.readline() == b"open\n"
+        seen = run("stats", filled, "--json").json["processes"]
+        assert sorted(one["pid"] for one in seen) == sorted(other.pid for other in others)
+        assert all(one["name"].startswith("python") for one in seen)
+        assert f"({others[0].pid})" in run("stats", filled).text
+    finally:
+        for other in others:
+            other.communicate(b"\n")
+
+
+def test_warnings_of_the_package_are_shown_by_the_commands(cache: Path) -> None:
+    subprocess.run(command("set", cache, "key", "value"), check=True)
+    (cache / "index").unlink()
+    done = subprocess.run(command("delete", cache, "other"), capture_output=True, text=True, check=False)
+    assert f"yatagarasu-cache: {cache}: the index is missing: recovering it" in done.stderr

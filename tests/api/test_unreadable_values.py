@@ -62,7 +62,7 @@ def test_a_miss_stays_where_it_is(make: Make, stored: str, caplog: pytest.LogCap
         with pytest.raises(KeyError):
             cache[stored]
     lines = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
-    assert len(lines) == 1 and "taken for a miss" in lines[0] and "'strange'" in lines[0] and "on_unreadable='miss'" in lines[0]
+    assert len(lines) == 1 and "taken for a miss" in lines[0] and "'strange'" not in lines[0] and "on_unreadable='miss'" in lines[0]
     assert cache.stats().unreadable == 5 and stored in cache and set(cache) == {"own", "strange", "plain", "text"}
     with pytest.raises(SerializationError, match="'strange'"):
         cache.get_entry(stored).value  # type: ignore[union-attr]  # noqa: B018

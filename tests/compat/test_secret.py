@@ -18,8 +18,8 @@ from helpers import environment
 import yatagarasu_cache.compat.diskcache as dc
 from yatagarasu_cache import CacheIOError, ConfigurationError, DiskCache, PickleSerializer
 from yatagarasu_cache.codec import ValueCodec, encode_key
-from yatagarasu_cache.compat.diskcache.entries import _packed
 from yatagarasu_cache.codec.user_secret import secret_path, user_secret
+from yatagarasu_cache.compat.diskcache.entries import _packed
 
 Make = Callable[..., Any]
 

@@ -14,16 +14,16 @@ import pytest
 
 pytest.importorskip("dogpile.cache")
 
-from dogpile.cache import make_region  # noqa: E402
-from dogpile.cache.api import NO_VALUE  # noqa: E402
-from dogpile.testing.fixtures import (  # noqa: E402
+from dogpile.cache import make_region
+from dogpile.cache.api import NO_VALUE
+from dogpile.testing.fixtures import (
     _GenericBackendTestSuite,
     _GenericMutexTestSuite,
     _GenericSerializerTestSuite,
 )
 
-from yatagarasu_cache import ClosedError, ConfigurationError, DiskCache  # noqa: E402
-from yatagarasu_cache.integrations.dogpile import YatagarasuBackend  # noqa: E402
+from yatagarasu_cache import ClosedError, ConfigurationError, DiskCache
+from yatagarasu_cache.integrations.dogpile import YatagarasuBackend
 
 SECRET = b"secret of the tests"
 _place = tempfile.TemporaryDirectory(prefix="dogpile-")

@@ -101,7 +101,7 @@ def test_lines_are_read_from_a_block_that_is_held(target: Any, tmp_path: Path, m
     real = fs._look_up
     monkeypatch.setattr(fs, "_look_up", lambda keys: looks.append(keys) or real(keys))
     with fs.open("/dir/lines") as file:
-        assert [line for line in file] == [b"line %d\n" % i for i in range(500)]
+        assert list(file) == [b"line %d\n" % i for i in range(500)]
     assert len(looks) < 15
 
 

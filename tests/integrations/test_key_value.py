@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("key_value.aio")
 
-from key_value.aio.stores.base import BaseStore  # noqa: E402
-from key_value.aio.wrappers.prefix_keys import PrefixKeysWrapper  # noqa: E402
+from key_value.aio.stores.base import BaseStore
+from key_value.aio.wrappers.prefix_keys import PrefixKeysWrapper
 
-from yatagarasu_cache import ClosedError, ConfigurationError, DiskCache  # noqa: E402
-from yatagarasu_cache.integrations.key_value import YatagarasuStore  # noqa: E402
+from yatagarasu_cache import ClosedError, ConfigurationError, DiskCache
+from yatagarasu_cache.integrations.key_value import YatagarasuStore
 
 
 def with_store(path: Path, body: Callable[[YatagarasuStore], Awaitable[Any]], **settings: Any) -> Any:

@@ -13,16 +13,16 @@ import pytest
 pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_tests")
 
-from langchain_core.globals import set_llm_cache  # noqa: E402
-from langchain_core.language_models.fake import FakeListLLM  # noqa: E402
-from langchain_core.language_models.fake_chat_models import GenericFakeChatModel  # noqa: E402
-from langchain_core.load.dump import dumps  # noqa: E402
-from langchain_core.messages import AIMessage  # noqa: E402
-from langchain_core.outputs import ChatGeneration, Generation  # noqa: E402
-from langchain_tests.integration_tests import cache as suites  # noqa: E402
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models.fake import FakeListLLM
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.load.dump import dumps
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_tests.integration_tests import cache as suites
 
-from yatagarasu_cache import ClosedError  # noqa: E402
-from yatagarasu_cache.integrations.langchain import YatagarasuCache  # noqa: E402
+from yatagarasu_cache import ClosedError
+from yatagarasu_cache.integrations.langchain import YatagarasuCache
 
 SECRET = b"secret of the tests"
 

@@ -370,7 +370,7 @@ def templates(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.JoinedStr):
         yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield re.sub(r"%[sd]", "\0", node.value)
+        yield re.sub(r"%[sdr]", "\0", node.value)
     else:
         for child in ast.iter_child_nodes(node):
             yield from templates(child)
@@ -401,12 +401,48 @@ def log_templates() -> set[str]:
             sources = list(assigned(tree, argument.id)) if isinstance(argument, ast.Name) else [argument]
             prefix = "\0: " if node.func.attr == "log_once" else ""  # the store's names its directory
             found |= {prefix + text for source in sources for text in templates(source)}
-    return found - {"\0: \0"}  # log_once itself
+    return found - {"\0: \0"}  # `Notices`, of what it is told
 
 
 def test_log_lines() -> None:
     documented = {re.sub(r"<[^>]+>", "\0", quoted(row["Line"])[0]) for row in table(OPERATIONS, "log")}
     assert documented == log_templates()
+
+
+def test_lines_to_alert_on() -> None:
+    """Their beginnings are those of lines that the package logs, behind the directory."""
+    said = {text.removeprefix("\0: ") for text in log_templates()}
+    rows = table(OPERATIONS, "alerts")
+    beginnings = [quoted(row["The line begins"])[0] for row in rows]
+    assert len(beginnings) == len(set(beginnings)) > 10
+    for beginning in beginnings:
+        assert any(text.startswith(beginning) for text in said), f"nobody says {beginning!r}"
+
+
+def test_lines_of_integrations_begin_with_their_names() -> None:
+    for path in sorted((PACKAGE / "integrations").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("log.info", "log.warning", "log.error"):
+                (line,) = templates(node.args[0])
+                name = path.stem.removeprefix("_")
+                assert line.startswith((f"{name.removesuffix('s')}", "\0: ")), f"{path.name} says {line!r}"
+
+
+def no_key_in(node: ast.Call) -> bool:
+    """Whether nothing that a line is filled with is called a key, a tag or a value."""
+    names = {part.attr if isinstance(part, ast.Attribute) else getattr(part, "id", "") for part in ast.walk(node)}
+    return not names & {"key", "keys", "tag", "tags", "value", "data"}
+
+
+def test_no_line_names_a_key() -> None:
+    """Keys may be what users typed: names, addresses, tokens. They have no place in a log."""
+    for tree in trees():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            logger, _, _ = ast.unparse(node.func).rpartition(".")
+            if logger in ("_log", "log") or node.func.attr in ("log_once", "_log_once"):
+                assert no_key_in(node), ast.unparse(node)
 
 
 def test_messages_in_troubleshooting() -> None:

@@ -18,7 +18,7 @@ ABOVE = {
     "store": {"computing", "cli"},
 }
 # Of the top level, what the engine may know: the others are faces.
-SHARED = {"_build_info", "_core", "_ring", "_version", "codec", "config", "entry", "errors", "guard"}
+SHARED = {"_build_info", "_core", "_ring", "_version", "codec", "config", "entry", "errors", "guard", "log"}
 # Compiled code has one module for both: backends read through it, and nothing else of the store.
 ALLOWED = {("backends.reads", "store.compiled")}
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import fields
 from typing import NamedTuple
 
 from ..concurrency.locks import importing
 from ..config import RingSettings, Settings
 from ..errors import BackendUnavailable
+from ..log import log as _log
 from .base import Backend
 
 __all__ = ["Backend", "Choice", "choose"]
 
-_log = logging.getLogger("yatagarasu_cache")
 _logged: set[str] = set()
 
 

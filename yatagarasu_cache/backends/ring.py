@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import mmap
 import operator
 import os
@@ -19,6 +18,7 @@ from ..concurrency.interruption import ours
 from ..concurrency.locks import new_lock
 from ..config import RingSettings
 from ..errors import BackendUnavailable
+from ..log import log as _log
 from .buffers import BufferPool, LockedMemory, Pinned, PoolStats
 
 try:
@@ -38,8 +38,6 @@ __all__ = [
     "BATCH_ERRORS", "PASSING", "RING_ERRORS", "Ring", "Rings", "address_of", "check_kernel", "explain",
     "ffi", "keep_for_ever", "lib", "pool_for",
 ]  # fmt: skip
-
-_log = logging.getLogger("yatagarasu_cache")
 
 _ABI = 2
 _OLDEST_KERNEL = (5, 10)

@@ -7,9 +7,11 @@ import ast
 import contextlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,10 +22,12 @@ from ..concurrency.interruption import descriptor_of
 from ..config import BACKENDS, Settings
 from ..entry import Entry
 from ..errors import CacheError, ReadOnlyError
+from ..log import log
 from ..mending import repair
 from ..stats import CacheStats
 from ..store.check import Problem
 from ..store.format import EVICTIONS, INDEX_NAME
+from .export import run_export
 from .importing import run_import_diskcache
 from .opening import (
     FAILED,
@@ -38,6 +42,7 @@ from .opening import (
     open_to_read,
     require_cache,
 )
+from .processes import Process, processes_of
 from .show import (
     PROG,
     describe,
@@ -45,13 +50,16 @@ from .show import (
     human_time,
     json_value,
     key_text,
+    parse_port,
     parse_seconds,
     parse_size,
     presenter,
     print_json,
     printable,
 )
+from .top import run_top
 from .warm import run_warm
+from .watching import processes_text
 
 COPY_BUFFER = 1 << 18
 
@@ -61,10 +69,45 @@ def parse_key(args: argparse.Namespace, text: str) -> Any:
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except _NO_LITERAL:
         raise CommandError(
             f"not a Python literal: {text!r} (--literal needs one: 42, b'x', ('a', 1))"
         ) from None
+
+
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
+
+def note_miss(args: argparse.Namespace, cache: DiskCache, text: str) -> None:
+    """Say that a key is not there, and which one is that may have been meant: the type is part of a key."""
+    presenter().note(f"not in the cache: {text}{hint(cache, text, literal=args.literal)}")
+
+
+def hint(cache: DiskCache, text: str, *, literal: bool) -> str:
+    """What to add to "not in the cache". Looking counts neither as a hit nor as a miss."""
+    if literal:
+        found = is_there(cache, text)
+        return f" (there is an entry of the text {text}: leave out --literal)" if found else ""
+    try:
+        with warnings.catch_warnings():  # of escapes in what was never meant to be Python
+            warnings.simplefilter("ignore")
+            meant = ast.literal_eval(text)
+    except _NO_LITERAL:
+        meant = text
+    if not isinstance(meant, str) and is_there(cache, meant):
+        return f" (there is an entry of the {type(meant).__name__} {meant!r}: add --literal)"
+    if is_there(cache, text.encode("utf-8", "surrogateescape")):
+        shown = repr(text.encode("utf-8", "surrogateescape"))
+        advice = "give these, in quotes for the shell, and --literal"
+        return f" (there is an entry of the bytes {shown}: {advice})"
+    return ""
+
+
+def is_there(cache: DiskCache, key: Any) -> bool:
+    try:
+        return key in cache
+    except (CacheError, TypeError, ValueError):  # nothing that can be a key
+        return False
 
 
 # -- get, set, delete --------------------------------------------------------------------------
@@ -76,7 +119,7 @@ def run_get(args: argparse.Namespace) -> int:
         try:
             source = value_stream(cache, key)
         except KeyError:
-            presenter().note(f"not in the cache: {args.key}")
+            note_miss(args, cache, args.key)
             return NO
         with source, output(args.output) as target:
             shutil.copyfileobj(source, target, COPY_BUFFER)
@@ -132,12 +175,12 @@ def run_set(args: argparse.Namespace) -> int:
 
 
 def run_delete(args: argparse.Namespace) -> int:
-    keys = [parse_key(args, text) for text in args.key]
+    keys = [(text, parse_key(args, text)) for text in args.key]
     code = OK
     with open_to_change(args) as cache:
-        for key in keys:
+        for text, key in keys:
             if not cache.delete(key):
-                presenter().note(f"not in the cache: {key_text(key)}")
+                note_miss(args, cache, text)
                 code = NO
     return code
 
@@ -194,14 +237,18 @@ def entry_dict(entry: Entry) -> dict[str, Any]:
 def run_stats(args: argparse.Namespace) -> int:
     with open_to_read(args) as cache:
         stats = cache.stats()
+    users = processes_of(args.cache)
     if args.json:
-        print_json({"directory": os.path.abspath(args.cache), **stats.as_dict()})
+        found = None if users is None else [user._asdict() for user in users]
+        print_json({"directory": os.path.abspath(args.cache), "processes": found, **stats.as_dict()})
     else:
-        presenter().table(("", ""), stats_rows(args.cache, stats))
+        presenter().table(("", ""), stats_rows(args.cache, stats, users))
     return OK
 
 
-def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
+def stats_rows(
+    directory: str, stats: CacheStats, users: list[Process] | None
+) -> list[tuple[str, str]]:
     ratio = f"{stats.hit_ratio:.1%}" if stats.hits or stats.misses else "no gets yet"
     index = human_size(stats.index_bytes)
     return [
@@ -211,6 +258,9 @@ def stats_rows(directory: str, stats: CacheStats) -> list[tuple[str, str]]:
         ("entries", str(stats.entries)),
         ("live", human_size(stats.live_bytes)),
         ("on disk", f"{human_size(stats.disk_bytes)} ({stats.segments} segments, index {index})"),
+        ("limit", human_size(stats.size_limit)),
+        ("eviction", stats.eviction),
+        ("used by", processes_text(users)),
         ("hit ratio", f"{ratio} ({stats.hits} hits, {stats.misses} misses)"),
         ("sets", str(stats.sets)),
         ("deletes", str(stats.deletes)),
@@ -248,8 +298,8 @@ def find_problems(args: argparse.Namespace) -> list[Problem]:
         cache = open_to_change(args) if args.fix else open_read_only(args)
     except ReadOnlyError as error:
         return [Problem("index", INDEX_NAME, str(error))]
-    with cache:
-        return cache.check(fix=args.fix)
+    with cache, presenter().counting("entries") as progress:
+        return cache.check(fix=args.fix, progress=progress)
 
 
 def problem_row(problem: Problem) -> list[str]:
@@ -337,6 +387,8 @@ def make_parser() -> Parser:
     add_delete(commands)
     add_ls(commands)
     add_stats(commands)
+    add_top(commands)
+    add_export(commands)
     add_check(commands)
     add_removals(commands)
     return parser
@@ -366,6 +418,10 @@ def add_command(
 
 def add_cache(parser: Parser) -> None:
     parser.add_argument("cache", metavar="CACHE", help="directory of the cache")
+
+
+def add_caches(parser: Parser) -> None:
+    parser.add_argument("caches", metavar="CACHE", nargs="+", help="directory of a cache")
 
 
 def add_json(parser: Parser) -> None:
@@ -507,6 +563,45 @@ def add_stats(commands: Commands) -> None:
     add_json(parser)
 
 
+def add_top(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        run_top,
+        "show what caches are doing now, without touching them: rates, what is in them, who uses them; "
+        "q ends it",
+        f"{PROG} top /var/cache/site /var/cache/thumbnails\n"
+        f"  {PROG} top /var/cache/site --once --json",
+    )
+    add_caches(parser)
+    parser.add_argument(
+        "--interval",
+        type=parse_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="time between two looks (default: 1)",
+    )
+    parser.add_argument("--once", action="store_true", help="print one state, and end")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line; with --once, one")
+
+
+def add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        run_export,
+        "serve the figures of caches to Prometheus over HTTP, without touching them, until it is ended",
+        f"{PROG} export /var/cache/site --port 9123 --name site",
+    )
+    add_caches(parser)
+    parser.add_argument("--port", type=parse_port, required=True, help="to listen on; 0 for any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        metavar="NAME",
+        help="label of a cache instead of its directory; once for each, in their order",
+    )
+
+
 def add_check(commands: Commands) -> None:
     parser = add_command(
         commands,
@@ -545,7 +640,33 @@ def close_stdout() -> None:
         os.close(nothing)
 
 
+class NotingHandler(logging.Handler):
+    """Warnings of the package go where notes of the commands go: a library prints nothing by itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        presenter().note(record.getMessage())
+
+
+@contextlib.contextmanager
+def showing_warnings() -> Iterator[None]:
+    """Unless whoever calls `main` has an ear for them already."""
+    handler = NotingHandler(logging.WARNING)
+    if logging.getLogger().handlers:
+        yield
+        return
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def run(args: argparse.Namespace) -> int:
+    with showing_warnings():
+        return exit_code(args)
+
+
+def exit_code(args: argparse.Namespace) -> int:
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import functools
 import json
@@ -33,6 +34,13 @@ def parse_size(text: str) -> int:
     base = 1000 if (suffix or "").lower() == "b" else 1024
     power = "kmgtp".index(unit.lower()) + 1 if unit else 0
     return int(float(number) * base**power) if "." in number else int(number) * base**power
+
+
+def parse_port(text: str) -> int:
+    """A port of TCP; 0 is any."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"not a port: {text!r} (0 to 65535)")
+    return int(text)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # seconds
@@ -70,15 +78,15 @@ def human_time(seconds: float | None) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line, safe for a terminal: control characters and lone surrogates escaped."""
-    if text.isprintable() and (text.isascii() or _encodable(text)):
+    if text.isprintable() and (text.isascii() or is_encodable(text)):
         return text
     return "".join(
-        char if char.isprintable() and _encodable(char) else char.encode("unicode_escape").decode("ascii")
+        char if char.isprintable() and is_encodable(char) else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -236,7 +244,11 @@ def print_json(value: object) -> None:
 
 
 def json_value(value: object) -> Any:
-    """What JSON has no form for: containers as lists and objects, the rest as a Python literal."""
+    """What JSON has no form for: bytes in base64, containers as lists and objects, the rest as a literal of
+    Python. Bytes may be anything, also text that looks like a literal: base64 is what programs expect.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode("ascii")
     if isinstance(value, (set, frozenset)):
         return list(value)
     if isinstance(value, Mapping):

@@ -293,9 +293,12 @@ class ValueCodec:
             if key is _UNKNOWN:
                 raise error
             told, cause = str(error), error.__cause__ or error  # type: ignore[assignment]
+        untold = told
         if key is not _UNKNOWN:
+            untold = f"a value cannot be read: {told}"
             told = f"the value of {shown(key)} cannot be read: {told}"
         unreadable = Unreadable(told)
+        unreadable.without_key = untold
         if self.noted is not None:
             self.noted(key, unreadable)
         raise unreadable from cause

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import random
@@ -23,6 +22,8 @@ from ..concurrency.key_locks import LONGEST_PAUSE, POSITIONS, SHORTEST_PAUSE, Cl
 from ..desk import Desk
 from ..errors import ClosedError, LockTimeout, SerializationError
 from ..guard import callers
+from ..log import log as _log
+from ..log import without_key
 from ..store import format as f
 from ..store.expected import Expected
 from ..store.format import Slot
@@ -34,7 +35,6 @@ __all__ = ["MISSING", "Computing", "position_of", "prepared"]
 MISSING: Any = object()  # what a value that is not there is
 _ONCE = b"once\0"
 _RESTS_MOST = 0.25  # of the time for which the old value is served
-_log = logging.getLogger("yatagarasu_cache")
 
 
 def position_of(desk: Desk, domain: bytes, key: bytes) -> int:
@@ -235,11 +235,11 @@ class Computing:
                 await self._ways.put(desk, item)
             job.is_kept = True
         except ClosedError:
-            _log.debug("%s: closed before %s was computed", desk.settings.directory, job.what)
+            _log.debug("%s: closed before a value was computed", desk.settings.directory)
         except ours(Exception) as error:
             self._flights.count("unstored")
             desk.lease.store.notices.log_once(
-                "unstored", f"the value of {job.key!r} was computed and cannot be stored: {error}"
+                "unstored", f"a value was computed and cannot be stored: {without_key(error)}"
             )
 
     # -- in the background --------------------------------------------------------------------
@@ -296,7 +296,7 @@ class Computing:
             error = None if outcome is None else outcome.error
             is_done = outcome is None or job.is_kept
         except ClosedError:
-            _log.debug("%s: closed before %s was computed anew", desk.settings.directory, job.what)
+            _log.debug("%s: closed before a value was computed anew", desk.settings.directory)
             return
         except ours(Exception) as failure:
             error = failure
@@ -313,8 +313,8 @@ class Computing:
         self._flights.count("failed_refreshes")
         desk.lease.store.notices.log_once(
             "refresh",
-            f"the value of {job.key!r} cannot be computed anew, the old one is served as long as it may be: "
-            f"{type(error).__name__}: {error}",
+            "a value cannot be computed anew, the old one is served as long as it may be: "
+            f"{type(error).__name__}: {without_key(error)}",
         )
 
     async def _refreshed_once(self, job: Job, seen: Slot) -> Outcome | None:

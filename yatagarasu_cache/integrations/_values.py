@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from ..cache import DiskCache
 from ..codec import PickleSerializer
 from ..codec.user_secret import user_secret
 from ..errors import EntryGone, SerializationError
+from ..log import log
 
 __all__ = ["added", "aio_added", "log", "put", "signed_pickles"]
 
-log = logging.getLogger("yatagarasu_cache")
 _TRIES = 8
 
 

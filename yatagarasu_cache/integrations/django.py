@@ -32,7 +32,7 @@ _OF_DJANGO = ("MAX_ENTRIES", "CULL_FREQUENCY")  # there is `size_limit`
 _uses: dict[Any, Use] = {}  # of this process, until it ends: instances are of a thread, or of a task
 
 
-class YatagarasuCache(BaseCache):  # type: ignore[misc]
+class YatagarasuCache(BaseCache):
     """A `BaseCache` on a `DiskCache`, shared by threads and processes; its ``a...`` methods on an
     `AsyncDiskCache`.
 

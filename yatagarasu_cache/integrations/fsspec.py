@@ -152,8 +152,8 @@ class YatagarasuFileSystem(ChainedFileSystem):
     def _read(
         self, path: str, known: _Known, start: int, end: int, held: dict[int, bytes] | None = None
     ) -> bytes:
-        """Bytes of a file, of the blocks that are there and those that are fetched. `held`: a block that the
-        caller has in memory; it is replaced by the last one."""
+        """Bytes of a file, of the blocks that are there and those that are fetched. `held`: what the caller has
+        in memory; the last two blocks take its place."""
         end = min(end, known.size)
         if start >= end:
             return b""
@@ -163,7 +163,7 @@ class YatagarasuFileSystem(ChainedFileSystem):
         if len(blocks) < len(numbers):
             blocks.update(self._blocks(path, known, [n for n in numbers if n not in blocks]))
         held.clear()
-        held[numbers[-1]] = blocks[numbers[-1]]
+        held.update((n, blocks[n]) for n in numbers[-2:])
         first = numbers[0] * block
         whole = blocks[numbers[0]] if len(numbers) == 1 else b"".join(blocks[n] for n in numbers)
         return whole[start - first : end - first]
@@ -273,7 +273,7 @@ class _File(AbstractBufferedFile):
         cache_options: dict[str, Any] | None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self._known = known
-        self._held: dict[int, bytes] = {}  # the block that was read last: lines are shorter
+        self._held: dict[int, bytes] = {}  # the blocks that were read last: lines are shorter
         kwargs.pop("size", None)  # which whoever unpickles a file names
         kwargs.setdefault("cache_type", "none")
         super().__init__(

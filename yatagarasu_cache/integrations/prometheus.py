@@ -9,17 +9,19 @@ workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..cache import DiskCache
+from ..stats import CacheStats
 from ._metrics import METRICS, Reporter
 from ._metrics import Metric as Figure
 
-__all__ = ["YatagarasuCollector"]
+__all__ = ["WatchedCollector", "YatagarasuCollector"]
 
+Figures = Callable[[], Iterable[tuple[str, "CacheStats | None"]]]  # of each cache, by its label
 PREFIX = "yatagarasu_cache"
 
 
@@ -56,6 +58,25 @@ class YatagarasuCollector(Collector):
                 families[metric].add_metric([name], figure)
                 told = True
         return families.values() if told else ()
+
+
+class WatchedCollector(Collector):
+    """The same of any number of caches, each of which may come and go: see ``yatagarasu-cache export``."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def describe(self) -> Iterable[Metric]:
+        return [_family(metric) for metric in METRICS]
+
+    def collect(self) -> Iterable[Metric]:
+        """A family has the figures of all caches: a name may come once in an answer."""
+        there = [(name, stats) for name, stats in self._figures() if stats is not None]
+        for metric in METRICS:
+            family = _family(metric)
+            for name, stats in there:
+                family.add_metric([name], metric.of(stats))
+            yield family
 
 
 def _family(metric: Figure) -> CounterMetricFamily | GaugeMetricFamily:

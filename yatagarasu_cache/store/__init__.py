@@ -26,7 +26,8 @@ up:
 * what changes it: `changes` (the log), `active` (the segment that is appended to), `durability`, `showing`,
   `writing`, `annotating` (of metadata alone), `large_writing`, `under_way` (large files without an entry),
   `leaving_files`, `removal`;
-* what reads it: `finding`, `reading`, `lending` (files and mappings), `walks`, `tags`, `check` and `checks`;
+* what reads it: `finding`, `reading`, `lending` (files and mappings), `walks`, `tags`,
+  `sampling` (some entries), `check` and `checks`;
 * what keeps room free: `budget` (how much there may be), `grants`, `room`, `evicting`, `victims`,
   `cleaning`, `dead_segments`, `checkpointing`, `reaping` (of the dead), `pace` and `upkeep` (when);
 * what shares it: `sharing` (one store for all handles of a process), `keyed` (the shortest way for a key);

@@ -6,7 +6,6 @@ file of their own, from which an index that has to be made anew takes them.
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +20,6 @@ from .unreadable import is_absence
 if TYPE_CHECKING:
     from ..backends.base import Backend
 
-_log = logging.getLogger("yatagarasu_cache")
 
 _WORDS = struct.Struct("@QQd")  # the words of the index from W_SIZE_LIMIT on
 

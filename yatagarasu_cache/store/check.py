@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ from . import format as f
 from . import unreadable
 from .cache_files import CacheFiles
 from .checkpointing import Checkpoints
-from .checks.entries import EntryCheck
+from .checks.entries import EntryCheck, Progress
 from .checks.files import FileCheck
 from .checks.index import IndexCheck
 from .checks.large import LargeCheck
@@ -36,7 +37,7 @@ class Checker:
         large: LargeCheck, own: FileCheck,
     ) -> None:  # fmt: skip
         self._locks, self._files, self._current, self._losses = locks, files, current, losses
-        self._checkpoints, self._index = checkpoints, index
+        self._checkpoints, self._index, self._entries = checkpoints, index, entries
         self._steps: tuple[tuple[str, _Step], ...] = (
             ("index", self._given_up), ("tag", own.tag), ("index", index.words),
             ("segment", segments.segments), ("entry", entries.entries), ("count", index.counts),
@@ -44,20 +45,23 @@ class Checker:
             ("checkpoint", own.checkpoint), ("settings", own.settings),
         )  # fmt: skip
 
-    def check(self, fix: bool, drop_unreadable: bool = False) -> list[Problem]:
+    def check(
+        self, fix: bool, drop_unreadable: bool = False, progress: Progress | None = None
+    ) -> list[Problem]:
         """Every problem found. With `fix`, what can be mended is mended; entries that are lost are dropped.
 
-        What the disk cannot read is reported, and given up only with `drop_unreadable`.
+        What the disk cannot read is reported, and given up only with `drop_unreadable`. `progress` hears how
+        many entries were read, and of how many: that is what takes time.
         """
         try:
             with unreadable.giving_up(drop_unreadable):
-                return self._problems(fix)
+                return self._problems(fix, progress)
         except ours(OSError) as error:
             if isinstance(error, CacheIOError):
                 raise
             raise from_os_error(error, "cannot check the cache", unreadable.remedy(error)) from error
 
-    def _problems(self, fix: bool) -> list[Problem]:
+    def _problems(self, fix: bool, progress: Progress | None) -> list[Problem]:
         problems: list[Problem] = []
         try:
             self._ensure_sound(fix)
@@ -67,6 +71,8 @@ class Checker:
                 return [*problems, *self._given_up(fix)]
             self._current.rebuild(str(error))
         for kind, step in self._steps:
+            if kind == "entry" and progress is not None:
+                step = functools.partial(self._entries.entries, progress=progress)
             self._take(kind, step, fix, problems)
         if any(problem.fixed and isinstance(problem.detail, Unreadable) for problem in problems):
             # An index that is made anew does not look into what it lists as complete.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from ..concurrency import forks
 from ..errors import BackendUnavailable, ConfigurationError
+from ..log import log as _log
 
 VARIABLE = "YATAGARASU_CORE"  # auto (default), c: insist on the compiled one, python: do without
 ABI_VERSION = 15  # of the module that this code calls
@@ -18,7 +18,6 @@ BUILT_WITHOUT = "YATAGARASU_COMPILED_CORE=off"  # how the build says that it was
 
 _NAME = "yatagarasu_cache._core"
 _begun: set[ModuleType] = set()
-_log = logging.getLogger("yatagarasu_cache")
 _logged: set[str] = set()
 
 

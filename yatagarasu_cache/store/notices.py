@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..concurrency.interruption import ours, suppressing
-
-_log = logging.getLogger("yatagarasu_cache")
+from ..log import log as _log
 
 
 class Notices:

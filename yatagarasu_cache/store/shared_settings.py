@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar
 
 from ..config import Settings
+from ..log import log as _log
 from . import format as f
 from .cache_settings import CacheSettings
 from .current import CurrentIndex
@@ -13,8 +13,6 @@ from .life import Life
 from .limits import Limits
 from .locking import Locks
 from .settings_file import SettingsFile
-
-_log = logging.getLogger("yatagarasu_cache")
 
 is_meant: ContextVar[bool] = ContextVar("is_meant", default=False)
 """Whether who names settings knows that they change for all: then that is no warning."""

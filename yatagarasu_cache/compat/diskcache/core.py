@@ -19,6 +19,7 @@ from ...codec.user_secret import user_secret
 from ...concurrency.locks import releases
 from ...errors import LockTimeout, Unreadable, ValueTooLarge
 from ...guard import all_released, release, released
+from ...log import without_key
 from ...store.shared_settings import is_meant
 from ...store.store import Store
 from . import settings as kept
@@ -493,7 +494,7 @@ class Cache:
     def _note(self, entries: Entries, error: Exception) -> None:
         """A value that cannot be read is a miss, and stays."""
         entries.store.counters.note_unreadable()
-        entries.store.notices.log_once("unreadable", f"taken for a miss: {error}")
+        entries.store.notices.log_once("unreadable", f"taken for a miss: {without_key(error)}")
 
     def __getitem__(self, key: Any) -> Any:
         value = self.get(key, ENOVAL, retry=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...concurrency.cancelling import ensure_wanted
 from ...concurrency.interruption import ours
+from ...guard import callers
 from .. import format as f
 from ..cache_files import CacheFiles
 from ..current import CurrentIndex
@@ -25,7 +26,7 @@ _BATCH, _BATCH_BYTES = 256, 8 << 20  # of records, read at once
 _CLOCK_SLACK = 1 << 40  # nanoseconds by which others may be ahead of the clock word, or behind
 _MOST_COUNTED = 1 << 62  # more than any count can reach
 
-
+Progress = Callable[[int, int], None]  # how many entries were looked at, of how many
 _ByTag = set[tuple[int, int, int, int]]  # see Index.found_by_tag
 
 
@@ -40,16 +41,17 @@ class EntryCheck:
         self._finding, self._reading, self._removal = finding, reading, removal
         self._lending = lending
 
-    def entries(self, fix: bool) -> Iterator[Problem]:
+    def entries(self, fix: bool, progress: Progress | None = None) -> Iterator[Problem]:
         """Every entry's record and value are what was written, and its key and its tag lead to it."""
-        for part, at in self._suspects():
+        for part, at in self._suspects(progress):
             with self._locks.appending, self._locks.index:  # it may have been moved while we looked
                 problem = self._lasting_problem(part, at, fix)
             if problem:
                 yield problem
 
-    def _suspects(self) -> Iterator[tuple[int, int]]:
+    def _suspects(self, progress: Progress | None) -> Iterator[tuple[int, int]]:
         """(partition, slot) of each entry that does not look right at first sight."""
+        looked = 0
         for part in range(PARTITIONS):
             batch: list[tuple[int, Slot]] = []
             size = 0
@@ -65,8 +67,12 @@ class EntryCheck:
                 if len(batch) >= _BATCH or size >= _BATCH_BYTES:
                     ensure_wanted()
                     yield from ((part, at) for at in self._not_sound(batch, by_tag))
+                    looked += len(batch)
                     batch, size = [], 0
+                    _tell(progress, looked, self._current.index.count())
             yield from ((part, at) for at in self._not_sound(batch, by_tag))
+            looked += len(batch)
+            _tell(progress, looked, self._current.index.count())
 
     def _not_sound(self, batch: list[tuple[int, Slot]], by_tag: _ByTag) -> Iterator[int]:
         """Those of some slots that are not right. Records in segments are read in one batch."""
@@ -176,6 +182,13 @@ class EntryCheck:
         except OverflowError as error:  # an offset or length that no file has
             return str(error)
         return ""
+
+
+@callers
+def _tell(progress: Progress | None, looked: int, there: int) -> None:
+    """No lock is held: what is called may take its time."""
+    if progress is not None:
+        progress(looked, max(looked, there))
 
 
 def _slots_of(part: int, index: Index) -> list[tuple[int, Slot]]:
