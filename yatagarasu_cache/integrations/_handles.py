@@ -7,6 +7,7 @@ cache; `close` ends the use, and the cache is closed with its last one, or when 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
@@ -36,8 +37,8 @@ class _Handles:
         self._aio: AsyncDiskCache | None = None
         self.uses = 0  # that were not closed; those that were forgotten count, too
         self._opened: list[DiskCache | AsyncDiskCache] = []
-        # Where no use was closed: Django has no end to close its caches at, and nobody is to be warned of it.
-        weakref.finalize(self, _close, self._opened)
+        # Where no use was closed. At the end of the process: see `_close_all`.
+        weakref.finalize(self, _close, self._opened).atexit = False
 
     @property
     def plain(self) -> DiskCache:
@@ -169,6 +170,12 @@ def _hashable(value: Any) -> Any:
     return type(value).__name__, value
 
 
+def _close_all() -> None:
+    """Django has no end to close its caches at, and nobody is to be warned of it."""
+    for handles in list(_handles.values()):
+        handles.close()
+
+
 def _renew_in_child() -> None:
     global _lock
     _lock = threading.Lock()
@@ -177,3 +184,4 @@ def _renew_in_child() -> None:
 
 
 forks.register(_renew_in_child)
+atexit.register(_close_all)  # after what closes forgotten caches, and warns: so it is called before that
