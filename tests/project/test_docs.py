@@ -295,7 +295,7 @@ def test_extras() -> None:
     section = project.split("[project.optional-dependencies]\n", 1)[1].split("\n[", 1)[0]
     extras = set(re.findall(r"^([\w-]+) = ", section, re.MULTILINE))
     named = set(re.findall(r"(?:\.|yatagarasu_cache)\[([\w-]+)\]\"", "\n".join(TEXTS.values())))
-    assert named == extras - {"test", "deployments", "perf"}
+    assert named == extras - {"test", "deployments", "integrations", "perf"}
 
 
 def test_scripts_exist() -> None:

@@ -81,7 +81,7 @@ def _close(opened: list[DiskCache | AsyncDiskCache]) -> None:
                 cache._closed = True  # its own `close` needs a loop
                 cache._close()
         except (CacheError, OSError) as error:
-            log.warning("could not close the cache in %r: %s", cache.directory, error)
+            log.warning("handles: could not close the cache in %r: %s", cache.directory, error)
 
 
 _handles: weakref.WeakValueDictionary[Any, _Handles] = weakref.WeakValueDictionary()

@@ -148,7 +148,8 @@ class YatagarasuDict(BaseStorage[str, Any]):
         if self.serializer is None or type(value) is str:  # of text nobody makes a pickle
             return super().deserialize(key, value)
         if type(value) is not bytes:  # arrays are buffers, too, and pickle takes those
-            log.warning("requests_cache: taken for a miss: a %s was stored", type(value).__name__)
+            kind = type(value).__name__
+            log.warning("requests_cache: taken for a miss: a %s was stored", kind)
             return None
         try:
             value = bytes(self._signer.checked(encode_key(key), value))
