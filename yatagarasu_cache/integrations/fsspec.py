@@ -152,8 +152,8 @@ class YatagarasuFileSystem(ChainedFileSystem):
     def _read(
         self, path: str, known: _Known, start: int, end: int, held: dict[int, bytes] | None = None
     ) -> bytes:
-        """Bytes of a file, of the blocks that are there and those that are fetched. `held`: what the caller has
-        in memory; the last two blocks take its place."""
+        """Bytes of a file, of the blocks that are there and those that are fetched. `held`: those that the
+        caller has in memory; the last two take their place."""
         end = min(end, known.size)
         if start >= end:
             return b""
