@@ -368,7 +368,7 @@ class Desk:
     # -- what is handed out -------------------------------------------------------------------
 
     def entry(self, slot: Slot) -> Entry | None:
-        """None if the record is damaged, or was moved or replaced meanwhile."""
+        """None if the record is damaged, or the entry was replaced or removed meanwhile."""
         names = self.store.reading.names_of_version(slot)
         return None if names is None else self.described(slot, names)
 

@@ -166,6 +166,24 @@ def test_a_footer_that_lists_what_cannot_be_is_left_to_the_ordinary_way(make: Ma
 
 
 @pytest.mark.usefixtures("core")
+def test_what_is_moved_once_it_was_found_is_described_all_the_same(make: Make) -> None:
+    """A walk finds many entries at a time: by the turn of the last, their segment may be gone."""
+    cache = make(size_limit=4 << 20, segment_size=64 << 10, eviction="none")
+    keys = [f"{'steady' if i % 4 == 0 else 'other'}-{i}" for i in range(600)]
+    cache.set_many({key: b"s" * 300 for key in keys}, tag="tag")
+    steady = {key for key in keys if key.startswith("steady")}
+    walk = cache.entries("steady-")
+    first = next(walk)
+    before = cache._store.current.index.segments()
+    cache.delete_prefix("other-")
+    while cache._store.cleaner.clean_emptiest():
+        pass
+    assert not set(before[:2]) <= set(cache._store.current.index.segments())
+    assert {first.key, *(entry.key for entry in walk)} == steady
+    assert {entry.tag for entry in cache.entries()} == {"tag"}
+
+
+@pytest.mark.usefixtures("core")
 def test_a_walk_while_others_write_and_clean(make: Make) -> None:
     """What is there all the time is met once, wherever it is moved to meanwhile."""
     cache = make(size_limit=4 << 20, segment_size=64 << 10, eviction="none")

@@ -230,7 +230,7 @@ class Reading:
         for _ in range(3):
             current = self._finding.lookup(slot.low, slot.high)  # it may have been moved
             # The checksum too: half of a slot may be read before it is overwritten, and half after.
-            if current is None or (current.stamp, current.value_sum) != (slot.stamp, slot.value_sum):
+            if current is None or not _is_version(current, slot):
                 return None
             found = self._finding.attempt(self.load, current)
             if found is not None:
@@ -264,10 +264,16 @@ class Reading:
         return self._finding.attempt(self.read_names, slot)
 
     def names_of_version(self, slot: Slot) -> Names | None:
-        """`names_of` just the version that the slot's stamp says: half of a slot may be read before it is
-        overwritten, and half after. (If it stays at odds with its record, that is damage, and harmless.)"""
-        names = self.names_of(slot)
-        if names is not None and names.stamp != slot.stamp:
+        """`names_of` just the version that the slot's stamp says, wherever it was moved to meanwhile: half of
+        a slot may be read before it is overwritten, and half after. (If it stays at odds with its record,
+        that is damage, and harmless.)"""
+        names, place = self.names_of(slot), slot.place
+        while names is None:
+            moved = self._finding.shown(slot.low, slot.high)
+            if moved is None or moved.place == place or not _is_version(moved, slot):
+                return None
+            names, place = self.names_of(moved), moved.place
+        if names.stamp != slot.stamp:
             current = self._finding.lookup(slot.low, slot.high)
             if current is None or current[:S_EXPIRES] != slot[:S_EXPIRES]:
                 return None
@@ -276,7 +282,7 @@ class Reading:
     def is_current(self, slot: Slot) -> bool:
         """Whether that is still the version of the live entry, in whatever place."""
         current = self._finding.lookup(slot.low, slot.high)
-        return current is not None and (current.stamp, current.value_sum) == (slot.stamp, slot.value_sum)
+        return current is not None and _is_version(current, slot)
 
     # -- many at once ------------------------------------------------------------------------
 
@@ -379,3 +385,8 @@ class Reading:
             results[i] = found
         for i, slot, key in rest:
             results[i] = carefully(slot.low, slot.high, key)
+
+
+def _is_version(one: Slot, other: Slot) -> bool:
+    """Whether two slots of a digest show the same version of its entry, in whatever places."""
+    return (one.stamp, one.value_sum) == (other.stamp, other.value_sum)
