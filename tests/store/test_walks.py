@@ -170,7 +170,7 @@ def test_what_is_moved_once_it_was_found_is_described_all_the_same(make: Make) -
     """A walk finds many entries at a time: by the turn of the last, their segment may be gone."""
     cache = make(size_limit=4 << 20, segment_size=64 << 10, eviction="none")
     keys = [f"{'steady' if i % 4 == 0 else 'other'}-{i}" for i in range(600)]
-    cache.set_many({key: b"s" * 300 for key in keys}, tag="tag")
+    cache.set_many(dict.fromkeys(keys, b"s" * 300), tag="tag")
     steady = {key for key in keys if key.startswith("steady")}
     walk = cache.entries("steady-")
     first = next(walk)
