@@ -361,6 +361,21 @@ def test_the_screen_ends_and_the_terminal_is_as_it_was(
     assert shown.is_restored and "\x1b[?1049l" in shown.shown and "Traceback" not in shown.shown
 
 
+def test_ctrl_c_as_the_screen_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come while the first picture is drawn."""
+    live = pytest.importorskip("rich.live").Live
+    stopped: list[bool] = []
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "refresh", interrupted)
+    monkeypatch.setattr(live, "stop", lambda self: stopped.append(self.is_started))
+    with pytest.raises(KeyboardInterrupt):
+        top.screen([], 1.0)
+    assert stopped == [True]
+
+
 def test_the_screen_goes_on_while_the_cache_is_removed_and_made_anew(
     place: Path, terminal: Callable[[list[str]], Terminal]
 ) -> None:

@@ -90,8 +90,10 @@ def screen(views: list[View], interval: float) -> None:
     except ImportError:
         raise CommandError(NEEDS_RICH) from None
     refresh(views)
-    with terminated_by_exception(), keys() as fd, Live(drawn(views), screen=True, auto_refresh=False) as live:
-        live.refresh()
+    live = Live(drawn(views), screen=True, auto_refresh=False)
+    with terminated_by_exception(), keys() as fd, contextlib.ExitStack() as stack:
+        stack.callback(live.stop)  # first: `with live` leaves the screen as it is if Ctrl-C comes as it begins
+        live.start(refresh=True)
         while not quits(fd, interval):
             refresh(views)
             live.update(drawn(views), refresh=True)
