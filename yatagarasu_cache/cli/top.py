@@ -92,7 +92,7 @@ def screen(views: list[View], interval: float) -> None:
     refresh(views)
     live = Live(drawn(views), screen=True, auto_refresh=False)
     with terminated_by_exception(), keys() as fd, contextlib.ExitStack() as stack:
-        stack.callback(live.stop)  # first: `with live` leaves the screen as it is if Ctrl-C comes as it begins
+        stack.callback(live.stop)  # first: with `with live` a Ctrl-C as it begins leaves the screen
         live.start(refresh=True)
         while not quits(fd, interval):
             refresh(views)
