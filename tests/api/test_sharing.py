@@ -802,3 +802,39 @@ def test_tests_can_have_them_apart(make: Make, monkeypatch: pytest.MonkeyPatch) 
     assert one._store is not two._store
     two["k"] = 1
     assert one["k"] == 1 and one.stats().process["sets"] == 0
+
+
+def test_a_cache_that_is_being_opened_is_not_closed_by_who_opens_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several caches are opened when a server begins, one of them in a thread of its own. Whoever looks meanwhile
+    for what is to be closed finds it half open, and comes to close it when it is in use."""
+    begun, goes_on = threading.Event(), threading.Event()
+    opened = sharing.Store.open
+
+    def open_slowly(store: Any) -> None:
+        opened(store)
+        if "slow" in store.root:
+            begun.set()
+            assert goes_on.wait(30)
+
+    late: list[Any] = []
+    monkeypatch.setattr(sharing.Store, "open", open_slowly)
+    monkeypatch.setattr(sharing, "_close_aside", late.append)
+
+    async def main() -> None:
+        slow = AsyncDiskCache(tmp_path / "slow")
+        task = asyncio.create_task(slow.set("key", 1))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        with DiskCache(tmp_path / "other") as other:
+            other["key"] = 1
+        goes_on.set()
+        await task
+        assert late  # it was found among those to be closed
+        for shared in late:
+            shared.close_quietly()
+        assert await slow.get("key") == 1 and (await slow.get_entry("key")) is not None
+        await slow.close()
+
+    asyncio.run(main())

@@ -152,11 +152,18 @@ class Shared:
             return lease
 
     def close(self) -> None:
-        """Idempotent; called once more, it goes on with what an exception interrupted."""
+        """Idempotent; called once more, it goes on with what an exception interrupted.
+
+        Nothing where somebody has a share in it: whoever found it among those that are to be closed may have
+        done so while it was being opened, and come here when it was open.
+        """
         if self._changing._is_owned() or not self._changing.acquire(False):  # somebody is at it
             return
         try:
-            self._close()
+            with _lock:
+                is_used = bool(self.leases)
+            if not is_used:
+                self._close()
         finally:
             self._changing.release()
 
@@ -486,6 +493,7 @@ def _close_all() -> None:
         forgotten = next(iter(place.own), None)
         place.own.clear()
         for shared in list(place.stores):
+            shared.leases.clear()  # nobody uses it any more
             shared.close_quietly()
         if forgotten is not None:
             _Warning(forgotten.shared.store.root)
