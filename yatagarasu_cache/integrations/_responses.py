@@ -9,9 +9,16 @@ from typing import Any, NamedTuple
 
 from ..aio import AsyncDiskCache
 from ..cache import DiskCache
-from ._http import Headers, Stored, etag_of, is_fresh_for, vary_of
+from ..errors import ClosedError
+from ._http import Headers, Policy, Stored, etag_of, is_fresh_for, vary_of
+from ._values import log
 
-__all__ = ["Found", "Kept", "find", "find_async", "forget", "forget_async", "keep", "keep_async", "kept"]
+__all__ = [
+    "Found", "Kept", "Recording", "find", "find_async", "forget", "forget_async", "keep", "keep_async",
+    "went_on_without",
+]  # fmt: skip
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110 9.2.1
 
 _NAMED = "http"
 
@@ -44,7 +51,59 @@ class Kept(NamedTuple):
         return [(self.variant, self.body, whole), ((_NAMED, self.url), b"", [self.vary, None])]
 
 
-def kept(url: str, request: Mapping[str, str], stored: Stored, body: bytes) -> Kept:
+class Recording:
+    """What an application answers to one request, piece by piece, until it can be stored.
+
+    most: bytes of a body that is stored.
+    """
+
+    def __init__(self, policy: Policy, method: str, url: str, request: Mapping[str, str], most: int) -> None:
+        self._policy, self._method, self._url, self._request = policy, method, url, request
+        self._most = most
+        self.give_up()
+
+    def give_up(self) -> None:
+        """It is not stored."""
+        self._stored: Stored | None = None
+        self._pieces: list[bytes] = []
+        self._size, self._announced = 0, -1
+
+    def begin(self, status: int, headers: Headers) -> bool:
+        """The answer begins, anew perhaps. Whether what is stored of the URL is to be forgotten."""
+        self.give_up()
+        if self._method not in _SAFE and 200 <= status < 400:
+            return True
+        if self._policy.may_store(self._method, self._request):
+            self._stored = self._policy.stored(self._request, status, headers)
+            length = next((value for name, value in headers if name == "content-length"), "")
+            self._announced = int(length) if length.isdecimal() else -1
+        return False
+
+    def add(self, piece: bytes) -> None:
+        if self._stored is None:
+            return
+        self._size += len(piece)
+        if self._size > self._most:
+            self.give_up()
+        else:
+            self._pieces.append(bytes(piece))
+
+    def end(self) -> Kept | None:
+        """All of it was sent: what is to be stored."""
+        stored, self._stored = self._stored, None
+        if stored is None or self._announced not in (-1, self._size):
+            return None
+        return _kept(self._url, self._request, stored, b"".join(self._pieces))
+
+
+def went_on_without(framework: str, error: Exception) -> None:
+    """A cache that fails stops no request; one that was closed says so."""
+    if isinstance(error, ClosedError):
+        raise error
+    log.warning("%s: a request went on without the cache: %s", framework, error)
+
+
+def _kept(url: str, request: Mapping[str, str], stored: Stored, body: bytes) -> Kept:
     headers: Headers = stored.headers
     if not any(name == "etag" for name, _ in headers):
         stored = stored._replace(headers=[*headers, ("etag", etag_of(body))])

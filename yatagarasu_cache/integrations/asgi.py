@@ -15,11 +15,10 @@ from ..aio import AsyncDiskCache
 from ..cache import DiskCache
 from ..codec import Key
 from ..entry import Entry, Location
-from ..errors import CacheError, ClosedError
+from ..errors import CacheError
 from ._handles import Use
-from ._http import Headers, Part, Policy, Stored, disposition, etag_of_version, part_of
-from ._responses import find_async, forget_async, keep_async, kept
-from ._values import log
+from ._http import Headers, Part, Policy, disposition, etag_of_version, part_of
+from ._responses import Found, Kept, Recording, find_async, forget_async, keep_async, went_on_without
 
 try:  # FastAPI sends only what is derived from it
     from starlette.responses import Response as _Response
@@ -82,79 +81,48 @@ class YatagarasuCacheMiddleware:
             if "only-if-cached" in request.get("cache-control", ""):
                 await _send(send, Part(504, [("content-type", "text/plain")], 0, 0), b"")
                 return
-        await self._app(scope, receive, _Recorder(self, scope, url, request, send))
+        recording = Recording(self._policy, scope["method"], url, request, self._most)
+        await self._app(scope, receive, _Recorder(self, recording, url, send))
 
-    async def _find(self, url: str, request: Mapping[str, str]) -> Any:
+    async def _find(self, url: str, request: Mapping[str, str]) -> Found | None:
         try:
             return await find_async(self.cache, url, request)
         except (CacheError, OSError) as error:
-            self._note(error)
+            went_on_without("asgi", error)
             return None
 
-    async def _keep(self, url: str, request: Mapping[str, str], stored: Stored, body: bytes) -> None:
+    async def _keep(self, response: Kept) -> None:
         try:
-            await keep_async(self.cache, kept(url, request, stored, body))
+            await keep_async(self.cache, response)
         except (CacheError, OSError) as error:
-            self._note(error)
+            went_on_without("asgi", error)
 
     async def _forget(self, url: str) -> None:
         try:
             await forget_async(self.cache, url)
         except (CacheError, OSError) as error:
-            self._note(error)
-
-    @staticmethod
-    def _note(error: Exception) -> None:
-        if isinstance(error, ClosedError):
-            raise error
-        log.warning("asgi: a request went on without the cache: %s", error)
+            went_on_without("asgi", error)
 
 
 class _Recorder:
     """Passes on what the application sends, and stores it once all of it was sent."""
 
-    def __init__(
-        self, cache: YatagarasuCacheMiddleware, scope: Scope, url: str, request: Mapping[str, str], send: Send
-    ) -> None:
-        self._cache, self._scope, self._url, self._request, self._send = cache, scope, url, request, send
-        self._stored: Stored | None = None
-        self._pieces: list[bytes] = []
-        self._size, self._announced = 0, -1
+    def __init__(self, cache: YatagarasuCacheMiddleware, recording: Recording, url: str, send: Send) -> None:
+        self._cache, self._recording, self._url, self._send = cache, recording, url, send
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._begin(message)
+            if self._recording.begin(message["status"], _pairs(message.get("headers", ()))):
+                await self._cache._forget(self._url)
         elif message["type"] == "http.response.body":
-            self._add(message.get("body", b""))
+            self._recording.add(message.get("body", b""))
         else:  # a file sent by the server, a push, ...: not seen here
-            self._stored = None
+            self._recording.give_up()
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            await self._end()
-
-    async def _begin(self, message: Message) -> None:
-        status, headers = message["status"], _pairs(message.get("headers", ()))
-        method = self._scope["method"]
-        if method not in ("GET", "HEAD", "OPTIONS", "TRACE") and 200 <= status < 400:
-            await self._cache._forget(self._url)
-        elif self._cache._policy.may_store(method, self._request):
-            self._stored = self._cache._policy.stored(self._request, status, headers)
-            length = next((value for name, value in headers if name == "content-length"), "")
-            self._announced = int(length) if length.isdecimal() else -1
-
-    def _add(self, piece: bytes) -> None:
-        if self._stored is None:
-            return
-        self._size += len(piece)
-        if self._size > self._cache._most:
-            self._stored, self._pieces = None, []
-        else:
-            self._pieces.append(bytes(piece))
-
-    async def _end(self) -> None:
-        stored, self._stored = self._stored, None
-        if stored is not None and self._announced in (-1, self._size):
-            await self._cache._keep(self._url, self._request, stored, b"".join(self._pieces))
+            response = self._recording.end()
+            if response is not None:
+                await self._cache._keep(response)
 
 
 class YatagarasuFileResponse(_Response):

@@ -16,11 +16,10 @@ from urllib.parse import quote
 from ..cache import DiskCache
 from ..codec import Key
 from ..entry import Entry, Location
-from ..errors import CacheError, ClosedError
+from ..errors import CacheError
 from ._handles import Use
-from ._http import Part, Policy, Stored, disposition, etag_of_version, part_of
-from ._responses import Found, find, forget, keep, kept
-from ._values import log
+from ._http import Part, Policy, disposition, etag_of_version, part_of
+from ._responses import Found, Kept, Recording, find, forget, keep, went_on_without
 
 __all__ = ["YatagarasuCacheMiddleware", "YatagarasuFileResponse"]
 
@@ -63,46 +62,38 @@ class YatagarasuCacheMiddleware:
             if "only-if-cached" in request.get("cache-control", ""):
                 _start(start_response, Part(504, [("content-type", "text/plain")], 0, 0))
                 return [b""]
-        return _Recording(self, environ, url, request, start_response).run(self._app)
+        recording = Recording(self._policy, method, url, request, self._most)
+        return _Recorder(self, recording, url, environ, start_response).run(self._app)
 
     def _find(self, url: str, request: Mapping[str, str]) -> Found | None:
         try:
             return find(self.cache, url, request)
         except (CacheError, OSError) as error:
-            self._note(error)
+            went_on_without("wsgi", error)
             return None
 
-    def _keep(self, url: str, request: Mapping[str, str], stored: Stored, body: bytes) -> None:
+    def _keep(self, response: Kept) -> None:
         try:
-            keep(self.cache, kept(url, request, stored, body))
+            keep(self.cache, response)
         except (CacheError, OSError) as error:
-            self._note(error)
+            went_on_without("wsgi", error)
 
     def _forget(self, url: str) -> None:
         try:
             forget(self.cache, url)
         except (CacheError, OSError) as error:
-            self._note(error)
-
-    @staticmethod
-    def _note(error: Exception) -> None:
-        if isinstance(error, ClosedError):
-            raise error
-        log.warning("wsgi: a request went on without the cache: %s", error)
+            went_on_without("wsgi", error)
 
 
-class _Recording:
+class _Recorder:
     """Passes on what the application answers, and stores it once all of it was sent."""
 
     def __init__(
-        self, cache: YatagarasuCacheMiddleware, environ: Environ, url: str, request: Mapping[str, str],
+        self, cache: YatagarasuCacheMiddleware, recording: Recording, url: str, environ: Environ,
         start_response: StartResponse,
     ) -> None:  # fmt: skip
-        self._cache, self._environ, self._url, self._request = cache, environ, url, request
-        self._start_response = start_response
-        self._stored: Stored | None = None
-        self._pieces: list[bytes] = []
-        self._size, self._announced = 0, -1
+        self._cache, self._recording, self._url = cache, recording, url
+        self._environ, self._start_response = environ, start_response
 
     def run(self, app: App) -> Iterable[bytes]:
         answer = app(self._environ, self._start)
@@ -112,19 +103,12 @@ class _Recording:
         return self._passed_on(answer)
 
     def _start(self, status: str, headers: list[tuple[str, str]], *exception: Any) -> Any:
-        code, own = int(status[:3]), [(name.lower(), value) for name, value in headers]
-        method = self._environ["REQUEST_METHOD"]
-        self._stored, self._pieces, self._size = None, [], 0
-        if method not in ("GET", "HEAD", "OPTIONS", "TRACE") and 200 <= code < 400:
+        if self._recording.begin(int(status[:3]), [(name.lower(), value) for name, value in headers]):
             self._cache._forget(self._url)
-        elif self._cache._policy.may_store(method, self._request):
-            self._stored = self._cache._policy.stored(self._request, code, own)
-            length = next((value for name, value in own if name == "content-length"), "")
-            self._announced = int(length) if length.isdecimal() else -1
         write = self._start_response(status, headers, *exception)
 
         def writing(piece: bytes) -> Any:
-            self._add(piece)
+            self._recording.add(piece)
             return write(piece)
 
         return writing
@@ -132,24 +116,15 @@ class _Recording:
     def _passed_on(self, answer: Iterable[bytes]) -> Iterator[bytes]:
         try:
             for piece in answer:
-                self._add(piece)
+                self._recording.add(piece)
                 yield piece
-            stored, self._stored = self._stored, None
-            if stored is not None and self._announced in (-1, self._size):
-                self._cache._keep(self._url, self._request, stored, b"".join(self._pieces))
+            response = self._recording.end()
+            if response is not None:
+                self._cache._keep(response)
         finally:
             close = getattr(answer, "close", None)
             if close is not None:
                 close()
-
-    def _add(self, piece: bytes) -> None:
-        if self._stored is None:
-            return
-        self._size += len(piece)
-        if self._size > self._cache._most:
-            self._stored, self._pieces = None, []
-        else:
-            self._pieces.append(bytes(piece))
 
 
 class YatagarasuFileResponse:

@@ -53,7 +53,6 @@ RESERVED = "yatagarasu_cache.compat.diskcache"
 _META = Struct("<QBB")  # place in the order, mode, form
 _BEFORE_META = encode_meta(bytes(_META.size))[: -_META.size]
 _BEFORE, _LENGTH = len(_BEFORE_META), len(_BEFORE_META) + _META.size
-_END = _LENGTH - 2  # where mode and form stand
 _SHORT = 2000  # bytes of key and tag that fit every cache
 _LATEST = 9e9  # seconds since the epoch: in the year 2255
 _PLAIN, _WITH_KEY, _SEALED = _FORMS = 0, 1, 2
@@ -370,9 +369,7 @@ class Entries:
         else:
             payload, flags = self.encoded(name, value)
             mode = MODE_PICKLE if flags == KIND_CUSTOM else MODE_RAW
-        meta, end = self._meta(data, time.time_ns()), _PLAIN_ENDS[mode]
-        if type(meta) is not bytes or meta[:_BEFORE] != _BEFORE_META or meta[_END:] != end:
-            meta = self._meta_at_its_place(name, mode)
+        meta = self._meta_at_its_place(name, mode)
         if len(payload) > self.store.limits.unchecked_bytes or len(data) + len(tag) > _SHORT:
             self._desk._check_sizes(data, tag, meta, len(payload))
         self._desk.put(data, payload, flags, expires, tag, meta)
